@@ -1,0 +1,150 @@
+//! The shape of a mixture-of-experts transformer: sizes, experts, attention, number formats.
+//!
+//! Field names follow the field's own configuration files (`num_experts_per_tok` is `top_k` here).
+//! A dense model is one with a single expert, `top_k` 1 and no router.
+
+use serde::{Deserialize, Serialize};
+
+/// How numbers are stored: the width of a weight or of a cached key or value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DType {
+    /// IEEE single precision, 32 bits.
+    F32,
+    /// IEEE half precision, 16 bits.
+    F16,
+    /// bfloat16, 16 bits.
+    Bf16,
+    /// 8-bit float (e4m3) in blocks of 128 x 128 with one 32-bit scale each.
+    Fp8,
+    /// 8-bit integers with one 16-bit scale per output channel.
+    Int8,
+    /// 4-bit float in groups of 32 with one 8-bit scale each: 4.25 bits.
+    Mxfp4,
+    /// 4-bit integers in groups of 128 with one 16-bit scale each: 4.125 bits.
+    Int4,
+}
+
+/// The attention block of every layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Attention {
+    /// Grouped-query attention; multi-head attention when `kv_heads == heads`.
+    Gqa {
+        /// Query heads.
+        heads: usize,
+        /// Key/value heads; `heads` is a multiple of it.
+        kv_heads: usize,
+        /// Values per head.
+        head_dim: usize,
+        /// Whether q, k, v and output projections carry counted biases (gpt-oss).
+        bias: bool,
+        /// Layers that see only a window of the context, if any.
+        sliding_window: Option<SlidingWindow>,
+    },
+    /// Multi-head latent attention (DeepSeek): keys and values are cached as one latent vector.
+    Mla {
+        /// Query heads.
+        heads: usize,
+        /// Rank of the query compression; `None` projects queries directly.
+        q_lora_rank: Option<usize>,
+        /// Width of the cached latent vector.
+        kv_lora_rank: usize,
+        /// Per-head query/key width without position information.
+        qk_nope_head_dim: usize,
+        /// Rotary width, shared by all heads in the cache.
+        qk_rope_head_dim: usize,
+        /// Per-head value width.
+        v_head_dim: usize,
+    },
+}
+
+/// Layers whose attention is limited to the last `window` tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlidingWindow {
+    /// Tokens that such a layer can see and must cache.
+    pub window: usize,
+    /// How many of the layers are limited.
+    pub layers: usize,
+}
+
+/// Experts that every token visits beside the routed ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedExperts {
+    /// Number of shared experts.
+    pub count: usize,
+    /// FFN width of all shared experts of a layer together.
+    pub intermediate_size: usize,
+}
+
+/// Which score a router chooses experts by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scoring {
+    /// Softmax over all experts, then top-k (Mixtral, Qwen, OLMoE).
+    Softmax,
+    /// Top-k of the logits, then softmax over the chosen ones (gpt-oss).
+    SoftmaxOverTopK,
+    /// Sigmoid; a per-expert bias moves the choice but not the weight (DeepSeek-V3).
+    Sigmoid,
+    /// SparseMixer's per-pick thresholded softmax (Phi-3.5-MoE): counted, not executed here.
+    SparseMixer,
+    /// `top_k` groups of experts, top-1 by softmax inside each group (expert prototyping, M6-T).
+    Prototype,
+}
+
+/// The router of a MoE layer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RouterConfig {
+    /// Score that the choice is made by.
+    pub scoring: Scoring,
+    /// Whether the chosen weights are divided by their sum.
+    pub renormalize: bool,
+    /// Whether a per-expert correction bias is added for the choice.
+    pub bias: bool,
+    /// Number of expert groups; 1 means no group limit.
+    pub n_group: usize,
+    /// Groups that a token may choose from.
+    pub topk_group: usize,
+    /// Factor on the routed output.
+    pub scaling_factor: f64,
+}
+
+/// A transformer with mixture-of-experts feed-forward layers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MoeModel {
+    /// Name to print.
+    pub name: String,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Number of transformer layers, dense and MoE together.
+    pub num_layers: usize,
+    /// Layers whose feed-forward block is dense instead of MoE.
+    pub dense_layers: usize,
+    /// FFN width of those dense layers; 0 when there are none.
+    pub dense_intermediate_size: usize,
+    /// Attention of every layer.
+    pub attention: Attention,
+    /// Routed experts per MoE layer; 1 is a dense model.
+    pub num_experts: usize,
+    /// Routed experts that a token visits (`num_experts_per_tok`).
+    pub top_k: usize,
+    /// FFN width of one routed expert.
+    pub moe_intermediate_size: usize,
+    /// Experts that every token visits, if any.
+    pub shared_experts: Option<SharedExperts>,
+    /// Whether FFNs are gated (three matrices, SwiGLU) or plain (two matrices).
+    pub gated: bool,
+    /// Vocabulary size.
+    pub vocab_size: usize,
+    /// Whether input embedding and output head are one matrix.
+    pub tied_embeddings: bool,
+    /// The router.
+    pub router: RouterConfig,
+    /// Storage of the routed and shared experts' weights.
+    pub expert_dtype: DType,
+    /// Storage of everything else (attention, embeddings, dense layers).
+    pub dense_dtype: DType,
+    /// Storage of cached keys and values.
+    pub kv_dtype: DType,
+}

@@ -1,0 +1,1 @@
+//! From a latency profile to step time, memory, throughput and dollars.

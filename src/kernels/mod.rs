@@ -1,0 +1,1 @@
+//! Router, align, grouped GEMM and the whole MoE layer, behind one trait for every device.

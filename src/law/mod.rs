@@ -1,0 +1,1 @@
+//! Loss laws: from parameters, tokens and experts to nats per token.

@@ -1,0 +1,1 @@
+//! Timing kernels so that the numbers can be believed.

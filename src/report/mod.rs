@@ -1,0 +1,1 @@
+//! Tables, plots and pages from finished results; no new numbers are made here.

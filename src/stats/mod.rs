@@ -1,0 +1,1 @@
+//! Order statistics and intervals; no distribution is assumed.
