@@ -1,1 +1,3 @@
 //! Candidates, ranking with probabilities, frontier, crossovers.
+
+pub mod outcome;
