@@ -86,6 +86,29 @@ pub struct LayerQuery {
     pub max_rows: f64,
 }
 
+impl LayerQuery {
+    /// Bytes that the layer cannot avoid moving: the active experts' weights, and activations in
+    /// and out in 16 bits.
+    pub fn bytes(&self) -> f64 {
+        let matrices = if self.gated { 3.0 } else { 2.0 };
+        let expert = matrices * self.hidden as f64 * self.inter as f64 * self.weight_bits / 8.0;
+        self.active_experts * expert + 2.0 * self.tokens * self.hidden as f64 * 2.0
+    }
+
+    /// Floating-point operations of the grouped products.
+    pub fn flops(&self) -> f64 {
+        let matrices = if self.gated { 3.0 } else { 2.0 };
+        let rows = self.tokens * self.top_k as f64;
+        2.0 * matrices * self.hidden as f64 * self.inter as f64 * rows
+    }
+
+    /// The least time that the ceilings allow: the longer of moving the bytes and doing the work.
+    pub fn roofline(&self, rates: &Ceilings) -> Seconds {
+        Seconds(self.bytes() / rates.read_bytes_per_s)
+            .max(Seconds(self.flops() / rates.gemm_flops_per_s))
+    }
+}
+
 /// Anything that can say how long a MoE layer and its dense neighbours take on one device:
 /// a measured profile or a roofline.
 pub trait LatencyModel: Send + Sync {
