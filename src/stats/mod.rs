@@ -1,1 +1,9 @@
-//! Order statistics and intervals; no distribution is assumed.
+//! Order statistics and verdicts that hold without assumptions about the noise.
+
+pub mod interval;
+pub mod outlier;
+pub mod paired;
+
+pub use interval::{MedianInterval, Percentile, median_interval, percentile};
+pub use outlier::{OutlierCounts, robust_cv, tukey_counts};
+pub use paired::{PairedEffect, Verdict, paired_effect};
