@@ -5,7 +5,7 @@
 //! Data flows one way, and each module uses only modules that stand before it:
 //!
 //! ```text
-//! units, error, stats                      quantities, failures, order statistics
+//! units, error, files, stats               quantities, failures, whole files, order statistics
 //!   config, workload                       models and devices; which token visits which expert
 //!     gpu, kernels                         the CUDA driver; router, align, grouped GEMM
 //!       measure                            timing that can be believed
@@ -21,6 +21,7 @@
 //! start a measurement. `tests/layering.rs` holds this order.
 
 pub mod error;
+pub mod files;
 pub mod stats;
 pub mod units;
 

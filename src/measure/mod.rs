@@ -1,1 +1,5 @@
 //! Timing kernels so that the numbers can be believed.
+
+pub mod record;
+
+pub use record::{Cell, Profile, Status};

@@ -1,5 +1,14 @@
 //! The latency profile: the wall between measuring and everything that is computed from it.
 
+pub mod format;
+mod interpolate;
 pub mod latency;
+pub mod roofline;
+#[cfg(test)]
+pub(crate) mod synthetic;
+pub mod table;
+pub mod validate;
 
 pub use latency::{Ceilings, Latency, LatencyModel, LayerQuery, Source};
+pub use roofline::RooflineModel;
+pub use table::{LatencyTable, Outside, Policy, Transfer, TransferError};
