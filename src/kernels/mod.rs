@@ -1,1 +1,115 @@
 //! Router, align, grouped GEMM and the whole MoE layer, behind one trait for every device.
+//!
+//! A backend loads weights once, takes inputs, then runs stages as often as asked without
+//! allocating, and hands results back for checking. The plain loops in [`reference`] are the oracle
+//! that every backend is compared with.
+//!
+//! Layouts: `x` and `out` are `[tokens, hidden]`, `logits` `[tokens, experts]`, ids and weights
+//! `[tokens, top_k]`, all row-major; pairs of token and slot are numbered `token * top_k + slot`.
+
+pub mod cpu;
+pub mod reference;
+mod routing;
+mod weights;
+
+pub use routing::{Alignment, Routed, RouterSpec};
+pub use weights::{LayerWeights, MAX_EXPERTS, MoeShape, WeightData};
+
+use crate::Result;
+
+/// A part of the layer that can be run and timed on its own. Each needs the results of those before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Logits to expert ids and weights.
+    Router,
+    /// Ids to rows grouped by expert.
+    Align,
+    /// Gathered rows times `w13`, and the activation.
+    GateUp,
+    /// Times `w2`.
+    Down,
+    /// Weighted sum of each token's rows.
+    Combine,
+    /// All of the above, in order.
+    Layer,
+}
+
+impl Stage {
+    /// Every stage, in order.
+    pub const ALL: [Self; 6] =
+        [Self::Router, Self::Align, Self::GateUp, Self::Down, Self::Combine, Self::Layer];
+
+    /// The name used in profiles and tables.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Router => "router",
+            Self::Align => "align",
+            Self::GateUp => "gate_up",
+            Self::Down => "down",
+            Self::Combine => "combine",
+            Self::Layer => "moe_layer",
+        }
+    }
+}
+
+/// Something that can execute MoE layers: the CPU, or a GPU.
+pub trait MoeBackend: Send + Sync {
+    /// Short name: `cpu`, `cuda`.
+    fn name(&self) -> &'static str;
+
+    /// What runs: instruction set and threads, or device and architecture.
+    fn description(&self) -> String;
+
+    /// Name of the kernels that execute a stage.
+    fn kernel(&self, stage: Stage) -> &'static str;
+
+    /// SHA-256 over the sources and settings that the stages' code is made from.
+    fn kernel_sha256(&self) -> String;
+
+    /// Makes layers of equal shape ready to run, with room for `max_tokens` tokens. Several sets of
+    /// weights let a caller rotate through more memory than the caches hold.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] when shapes differ or sizes overflow; [`crate::Error::Device`] when
+    /// the device has no room.
+    fn load<'a>(
+        &'a self,
+        sets: &'a [LayerWeights],
+        router: &RouterSpec,
+        max_tokens: usize,
+    ) -> Result<Box<dyn LoadedLayer + 'a>>;
+}
+
+/// A layer on its device.
+pub trait LoadedLayer {
+    /// Copies an input in: `x` is `[tokens, hidden]`, `logits` `[tokens, experts]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] when lengths do not fit or exceed `max_tokens`.
+    fn set_input(&mut self, x: &[f32], logits: &[f32]) -> Result<()>;
+
+    /// Runs one stage with weight set `set` and waits for its end.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] for a NaN logit or an unknown set; [`crate::Error::Device`] when the
+    /// device fails.
+    fn run(&mut self, stage: Stage, set: usize) -> Result<()>;
+
+    /// What the router chose.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when it cannot be read back.
+    fn routed(&mut self) -> Result<Routed>;
+
+    /// The layer's output, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when it cannot be read back.
+    fn output(&mut self) -> Result<Vec<f32>>;
+
+    /// Fills outputs and workspace with NaN, so that a value that is not written shows.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when the device fails.
+    fn poison(&mut self) -> Result<()>;
+}

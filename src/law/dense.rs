@@ -41,7 +41,7 @@ impl DenseLaw {
         let slice = PowerLawSlice {
             m: 482.005_72,
             mu: -0.347_81,
-            n: 2085.434_20,
+            n: 2_085.434_2,
             nu: -0.365_85,
             c: 1.816_86,
         };

@@ -1,0 +1,237 @@
+//! The oracle: every stage as plain loops in double precision. Slow, obvious, and never timed.
+
+use crate::config::Scoring;
+use crate::kernels::{Alignment, LayerWeights, Routed, RouterSpec};
+use crate::{Error, Result};
+
+/// Chooses `top_k` of `experts` experts for each token from `logits` `[tokens, experts]`.
+///
+/// Scores are computed in single precision, as routers do: the choice must agree exactly.
+///
+/// # Errors
+/// [`Error::Usage`] for a NaN logit or settings that do not fit.
+pub fn route(logits: &[f32], experts: usize, top_k: usize, spec: &RouterSpec) -> Result<Routed> {
+    spec.validate(experts, top_k)?;
+    let mut routed = Routed::default();
+    for (token, row) in logits.chunks_exact(experts).enumerate() {
+        if row.iter().any(|l| l.is_nan()) {
+            return Err(nan_logit(token));
+        }
+        let (scores, choice) = scores(row, spec);
+        let ids = choose(&choice, top_k, spec);
+        let mut weights = chosen_weights(&ids, &scores, row, spec);
+        let sum: f32 = weights.iter().sum();
+        if spec.config.renormalize && sum > 0.0 {
+            for w in &mut weights {
+                *w /= sum;
+            }
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "weights are f32 by definition")]
+        let scale = spec.config.scaling_factor as f32;
+        routed.ids.extend(ids.iter().map(|&id| u32::try_from(id).unwrap_or(u32::MAX)));
+        routed.weights.extend(weights.iter().map(|w| w * scale));
+    }
+    Ok(routed)
+}
+
+/// The error for a logit that is not a number.
+pub(crate) fn nan_logit(token: usize) -> Error {
+    Error::usage("router logits", format!("token {token} has a logit that is not a number"))
+}
+
+/// Score of each expert as returned, and as used for the choice.
+fn scores(row: &[f32], spec: &RouterSpec) -> (Vec<f32>, Vec<f32>) {
+    let scores: Vec<f32> = match spec.config.scoring {
+        Scoring::Sigmoid => row.iter().map(|&l| 1.0 / (1.0 + (-l).exp())).collect(),
+        Scoring::SoftmaxOverTopK => row.to_vec(),
+        _ => softmax(row),
+    };
+    let biased = |i: usize| scores[i] + spec.bias.get(i).copied().unwrap_or(0.0);
+    let choice = match spec.config.scoring {
+        // Softmax keeps the order of the logits but merges close ones by rounding: choose by logit.
+        Scoring::Sigmoid => (0..row.len()).map(biased).collect(),
+        _ if spec.bias.is_empty() => row.to_vec(),
+        _ => (0..row.len()).map(biased).collect(),
+    };
+    (scores, choice)
+}
+
+/// Softmax that is well defined for infinities: all -inf (or several +inf) share equally.
+fn softmax(row: &[f32]) -> Vec<f32> {
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers: Vec<f32> = row.iter().map(|&l| relative_power(l, max)).collect();
+    let sum: f32 = powers.iter().sum();
+    powers.iter().map(|p| p / sum).collect()
+}
+
+/// `e^(logit - max)`, which is 1 where both are the same infinity.
+#[expect(
+    clippy::float_cmp,
+    reason = "equality is what is meant: the difference of infinities is NaN"
+)]
+pub(crate) fn relative_power(logit: f32, max: f32) -> f32 {
+    if logit == max { 1.0 } else { (logit - max).exp() }
+}
+
+/// The `top_k` experts of highest score, highest first; ties go to the lowest id.
+fn choose(choice: &[f32], top_k: usize, spec: &RouterSpec) -> Vec<usize> {
+    let experts = choice.len();
+    if spec.config.scoring == Scoring::Prototype {
+        let size = experts / top_k;
+        return (0..top_k).flat_map(|g| best(choice, g * size..(g + 1) * size, 1)).collect();
+    }
+    let (groups, size) = (spec.config.n_group, experts / spec.config.n_group);
+    if groups == 1 {
+        return best(choice, 0..experts, top_k);
+    }
+    // A group's score is the sum of its two best experts (DeepSeek-V3).
+    let group_scores: Vec<f32> = (0..groups)
+        .map(|g| best(choice, g * size..(g + 1) * size, 2).iter().map(|&i| choice[i]).sum())
+        .collect();
+    let kept = best(&group_scores, 0..groups, spec.config.topk_group);
+    let mut order: Vec<usize> = (0..experts).filter(|i| kept.contains(&(i / size))).collect();
+    sort_descending(&mut order, choice);
+    order.truncate(top_k);
+    order
+}
+
+fn best(values: &[f32], range: std::ops::Range<usize>, count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = range.collect();
+    sort_descending(&mut order, values);
+    order.truncate(count);
+    order
+}
+
+/// Highest value first, ties by lowest index.
+fn sort_descending(order: &mut [usize], values: &[f32]) {
+    // -0.0 and 0.0 are equal scores; adding 0.0 turns the former into the latter.
+    order.sort_by(|&a, &b| (values[b] + 0.0).total_cmp(&(values[a] + 0.0)).then(a.cmp(&b)));
+}
+
+fn chosen_weights(ids: &[usize], scores: &[f32], row: &[f32], spec: &RouterSpec) -> Vec<f32> {
+    match spec.config.scoring {
+        Scoring::SoftmaxOverTopK => softmax(&ids.iter().map(|&i| row[i]).collect::<Vec<_>>()),
+        Scoring::Prototype => {
+            let size = row.len() / ids.len();
+            let groups = ids.iter().enumerate();
+            groups.map(|(g, &i)| softmax(&row[g * size..(g + 1) * size])[i - g * size]).collect()
+        }
+        _ => ids.iter().map(|&i| scores[i]).collect(),
+    }
+}
+
+/// Groups (token, slot) pairs by expert, keeping their order.
+///
+/// # Errors
+/// [`Error::Usage`] for an id that is not below `experts`.
+pub fn align(ids: &[u32], experts: usize) -> Result<Alignment> {
+    let mut alignment = Alignment { pair_rows: vec![0; ids.len()], ..Alignment::default() };
+    for expert in 0..experts {
+        alignment.offsets.push(alignment.sorted_pairs.len());
+        for (pair, &id) in ids.iter().enumerate() {
+            if id as usize >= experts {
+                return Err(bad_id(pair, id, experts));
+            }
+            if id as usize == expert {
+                alignment.pair_rows[pair] =
+                    u32::try_from(alignment.sorted_pairs.len()).map_err(|_| too_many_pairs())?;
+                alignment.sorted_pairs.push(u32::try_from(pair).map_err(|_| too_many_pairs())?);
+            }
+        }
+    }
+    alignment.offsets.push(alignment.sorted_pairs.len());
+    Ok(alignment)
+}
+
+/// The error for an expert id outside the table.
+pub(crate) fn bad_id(pair: usize, id: u32, experts: usize) -> Error {
+    Error::usage("expert ids", format!("pair {pair} names expert {id} of {experts}"))
+}
+
+/// The error for more pairs than 32 bits number.
+pub(crate) fn too_many_pairs() -> Error {
+    Error::usage("tokens", "more than 2^32 - 1 (token, slot) pairs")
+}
+
+/// A value and the sum of the absolute values it was added up from, which bounds rounding errors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Exact {
+    /// The value.
+    pub value: f64,
+    /// Bound on the error that single-precision arithmetic of this value may make.
+    pub bound: f64,
+}
+
+/// Unit roundoff of f32.
+const F32: f64 = 5.960_464_477_539_063e-8;
+
+/// Output of the whole layer, `[tokens, hidden]`, with the error that f32 arithmetic may make.
+///
+/// Bounds follow `u |r| + 4 sqrt(K) u (|A| |B|)` for each product of length K, carried through the
+/// activation (`1.1 |up| e_gate + |silu(gate)| e_up`) and the weighted sum.
+pub fn layer(weights: &LayerWeights, x: &[f32], routed: &Routed) -> Vec<Exact> {
+    let s = &weights.shape;
+    let tokens = routed.ids.len() / s.top_k;
+    let mut out =
+        vec![Exact { value: 0.0, bound: f64::from(f32::MIN_POSITIVE) }; tokens * s.hidden];
+    for (pair, (&id, &weight)) in routed.ids.iter().zip(&routed.weights).enumerate() {
+        let (expert, token) = (id as usize, pair / s.top_k);
+        let h = gate_up(weights, expert, &x[token * s.hidden..(token + 1) * s.hidden]);
+        let weight = f64::from(weight);
+        for (n, out) in out[token * s.hidden..(token + 1) * s.hidden].iter_mut().enumerate() {
+            let y = down(weights, expert, &h, n);
+            let term = weight * y.value;
+            out.value += term;
+            // Rounding of the product and of the running sum, at most top_k additions.
+            out.bound += weight.abs() * y.bound + (s.top_k as f64 + 2.0) * F32 * term.abs();
+        }
+    }
+    for exact in &mut out {
+        exact.bound += F32 * exact.value.abs();
+    }
+    out
+}
+
+/// Activated hidden values of one token in one expert, `[inter]`.
+pub fn gate_up(weights: &LayerWeights, expert: usize, x: &[f32]) -> Vec<Exact> {
+    let s = &weights.shape;
+    let row = |half: usize, i: usize| {
+        let start = ((expert * s.halves() + half) * s.inter + i) * s.hidden;
+        dot(s.hidden, |k| (f64::from(x[k]), weights.w13.get(start + k)))
+    };
+    let activated = |i: usize| {
+        let gate = row(0, i);
+        let silu = gate.value / (1.0 + (-gate.value).exp());
+        // The activation's slope is at most 1.1; exp and division cost a few roundings.
+        let silu_bound = 1.1 * gate.bound + 8.0 * F32 * silu.abs();
+        if !s.gated {
+            return Exact { value: silu, bound: silu_bound };
+        }
+        let up = row(1, i);
+        let value = silu * up.value;
+        let bound = silu_bound * (up.value.abs() + up.bound) + silu.abs() * up.bound;
+        Exact { value, bound: bound + F32 * value.abs() }
+    };
+    (0..s.inter).map(activated).collect()
+}
+
+/// One output value of the second product for one token in one expert.
+fn down(weights: &LayerWeights, expert: usize, h: &[Exact], n: usize) -> Exact {
+    let s = &weights.shape;
+    let start = (expert * s.hidden + n) * s.inter;
+    let product = dot(s.inter, |k| (h[k].value, weights.w2.get(start + k)));
+    let carried: f64 =
+        h.iter().enumerate().map(|(k, h)| h.bound * weights.w2.get(start + k).abs()).sum();
+    Exact { value: product.value, bound: product.bound + carried }
+}
+
+/// Sum of products with the error bound of f32 accumulation.
+fn dot(length: usize, pair: impl Fn(usize) -> (f64, f64)) -> Exact {
+    let (mut value, mut absolute) = (0.0, 0.0);
+    for k in 0..length {
+        let (a, b) = pair(k);
+        value += a * b;
+        absolute += (a * b).abs();
+    }
+    Exact { value, bound: F32 * value.abs() + 4.0 * (length as f64).sqrt() * F32 * absolute }
+}

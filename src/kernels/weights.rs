@@ -1,0 +1,156 @@
+//! The shape and the weights of one MoE layer as they lie in a checkpoint.
+
+use half::bf16;
+
+use crate::config::DType;
+use crate::{Error, Result};
+
+/// Most experts of one layer; routers keep one score per expert at hand.
+pub const MAX_EXPERTS: usize = 1024;
+
+/// Sizes of one MoE layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MoeShape {
+    /// Experts; 1 to [`MAX_EXPERTS`].
+    pub experts: usize,
+    /// Experts per token; 1 to `experts`.
+    pub top_k: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// FFN width of one expert.
+    pub inter: usize,
+    /// Whether experts are gated (SwiGLU: `silu(gate) * up`) or plain (`silu(up)`).
+    pub gated: bool,
+}
+
+impl MoeShape {
+    /// Checks the sizes and that all buffers can be indexed.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the size that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        if !(1..=MAX_EXPERTS).contains(&self.experts) {
+            return Err(Error::usage(
+                "experts",
+                format!("{} does not lie between 1 and {MAX_EXPERTS}", self.experts),
+            ));
+        }
+        if !(1..=self.experts).contains(&self.top_k) {
+            return Err(Error::usage(
+                "top_k",
+                format!("{} does not lie between 1 and the {} experts", self.top_k, self.experts),
+            ));
+        }
+        if self.hidden == 0 || self.inter == 0 {
+            return Err(Error::usage("hidden and inter", "must be at least 1"));
+        }
+        self.w13_len()
+            .and_then(|_| self.w2_len())
+            .map(|_| ())
+            .ok_or_else(|| Error::usage("hidden and inter", "weights exceed the address space"))
+    }
+
+    /// Row blocks of the first product: gate and up when gated, up alone otherwise.
+    pub const fn halves(&self) -> usize {
+        if self.gated { 2 } else { 1 }
+    }
+
+    /// Elements of `w13`, `[experts, halves, inter, hidden]`; `None` on overflow.
+    pub fn w13_len(&self) -> Option<usize> {
+        self.experts.checked_mul(self.halves())?.checked_mul(self.inter)?.checked_mul(self.hidden)
+    }
+
+    /// Elements of `w2`, `[experts, hidden, inter]`; `None` on overflow.
+    pub fn w2_len(&self) -> Option<usize> {
+        self.experts.checked_mul(self.inter)?.checked_mul(self.hidden)
+    }
+}
+
+/// Weight values in their storage format.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WeightData {
+    /// Single precision.
+    F32(Vec<f32>),
+    /// bfloat16, widened to f32 when used; products accumulate in f32.
+    Bf16(Vec<bf16>),
+}
+
+impl WeightData {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(v) => v.len(),
+            Self::Bf16(v) => v.len(),
+        }
+    }
+
+    /// Whether there are no values.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Storage format.
+    pub const fn dtype(&self) -> DType {
+        match self {
+            Self::F32(_) => DType::F32,
+            Self::Bf16(_) => DType::Bf16,
+        }
+    }
+
+    /// One value, exactly.
+    pub fn get(&self, index: usize) -> f64 {
+        match self {
+            Self::F32(v) => f64::from(v[index]),
+            Self::Bf16(v) => v[index].to_f64(),
+        }
+    }
+}
+
+/// The weights of one MoE layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerWeights {
+    /// Sizes.
+    pub shape: MoeShape,
+    /// First product, `[experts, halves, inter, hidden]`, rows contiguous; gate rows before up rows.
+    pub w13: WeightData,
+    /// Second product, `[experts, hidden, inter]`, rows contiguous.
+    pub w2: WeightData,
+}
+
+impl LayerWeights {
+    /// Puts the parts together.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when a length does not fit the shape or the two formats differ.
+    pub fn new(shape: MoeShape, w13: WeightData, w2: WeightData) -> Result<Self> {
+        shape.validate()?;
+        if Some(w13.len()) != shape.w13_len() || Some(w2.len()) != shape.w2_len() {
+            return Err(Error::usage(
+                "weights",
+                format!(
+                    "w13 has {} and w2 {} values, which does not fit {shape:?}",
+                    w13.len(),
+                    w2.len()
+                ),
+            ));
+        }
+        if w13.dtype() != w2.dtype() {
+            return Err(Error::usage("weights", "w13 and w2 differ in their format"));
+        }
+        Ok(Self { shape, w13, w2 })
+    }
+
+    /// Storage format.
+    pub const fn dtype(&self) -> DType {
+        self.w13.dtype()
+    }
+
+    /// Bytes of all weights.
+    pub fn bytes(&self) -> usize {
+        let size = match self.w13 {
+            WeightData::F32(_) => 4,
+            WeightData::Bf16(_) => 2,
+        };
+        (self.w13.len() + self.w2.len()) * size
+    }
+}

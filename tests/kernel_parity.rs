@@ -1,0 +1,412 @@
+//! Every stage of the CPU backend against the plain loops in double precision, element by element.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use half::bf16;
+use moe_frontier::config::{RouterConfig, Scoring};
+use moe_frontier::kernels::cpu::simd::Isa;
+use moe_frontier::kernels::cpu::{self, CpuBackend};
+use moe_frontier::kernels::{
+    LayerWeights, MoeBackend, MoeShape, Routed, RouterSpec, Stage, WeightData, reference,
+};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+
+/// Storage format of a case.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Format {
+    F32,
+    Bf16,
+}
+
+fn normal(rng: &mut ChaCha8Rng, count: usize, scale: f32) -> Vec<f32> {
+    (0..count).map(|_| rng.sample::<f32, _>(StandardNormal) * scale).collect()
+}
+
+fn stored(values: Vec<f32>, format: Format) -> WeightData {
+    match format {
+        Format::F32 => WeightData::F32(values),
+        Format::Bf16 => WeightData::Bf16(values.into_iter().map(bf16::from_f32).collect()),
+    }
+}
+
+fn random_weights(shape: MoeShape, format: Format, rng: &mut ChaCha8Rng) -> LayerWeights {
+    let scale = |k: usize| 1.0 / f32::from(u16::try_from(k).unwrap()).sqrt();
+    let w13 = normal(rng, shape.w13_len().unwrap(), scale(shape.hidden));
+    let w2 = normal(rng, shape.w2_len().unwrap(), scale(shape.inter));
+    LayerWeights::new(shape, stored(w13, format), stored(w2, format)).unwrap()
+}
+
+/// Distinct random experts for each token with random weights.
+fn random_routing(shape: &MoeShape, tokens: usize, rng: &mut ChaCha8Rng) -> Routed {
+    let mut routed = Routed::default();
+    for _ in 0..tokens {
+        let ids = rand::seq::index::sample(rng, shape.experts, shape.top_k);
+        routed.ids.extend(ids.iter().map(|i| u32::try_from(i).unwrap()));
+        routed.weights.extend((0..shape.top_k).map(|_| rng.random::<f32>()));
+    }
+    routed
+}
+
+fn assert_within_bounds(got: &[f32], expected: &[reference::Exact], case: &str) {
+    assert_eq!(got.len(), expected.len(), "{case}");
+    for (i, (got, exact)) in got.iter().zip(expected).enumerate() {
+        let off = (f64::from(*got) - exact.value).abs();
+        assert!(
+            off <= exact.bound,
+            "{case}: element {i} is {got}, not {} +- {}",
+            exact.value,
+            exact.bound
+        );
+    }
+}
+
+fn shape(experts: usize, top_k: usize, hidden: usize, inter: usize) -> MoeShape {
+    MoeShape { experts, top_k, hidden, inter, gated: true }
+}
+
+fn check_layer(shape: MoeShape, tokens: usize, format: Format, isa: Isa, seed: u64) {
+    let case = format!("{shape:?} {tokens} tokens {format:?} {} seed {seed}", isa.label());
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let weights = random_weights(shape, format, &mut rng);
+    let x = normal(&mut rng, tokens * shape.hidden, 1.0);
+    let routed = random_routing(&shape, tokens, &mut rng);
+    let out = CpuBackend::with_isa(isa).unwrap().forward(&weights, &x, &routed).unwrap();
+    assert_within_bounds(&out, &reference::layer(&weights, &x, &routed), &case);
+}
+
+fn available() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| {
+        let available = isa.is_available();
+        if !available {
+            println!("SKIPPED {}: this processor does not have it", isa.label());
+        }
+        available
+    })
+}
+
+#[test]
+fn layers_of_many_shapes_stay_within_the_error_bound() {
+    let shapes = [
+        shape(1, 1, 64, 64),
+        shape(1, 1, 1, 1),
+        shape(3, 2, 7, 5),
+        shape(4, 1, 64, 192),
+        shape(8, 2, 65, 129),
+        shape(8, 8, 33, 31),
+        shape(16, 4, 128, 63),
+        shape(32, 2, 96, 200),
+        MoeShape { gated: false, ..shape(5, 3, 70, 66) },
+    ];
+    for isa in available() {
+        for (seed, &shape) in shapes.iter().enumerate() {
+            for tokens in [1, 2, 3, 7, 17, 64, 129] {
+                for format in [Format::F32, Format::Bf16] {
+                    check_layer(shape, tokens, format, isa, seed as u64);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn experts_up_to_the_limit_work_and_more_are_refused() {
+    check_layer(shape(1024, 8, 8, 8), 40, Format::Bf16, Isa::detect(), 3);
+    assert_eq!(shape(1025, 8, 8, 8).validate().unwrap_err().exit_code(), 2);
+    assert_eq!(shape(8, 9, 8, 8).validate().unwrap_err().exit_code(), 2);
+    assert_eq!(shape(8, 0, 8, 8).validate().unwrap_err().exit_code(), 2);
+    assert_eq!(shape(0, 0, 8, 8).validate().unwrap_err().exit_code(), 2);
+    assert!(shape(1024, 1, usize::MAX / 2, 8).validate().is_err());
+}
+
+#[test]
+fn empty_experts_and_one_hot_expert_are_computed_alike() {
+    let shape = shape(6, 1, 40, 72);
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let weights = random_weights(shape, Format::F32, &mut rng);
+    let tokens = 19;
+    let x = normal(&mut rng, tokens * shape.hidden, 1.0);
+    for ids in [
+        vec![0u32; tokens],
+        vec![5; tokens],
+        (0..tokens).map(|t| if t % 2 == 0 { 1 } else { 4 }).collect(),
+    ] {
+        let routed = Routed { ids, weights: vec![0.5; tokens] };
+        let out = CpuBackend::new().forward(&weights, &x, &routed).unwrap();
+        assert_within_bounds(&out, &reference::layer(&weights, &x, &routed), "hot expert");
+    }
+}
+
+#[test]
+fn no_tokens_give_no_output() {
+    let shape = shape(4, 2, 8, 8);
+    let weights = random_weights(shape, Format::F32, &mut ChaCha8Rng::seed_from_u64(1));
+    assert!(CpuBackend::new().forward(&weights, &[], &Routed::default()).unwrap().is_empty());
+}
+
+/// Small integers: every sum is exact, so every order of summation must agree to the bit.
+#[test]
+fn integer_products_are_exact() {
+    for isa in available() {
+        for (hidden, inter, tokens) in [(64, 64, 5), (130, 70, 33), (511, 65, 8)] {
+            let shape = shape(4, 2, hidden, inter);
+            let mut rng = ChaCha8Rng::seed_from_u64(hidden as u64);
+            let mut small = |count: usize| -> Vec<f32> {
+                (0..count).map(|_| f32::from(rng.random_range(-4i8..=4))).collect()
+            };
+            let mut x = small(tokens * hidden);
+            let mut w13 = small(shape.w13_len().unwrap());
+            // silu(v) is exactly v in f32 from 18 on, so gates are one fixed column of 32 times 1.
+            for row in x.chunks_exact_mut(hidden) {
+                row[0] = 1.0;
+            }
+            for (i, row) in w13.chunks_exact_mut(hidden).enumerate() {
+                let gate = (i / inter).is_multiple_of(2);
+                if gate {
+                    row.fill(0.0);
+                    row[0] = 32.0;
+                }
+            }
+            let w2 = small(shape.w2_len().unwrap());
+            let weights =
+                LayerWeights::new(shape, WeightData::F32(w13), WeightData::F32(w2)).unwrap();
+            let mut routed = random_routing(&shape, tokens, &mut rng);
+            for (i, w) in routed.weights.iter_mut().enumerate() {
+                *w = [1.0, 0.5, 0.25][i % 3];
+            }
+            let out = CpuBackend::with_isa(isa).unwrap().forward(&weights, &x, &routed).unwrap();
+            for (got, exact) in out.iter().zip(reference::layer(&weights, &x, &routed)) {
+                // In double precision silu(32) is 32 less 4e-13; the sums are multiples of a quarter.
+                let exact = (exact.value * 4.0).round() / 4.0;
+                assert!(
+                    (f64::from(*got) - exact).abs() <= 0.0,
+                    "{} {hidden}x{inter}: {got} against {exact}",
+                    isa.label()
+                );
+            }
+        }
+    }
+}
+
+/// One-hot activations and weights that name themselves: a wrong index shows what was read instead.
+#[test]
+fn every_weight_is_read_from_its_own_place() {
+    let shape = MoeShape { gated: false, ..shape(3, 1, 70, 66) };
+    // silu(v) = v for v >= 18; values stay below 2^24 and so are exact.
+    let w13: Vec<f32> = (0..shape.w13_len().unwrap())
+        .map(|i| f32::from(u16::try_from(i).unwrap()) + 32.0)
+        .collect();
+    let tokens = shape.hidden;
+    let mut x = vec![0.0; tokens * shape.hidden];
+    for t in 0..tokens {
+        x[t * shape.hidden + t] = 1.0;
+    }
+    for n in [0, 1, 63, 64, 65] {
+        let mut w2 = vec![0.0; shape.w2_len().unwrap()];
+        for expert in 0..shape.experts {
+            w2[(expert * shape.hidden + 69) * shape.inter + n] = 1.0;
+        }
+        let weights =
+            LayerWeights::new(shape, WeightData::F32(w13.clone()), WeightData::F32(w2)).unwrap();
+        let ids = (0..tokens).map(|t| u32::try_from(t % 3).unwrap()).collect();
+        let routed = Routed { ids, weights: vec![1.0; tokens] };
+        let out = CpuBackend::new().forward(&weights, &x, &routed).unwrap();
+        for t in 0..tokens {
+            let expected = w13[((t % 3) * shape.inter + n) * shape.hidden + t];
+            let got = out[t * shape.hidden + 69];
+            assert!((got - expected).abs() <= 0.0, "token {t}, column {n}: {got} not {expected}");
+        }
+    }
+}
+
+#[test]
+fn reruns_and_thread_counts_agree_to_the_bit() {
+    let shape = shape(8, 2, 96, 160);
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let weights = random_weights(shape, Format::Bf16, &mut rng);
+    let x = normal(&mut rng, 50 * shape.hidden, 1.0);
+    let routed = random_routing(&shape, 50, &mut rng);
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| CpuBackend::new().forward(&weights, &x, &routed).unwrap())
+    };
+    let first: Vec<u32> = run(1).iter().map(|v| v.to_bits()).collect();
+    for threads in [1, 2, 3, 5] {
+        for _ in 0..3 {
+            let again: Vec<u32> = run(threads).iter().map(|v| v.to_bits()).collect();
+            assert_eq!(first, again, "{threads} threads");
+        }
+    }
+}
+
+#[test]
+fn a_loaded_layer_routes_aligns_and_computes_after_being_poisoned() {
+    let shape = shape(8, 2, 72, 100);
+    let mut rng = ChaCha8Rng::seed_from_u64(21);
+    let sets = [
+        random_weights(shape, Format::F32, &mut rng),
+        random_weights(shape, Format::F32, &mut rng),
+    ];
+    let backend = CpuBackend::new();
+    let spec = RouterSpec::softmax();
+    let mut layer = backend.load(&sets, &spec, 64).unwrap();
+    // Large, then small, then large through the same workspace.
+    for tokens in [64, 3, 17, 64] {
+        let x = normal(&mut rng, tokens * shape.hidden, 1.0);
+        let logits = normal(&mut rng, tokens * shape.experts, 2.0);
+        let routed = reference::route(&logits, 8, 2, &spec).unwrap();
+        for (set, weights) in sets.iter().enumerate() {
+            let expected = reference::layer(weights, &x, &routed);
+            layer.set_input(&x, &logits).unwrap();
+            layer.poison().unwrap();
+            layer.run(Stage::Layer, set).unwrap();
+            assert_within_bounds(&layer.output().unwrap(), &expected, "whole layer");
+            assert_eq!(layer.routed().unwrap(), routed);
+            layer.poison().unwrap();
+            for stage in &Stage::ALL[..5] {
+                layer.run(*stage, set).unwrap();
+            }
+            assert_within_bounds(&layer.output().unwrap(), &expected, "stage by stage");
+        }
+    }
+    assert_eq!(layer.set_input(&[0.0; 72 * 65], &[0.0; 8 * 65]).unwrap_err().exit_code(), 2);
+    assert_eq!(layer.set_input(&[0.0; 71], &[0.0; 8]).unwrap_err().exit_code(), 2);
+    assert_eq!(layer.run(Stage::Layer, 2).unwrap_err().exit_code(), 2);
+}
+
+#[test]
+fn bad_ids_are_refused_before_anything_is_read() {
+    let shape = shape(4, 1, 8, 8);
+    let weights = random_weights(shape, Format::F32, &mut ChaCha8Rng::seed_from_u64(2));
+    for id in [4, 123_456_789, u32::MAX] {
+        let routed = Routed { ids: vec![id], weights: vec![1.0] };
+        let error = CpuBackend::new().forward(&weights, &[0.0; 8], &routed).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{error}");
+    }
+    let routed = Routed { ids: vec![0], weights: vec![1.0] };
+    assert!(CpuBackend::new().forward(&weights, &[0.0; 7], &routed).is_err());
+}
+
+fn config(scoring: Scoring) -> RouterConfig {
+    RouterConfig { scoring, ..RouterSpec::softmax().config }
+}
+
+fn route_both(logits: &[f32], experts: usize, top_k: usize, spec: &RouterSpec) -> Routed {
+    let expected = reference::route(logits, experts, top_k, spec).unwrap();
+    let mut got = Routed::default();
+    cpu::route(logits, experts, top_k, spec, &mut got).unwrap();
+    assert_eq!(got.ids, expected.ids);
+    let bits = |r: &Routed| r.weights.iter().map(|w| w.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&got), bits(&expected));
+    for ids in got.ids.chunks_exact(top_k) {
+        let mut sorted = ids.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        assert_eq!(sorted.len(), top_k, "experts of one token are distinct");
+    }
+    got
+}
+
+#[test]
+fn routers_of_known_models_agree_with_the_plain_loops() {
+    // (experts, groups, groups kept, top_k, scoring, bias)
+    let models = [
+        (8, 1, 1, 2, Scoring::Softmax, false),
+        (256, 8, 4, 8, Scoring::Sigmoid, true),
+        (384, 1, 1, 8, Scoring::Sigmoid, true),
+        (72, 1, 1, 6, Scoring::Softmax, false),
+        (128, 1, 1, 8, Scoring::Softmax, false),
+        (512, 1, 1, 10, Scoring::Softmax, false),
+        (128, 1, 1, 1, Scoring::Softmax, false),
+        (32, 1, 1, 4, Scoring::SoftmaxOverTopK, false),
+        (16, 1, 1, 4, Scoring::Prototype, false),
+        (32, 1, 1, 2, Scoring::Prototype, false),
+    ];
+    for (experts, n_group, topk_group, top_k, scoring, bias) in models {
+        let mut rng = ChaCha8Rng::seed_from_u64(experts as u64);
+        for tokens in [1, 8, 150] {
+            let spec = RouterSpec {
+                config: RouterConfig {
+                    n_group,
+                    topk_group,
+                    bias,
+                    scaling_factor: 2.5,
+                    ..config(scoring)
+                },
+                bias: if bias { normal(&mut rng, experts, 0.3) } else { Vec::new() },
+            };
+            for scale in [1.0, 1e30] {
+                let logits = normal(&mut rng, tokens * experts, scale);
+                let routed = route_both(&logits, experts, top_k, &spec);
+                for weights in routed.weights.chunks_exact(top_k) {
+                    let sum: f32 = weights.iter().sum();
+                    assert!((sum - 2.5).abs() < 1e-4 || sum.abs() < 1e-4, "renormalised: {sum}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn ties_go_to_the_lowest_id() {
+    let spec = RouterSpec::softmax();
+    assert_eq!(route_both(&[1.0; 8], 8, 3, &spec).ids, [0, 1, 2]);
+    assert_eq!(route_both(&[f32::NEG_INFINITY; 4], 4, 2, &spec).ids, [0, 1]);
+    assert_eq!(route_both(&[-3.0, -1.0, -1.0, -2.0], 4, 2, &spec).ids, [1, 2]);
+    assert_eq!(route_both(&[-0.0, 0.0, -0.0], 3, 2, &spec).ids, [0, 1]);
+    assert_eq!(route_both(&[0.0, f32::INFINITY, 1.0], 3, 2, &spec).ids, [1, 2]);
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let few: Vec<f32> = (0..64 * 32).map(|_| f32::from(rng.random_range(0i8..3))).collect();
+    route_both(&few, 32, 5, &spec);
+}
+
+#[test]
+fn a_bias_moves_the_choice_but_not_the_weight() {
+    let spec = RouterSpec {
+        config: RouterConfig { bias: true, renormalize: false, ..config(Scoring::Sigmoid) },
+        bias: vec![0.0, 0.0, 10.0],
+    };
+    let routed = route_both(&[2.0, 1.0, -2.0], 3, 1, &spec);
+    assert_eq!(routed.ids, [2]);
+    assert!((routed.weights[0] - 1.0 / (1.0 + 2f32.exp())).abs() < 1e-6, "{:?}", routed.weights);
+}
+
+#[test]
+fn prototypes_choose_one_expert_in_every_group() {
+    let spec = RouterSpec { config: config(Scoring::Prototype), bias: Vec::new() };
+    let routed = route_both(&[9.0, 8.0, 1.0, 2.0, 0.0, -1.0], 6, 3, &spec);
+    assert_eq!(routed.ids, [0, 3, 4]);
+}
+
+#[test]
+fn a_logit_that_is_not_a_number_is_an_error() {
+    for scoring in
+        [Scoring::Softmax, Scoring::SoftmaxOverTopK, Scoring::Sigmoid, Scoring::Prototype]
+    {
+        let spec = RouterSpec { config: config(scoring), bias: Vec::new() };
+        let logits = [0.0, 1.0, 2.0, 3.0, 0.0, f32::NAN, 2.0, 3.0];
+        let error = cpu::route(&logits, 4, 2, &spec, &mut Routed::default()).unwrap_err();
+        assert!(error.to_string().contains("token 1"), "{error}");
+    }
+}
+
+#[test]
+fn router_settings_that_do_not_fit_are_refused() {
+    let spec = RouterSpec::softmax();
+    let refused = |spec: &RouterSpec, experts, top_k| {
+        cpu::route(&[], experts, top_k, spec, &mut Routed::default()).unwrap_err().exit_code() == 2
+    };
+    assert!(refused(&spec, 2048, 32));
+    assert!(refused(&spec, 4, 5));
+    let groups =
+        RouterSpec { config: RouterConfig { n_group: 3, ..spec.config }, bias: Vec::new() };
+    assert!(refused(&groups, 8, 2));
+    let biased =
+        RouterSpec { config: RouterConfig { bias: true, ..spec.config }, bias: vec![0.0; 3] };
+    assert!(refused(&biased, 8, 2));
+    let sparse = RouterSpec { config: config(Scoring::SparseMixer), bias: Vec::new() };
+    assert!(refused(&sparse, 8, 2));
+    let prototypes = RouterSpec { config: config(Scoring::Prototype), bias: Vec::new() };
+    assert!(refused(&prototypes, 8, 3));
+}
