@@ -28,6 +28,10 @@ pub mod units;
 pub mod config;
 pub mod workload;
 
+#[expect(
+    unsafe_code,
+    reason = "the CUDA driver is a C library; each call is argued where it stands"
+)]
 pub mod gpu;
 pub mod kernels;
 
