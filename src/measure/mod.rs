@@ -3,5 +3,7 @@
 pub mod host;
 pub mod preflight;
 pub mod record;
+pub mod sampling;
+pub mod timing;
 
 pub use record::{Cell, Profile, Status};
