@@ -80,7 +80,7 @@ fn available() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| {
         let available = isa.is_available();
         if !available {
-            println!("SKIPPED {}: this processor does not have it", isa.label());
+            eprintln!("SKIPPED {}: this processor does not have it", isa.label());
         }
         available
     })
@@ -270,7 +270,7 @@ fn a_loaded_layer_routes_aligns_and_computes_after_being_poisoned() {
             assert_within_bounds(&layer.output().unwrap(), &expected, "stage by stage");
         }
     }
-    assert_eq!(layer.set_input(&[0.0; 72 * 65], &[0.0; 8 * 65]).unwrap_err().exit_code(), 2);
+    assert_eq!(layer.set_input(&vec![0.0; 72 * 65], &[0.0; 8 * 65]).unwrap_err().exit_code(), 2);
     assert_eq!(layer.set_input(&[0.0; 71], &[0.0; 8]).unwrap_err().exit_code(), 2);
     assert_eq!(layer.run(Stage::Layer, 2).unwrap_err().exit_code(), 2);
 }

@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Error, Result};
+
 /// How numbers are stored: the width of a weight or of a cached key or value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -147,4 +149,52 @@ pub struct MoeModel {
     pub dense_dtype: DType,
     /// Storage of cached keys and values.
     pub kv_dtype: DType,
+}
+
+impl DType {
+    /// Every format, widest first.
+    pub const ALL: [Self; 7] =
+        [Self::F32, Self::F16, Self::Bf16, Self::Fp8, Self::Int8, Self::Mxfp4, Self::Int4];
+
+    /// Bits of one stored value, scales included.
+    ///
+    /// ```
+    /// use moe_frontier::config::DType;
+    /// assert_eq!(DType::Mxfp4.bits(), 4.25);
+    /// ```
+    pub const fn bits(self) -> f64 {
+        match self {
+            Self::F32 => 32.0,
+            Self::F16 | Self::Bf16 => 16.0,
+            Self::Fp8 => 8.0 + 32.0 / (128.0 * 128.0),
+            // One scale per output channel: negligible beside a row of thousands of weights.
+            Self::Int8 => 8.0,
+            Self::Mxfp4 => 4.0 + 8.0 / 32.0,
+            Self::Int4 => 4.0 + 16.0 / 128.0,
+        }
+    }
+
+    /// The name used in flags, profiles and tables.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
+            Self::Int8 => "int8",
+            Self::Mxfp4 => "mxfp4",
+            Self::Int4 => "int4",
+        }
+    }
+}
+
+impl std::str::FromStr for DType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|d| d.label() == text).ok_or_else(|| {
+            let names = Self::ALL.map(Self::label).join(", ");
+            Error::usage("number format", format!("`{text}` is none of {names}"))
+        })
+    }
 }

@@ -1,3 +1,16 @@
 //! Candidates, ranking with probabilities, frontier, crossovers.
 
+pub mod candidates;
+pub mod decide;
+pub mod decision_map;
+pub mod draws;
+pub mod frontier;
+pub mod inputs;
+pub mod latency_curve;
+pub mod market;
+pub mod operating;
 pub mod outcome;
+pub mod price;
+pub mod rank;
+pub mod sensitivity;
+pub mod summary;

@@ -128,7 +128,7 @@ pub struct Candidate {
     pub loss_nats: f64,
     /// Largest factor by which a variable of the law lies outside its fitted range; 1 is inside.
     pub extrapolation: f64,
-    /// Training FLOPs, 6 n_active tokens.
+    /// Training FLOPs, `6 n_active tokens`.
     pub train_flops: f64,
     /// Training cost in dollars.
     pub train_usd: f64,

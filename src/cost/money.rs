@@ -1,0 +1,83 @@
+//! From hours to dollars. Utilisation and basis are always named by the caller.
+
+use crate::units::{
+    Flops, FlopsPerSecond, Seconds, TokensPerSecond, Usd, UsdPerHour, UsdPerMillionTokens,
+};
+
+/// What training is paid for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrainingPrice {
+    /// Peak dense rate of one training device.
+    pub peak: FlopsPerSecond,
+    /// Share of that peak that training reaches (model FLOPs utilisation).
+    pub mfu: f64,
+    /// Price of one training device.
+    pub price: UsdPerHour,
+    /// Restarts and trials on top, as a share of the run.
+    pub overhead: f64,
+}
+
+impl TrainingPrice {
+    /// Device time of a run.
+    pub fn device_time(&self, work: Flops) -> Seconds {
+        work / FlopsPerSecond(self.peak.0 * self.mfu)
+    }
+
+    /// Price of a run: device hours times price, overhead included.
+    ///
+    /// ```
+    /// use moe_frontier::cost::TrainingPrice;
+    /// use moe_frontier::units::{Flops, FlopsPerSecond, UsdPerHour};
+    /// let price = TrainingPrice { peak: FlopsPerSecond(1e15), mfu: 0.5, price: UsdPerHour(2.0), overhead: 0.0 };
+    /// assert_eq!(price.cost(Flops(3600.0 * 5e14)).to_string(), "$2.00");
+    /// ```
+    pub fn cost(&self, work: Flops) -> Usd {
+        self.price * self.device_time(work) * (1.0 + self.overhead)
+    }
+}
+
+/// Training work of a model: 6 FLOPs per active parameter and token.
+pub fn training_flops(active_params: f64, tokens: f64) -> Flops {
+    Flops(6.0 * active_params * tokens)
+}
+
+/// Serving price with all dollars put on output tokens: `devices` paid for while `rate` flows.
+pub fn usd_per_million_output(
+    devices: f64,
+    price: UsdPerHour,
+    rate: TokensPerSecond,
+) -> UsdPerMillionTokens {
+    let hour = Seconds(3600.0);
+    (price * hour) * devices / (rate * hour)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deepseek_v3_training_costs_what_its_report_says() {
+        // Technical report, arXiv 2412.19437, table 1: 2.788 million H800 hours at $2 are $5.576M.
+        let price = TrainingPrice {
+            peak: FlopsPerSecond(1.0),
+            mfu: 1.0,
+            price: UsdPerHour(2.0),
+            overhead: 0.0,
+        };
+        let cost = price.cost(Flops(2.788e6 * 3600.0));
+        assert!((cost.0 - 5.576e6).abs() < 1.0, "{cost}");
+    }
+
+    #[test]
+    fn deepseek_day_costs_87072_dollars() {
+        // Published for one day of serving: 226.75 nodes of 8 devices at $2 an hour.
+        let day = UsdPerHour(2.0) * Seconds(86_400.0) * (226.75 * 8.0);
+        assert!((day.0 - 87_072.0).abs() < 1e-6, "{day}");
+    }
+
+    #[test]
+    fn a_device_at_one_token_per_second_costs_its_hour_over_3600_tokens() {
+        let cost = usd_per_million_output(1.0, UsdPerHour(3.6), TokensPerSecond(1.0));
+        assert!((cost.0 - 1000.0).abs() < 1e-9);
+    }
+}

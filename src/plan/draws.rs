@@ -1,0 +1,123 @@
+//! Random draws of everything uncertain, shared by all candidates of a draw where nature shares it.
+//!
+//! Differences between candidates are far better known than levels: prices, MFU, overheads and the
+//! common part of kernel and law errors are drawn once per draw for all candidates, so that they
+//! cancel where they cancel in reality.
+
+use rand::Rng;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+
+use crate::cost::StepFactors;
+use crate::plan::inputs::Ranges;
+
+/// Share of the kernel-time variance that all expert counts have in common: they run the same kernels
+/// on the same device. No published figure exists; one half is the neutral choice.
+const SHARED_KERNEL_VARIANCE: f64 = 0.5;
+
+/// One draw of the world.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draw {
+    /// Training MFU.
+    pub mfu: f64,
+    /// Serving price relative to the given one.
+    pub price: f64,
+    /// Multiplier on dense parts.
+    pub dense: f64,
+    /// Multiplier on overhead and communication.
+    pub overhead: f64,
+    /// Routing: 0 nominal, 1 far end of the range.
+    pub skew: f64,
+    /// Standard normal of the kernel-time error of each expert count, in the order of the inputs.
+    pub kernel: Vec<f64>,
+    /// Loss residual of each expert count in nats, in the order of the inputs.
+    pub loss: Vec<f64>,
+}
+
+impl Draw {
+    /// The draw in which nothing is drawn.
+    pub fn nominal(mfu: f64, expert_counts: usize) -> Self {
+        Self {
+            mfu,
+            price: 1.0,
+            dense: 1.0,
+            overhead: 1.0,
+            skew: 0.0,
+            kernel: vec![0.0; expert_counts],
+            loss: vec![0.0; expert_counts],
+        }
+    }
+
+    /// Multipliers on the step of the expert count at `index`, whose kernel times have the given
+    /// standard deviation in the logarithm.
+    pub fn factors(&self, index: usize, experts_log_sigma: f64) -> StepFactors {
+        StepFactors {
+            experts: (self.kernel[index] * experts_log_sigma).exp(),
+            dense: self.dense,
+            overhead: self.overhead,
+            skew: self.skew,
+        }
+    }
+}
+
+/// `count` draws for `expert_counts` expert counts; the same seed gives the same draws.
+pub fn draws(count: usize, seed: u64, ranges: &Ranges, expert_counts: usize) -> Vec<Draw> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..count).map(|_| draw(&mut rng, ranges, expert_counts)).collect()
+}
+
+fn draw(rng: &mut ChaCha8Rng, ranges: &Ranges, expert_counts: usize) -> Draw {
+    let shared_kernel = normal(rng) * SHARED_KERNEL_VARIANCE.sqrt();
+    let own_share = (1.0 - SHARED_KERNEL_VARIANCE).sqrt();
+    Draw {
+        mfu: uniform(rng, ranges.mfu),
+        price: uniform(rng, ranges.price),
+        dense: (normal(rng) * ranges.dense_log_sigma).exp(),
+        overhead: (normal(rng) * ranges.overhead_log_sigma).exp(),
+        skew: uniform(rng, (0.0, 1.0)),
+        kernel: (0..expert_counts).map(|_| shared_kernel + own_share * normal(rng)).collect(),
+        loss: (0..expert_counts).map(|_| normal(rng) * ranges.loss_sigma).collect(),
+    }
+}
+
+fn normal(rng: &mut ChaCha8Rng) -> f64 {
+    rng.sample(StandardNormal)
+}
+
+fn uniform(rng: &mut ChaCha8Rng, (low, high): (f64, f64)) -> f64 {
+    low + (high - low) * rng.random::<f64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RANGES: Ranges = Ranges {
+        mfu: (0.3, 0.5),
+        price: (0.8, 1.2),
+        zipf: 0.5,
+        dense_log_sigma: 0.1,
+        overhead_log_sigma: 0.2,
+        loss_sigma: 0.004,
+    };
+
+    #[test]
+    fn the_same_seed_gives_the_same_draws() {
+        assert_eq!(draws(5, 7, &RANGES, 4), draws(5, 7, &RANGES, 4));
+        assert_ne!(draws(5, 7, &RANGES, 4), draws(5, 8, &RANGES, 4));
+    }
+
+    #[test]
+    fn draws_have_the_stated_spread_and_stay_in_range() {
+        let all = draws(4000, 1, &RANGES, 2);
+        let sd = |f: &dyn Fn(&Draw) -> f64| {
+            let mean = all.iter().map(f).sum::<f64>() / all.len() as f64;
+            (all.iter().map(|d| (f(d) - mean).powi(2)).sum::<f64>() / all.len() as f64).sqrt()
+        };
+        assert!((sd(&|d| d.loss[1]) - 0.004).abs() < 2e-4);
+        assert!((sd(&|d| d.kernel[0]) - 1.0).abs() < 0.05);
+        assert!((sd(&|d| d.kernel[0] - d.kernel[1]) - 1.0).abs() < 0.05, "half is shared");
+        assert!(all.iter().all(|d| (0.3..=0.5).contains(&d.mfu) && (0.8..=1.2).contains(&d.price)));
+    }
+}

@@ -1,0 +1,125 @@
+//! Everything that a ranking depends on, resolved: no defaults are filled in after this point.
+
+use crate::cost::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
+use crate::units::{Flops, Nats, UsdPerHour};
+
+/// What all candidates must be equal in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// The loss that the loss-optimal model with `experts` experts reaches at `budget`.
+    Budget {
+        /// Reference training budget.
+        budget: Flops,
+        /// Expert count that sets the loss.
+        experts: usize,
+    },
+    /// A loss given outright; the budget is what `experts` experts need to reach it.
+    Loss {
+        /// The loss to reach.
+        loss: Nats,
+        /// Expert count whose budget the over-training limit refers to.
+        experts: usize,
+    },
+}
+
+impl Target {
+    /// The expert count that sets the loss, when the loss was not given outright.
+    pub const fn reference_experts(&self) -> Option<usize> {
+        match *self {
+            Self::Budget { experts, .. } => Some(experts),
+            Self::Loss { .. } => None,
+        }
+    }
+}
+
+/// Limits on over-training, without which a law lets a tiny model on endless tokens win everything.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Most training tokens per active parameter.
+    pub max_tokens_per_param: f64,
+    /// Most training FLOPs, as a multiple of the reference budget.
+    pub max_train_factor: f64,
+}
+
+/// How much traffic there is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Demand {
+    /// Requests per second to serve in all, with whole replicas.
+    Rate(f64),
+    /// Share of one deployment's capacity that is used, whatever that capacity is.
+    Utilisation(f64),
+}
+
+/// Output tokens served over the model's life.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Lifetime {
+    /// A number of tokens.
+    Tokens(f64),
+    /// A multiple of the reference model's training tokens.
+    PerTrainingToken(f64),
+}
+
+/// The devices that serve.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServingDevice {
+    /// Memory of one device.
+    pub memory: MemoryBudget,
+    /// Price of one device; zero only when the user allowed it.
+    pub price: UsdPerHour,
+    /// Devices that one replica may use.
+    pub replica_sizes: Vec<usize>,
+    /// Link between the devices of a replica.
+    pub link: Link,
+}
+
+/// Half-widths and ranges that the random draws use.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ranges {
+    /// Lowest and highest training MFU.
+    pub mfu: (f64, f64),
+    /// Serving price relative to the given one, lowest and highest.
+    pub price: (f64, f64),
+    /// Routing skew at the far end of its range, as the exponent of a Zipf law; 0 is uniform.
+    pub zipf: f64,
+    /// Standard deviation of ln(dense parts), shared by all candidates.
+    pub dense_log_sigma: f64,
+    /// Standard deviation of ln(overhead), shared by all candidates.
+    pub overhead_log_sigma: f64,
+    /// Standard deviation of the loss residual of one expert count, in nats.
+    pub loss_sigma: f64,
+}
+
+/// All inputs of a ranking.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RankInputs {
+    /// Expert counts to compare, ascending; 1 is dense.
+    pub experts: Vec<usize>,
+    /// What the candidates are equal in.
+    pub target: Target,
+    /// Over-training limits.
+    pub limits: Limits,
+    /// Prompt and output lengths.
+    pub lengths: Lengths,
+    /// Prompt tokens that one step takes in at most.
+    pub prefill_chunk: f64,
+    /// Traffic.
+    pub demand: Demand,
+    /// Promised times.
+    pub level: ServiceLevel,
+    /// Served tokens over the model's life.
+    pub lifetime: Lifetime,
+    /// The serving device.
+    pub device: ServingDevice,
+    /// The training device.
+    pub training: TrainingPrice,
+    /// Bits of one weight and of one cached element.
+    pub weight_bits: f64,
+    /// Query heads per cached key/value head: 1 is multi-head attention, as the default law's models have.
+    pub kv_group: f64,
+    /// What is drawn.
+    pub ranges: Ranges,
+    /// Random draws for the probabilities.
+    pub draws: usize,
+    /// Seed of the draws.
+    pub seed: u64,
+}

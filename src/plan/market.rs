@@ -1,0 +1,168 @@
+//! All priced candidates together, and what they cost in one draw of the world.
+
+use rayon::prelude::*;
+
+use crate::Result;
+use crate::cost::{LoadModel, StepFactors, TrainingPrice, training_flops, usd_per_million_output};
+use crate::law::ExpertScaling;
+use crate::plan::candidates::{Family, Point, Reference, geometry};
+use crate::plan::draws::Draw;
+use crate::plan::inputs::{Demand, RankInputs};
+use crate::plan::price::{Priced, Routing, replicas};
+use crate::profile::LatencyModel;
+use crate::units::{Nats, TokensPerSecond, Usd};
+use crate::workload::RoutingKind;
+
+/// One candidate of the equal-loss comparison.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Index of its expert count in the inputs.
+    pub family: usize,
+    /// Size and tokens.
+    pub point: Point,
+    /// Its replicas.
+    pub priced: Priced,
+    /// Standard deviation of ln(MoE time) at its operating point.
+    pub experts_log_sigma: f64,
+}
+
+/// All candidates of a ranking.
+#[derive(Clone, Debug)]
+pub struct Market {
+    /// What the candidates are equal in.
+    pub reference: Reference,
+    /// Expert counts with their curves.
+    pub families: Vec<Family>,
+    /// Equal-loss candidates, grouped by expert count in the order of `families`.
+    pub entries: Vec<Entry>,
+    /// Routing expectations of each expert count.
+    pub routings: Vec<Routing>,
+}
+
+/// What one candidate costs in one draw.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Costs {
+    /// Training in dollars; infinite when the loss is out of reach in this draw.
+    pub train: f64,
+    /// (devices, requests per second within the service level) of each replica size that keeps it.
+    pub capacity: Vec<(usize, f64)>,
+}
+
+/// Costs of every candidate in one draw, with the draw's serving price.
+#[derive(Clone, Debug, PartialEq)]
+pub struct World {
+    /// Serving price per device and hour in this draw.
+    pub price: crate::units::UsdPerHour,
+    /// One per entry.
+    pub costs: Vec<Costs>,
+}
+
+impl Market {
+    /// Builds and prices all candidates.
+    ///
+    /// # Errors
+    /// When the law does not cover an expert count or the latency model a layer shape.
+    pub fn new(
+        law: &dyn ExpertScaling,
+        latency: &dyn LatencyModel,
+        inputs: &RankInputs,
+        points_per_curve: usize,
+    ) -> Result<Self> {
+        let (reference, families) =
+            crate::plan::candidates::families(law, inputs, points_per_curve)?;
+        let routings = inputs
+            .experts
+            .iter()
+            .map(|&experts| routing(experts, inputs.ranges.zipf))
+            .collect::<Result<Vec<_>>>()?;
+        let points: Vec<(usize, Point)> = families
+            .iter()
+            .enumerate()
+            .flat_map(|(i, family)| family.curve.iter().map(move |&point| (i, point)))
+            .collect();
+        let entries = points
+            .into_par_iter()
+            .map(|(i, point)| {
+                let geometry = geometry(law, families[i].experts, point.n_active, inputs)?;
+                let priced = Priced::new(geometry, &routings[i], latency, inputs)?;
+                let experts_log_sigma = priced.quote(inputs, &StepFactors::ONE).map_or(0.0, |q| {
+                    let option = priced.option(q.devices);
+                    option.map_or(0.0, |o| o.curve.parts(q.capacity.batch).experts_log_sigma)
+                });
+                Ok(Entry { family: i, point, priced, experts_log_sigma })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self { reference, families, entries, routings })
+    }
+
+    /// What every candidate costs with nothing drawn.
+    pub fn nominal(&self, inputs: &RankInputs) -> World {
+        self.world(inputs, &Draw::nominal(inputs.training.mfu, inputs.experts.len()))
+    }
+
+    /// What every candidate costs in one draw.
+    pub fn world(&self, inputs: &RankInputs, draw: &Draw) -> World {
+        let training = TrainingPrice { mfu: draw.mfu, ..inputs.training };
+        let loss_of_reference = reference_residual(inputs, draw);
+        let costs = self
+            .entries
+            .iter()
+            .map(|entry| {
+                let shift = loss_of_reference - draw.loss[entry.family];
+                let target = Nats(self.reference.loss.0 + shift);
+                let slice = &self.families[entry.family].slice;
+                let train = slice
+                    .tokens_for_loss(entry.point.n_active, target)
+                    .map_or(f64::INFINITY, |tokens| {
+                        training.cost(training_flops(entry.point.n_active, tokens)).0
+                    });
+                let factors = draw.factors(entry.family, entry.experts_log_sigma);
+                let capacity = entry
+                    .priced
+                    .capacities(inputs, &factors)
+                    .filter_map(|(devices, at)| Some((devices, at?.requests_per_s)))
+                    .collect();
+                Costs { train, capacity }
+            })
+            .collect();
+        World { price: inputs.device.price * draw.price, costs }
+    }
+}
+
+/// Residual of the expert count that sets the target loss; none when the loss was given outright.
+fn reference_residual(inputs: &RankInputs, draw: &Draw) -> f64 {
+    let reference = inputs.target.reference_experts();
+    let index = reference.and_then(|experts| inputs.experts.iter().position(|&e| e == experts));
+    index.map_or(0.0, |i| draw.loss[i])
+}
+
+impl World {
+    /// Serving dollars per output token of one candidate; infinite when it cannot be served.
+    pub fn serve_per_token(&self, entry: usize, demand: Demand, output_length: f64) -> f64 {
+        self.costs[entry]
+            .capacity
+            .iter()
+            .map(|&(devices, requests_per_s)| {
+                let (count, utilisation) = replicas(demand, requests_per_s);
+                let rate = TokensPerSecond(requests_per_s * utilisation * count * output_length);
+                usd_per_million_output(devices as f64 * count, self.price, rate).0 / 1e6
+            })
+            .fold(f64::INFINITY, f64::min)
+    }
+
+    /// Total cost of one candidate over `lifetime` output tokens.
+    pub fn total(&self, entry: usize, demand: Demand, output_length: f64, lifetime: f64) -> Usd {
+        let serve = self.serve_per_token(entry, demand, output_length);
+        Usd(self.costs[entry].train + lifetime * serve)
+    }
+}
+
+fn routing(experts: usize, zipf: f64) -> Result<Routing> {
+    let load = LoadModel::uniform(experts, 1);
+    let skewed = if zipf > 0.0 && experts > 1 {
+        LoadModel::skewed(RoutingKind::Zipf { s: zipf }.inclusion(experts, 1)?)
+    } else {
+        load.clone()
+    };
+    Ok(Routing { load, skewed })
+}

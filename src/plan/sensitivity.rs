@@ -1,0 +1,149 @@
+//! Which single assumption, moved to the ends of its range, changes the winner.
+
+use rayon::prelude::*;
+
+use crate::Result;
+use crate::law::ExpertScaling;
+use crate::plan::decide::{best_of_families, cost_table, winner};
+use crate::plan::decision_map::lifetime;
+use crate::plan::draws::Draw;
+use crate::plan::inputs::{Lifetime, Limits, RankInputs};
+use crate::plan::market::Market;
+use crate::plan::outcome::Sensitivity;
+use crate::profile::LatencyModel;
+
+/// Sizes per equal-loss curve; coarser than the ranking's, since only the winner is asked for.
+const POINTS: usize = 8;
+/// Two-sided 95 % in standard deviations.
+const Z95: f64 = 1.96;
+
+/// One end of a range: a word for it, and the inputs and draw that stand for it.
+struct End {
+    text: String,
+    inputs: RankInputs,
+    draw: Draw,
+}
+
+/// All single-assumption changes around `inputs`; `today` is the index of the winning expert count.
+///
+/// # Errors
+/// When a changed market cannot be priced.
+pub fn sensitivities(
+    law: &dyn ExpertScaling,
+    latency: &dyn LatencyModel,
+    inputs: &RankInputs,
+    today: usize,
+) -> Result<Vec<Sensitivity>> {
+    cases(inputs, today)
+        .into_par_iter()
+        .map(|(assumption, low, high)| {
+            let (winner_at_low, margin_at_low) = outcome(law, latency, &low, today)?;
+            let (winner_at_high, margin_at_high) = outcome(law, latency, &high, today)?;
+            let now = Some(inputs.experts[today]);
+            Ok(Sensitivity {
+                assumption: assumption.into(),
+                low: low.text,
+                high: high.text,
+                winner_at_low,
+                winner_at_high,
+                margin_at_low,
+                margin_at_high,
+                flips: winner_at_low != now || winner_at_high != now,
+            })
+        })
+        .collect()
+}
+
+/// The winner at one end, and the cheapest other total over today's winner's.
+fn outcome(
+    law: &dyn ExpertScaling,
+    latency: &dyn LatencyModel,
+    end: &End,
+    today: usize,
+) -> Result<(Option<usize>, Option<f64>)> {
+    let market = match Market::new(law, latency, &end.inputs, POINTS) {
+        Ok(market) => market,
+        Err(e) if e.exit_code() == 5 => return Ok((None, None)),
+        Err(e) => return Err(e),
+    };
+    let world = market.world(&end.inputs, &end.draw);
+    let costs = cost_table(&world, end.inputs.demand, end.inputs.lengths.output);
+    let best = best_of_families(&market, &costs, lifetime(&end.inputs, &market.reference));
+    let others = best.iter().enumerate().filter(|&(i, _)| i != today);
+    let runner_up = others.filter_map(|(_, b)| Some((*b)?.1)).reduce(f64::min);
+    let margin = best[today].and_then(|(_, total)| Some(runner_up? / total));
+    Ok((winner(&best).map(|family| end.inputs.experts[family]), margin))
+}
+
+/// The assumptions with their two ends.
+fn cases(inputs: &RankInputs, today: usize) -> Vec<(&'static str, End, End)> {
+    let still = Draw::nominal(inputs.training.mfu, inputs.experts.len());
+    let with = |text: String, change: &dyn Fn(&mut RankInputs, &mut Draw)| {
+        let mut end = End { text, inputs: inputs.clone(), draw: still.clone() };
+        change(&mut end.inputs, &mut end.draw);
+        end
+    };
+    let ranges = inputs.ranges;
+    let scaled_lifetime = |by: f64| match inputs.lifetime {
+        Lifetime::Tokens(tokens) => Lifetime::Tokens(tokens * by),
+        Lifetime::PerTrainingToken(ratio) => Lifetime::PerTrainingToken(ratio * by),
+    };
+    let limits = |max_tokens_per_param| Limits { max_tokens_per_param, ..inputs.limits };
+    let only = |z: f64| move |values: &mut Vec<f64>| values[today] = z;
+    vec![
+        (
+            "lifetime output tokens",
+            with("a tenth".into(), &|i, _| i.lifetime = scaled_lifetime(0.1)),
+            with("ten times".into(), &|i, _| i.lifetime = scaled_lifetime(10.0)),
+        ),
+        (
+            "training MFU",
+            with(ranges.mfu.0.to_string(), &|_, d| d.mfu = ranges.mfu.0),
+            with(ranges.mfu.1.to_string(), &|_, d| d.mfu = ranges.mfu.1),
+        ),
+        (
+            "serving price",
+            with(format!("x {}", ranges.price.0), &|_, d| d.price = ranges.price.0),
+            with(format!("x {}", ranges.price.1), &|_, d| d.price = ranges.price.1),
+        ),
+        (
+            "request lengths",
+            with("half".into(), &|i, _| scale_lengths(i, 0.5)),
+            with("double".into(), &|i, _| scale_lengths(i, 2.0)),
+        ),
+        (
+            "key/value heads",
+            with("one per query head".into(), &|i, _| i.kv_group = 1.0),
+            with("one per 8 query heads".into(), &|i, _| i.kv_group = 8.0),
+        ),
+        (
+            "tokens per parameter limit",
+            with("73 (listed runs)".into(), &|i, _| i.limits = limits(73.0)),
+            with("1000".into(), &|i, _| i.limits = limits(1000.0)),
+        ),
+        (
+            "routing skew",
+            with("uniform".into(), &|_, d| d.skew = 0.0),
+            with(format!("Zipf {}", ranges.zipf), &|_, d| d.skew = 1.0),
+        ),
+        (
+            "kernel time of the winner",
+            with("2.5th percentile".into(), &|_, d| only(-Z95)(&mut d.kernel)),
+            with("97.5th percentile".into(), &|_, d| only(Z95)(&mut d.kernel)),
+        ),
+        (
+            "law residual of the winner",
+            with(format!("-{:.4} nats", Z95 * ranges.loss_sigma), &|_, d| {
+                only(-Z95 * ranges.loss_sigma)(&mut d.loss);
+            }),
+            with(format!("+{:.4} nats", Z95 * ranges.loss_sigma), &|_, d| {
+                only(Z95 * ranges.loss_sigma)(&mut d.loss);
+            }),
+        ),
+    ]
+}
+
+fn scale_lengths(inputs: &mut RankInputs, by: f64) {
+    inputs.lengths.input *= by;
+    inputs.lengths.output *= by;
+}

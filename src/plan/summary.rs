@@ -1,0 +1,153 @@
+//! The answer in sentences, and the warnings that belong to it.
+
+use crate::plan::outcome::{Binding, Candidate, RankReport};
+use crate::profile::Source;
+use crate::units::{Tokens, Usd, UsdPerMillionTokens, count};
+
+/// Below this probability nothing is called the winner.
+const CLEAR: f64 = 0.5;
+/// The law's listed runs end at this many training tokens per active parameter.
+const LISTED_TOKENS_PER_PARAM: f64 = 73.0;
+/// Beyond this factor outside its fitted range a law's answer is named as far outside.
+const FAR_OUTSIDE: f64 = 10.0;
+
+/// The answer, most important first.
+pub fn sentences(report: &RankReport, lifetime: f64) -> Vec<String> {
+    let mut best: Vec<&Candidate> =
+        report.candidates.iter().filter(|c| c.best_of_experts && c.total_usd.is_some()).collect();
+    best.sort_by(|a, b| total(a).total_cmp(&total(b)));
+    let Some(&first) = best.first() else { return Vec::new() };
+    let mut lines = vec![verdict(first, &best, lifetime)];
+    lines.extend(trade(&best));
+    if let Some(binding) = first.binding {
+        lines.push(format!("{}: {}.", binding.label(), regime(binding)));
+    }
+    lines.extend(report.crossovers.iter().map(|c| {
+        let between = c
+            .interval
+            .map_or_else(String::new, |i| format!(" (95 %: {} to {})", Tokens(i.lo), Tokens(i.hi)));
+        format!(
+            "From {} served output tokens on{between}, {} beats {}.",
+            Tokens(c.lifetime_tokens),
+            name(c.to_experts),
+            name(c.from_experts)
+        )
+    }));
+    lines
+}
+
+fn verdict(first: &Candidate, best: &[&Candidate], lifetime: f64) -> String {
+    let p = first.p_best.unwrap_or(0.0);
+    let cost = format!("{} over {} served", Usd(total(first)), Tokens(lifetime));
+    let model = format!(
+        "{} ({} active, {} total, {})",
+        name(first.experts),
+        count(first.n_active),
+        count(first.n_total),
+        Tokens(first.tokens)
+    );
+    if p >= CLEAR {
+        return format!("Cheapest in all: {model}, {cost}; probability {p:.2}.");
+    }
+    let ties: Vec<String> = best
+        .iter()
+        .map(|c| format!("{} {:.2}", name(c.experts), c.p_best.unwrap_or(0.0)))
+        .collect();
+    let easiest = best.iter().min_by(|a, b| a.train_usd.total_cmp(&b.train_usd));
+    let advice = easiest.map_or_else(String::new, |c| {
+        format!(" If it does not matter, {} is the cheapest to train.", name(c.experts))
+    });
+    format!("No clear winner: {}. Lowest estimate: {model}, {cost}.{advice}", ties.join(", "))
+}
+
+/// The cheapest to train beside the cheapest to serve, when they differ.
+fn trade(best: &[&Candidate]) -> Option<String> {
+    let train = best.iter().min_by(|a, b| a.train_usd.total_cmp(&b.train_usd))?;
+    let serve_of = |c: &Candidate| c.serve_usd_per_million_output_tokens.unwrap_or(f64::INFINITY);
+    let serve = best.iter().min_by(|a, b| serve_of(a).total_cmp(&serve_of(b)))?;
+    if train.experts == serve.experts {
+        return None;
+    }
+    Some(format!(
+        "At equal loss {} is cheapest to train ({}, serving {}), {} cheapest to serve ({}, {:.1} times the training).",
+        name(train.experts),
+        Usd(train.train_usd),
+        UsdPerMillionTokens(serve_of(train)),
+        name(serve.experts),
+        UsdPerMillionTokens(serve_of(serve)),
+        serve.train_usd / train.train_usd,
+    ))
+}
+
+/// What a regime means and what would change it.
+pub const fn regime(binding: Binding) -> &'static str {
+    match binding {
+        Binding::MemoryFloor => {
+            "the traffic is too low to fill the smallest deployment that holds the weights; \
+             more requests or fewer total parameters would lower the price"
+        }
+        Binding::WeightStream => {
+            "each step's time goes into reading the weights of the experts it hits; \
+             a longer time per token (larger batches) or fewer total parameters would lower the price"
+        }
+        Binding::KvBound => {
+            "keys and values of the running requests limit the batch or its speed; \
+             fewer key/value heads, shorter contexts or more memory would lower the price"
+        }
+        Binding::ComputeBound => {
+            "arithmetic on active parameters is the limit; fewer active parameters (more experts) \
+             or faster arithmetic would lower the price"
+        }
+        Binding::Overhead => {
+            "fixed work per layer and communication take longest; fewer layers, fewer devices per \
+             replica or larger batches would lower the price"
+        }
+    }
+}
+
+/// What a reader must know before acting on the report.
+pub fn warnings(report: &RankReport) -> Vec<String> {
+    let mut lines = Vec::new();
+    let best = || report.candidates.iter().filter(|c| c.best_of_experts);
+    let trained: Vec<String> = best()
+        .filter(|c| c.tokens_per_param > LISTED_TOKENS_PER_PARAM)
+        .map(|c| format!("{} {:.0}", name(c.experts), c.tokens_per_param))
+        .collect();
+    if !trained.is_empty() {
+        lines.push(format!(
+            "training tokens per active parameter beyond the {LISTED_TOKENS_PER_PARAM} of the law's listed runs: {}",
+            trained.join(", ")
+        ));
+    }
+    let far: Vec<String> = best()
+        .filter(|c| c.extrapolation > FAR_OUTSIDE)
+        .map(|c| format!("{} {:.0}x", name(c.experts), c.extrapolation))
+        .collect();
+    if !far.is_empty() {
+        lines.push(format!("far outside the law's fitted range: {}", far.join(", ")));
+    }
+    if best().any(|c| c.latency_source == Some(Source::Roofline)) {
+        lines.push(
+            "latencies come from a roofline, not from measurements: an order of magnitude".into(),
+        );
+    }
+    for candidate in report.candidates.iter().filter(|c| !c.is_equal_loss()) {
+        let served = best().any(|c| c.experts == candidate.experts);
+        if !served {
+            lines.push(format!(
+                "{} has no candidate at equal loss within the limits that can be served",
+                name(candidate.experts)
+            ));
+        }
+    }
+    lines
+}
+
+/// How an expert count is called in sentences.
+pub fn name(experts: usize) -> String {
+    if experts == 1 { "dense".into() } else { format!("{experts} experts") }
+}
+
+fn total(candidate: &Candidate) -> f64 {
+    candidate.total_usd.unwrap_or(f64::INFINITY)
+}
