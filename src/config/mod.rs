@@ -1,5 +1,12 @@
 //! Models and devices as data: what is counted, from which file or preset it came.
 
+pub mod device;
+pub mod hf;
 pub mod model;
+mod nearest;
+mod params;
+pub mod preset;
 
+pub use device::DeviceSpec;
 pub use model::{Attention, DType, MoeModel, RouterConfig, Scoring, SharedExperts, SlidingWindow};
+pub use params::ParamCount;

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
+/// Larger than any size of a model that exists; products of three stay below 2^63.
+const MOST: usize = 1 << 20;
+
 /// How numbers are stored: the width of a weight or of a cached key or value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -196,5 +199,56 @@ impl std::str::FromStr for DType {
             let names = Self::ALL.map(Self::label).join(", ");
             Error::usage("number format", format!("`{text}` is none of {names}"))
         })
+    }
+}
+
+impl MoeModel {
+    /// Checks that the sizes make a model.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        let bad = |field: &str, reason: String| Err(Error::usage(field, reason));
+        let sizes = [
+            ("hidden_size", self.hidden_size),
+            ("num_layers", self.num_layers),
+            ("num_experts", self.num_experts),
+            ("top_k", self.top_k),
+            ("moe_intermediate_size", self.moe_intermediate_size),
+            ("vocab_size", self.vocab_size),
+        ];
+        for (field, size) in sizes {
+            if !(1..=MOST).contains(&size) {
+                return bad(field, format!("{size} does not lie between 1 and {MOST}"));
+            }
+        }
+        if self.top_k > self.num_experts {
+            let reason = format!("{} is more than the {} experts", self.top_k, self.num_experts);
+            return bad("top_k", reason);
+        }
+        if self.dense_layers > self.num_layers {
+            let reason =
+                format!("{} is more than the {} layers", self.dense_layers, self.num_layers);
+            return bad("dense_layers", reason);
+        }
+        if self.dense_layers > 0 && self.dense_intermediate_size == 0 {
+            return bad("dense_intermediate_size", "is 0 although there are dense layers".into());
+        }
+        if let Attention::Gqa { heads, kv_heads, head_dim, .. } = self.attention
+            && (kv_heads == 0 || head_dim == 0 || !heads.is_multiple_of(kv_heads) || heads == 0)
+        {
+            let reason = format!("{heads} heads cannot share {kv_heads} key/value heads");
+            return bad("attention", reason);
+        }
+        let r = &self.router;
+        if r.n_group == 0
+            || !self.num_experts.is_multiple_of(r.n_group)
+            || !(1..=r.n_group).contains(&r.topk_group)
+        {
+            let reason =
+                format!("{} of {} groups of {} experts", r.topk_group, r.n_group, self.num_experts);
+            return bad("router groups", reason);
+        }
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 //! Loss laws size models by a continuous width, so sizes are `f64` here; [`crate::config::MoeModel`]
 //! holds the whole-number shape of a model that exists.
 
-use crate::config::{Attention, MoeModel};
+use crate::config::MoeModel;
 use crate::cost::LoadModel;
 use crate::profile::LayerQuery;
 use crate::units::Bytes;
@@ -53,11 +53,10 @@ impl Geometry {
     /// The sizes of a model that exists.
     ///
     /// Layers with a sliding window are counted with their full context here; the cache size that
-    /// honours the window is counted by [`MoeModel`].
+    /// honours the window is [`MoeModel::kv_bytes`].
     pub fn of(model: &MoeModel) -> Self {
         let hidden = model.hidden_size as f64;
-        let (attention_params, attention_flops, kv_values, kv_splits) =
-            attention_sizes(&model.attention, hidden);
+        let attention = &model.attention;
         Self {
             layers: model.num_layers as f64,
             moe_layers: (model.num_layers - model.dense_layers) as f64,
@@ -68,10 +67,10 @@ impl Geometry {
             gated: model.gated,
             shared_inter: model.shared_experts.map_or(0.0, |s| s.intermediate_size as f64),
             dense_inter: model.dense_intermediate_size as f64,
-            attention_params,
-            attention_flops,
-            kv_values,
-            kv_splits,
+            attention_params: attention.params(hidden),
+            attention_flops: attention.flops(),
+            kv_values: attention.kv_values(),
+            kv_splits: attention.kv_splits(),
             vocab: model.vocab_size as f64,
             untied_head: !model.tied_embeddings,
             expert_bits: model.expert_dtype.bits(),
@@ -155,38 +154,6 @@ impl Geometry {
             + self.router_params();
         let rest = self.dense_ffn_params() + 2.0 * self.vocab_params();
         self.layers * self.attention_params + self.moe_layers * ffn + rest
-    }
-}
-
-/// Parameters per layer, score-and-value FLOPs per context token, cached values per layer, cache splits.
-fn attention_sizes(attention: &Attention, hidden: f64) -> (f64, f64, f64, usize) {
-    match *attention {
-        Attention::Gqa { heads, kv_heads, head_dim, .. } => {
-            let (heads, kv, width) = (heads as f64, kv_heads as f64, head_dim as f64);
-            let params = 2.0 * hidden * width * (heads + kv);
-            (params, 4.0 * heads * width, 2.0 * kv * width, kv_heads)
-        }
-        Attention::Mla {
-            heads,
-            q_lora_rank,
-            kv_lora_rank,
-            qk_nope_head_dim,
-            qk_rope_head_dim,
-            v_head_dim,
-        } => {
-            let (heads, latent) = (heads as f64, kv_lora_rank as f64);
-            let (nope, rope, value) =
-                (qk_nope_head_dim as f64, qk_rope_head_dim as f64, v_head_dim as f64);
-            let query = q_lora_rank.map_or(hidden * heads * (nope + rope), |rank| {
-                hidden * rank as f64 + rank as f64 * heads * (nope + rope)
-            });
-            let params = query
-                + hidden * (latent + rope)
-                + latent * heads * (nope + value)
-                + heads * value * hidden;
-            // Decode attends in the latent space: scores over latent + rope, values over latent.
-            (params, 2.0 * heads * (2.0 * latent + rope), latent + rope, 1)
-        }
     }
 }
 

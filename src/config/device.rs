@@ -1,0 +1,185 @@
+//! Devices by their published figures: peaks, memory, link and price, each with its source.
+//!
+//! Peaks are what a vendor prints, not what kernels reach; a measured profile replaces them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::DType;
+use crate::config::nearest::unknown_name;
+use crate::error::positive;
+use crate::files::read_capped;
+use crate::units::UsdPerHour;
+use crate::{Error, Result};
+
+const FILES: [&str; 5] = [
+    include_str!("presets/devices/h100_sxm.toml"),
+    include_str!("presets/devices/h200_sxm.toml"),
+    include_str!("presets/devices/h100_nvl.toml"),
+    include_str!("presets/devices/a100_sxm.toml"),
+    include_str!("presets/devices/b200_sxm.toml"),
+];
+
+/// A device file of a user is never longer.
+const CAP: u64 = 1 << 20;
+
+/// One kind of accelerator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceSpec {
+    /// Name to print.
+    pub name: String,
+    /// Names it is found by.
+    pub aliases: Vec<String>,
+    /// Where the figures were published.
+    pub source: String,
+    /// Memory in bytes.
+    pub memory_bytes: f64,
+    /// Peak memory bandwidth in bytes per second.
+    pub read_bytes_per_s: f64,
+    /// Peak link bandwidth to its neighbours in bytes per second and direction.
+    pub link_bytes_per_s: f64,
+    /// Peak dense rate in FLOP/s by number format.
+    pub flops_per_s: BTreeMap<DType, f64>,
+    /// Prices, the first one being the default.
+    #[serde(default)]
+    pub prices: Vec<Price>,
+}
+
+/// A price of one device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Price {
+    /// Kind of offer.
+    pub tier: String,
+    /// Dollars per device and hour.
+    pub usd_per_hour: f64,
+    /// When the price was seen.
+    pub date: String,
+    /// Where.
+    pub source: String,
+}
+
+impl DeviceSpec {
+    /// A known device by name, or one from a TOML file of the same form.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an unknown name with the nearest ones; [`Error::Io`] and
+    /// [`Error::BadFile`] for a file.
+    pub fn load(name: &str) -> Result<Self> {
+        for device in Self::known()? {
+            if device.is_called(name) {
+                return Ok(device);
+            }
+        }
+        let path = Path::new(name);
+        if path.extension().is_some_and(|e| e == "toml") {
+            return Self::read(path);
+        }
+        let aliases: Vec<String> = Self::known()?.into_iter().flat_map(|d| d.aliases).collect();
+        Err(unknown_name("device", name, aliases.iter().map(String::as_str)))
+    }
+
+    /// All devices that come with the program.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] if an embedded file is damaged, which a test excludes.
+    pub fn known() -> Result<Vec<Self>> {
+        FILES.iter().map(|text| Self::parse("device preset", text)).collect()
+    }
+
+    fn read(path: &Path) -> Result<Self> {
+        let bytes = read_capped(path, CAP)?;
+        let text =
+            std::str::from_utf8(&bytes).map_err(|_| Error::bad_file(path, "is not UTF-8"))?;
+        Self::parse(&path.display().to_string(), text)
+    }
+
+    fn parse(location: &str, text: &str) -> Result<Self> {
+        let device: Self =
+            toml::from_str(text).map_err(|e| Error::bad_file(location, one_line(&e, text)))?;
+        let numbers = [
+            ("memory_bytes", device.memory_bytes),
+            ("read_bytes_per_s", device.read_bytes_per_s),
+            ("link_bytes_per_s", device.link_bytes_per_s),
+        ];
+        let rates = device.flops_per_s.values().map(|&v| ("flops_per_s", v));
+        let prices = device.prices.iter().map(|p| ("usd_per_hour", p.usd_per_hour));
+        for (name, value) in numbers.into_iter().chain(rates).chain(prices) {
+            positive(name, value).map_err(|e| Error::bad_file(location, e.to_string()))?;
+        }
+        Ok(device)
+    }
+
+    fn is_called(&self, name: &str) -> bool {
+        let plain = name.to_lowercase().replace('-', "_");
+        self.aliases.contains(&plain) || self.name.eq_ignore_ascii_case(name)
+    }
+
+    /// Peak dense rate in a number format, if published.
+    pub fn peak(&self, dtype: DType) -> Option<f64> {
+        self.flops_per_s.get(&dtype).copied()
+    }
+
+    /// The default price, if one is known.
+    pub fn price(&self) -> Option<(UsdPerHour, &Price)> {
+        self.prices.first().map(|p| (UsdPerHour(p.usd_per_hour), p))
+    }
+}
+
+/// A TOML error as `line:column: reason`.
+fn one_line(error: &toml::de::Error, text: &str) -> String {
+    let at = error.span().map_or(0, |s| s.start);
+    let before = text.get(..at).unwrap_or("");
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().map_or(0, str::len) + 1;
+    format!("{line}:{column}: {}", error.message().replace('\n', " "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_devices_load_by_name_and_alias() {
+        for name in ["h100", "H100 SXM", "h100-sxm", "H200", "b200", "a100_80gb", "h100_nvl"] {
+            assert!(DeviceSpec::load(name).is_ok(), "{name}");
+        }
+        let h100 = DeviceSpec::load("h100").unwrap();
+        assert!((h100.peak(DType::Bf16).unwrap() - 989e12).abs() < 1.0);
+        assert!((h100.price().unwrap().0.0 - 1.69).abs() < 1e-12);
+        assert!(DeviceSpec::load("a100").unwrap().price().is_none());
+    }
+
+    #[test]
+    fn an_unknown_device_gets_suggestions() {
+        let error = DeviceSpec::load("h10").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("h100"), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_the_same_form_is_read_and_a_bad_one_refused_with_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.toml");
+        let load = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            DeviceSpec::load(path.to_str().unwrap())
+        };
+        assert_eq!(load(FILES[0]).unwrap().name, "H100 SXM");
+        for (from, to, place) in [
+            ("memory_bytes = 8.000e10", "memory_bytes = -1.0", "memory_bytes"),
+            ("memory_bytes = 8.000e10", "memory_bytes = nan", "memory_bytes"),
+            ("memory_bytes = 8.000e10\n", "", "memory_bytes"),
+            ("memory_bytes", "memory", "memory"),
+            ("usd_per_hour = 1.69\n", "", "usd_per_hour"),
+        ] {
+            let error = load(&FILES[0].replacen(from, to, 1)).unwrap_err();
+            assert_eq!(error.exit_code(), 3);
+            assert!(error.to_string().contains(place), "{error}");
+        }
+        assert_eq!(DeviceSpec::load("no/such.toml").unwrap_err().exit_code(), 7);
+    }
+}
