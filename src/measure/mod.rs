@@ -1,9 +1,19 @@
 //! Timing kernels so that the numbers can be believed.
 
+mod aa;
+pub mod ceilings;
+mod cell;
+pub mod check;
+pub mod data;
 pub mod host;
+pub mod plan;
 pub mod preflight;
 pub mod record;
+pub mod run;
 pub mod sampling;
 pub mod timing;
+pub mod work;
 
+pub use plan::{Plan, Request};
 pub use record::{Cell, Profile, Status};
+pub use run::{Invocation, Observer, Session};

@@ -95,6 +95,7 @@ pub fn warm_up(kernel: &mut dyn Launch, clock: &dyn Clock, busy_ns: u64) -> Resu
     let start = clock.now_ns();
     let mut shortest = u64::MAX;
     for turn in 0.. {
+        kernel.prepare()?;
         let before = clock.now_ns();
         kernel.launch(turn)?;
         let after = clock.now_ns();
@@ -127,6 +128,7 @@ pub fn take_block(
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
+        kernel.prepare()?;
         let before = clock.now_ns();
         for _ in 0..launches_per_sample {
             kernel.launch(*turn)?;

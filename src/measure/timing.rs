@@ -35,6 +35,14 @@ pub trait Launch {
     /// # Errors
     /// Whatever the kernel reports.
     fn launch(&mut self, turn: usize) -> Result<()>;
+
+    /// Puts the next input in place before a sample, outside of its time.
+    ///
+    /// # Errors
+    /// Whatever the kernel reports.
+    fn prepare(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl<F: FnMut(usize) -> Result<()>> Launch for F {

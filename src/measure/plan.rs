@@ -1,0 +1,282 @@
+//! Which cells are measured: what fits into the memory and the time that there are.
+//!
+//! A time budget cuts the list of cells, never the rounds that an interval needs.
+
+use std::time::Duration;
+
+use super::sampling::BlockRule;
+use super::work::{expert_bytes, of_launch};
+use crate::config::DType;
+use crate::kernels::MoeShape;
+use crate::workload::{RoutingKind, expected_active};
+use crate::{Error, Result};
+
+/// Rounds that every cell gets: the fewest that carry a 95 % interval.
+pub const ROUNDS: u32 = 6;
+
+/// Weights of one shape in multiples of the last-level cache: a launch finds nothing of what was
+/// read one cycle before.
+const POOL_PER_CACHE: f64 = 2.0;
+
+/// Share of the available memory that all weights together may take.
+const MEMORY_SHARE: f64 = 0.5;
+
+/// Share of the time budget that the plan fills; drawing the data and checking outputs take the rest.
+const PLANNED_SHARE: f64 = 0.75;
+
+/// A single cell may take this share of the time at most, so that one slow cell does not displace many.
+const CELL_SHARE: f64 = 0.04;
+
+/// Share of the roofline assumed for a kernel that was not timed yet, and a fixed cost.
+const ASSUMED_UTILISATION: f64 = 0.5;
+const ASSUMED_FIXED_NS: f64 = 50_000.0;
+
+/// Token counts in the order in which they are worth their time: the ends first, then the middle,
+/// then what refines it.
+const TOKEN_ORDER: [usize; 13] = [1, 64, 8, 512, 256, 16, 4, 128, 32, 2, 1024, 2048, 4096];
+
+/// What is to be measured.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// (hidden, inter) of the layers, the most wanted first.
+    pub widths: Vec<(usize, usize)>,
+    /// Expert counts.
+    pub experts: Vec<usize>,
+    /// Experts per token.
+    pub top_k: usize,
+    /// Whether experts are gated.
+    pub gated: bool,
+    /// Token counts, the most wanted first; `None` chooses.
+    pub tokens: Option<Vec<usize>>,
+    /// Storage of the weights.
+    pub dtype: DType,
+    /// How tokens choose experts.
+    pub routing: RoutingKind,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Time that the rounds may take together.
+    pub budget: Duration,
+    /// How long one block lasts.
+    pub rule: BlockRule,
+}
+
+/// What the plan has to know of the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// Last-level cache.
+    pub cache_bytes: f64,
+    /// Memory that can be had.
+    pub available_bytes: f64,
+    /// Rough read bandwidth, bytes per second.
+    pub read_bytes_per_s: f64,
+    /// Rough dense rate, FLOP/s.
+    pub gemm_flops_per_s: f64,
+}
+
+/// One cell to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CellSpec {
+    /// The layer.
+    pub shape: MoeShape,
+    /// Tokens entering it.
+    pub tokens: usize,
+}
+
+/// A list of cells that fits.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The request that it serves.
+    pub request: Request,
+    /// Cells, the most wanted first.
+    pub cells: Vec<CellSpec>,
+    /// Layers with the number of weight sets of each.
+    pub shapes: Vec<(MoeShape, usize)>,
+    /// What was left out, and why.
+    pub left_out: Vec<String>,
+}
+
+impl Plan {
+    /// Chooses the cells of `request` that fit `machine`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for sizes that make no layer, [`Error::Unfit`] when nothing fits.
+    pub fn new(request: Request, machine: &Machine) -> Result<Self> {
+        let mut plan = Self { cells: vec![], shapes: vec![], left_out: vec![], request };
+        let shapes = plan.fitting_shapes(machine)?;
+        let planned = plan.request.budget.as_secs_f64() * PLANNED_SHARE;
+        let mut left = planned;
+        let explicit = plan.request.tokens.is_some();
+        let order = plan.request.tokens.clone().unwrap_or_else(|| TOKEN_ORDER.to_vec());
+        for tokens in order {
+            let mut cut = 0;
+            for &shape in &shapes {
+                let spec = CellSpec { shape, tokens };
+                let cost = plan.expected_s(&spec, machine)?;
+                // The very first cells are the plan's reason to exist.
+                if cost <= left && (explicit || cost <= CELL_SHARE * planned) {
+                    left -= cost;
+                    plan.cells.push(spec);
+                } else {
+                    cut += 1;
+                }
+            }
+            if cut > 0 && explicit {
+                plan.left_out.push(format!("{cut} layers at {tokens} tokens: time budget"));
+            }
+        }
+        if plan.cells.is_empty() {
+            return Err(Error::unfit(
+                "plan",
+                format!(
+                    "no cell can be measured {ROUNDS} times in {:.0} s; raise --time-budget",
+                    plan.request.budget.as_secs_f64()
+                ),
+            ));
+        }
+        plan.shapes = shapes.iter().map(|s| (*s, plan.sets(s, machine))).collect();
+        plan.shapes.retain(|(shape, _)| plan.cells.iter().any(|c| c.shape == *shape));
+        Ok(plan)
+    }
+
+    /// The layers whose weights fit together, the most wanted first.
+    fn fitting_shapes(&mut self, machine: &Machine) -> Result<Vec<MoeShape>> {
+        let request = &self.request;
+        let mut left = MEMORY_SHARE * machine.available_bytes;
+        let mut shapes = Vec::new();
+        for &(hidden, inter) in &request.widths {
+            for &experts in &request.experts {
+                let top_k = request.top_k.min(experts);
+                let shape = MoeShape { experts, top_k, hidden, inter, gated: request.gated };
+                shape.validate()?;
+                let bytes = self.sets(&shape, machine) as f64 * layer_bytes(&shape, request.dtype);
+                if bytes <= left {
+                    left -= bytes;
+                    shapes.push(shape);
+                } else {
+                    self.left_out.push(format!("{experts} experts of {hidden} x {inter}: memory"));
+                }
+            }
+        }
+        if shapes.is_empty() {
+            let most = MEMORY_SHARE * machine.available_bytes / f64::from(1 << 30);
+            return Err(Error::unfit(
+                "plan",
+                format!("no layer fits into {most:.1} GiB; ask for fewer experts or smaller sizes"),
+            ));
+        }
+        Ok(shapes)
+    }
+
+    /// Weight sets of a shape: enough that a cycle through them outgrows the last-level cache.
+    fn sets(&self, shape: &MoeShape, machine: &Machine) -> usize {
+        let pool = POOL_PER_CACHE * machine.cache_bytes;
+        let sets = (pool / layer_bytes(shape, self.request.dtype)).ceil();
+        // Tiny layers in a huge cache: beyond this many sets, bookkeeping is what is measured.
+        whole(sets).clamp(1, 4096)
+    }
+
+    /// Expected time of all rounds of one cell, in seconds.
+    fn expected_s(&self, spec: &CellSpec, machine: &Machine) -> Result<f64> {
+        let CellSpec { shape, tokens } = spec;
+        let inclusion = self.request.routing.inclusion(shape.experts, shape.top_k)?;
+        let active = expected_active(&inclusion, *tokens as f64);
+        let work = of_launch(shape, *tokens, active, self.request.dtype.bits());
+        let roofline =
+            (work.bytes_min / machine.read_bytes_per_s).max(work.flops / machine.gemm_flops_per_s);
+        let launch_ns = roofline * 1e9 / ASSUMED_UTILISATION + ASSUMED_FIXED_NS;
+        let block = self.request.rule.expected_ns(launch_ns) + launch_ns;
+        Ok(f64::from(ROUNDS) * block * 1e-9)
+    }
+}
+
+/// Bytes of one set of weights.
+pub fn layer_bytes(shape: &MoeShape, dtype: DType) -> f64 {
+    shape.experts as f64 * expert_bytes(shape, dtype.bits())
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a positive number of sets; the cast saturates"
+)]
+fn whole(value: f64) -> usize {
+    value as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MACHINE: Machine = Machine {
+        cache_bytes: 32e6,
+        available_bytes: 16e9,
+        read_bytes_per_s: 20e9,
+        gemm_flops_per_s: 200e9,
+    };
+
+    fn request() -> Request {
+        Request {
+            widths: vec![(512, 1536), (1024, 3072)],
+            experts: vec![1, 4, 8, 16, 32],
+            top_k: 1,
+            gated: true,
+            tokens: None,
+            dtype: DType::Bf16,
+            routing: RoutingKind::Uniform,
+            seed: 1,
+            budget: Duration::from_secs(60),
+            rule: BlockRule::QUICK,
+        }
+    }
+
+    #[test]
+    fn a_plan_fills_the_time_with_the_most_wanted_cells() {
+        let plan = Plan::new(request(), &MACHINE).unwrap();
+        assert!(plan.cells.len() > 60, "{}", plan.cells.len());
+        assert_eq!(plan.cells[0].tokens, 1);
+        assert_eq!(plan.shapes.len(), 10);
+        let time: f64 = plan.cells.iter().map(|c| plan.expected_s(c, &MACHINE).unwrap()).sum();
+        assert!(time <= 0.75 * 60.0, "{time}");
+        let short = Request { budget: Duration::from_secs(10), ..request() };
+        let fewer = Plan::new(short, &MACHINE).unwrap();
+        assert!(fewer.cells.len() < plan.cells.len());
+    }
+
+    #[test]
+    fn sets_outgrow_the_cache() {
+        let plan = Plan::new(request(), &MACHINE).unwrap();
+        for (shape, sets) in &plan.shapes {
+            assert!(*sets as f64 * layer_bytes(shape, DType::Bf16) >= 64e6);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let little = Machine { available_bytes: 1.5e9, ..MACHINE };
+        let plan = Plan::new(request(), &little).unwrap();
+        assert!(plan.left_out.iter().any(|l| l.contains("32 experts of 1024 x 3072: memory")));
+        let none = Machine { available_bytes: 1e6, ..MACHINE };
+        let error = Plan::new(request(), &none).unwrap_err();
+        assert_eq!(error.exit_code(), 4);
+        assert!(error.to_string().contains("no layer fits"));
+        let rushed = Request { budget: Duration::from_millis(20), ..request() };
+        assert!(Plan::new(rushed, &MACHINE).unwrap_err().to_string().contains("--time-budget"));
+    }
+
+    #[test]
+    fn asked_for_tokens_are_kept_or_reported() {
+        let asked = Request { tokens: Some(vec![3, 100_000]), ..request() };
+        let plan = Plan::new(asked, &MACHINE).unwrap();
+        assert!(plan.cells.iter().filter(|c| c.tokens == 3).count() == 10);
+        assert!(plan.left_out.iter().any(|l| l.contains("100000 tokens: time budget")));
+    }
+
+    #[test]
+    fn top_k_beyond_the_experts_means_all_of_them_for_the_dense_neighbour_only() {
+        let dense = Request { top_k: 2, experts: vec![1, 8], ..request() };
+        let plan = Plan::new(dense, &MACHINE).unwrap();
+        assert!(plan.cells.iter().all(|c| c.shape.top_k == 2.min(c.shape.experts)));
+        let bad = Request { widths: vec![(0, 1)], ..request() };
+        assert_eq!(Plan::new(bad, &MACHINE).unwrap_err().exit_code(), 2);
+    }
+}

@@ -1,0 +1,503 @@
+//! One run of `measure`: rounds in which every open cell gets one block, in a new random order, with
+//! the device's ceilings and one kernel compared with itself in between.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+use super::ceilings::{self, CandleTest, CeilingSamples, DenseTest, ReadTest, Sizes};
+use super::cell::{CellState, Common, refuse_impossible};
+use super::data::{self, Inputs};
+use super::plan::{CellSpec, Machine, Plan, ROUNDS};
+use super::preflight::Load;
+use super::record::{
+    CpuDevice, Device, Key, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION, Profile, Provenance,
+    Recipe, RunInfo,
+};
+use super::sampling::{CPU_WIDTH, LOOKS, is_closed};
+use super::timing::{Clock, Launch, MonotonicClock};
+use super::{aa, host};
+use crate::kernels::{LayerWeights, LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage};
+use crate::{Error, Result};
+
+/// Ceiling buffer in multiples of the last-level cache, and its least size.
+const READ_PER_CACHE: f64 = 4.0;
+const READ_AT_LEAST: f64 = 512e6;
+/// Blocks between two samples of read bandwidth: its swings on shared machines last seconds.
+const READ_EVERY: usize = 4;
+/// Dense products timed in each round.
+const DENSE_PER_ROUND: usize = 3;
+/// Cache assumed where the system does not tell.
+const USUAL_CACHE: u64 = 32 << 20;
+/// A plan turned out slower than this much of its budget loses its least wanted cells.
+const OVERRUN: f64 = 1.1;
+
+/// Told what is going on.
+pub trait Observer {
+    /// `done` of `total` steps are over; `what` is being worked on.
+    fn step(&mut self, done: usize, total: usize, what: &str);
+}
+
+/// An observer that says nothing.
+impl Observer for () {
+    fn step(&mut self, _done: usize, _total: usize, _what: &str) {}
+}
+
+/// The processor, the backend and the clock of a run.
+pub struct Session<'a> {
+    backend: &'a dyn MoeBackend,
+    device: CpuDevice,
+    clock: MonotonicClock,
+    cores: usize,
+    sizes: Sizes,
+    read_at_least: f64,
+}
+
+/// What a run was started with, for its provenance.
+#[derive(Clone, Debug)]
+pub struct Invocation {
+    /// Program name and version.
+    pub program: String,
+    /// Arguments without the program's path.
+    pub argv: Vec<String>,
+}
+
+impl<'a> Session<'a> {
+    /// A session on this machine's processor with the threads of the current pool.
+    pub fn cpu(backend: &'a dyn MoeBackend) -> Self {
+        let threads = rayon::current_num_threads();
+        let cores = std::thread::available_parallelism().map_or(threads, usize::from);
+        let (device, clock) = (host::cpu(threads), MonotonicClock::default());
+        let sizes = Sizes::USUAL;
+        Self { backend, device, clock, cores, sizes, read_at_least: READ_AT_LEAST }
+    }
+
+    /// The processor as the key of a profile names it.
+    pub const fn device(&self) -> &CpuDevice {
+        &self.device
+    }
+
+    /// Rough rates and sizes of this machine, for planning: some hundred milliseconds.
+    ///
+    /// # Errors
+    /// Whatever the kernels report.
+    pub fn machine(&self, dtype: crate::config::DType) -> Result<Machine> {
+        let sizes = &self.sizes;
+        let weights = sizes.dense_weights(dtype, 1)?;
+        let mut dense = DenseTest::new(self.backend, &weights, sizes)?;
+        let mut read = ReadTest::new(0, sizes.read_bytes);
+        let bytes = read.bytes();
+        let best = |launch: &mut dyn Launch, work: f64| -> Result<f64> {
+            let mut rate = 0.0_f64;
+            for _ in 0..3 {
+                rate = rate.max(self.rate(launch, work)?);
+            }
+            Ok(rate)
+        };
+        Ok(Machine {
+            cache_bytes: self.cache_bytes(),
+            available_bytes: host::memory().available_bytes as f64,
+            read_bytes_per_s: best(&mut read, bytes)?,
+            gemm_flops_per_s: best(&mut dense, sizes.dense_flops())?,
+        })
+    }
+
+    fn cache_bytes(&self) -> f64 {
+        self.device.l3_bytes.or(self.device.l2_bytes).unwrap_or(USUAL_CACHE) as f64
+    }
+
+    /// Work per second of one launch.
+    fn rate(&self, launch: &mut dyn Launch, work: f64) -> Result<f64> {
+        let before = self.clock.now_ns();
+        launch.launch(0)?;
+        Ok(work * 1e9 / self.clock.now_ns().saturating_sub(before).max(1) as f64)
+    }
+
+    /// Measures the cells of a plan.
+    ///
+    /// A single cell that fails leaves a record that says so; the others go on.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] when `stop` was raised; whatever the ceilings report.
+    pub fn run(
+        &self,
+        plan: &Plan,
+        invocation: Invocation,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Profile> {
+        let start = (unix_seconds(), Load::read());
+        let request = &plan.request;
+        observer.step(0, 1, "drawing weights");
+        let sets = draw_sets(plan)?;
+        let mut layers = self.load(plan, &sets)?;
+        let kernel_sha256 = self.backend.kernel_sha256();
+        let common = Common {
+            kernel: (self.backend.kernel(Stage::Layer), &kernel_sha256),
+            dtype: request.dtype,
+            routing: request.routing.to_string(),
+            seed: request.seed,
+            width: CPU_WIDTH,
+            cache_bytes: self.cache_bytes(),
+            clock: &self.clock,
+            rule: request.rule,
+            threads: self.device.threads,
+            cores: self.cores,
+        };
+        let dense = self.sizes.dense_weights(request.dtype, request.seed)?;
+        let mut bench = Bench::new(self, &dense)?;
+        let mut rounds = Rounds {
+            plan,
+            sets: &sets,
+            layers: &mut layers,
+            common: &common,
+            cells: plan.cells.iter().map(|spec| self.cell(plan, *spec)).collect::<Result<_>>()?,
+            aa: aa::Aa::default(),
+            rng: ChaCha8Rng::seed_from_u64(request.seed),
+            stop,
+        };
+        let done = rounds.measure(&mut bench, observer)?;
+        let ceilings = bench.samples.record(request.dtype, self.backend.kernel(Stage::GateUp))?;
+        let cells = rounds.records();
+        let (aa_effect_rel, noise_floor_rel, aa_verdict) = rounds.aa.verdict();
+        Ok(Profile {
+            schema: PROFILE_SCHEMA.into(),
+            schema_version: PROFILE_VERSION.into(),
+            protocol_version: PROTOCOL_VERSION.into(),
+            key: self.key(request.seed),
+            provenance: Provenance {
+                program: invocation.program,
+                os: host::os(),
+                argv: invocation.argv,
+                start_unix_s: start.0,
+                end_unix_s: unix_seconds(),
+                load_1min: start.1.load_1min,
+                steal_rel: Load::read().steal_since(&start.1),
+            },
+            run: RunInfo {
+                id: format!("{:#018x}", rand::random::<u64>()),
+                rounds: done,
+                aa_effect_rel,
+                noise_floor_rel,
+                aa_verdict,
+                ceilings: ceilings.clone(),
+            },
+            cells: cells.into_iter().map(|c| refuse_impossible(c, &ceilings)).collect(),
+        })
+    }
+
+    /// The key that a profile of this session carries.
+    pub fn key(&self, seed: u64) -> Key {
+        let recipe =
+            Recipe { data: data::RECIPE.into(), protocol_major: 1, seed: format!("{seed:#x}") };
+        Key::new(Device::Cpu(self.device.clone()), recipe)
+    }
+
+    fn cell(&self, plan: &Plan, spec: CellSpec) -> Result<CellState> {
+        let request = &plan.request;
+        let seed = request.seed ^ (spec.tokens as u64) << 20 ^ (spec.shape.experts as u64) << 40;
+        Ok(CellState::new(spec, Inputs::draw(&spec.shape, spec.tokens, &request.routing, seed)?))
+    }
+
+    fn load<'s>(
+        &'s self,
+        plan: &Plan,
+        sets: &'s [(MoeShape, Vec<LayerWeights>)],
+    ) -> Result<Vec<Box<dyn LoadedLayer + 's>>> {
+        sets.iter()
+            .map(|(shape, sets)| {
+                let tokens = plan.cells.iter().filter(|c| c.shape == *shape).map(|c| c.tokens);
+                self.backend.load(sets, &RouterSpec::softmax(), tokens.max().unwrap_or(1))
+            })
+            .collect()
+    }
+}
+
+fn draw_sets(plan: &Plan) -> Result<Vec<(MoeShape, Vec<LayerWeights>)>> {
+    let request = &plan.request;
+    plan.shapes
+        .iter()
+        .map(|&(shape, count)| {
+            let sets = (0..count)
+                .map(|i| data::weights(shape, request.dtype, request.seed.wrapping_add(i as u64)))
+                .collect::<Result<Vec<_>>>()?;
+            Ok((shape, sets))
+        })
+        .collect()
+}
+
+/// The ceilings, ready to be sampled.
+struct Bench<'a> {
+    session: &'a Session<'a>,
+    read: ReadTest,
+    dense: DenseTest<'a>,
+    candle: CandleTest,
+    samples: CeilingSamples,
+}
+
+impl<'a> Bench<'a> {
+    fn new(session: &'a Session<'a>, dense: &'a [LayerWeights]) -> Result<Self> {
+        // At most an eighth of the memory: a ceiling must not push the machine into swapping.
+        let most = session.device.memory_bytes as f64 / 8.0;
+        let bytes = (READ_PER_CACHE * session.cache_bytes()).max(session.read_at_least).min(most);
+        let mut bench = Self {
+            session,
+            read: ReadTest::new(whole(bytes), session.sizes.read_bytes),
+            dense: DenseTest::new(session.backend, dense, &session.sizes)?,
+            candle: CandleTest::new(&session.sizes)?,
+            samples: CeilingSamples::default(),
+        };
+        // Not counted: the first touch of code and pages.
+        bench.read.launch(0)?;
+        bench.dense.launch(0)?;
+        bench.candle.launch(0)?;
+        Ok(bench)
+    }
+
+    fn sample_read(&mut self) -> Result<()> {
+        let bytes = self.read.bytes();
+        let rate = self.session.rate(&mut self.read, bytes)?;
+        self.samples.read.push(rate);
+        Ok(())
+    }
+
+    /// One round's samples of everything but read bandwidth.
+    fn sample_rest(&mut self) -> Result<()> {
+        let sizes = &self.session.sizes;
+        for _ in 0..DENSE_PER_ROUND {
+            let rate = self.session.rate(&mut self.dense, sizes.dense_flops())?;
+            self.samples.dense.push(rate);
+            let rate = self.session.rate(&mut self.candle, sizes.square_flops())?;
+            self.samples.candle.push(rate);
+        }
+        self.samples.dispatch_ns.push(ceilings::dispatch_ns(&self.session.clock));
+        Ok(())
+    }
+}
+
+/// The rounds of one run.
+struct Rounds<'a, 's> {
+    plan: &'a Plan,
+    sets: &'a [(MoeShape, Vec<LayerWeights>)],
+    layers: &'a mut Vec<Box<dyn LoadedLayer + 's>>,
+    common: &'a Common<'a>,
+    cells: Vec<CellState>,
+    aa: aa::Aa,
+    rng: ChaCha8Rng,
+    stop: &'a AtomicBool,
+}
+
+impl Rounds<'_, '_> {
+    /// Runs rounds until every cell has closed or the time is over; returns their number.
+    fn measure(&mut self, bench: &mut Bench, observer: &mut dyn Observer) -> Result<u32> {
+        let start = Instant::now();
+        let budget = self.plan.request.budget;
+        let last = LOOKS[LOOKS.len() - 1];
+        let mut round = 0;
+        loop {
+            round += 1;
+            let open = self.open_cells(round - 1);
+            if open.is_empty() {
+                return Ok(round - 1);
+            }
+            self.one_round(bench, &open, round, observer)?;
+            if round == 1 {
+                self.drop_least_wanted(start.elapsed(), budget);
+            }
+            let next_end = start.elapsed() + start.elapsed() / round;
+            if round == last || (round >= ROUNDS && next_end > budget) {
+                return Ok(round);
+            }
+        }
+    }
+
+    /// Cells that get a block in the round after `done` rounds, in a new random order.
+    fn open_cells(&mut self, done: u32) -> Vec<usize> {
+        let open = |cell: &CellState| {
+            cell.is_alive() && !is_closed(cell.blocks(), done, self.common.width)
+        };
+        let mut indices: Vec<usize> =
+            (0..self.cells.len()).filter(|&i| open(&self.cells[i])).collect();
+        indices.shuffle(&mut self.rng);
+        indices
+    }
+
+    fn one_round(
+        &mut self,
+        bench: &mut Bench,
+        open: &[usize],
+        round: u32,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let cells = self.cells.len();
+        // Progress counts the rounds that every cell gets; later ones only narrow intervals.
+        let rounds = usize::try_from(ROUNDS.max(round)).unwrap_or(1);
+        let done = cells * usize::try_from(round - 1).unwrap_or(0);
+        bench.sample_rest()?;
+        for (i, &index) in open.iter().enumerate() {
+            let spec = self.cells[index].spec;
+            let what = format!(
+                "round {round}, {} experts of {} x {}, {} tokens",
+                spec.shape.experts, spec.shape.hidden, spec.shape.inter, spec.tokens
+            );
+            observer.step(done + i, cells * rounds, &what);
+            if i % READ_EVERY == 0 {
+                bench.sample_read()?;
+            }
+            self.block(index, round)?;
+        }
+        self.compare_with_itself(round)
+    }
+
+    fn block(&mut self, index: usize, round: u32) -> Result<()> {
+        let place = self.place(index);
+        let cell = &mut self.cells[index];
+        let (layer, sets) = (self.layers[place].as_mut(), &self.sets[place].1);
+        let taken = cell.take(layer, sets, self.common, round, self.stop);
+        if !taken || self.stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted { signal: 2, hint: String::new() });
+        }
+        // The last timed output of each cell is looked at once its interval could be complete.
+        if round == ROUNDS && self.cells[index].is_alive() {
+            let (layer, sets) = (self.layers[place].as_mut(), &self.sets[place].1);
+            self.cells[index].check_last(layer, sets);
+        }
+        Ok(())
+    }
+
+    /// Index of the layer that a cell runs on.
+    fn place(&self, index: usize) -> usize {
+        let shape = self.cells[index].spec.shape;
+        self.sets.iter().position(|(s, _)| *s == shape).unwrap_or(0)
+    }
+
+    fn compare_with_itself(&mut self, round: u32) -> Result<()> {
+        let Some(index) = aa::canary(&self.cells) else { return Ok(()) };
+        let place = self.place(index);
+        let sets = self.sets[place].1.len();
+        let layer = self.layers[place].as_mut();
+        let (aa, clock) = (&mut self.aa, self.common.clock);
+        self.cells[index].borrow(layer, sets, |timed| aa.take(timed, clock, round))
+    }
+
+    /// After the first round the real cost is known: what the rest cannot hold is dropped, the least
+    /// wanted first.
+    fn drop_least_wanted(&mut self, elapsed: Duration, budget: Duration) {
+        let allowed = budget.as_secs_f64() * OVERRUN;
+        let needed = elapsed.as_secs_f64() * f64::from(ROUNDS);
+        if needed <= allowed {
+            return;
+        }
+        let busy = |cell: &CellState| cell.busy_s();
+        let mut total: f64 = self.cells.iter().map(busy).sum();
+        let fixed = (elapsed.as_secs_f64() - total).max(0.0);
+        let target = (allowed / f64::from(ROUNDS) - fixed).max(total * 0.2);
+        while total > target && self.cells.len() > 1 {
+            if let Some(cell) = self.cells.pop() {
+                total -= busy(&cell);
+            }
+        }
+    }
+
+    fn records(&self) -> Vec<super::record::Cell> {
+        (0..self.cells.len())
+            .map(|i| self.cells[i].record(self.sets[self.place(i)].1.len(), self.common))
+            .collect()
+    }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a positive number of bytes below the machine's memory"
+)]
+fn whole(bytes: f64) -> usize {
+    bytes as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::DType;
+    use crate::kernels::cpu::CpuBackend;
+    use crate::measure::plan::Request;
+    use crate::measure::record::Status;
+    use crate::measure::sampling::BlockRule;
+
+    /// Blocks of a few milliseconds: what is tested here is the bookkeeping, not the times.
+    const RULE: BlockRule = BlockRule { min_samples: 3, min_busy_ns: 1_000_000, cap_ns: 2_000_000 };
+
+    fn plan() -> Plan {
+        let request = Request {
+            widths: vec![(64, 192), (128, 384)],
+            experts: vec![1, 4],
+            top_k: 1,
+            gated: true,
+            tokens: Some(vec![1, 9]),
+            dtype: DType::Bf16,
+            routing: "uniform".parse().unwrap(),
+            seed: 9,
+            budget: Duration::from_secs(20),
+            rule: RULE,
+        };
+        let machine = Machine {
+            cache_bytes: 1e6,
+            available_bytes: 1e9,
+            read_bytes_per_s: 1e10,
+            gemm_flops_per_s: 1e11,
+        };
+        Plan::new(request, &machine).unwrap()
+    }
+
+    fn invocation() -> Invocation {
+        Invocation { program: "test".into(), argv: vec![] }
+    }
+
+    /// A session whose ceilings take milliseconds, also without optimisation.
+    fn session(backend: &CpuBackend) -> Session<'_> {
+        let mut session = Session::cpu(backend);
+        session.device.l3_bytes = Some(1 << 20);
+        session.read_at_least = 4e6;
+        session.sizes = Sizes {
+            read_bytes: 1 << 20,
+            dense: MoeShape { hidden: 128, inter: 128, ..Sizes::USUAL.dense },
+            dense_tokens: 64,
+            square: 64,
+        };
+        session
+    }
+
+    #[test]
+    fn a_run_leaves_a_profile_that_its_own_reader_accepts() {
+        let backend = CpuBackend::new();
+        let session = session(&backend);
+        let stop = AtomicBool::new(false);
+        let profile = session.run(&plan(), invocation(), &mut (), &stop).unwrap();
+        crate::profile::validate::validate("test", &profile).unwrap();
+        crate::profile::format::to_bytes(&profile).unwrap();
+        assert_eq!(profile.cells.len(), 8);
+        assert!(profile.run.rounds >= ROUNDS);
+        for cell in &profile.cells {
+            assert!(matches!(cell.status, Status::Valid | Status::Noisy | Status::Refused));
+            assert!(cell.blocks.len() >= 6, "{cell:?}");
+            assert!(cell.routing.realisations >= 8);
+            assert!(cell.check.worst_ratio_to_bound.unwrap() <= 1.0);
+        }
+    }
+
+    #[test]
+    fn a_raised_stop_flag_ends_the_run_without_a_profile() {
+        let backend = CpuBackend::new();
+        let session = session(&backend);
+        let stop = AtomicBool::new(true);
+        let error = session.run(&plan(), invocation(), &mut (), &stop).unwrap_err();
+        assert_eq!(error.exit_code(), 130);
+    }
+}
