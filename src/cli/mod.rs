@@ -7,9 +7,12 @@ use clap::{Parser, Subcommand};
 
 use crate::Result;
 
+pub mod measure;
 pub mod output;
 pub mod parse;
 pub mod progress;
+pub mod signals;
+pub mod store;
 
 pub use output::Output;
 
@@ -28,13 +31,18 @@ pub struct Cli {
 
 /// The commands; each has a module of its own.
 #[derive(Debug, Subcommand)]
-pub enum Command {}
+pub enum Command {
+    /// Times MoE layers and the device's ceilings; writes a latency profile.
+    Measure(measure::MeasureArgs),
+}
 
 /// Runs a parsed command.
 ///
 /// # Errors
 /// Whatever the command reports; [`crate::Error::exit_code`] says how the program ends.
-pub fn run(cli: Cli) -> Result<()> {
-    let _output = Output::new(cli.json);
-    match cli.command {}
+pub fn run(cli: &Cli) -> Result<()> {
+    let output = Output::new(cli.json);
+    match &cli.command {
+        Command::Measure(args) => measure::run(args, output),
+    }
 }

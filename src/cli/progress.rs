@@ -38,10 +38,11 @@ impl Progress {
         Self { bar, what: what.to_owned(), done: 0, total, started: now, last_line: now }
     }
 
-    /// Moves to step `done` and says what is being worked on.
-    pub fn update(&mut self, done: u64, detail: &str) {
-        self.done = done;
+    /// Moves to step `done` of what are now known to be `total`, and says what is being worked on.
+    pub fn update(&mut self, done: u64, total: u64, detail: &str) {
+        (self.done, self.total) = (done, total);
         if let Some(bar) = &self.bar {
+            bar.set_length(total);
             bar.set_position(done);
             bar.set_message(format!("{}: {detail}", self.what));
         } else if self.last_line.elapsed() >= LINE_EVERY {
