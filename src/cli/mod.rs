@@ -7,9 +7,13 @@ use clap::{Parser, Subcommand};
 
 use crate::Result;
 
+pub mod compare;
+pub mod device;
 pub mod output;
 pub mod parse;
+pub mod preset;
 pub mod progress;
+pub mod report;
 
 pub use output::Output;
 
@@ -28,13 +32,27 @@ pub struct Cli {
 
 /// The commands; each has a module of its own.
 #[derive(Debug, Subcommand)]
-pub enum Command {}
+pub enum Command {
+    /// Draw the plots and the page of a rank.json again.
+    Report(report::Args),
+    /// Two stored profiles: FASTER, SLOWER, SAME or AMBIGUOUS per cell.
+    Compare(compare::Args),
+    /// List and show the models that come with the program.
+    Preset(preset::Args),
+    /// List and show the devices that come with the program.
+    Device(device::Args),
+}
 
 /// Runs a parsed command.
 ///
 /// # Errors
 /// Whatever the command reports; [`crate::Error::exit_code`] says how the program ends.
 pub fn run(cli: Cli) -> Result<()> {
-    let _output = Output::new(cli.json);
-    match cli.command {}
+    let output = Output::new(cli.json);
+    match cli.command {
+        Command::Report(args) => report::run(&args, output),
+        Command::Compare(args) => compare::run(&args, output),
+        Command::Preset(args) => preset::run(&args, output),
+        Command::Device(args) => device::run(&args, output),
+    }
 }
