@@ -8,11 +8,15 @@ use clap::{Parser, Subcommand};
 use crate::Result;
 
 pub mod measure;
+pub mod compare;
+pub mod device;
 pub mod output;
 pub mod parse;
+pub mod preset;
 pub mod progress;
 pub mod signals;
 pub mod store;
+pub mod report;
 
 pub use output::Output;
 
@@ -34,6 +38,14 @@ pub struct Cli {
 pub enum Command {
     /// Times MoE layers and the device's ceilings; writes a latency profile.
     Measure(measure::MeasureArgs),
+    /// Draw the plots and the page of a rank.json again.
+    Report(report::Args),
+    /// Two stored profiles: FASTER, SLOWER, SAME or AMBIGUOUS per cell.
+    Compare(compare::Args),
+    /// List and show the models that come with the program.
+    Preset(preset::Args),
+    /// List and show the devices that come with the program.
+    Device(device::Args),
 }
 
 /// Runs a parsed command.
@@ -44,5 +56,12 @@ pub fn run(cli: &Cli) -> Result<()> {
     let output = Output::new(cli.json);
     match &cli.command {
         Command::Measure(args) => measure::run(args, output),
+pub fn run(cli: Cli) -> Result<()> {
+    let output = Output::new(cli.json);
+    match cli.command {
+        Command::Report(args) => report::run(&args, output),
+        Command::Compare(args) => compare::run(&args, output),
+        Command::Preset(args) => preset::run(&args, output),
+        Command::Device(args) => device::run(&args, output),
     }
 }

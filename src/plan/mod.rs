@@ -4,6 +4,7 @@ pub mod candidates;
 pub mod decide;
 pub mod decision_map;
 pub mod draws;
+mod format;
 pub mod frontier;
 pub mod inputs;
 pub mod latency_curve;
@@ -12,5 +13,7 @@ pub mod operating;
 pub mod outcome;
 pub mod price;
 pub mod rank;
+#[cfg(test)]
+pub(crate) mod sample;
 pub mod sensitivity;
 pub mod summary;

@@ -16,7 +16,9 @@ pub fn sentences(report: &RankReport, lifetime: f64) -> Vec<String> {
     let mut best: Vec<&Candidate> =
         report.candidates.iter().filter(|c| c.best_of_experts && c.total_usd.is_some()).collect();
     best.sort_by(|a, b| total(a).total_cmp(&total(b)));
-    let Some(&first) = best.first() else { return Vec::new() };
+    let Some(&first) = best.first() else {
+        return Vec::new();
+    };
     let mut lines = vec![verdict(first, &best, lifetime)];
     lines.extend(trade(&best));
     if let Some(binding) = first.binding {
@@ -27,7 +29,7 @@ pub fn sentences(report: &RankReport, lifetime: f64) -> Vec<String> {
             .interval
             .map_or_else(String::new, |i| format!(" (95 %: {} to {})", Tokens(i.lo), Tokens(i.hi)));
         format!(
-            "From {} served output tokens on{between}, {} beats {}.",
+            "From {} of output on{between}, {} beats {}.",
             Tokens(c.lifetime_tokens),
             name(c.to_experts),
             name(c.from_experts)

@@ -1,5 +1,6 @@
 //! The latency profile: the wall between measuring and everything that is computed from it.
 
+pub mod compare;
 pub mod format;
 mod interpolate;
 pub mod latency;

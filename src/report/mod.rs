@@ -1,1 +1,16 @@
 //! Tables, plots and pages from finished results; no new numbers are made here.
+//!
+//! Everything starts from a [`crate::plan::outcome::RankReport`], so that a page can be drawn again
+//! years later from `rank.json` alone.
+
+mod csv;
+mod escape;
+mod html;
+mod plot;
+mod table;
+mod theme;
+mod view;
+mod write;
+
+pub use table::{rank_text, text_table};
+pub use write::write_all;

@@ -1,0 +1,213 @@
+//! `compare`: two stored profiles, a verdict per cell.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::cli::Output;
+use crate::profile::compare::{CellComparison, Comparison, compare};
+use crate::profile::format;
+use crate::report::text_table;
+use crate::stats::paired::Verdict;
+use crate::{Error, Result};
+
+/// Two stored profiles: FASTER, SLOWER, SAME or AMBIGUOUS per cell.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: moe-frontier compare old.json new.json --fail-on slower")]
+pub struct Args {
+    /// The profile that the other is compared with.
+    pub old: PathBuf,
+
+    /// The profile whose cells are called faster or slower.
+    pub new: PathBuf,
+
+    /// End with exit code 1 when any cell has this verdict.
+    #[arg(long, value_name = "VERDICT")]
+    pub fail_on: Option<FailOn>,
+}
+
+/// Verdicts that a run can be made to fail on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FailOn {
+    /// Any cell that is SLOWER.
+    Slower,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    schema: &'static str,
+    schema_version: &'static str,
+    paired: bool,
+    device: &'a str,
+    bound_rel: f64,
+    biased: Option<&'a str>,
+    faster: usize,
+    slower: usize,
+    same: usize,
+    ambiguous: usize,
+    cells: &'a [CellComparison],
+    only_in_old: &'a [String],
+    only_in_new: &'a [String],
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What reading a profile reports; [`Error::Unfit`] when device or recipe differ; [`Error::Gate`]
+/// when `--fail-on` finds what it looks for, after the result was printed.
+pub fn run(args: &Args, output: Output) -> Result<()> {
+    let comparison = compare(&format::read(&args.old)?, &format::read(&args.new)?)?;
+    output.result(&document(&comparison), || text(&comparison))?;
+    let slower = comparison.count(Verdict::Slower);
+    match args.fail_on {
+        Some(FailOn::Slower) if slower > 0 => {
+            let cells = comparison.cells.len();
+            Err(Error::Gate(format!("{slower} of {cells} cells are slower")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn document(comparison: &Comparison) -> Document<'_> {
+    Document {
+        schema: "moe-frontier/compare",
+        schema_version: "1.0",
+        paired: comparison.paired,
+        device: &comparison.device,
+        bound_rel: comparison.bound_rel,
+        biased: comparison.biased.as_deref(),
+        faster: comparison.count(Verdict::Faster),
+        slower: comparison.count(Verdict::Slower),
+        same: comparison.count(Verdict::Same),
+        ambiguous: comparison.count(Verdict::Ambiguous),
+        cells: &comparison.cells,
+        only_in_old: &comparison.only_in_old,
+        only_in_new: &comparison.only_in_new,
+    }
+}
+
+fn text(comparison: &Comparison) -> String {
+    let rows = comparison.cells.iter().map(row).collect();
+    let mut text = format!("{}, new against old\n\n", comparison.device);
+    text += &text_table(
+        &[
+            ("experts", true),
+            ("top_k", true),
+            ("hidden x inter", true),
+            ("bits", true),
+            ("routing", false),
+            ("tokens", true),
+            ("old us", true),
+            ("new us", true),
+            ("change", true),
+            ("verdict", false),
+        ],
+        rows,
+    );
+    let count = |verdict| comparison.count(verdict);
+    let mut line = |line: String| text.extend([line.as_str(), "\n"]);
+    line(String::new());
+    line(format!(
+        "{} faster, {} slower, {} same, {} ambiguous (paired: false; bound {:.1} %)",
+        count(Verdict::Faster),
+        count(Verdict::Slower),
+        count(Verdict::Same),
+        count(Verdict::Ambiguous),
+        comparison.bound_rel * 100.0
+    ));
+    let same = comparison.cells.iter().filter(|c| c.same_kernel).count();
+    if same > 0 {
+        line(format!("{same} of {} cells ran the same kernel", comparison.cells.len()));
+    }
+    if let Some(reason) = &comparison.biased {
+        line(format!("all verdicts are AMBIGUOUS: {reason}"));
+    }
+    for (which, cells) in [("old", &comparison.only_in_old), ("new", &comparison.only_in_new)] {
+        for cell in cells {
+            line(format!("only in the {which} profile: {cell}"));
+        }
+    }
+    text
+}
+
+fn row(c: &CellComparison) -> Vec<String> {
+    let us = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.1}"));
+    let change = c.effect_rel.map_or_else(|| "-".to_owned(), |e| format!("{:+.1}%", e * 100.0));
+    let verdict = c.verdict.map(|v| v.to_string());
+    vec![
+        c.experts.to_string(),
+        c.top_k.to_string(),
+        format!("{} x {}", c.hidden, c.inter),
+        c.weight_bits.to_string(),
+        c.routing.clone(),
+        c.tokens.to_string(),
+        us(c.old_us),
+        us(c.new_us),
+        change,
+        verdict.or_else(|| c.no_verdict.clone()).unwrap_or_default(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::measure::record::{Profile, sha256_hex};
+    use crate::profile::synthetic;
+
+    /// A profile whose times are the made-up truth on a device slower by `by`.
+    fn stored(folder: &Path, name: &str, by: u64) -> PathBuf {
+        let mut profile: Profile = synthetic::profile(&[(512, 1536)], 0.002);
+        profile.cells.truncate(3);
+        for cell in &mut profile.cells {
+            cell.kernel_sha256 = sha256_hex(name);
+            for block in &mut cell.blocks {
+                block.median_ps *= by;
+            }
+            if let crate::measure::record::LatencyRecord::Interval(i) = &mut cell.latency {
+                let sorted: Vec<u64> = cell.blocks.iter().map(|b| b.median_ps).collect();
+                i.median_ps = u64::midpoint(sorted[2], sorted[3]);
+                (i.lo_ps, i.hi_ps) = (sorted[0], sorted[5]);
+            }
+        }
+        let path = folder.join(name);
+        format::write(&path, &profile, false).unwrap();
+        path
+    }
+
+    #[test]
+    fn the_gate_fails_only_when_asked_for_and_slower() {
+        let folder = tempfile::tempdir().unwrap();
+        let (fast, slow) =
+            (stored(folder.path(), "fast.json", 1), stored(folder.path(), "slow.json", 2));
+        let attempt = |old: &PathBuf, new: &PathBuf, fail_on| {
+            run(&Args { old: old.clone(), new: new.clone(), fail_on }, Output::new(true))
+        };
+        assert!(attempt(&fast, &slow, None).is_ok());
+        assert!(attempt(&slow, &fast, Some(FailOn::Slower)).is_ok());
+        let error = attempt(&fast, &slow, Some(FailOn::Slower)).unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.to_string().contains("3 of 3 cells are slower"), "{error}");
+        let missing = folder.path().join("no.json");
+        assert_eq!(attempt(&missing, &slow, None).unwrap_err().exit_code(), 7);
+    }
+
+    #[test]
+    fn the_text_has_a_verdict_per_cell_and_says_that_nothing_was_paired() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |name: &str, by| format::read(&stored(folder.path(), name, by)).unwrap();
+        let mut comparison = compare(&read("a.json", 1), &read("b.json", 2)).unwrap();
+        comparison.only_in_new.push("a cell".into());
+        let text = text(&comparison);
+        assert_eq!(text.matches("SLOWER").count(), 3, "{text}");
+        assert!(text.contains("+100.0%") && text.contains("paired: false"), "{text}");
+        assert!(text.contains("only in the new profile: a cell"), "{text}");
+        assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");
+        let json = serde_json::to_string(&document(&comparison)).unwrap();
+        assert!(json.starts_with("{\"schema\":\"moe-frontier/compare\",\"schema_version\""));
+        assert!(json.contains("\"paired\":false") && json.contains("\"verdict\":\"SLOWER\""));
+    }
+}

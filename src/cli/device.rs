@@ -1,0 +1,172 @@
+//! `device`: the devices that come with the program, each number with its source.
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use crate::Result;
+use crate::cli::Output;
+use crate::config::{DType, DeviceSpec};
+use crate::report::text_table;
+use crate::units::{BytesPerSecond, FlopsPerSecond, UsdPerHour};
+
+/// List and show the devices that come with the program.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: moe-frontier device show h100")]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What to do with devices.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// One line per device.
+    #[command(after_help = "Example: moe-frontier device list --json")]
+    List,
+    /// Everything about one device.
+    #[command(after_help = "Example: moe-frontier device show h100")]
+    Show {
+        /// Name or alias, or a TOML file of the same form.
+        name: String,
+    },
+}
+
+/// The list of `--json`.
+#[derive(Debug, Serialize)]
+struct List {
+    schema: &'static str,
+    schema_version: &'static str,
+    devices: Vec<DeviceSpec>,
+}
+
+/// One device of `--json`.
+#[derive(Debug, Serialize)]
+struct Shown {
+    schema: &'static str,
+    schema_version: &'static str,
+    device: DeviceSpec,
+}
+
+const SCHEMA: &str = "moe-frontier/device";
+const SCHEMA_VERSION: &str = "1.0";
+
+/// Runs the command.
+///
+/// # Errors
+/// [`crate::Error::Usage`] for an unknown name, with the nearest ones; [`crate::Error::Io`] and
+/// [`crate::Error::BadFile`] for a file.
+pub fn run(args: &Args, output: Output) -> Result<()> {
+    let (schema, schema_version) = (SCHEMA, SCHEMA_VERSION);
+    match &args.action {
+        Action::List => {
+            let list = List { schema, schema_version, devices: DeviceSpec::known()? };
+            output.result(&list, || list_text(&list.devices))
+        }
+        Action::Show { name } => {
+            let shown = Shown { schema, schema_version, device: DeviceSpec::load(name)? };
+            output.result(&shown, || show_text(&shown.device))
+        }
+    }
+}
+
+fn list_text(devices: &[DeviceSpec]) -> String {
+    let peak = |d: &DeviceSpec, dtype: DType| {
+        d.peak(dtype).map_or_else(|| "-".to_owned(), |v| FlopsPerSecond(v).to_string())
+    };
+    let rows = devices.iter().map(|d| {
+        vec![
+            d.name.clone(),
+            d.aliases.join(", "),
+            gigabytes(d.memory_bytes),
+            BytesPerSecond(d.read_bytes_per_s).to_string(),
+            peak(d, DType::Bf16),
+            peak(d, DType::Fp8),
+            d.price().map_or_else(|| "-".to_owned(), |(price, _)| price.to_string()),
+        ]
+    });
+    text_table(
+        &[
+            ("device", false),
+            ("also called", false),
+            ("memory", true),
+            ("bandwidth", true),
+            ("dense bf16", true),
+            ("dense fp8", true),
+            ("price", true),
+        ],
+        rows.collect(),
+    )
+}
+
+fn show_text(device: &DeviceSpec) -> String {
+    let published = |name: &str, value: String| {
+        vec![name.to_owned(), value, "-".to_owned(), device.source.clone()]
+    };
+    let mut rows = vec![
+        published("memory", gigabytes(device.memory_bytes)),
+        published("memory bandwidth", BytesPerSecond(device.read_bytes_per_s).to_string()),
+        published("link bandwidth", BytesPerSecond(device.link_bytes_per_s).to_string()),
+    ];
+    rows.extend(device.flops_per_s.iter().map(|(dtype, rate)| {
+        let name = format!("dense {}", format!("{dtype:?}").to_lowercase());
+        published(&name, FlopsPerSecond(*rate).to_string())
+    }));
+    rows.extend(device.prices.iter().map(|price| {
+        vec![
+            format!("price, {}", price.tier),
+            UsdPerHour(price.usd_per_hour).to_string(),
+            price.date.clone(),
+            price.source.clone(),
+        ]
+    }));
+    let table = text_table(
+        &[("quantity", false), ("value", true), ("seen", false), ("source", false)],
+        rows,
+    );
+    let default = match device.price() {
+        Some((_, price)) => format!("default price: {}", price.tier),
+        None => "no price known".to_owned(),
+    };
+    format!("{} ({}); {default}\n\n{table}", device.name, device.aliases.join(", "))
+}
+
+/// Memory in the unit of datasheets.
+fn gigabytes(bytes: f64) -> String {
+    format!("{:.0} GB", bytes / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_fits_a_terminal_and_names_every_device() {
+        let devices = DeviceSpec::known().unwrap();
+        let text = list_text(&devices);
+        assert!(devices.iter().all(|d| text.contains(&d.name)), "{text}");
+        assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");
+    }
+
+    #[test]
+    fn every_number_of_a_device_has_its_source() {
+        for device in DeviceSpec::known().unwrap() {
+            let text = show_text(&device);
+            let lines = text.lines().skip_while(|l| !l.starts_with("--")).skip(1);
+            for line in lines {
+                let sourced = line.contains("datasheet") || line.contains("price table");
+                assert!(sourced && line.chars().count() <= 100, "{line}");
+            }
+        }
+        let h100 = show_text(&DeviceSpec::load("h100").unwrap());
+        assert!(h100.contains("80 GB") && h100.contains("3.35 TB/s") && h100.contains("$1.69/h"));
+    }
+
+    #[test]
+    fn an_unknown_device_is_a_usage_error_with_suggestions() {
+        let args = Args { action: Action::Show { name: "h10".into() } };
+        let error = run(&args, Output::new(true)).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("h100"), "{error}");
+    }
+}

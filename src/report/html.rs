@@ -1,0 +1,214 @@
+//! The page of a ranking: one self-contained HTML file without scripts or outside resources.
+
+use std::fmt::Write;
+
+use crate::plan::outcome::RankReport;
+use crate::report::escape::escape;
+use crate::report::plot::Figure;
+use crate::report::view::{self, Table};
+
+/// Light and dark by the reader's setting; wide tables and figures scroll inside themselves on a phone.
+const STYLE: &str = "\
+:root{color-scheme:light dark;--paper:#fff;--ink:#222;--soft:#666;--line:#ddd;--strong:#e8f4ea;--warn:#fff4d6}
+@media(prefers-color-scheme:dark){:root{--paper:#16181b;--ink:#e4e4e4;--soft:#a0a0a0;--line:#3a3d42;--strong:#1d3a26;--warn:#40340f}}
+*{box-sizing:border-box}
+body{margin:0 auto;padding:1rem;max-width:62rem;background:var(--paper);color:var(--ink);font:1rem/1.5 system-ui,sans-serif}
+h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0}
+h2{font-size:1.15rem;margin:2rem 0 .5rem}
+p{margin:.5rem 0}
+.first{font-size:1.1rem;font-weight:600}
+.soft,figcaption{color:var(--soft);font-size:.875rem}
+.warn{background:var(--warn);border-radius:.4rem;padding:.25rem 1rem}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
+th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+th{color:var(--soft);font-weight:600;vertical-align:bottom}
+.n{text-align:right;white-space:nowrap}
+.strong td{background:var(--strong);font-weight:600}
+figure{margin:1.5rem 0}
+figure svg{display:block;width:100%;min-width:40rem;height:auto;background:#fff;border-radius:.4rem}
+summary{cursor:pointer;font-size:1.15rem;font-weight:600;margin:2rem 0 .5rem}
+";
+
+/// The whole page.
+pub(super) fn page(report: &RankReport, figures: &[Figure]) -> String {
+    let mut html = String::new();
+    let title = "Which mixture-of-experts model to train, and what it costs to serve";
+    html.push_str("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
+    html.push_str("<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n");
+    push(&mut html, format_args!("<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n"));
+    push(&mut html, format_args!("<body>\n<h1>{title}</h1>\n"));
+    let basis = format!(
+        "{} latencies of {}; loss law {}",
+        report.profile.source.label(),
+        report.profile.device,
+        report.law.id
+    );
+    push(&mut html, format_args!("<p class=\"soft\">{}</p>\n", escape(&basis)));
+    for (index, line) in report.summary.iter().enumerate() {
+        let class = if index == 0 { " class=\"first\"" } else { "" };
+        push(&mut html, format_args!("<p{class}>{}</p>\n", escape(line)));
+    }
+    warnings(&mut html, report);
+    table(&mut html, &view::best(report));
+    table(&mut html, &view::totals(report));
+    for figure in figures {
+        drawn(&mut html, figure);
+    }
+    for further in [
+        view::crossovers(report),
+        view::frontier(report),
+        view::references(report),
+        view::sensitivity(report, false),
+        view::latencies(report),
+    ] {
+        table(&mut html, &further);
+    }
+    folded(&mut html, &view::assumptions(report));
+    provenance(&mut html, report);
+    html.push_str("</body>\n</html>\n");
+    html
+}
+
+fn push(html: &mut String, text: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _ = html.write_fmt(text);
+}
+
+fn warnings(html: &mut String, report: &RankReport) {
+    if report.warnings.is_empty() {
+        return;
+    }
+    html.push_str("<div class=\"warn\">\n<p><strong>Before acting on this</strong></p>\n<ul>\n");
+    for line in &report.warnings {
+        push(html, format_args!("<li>{}</li>\n", escape(line)));
+    }
+    html.push_str("</ul>\n</div>\n");
+}
+
+fn table(html: &mut String, table: &Table) {
+    if !table.rows.is_empty() {
+        push(html, format_args!("<h2>{}</h2>\n", escape(&table.title)));
+        body(html, table);
+    }
+}
+
+/// A long table that is opened on demand.
+fn folded(html: &mut String, table: &Table) {
+    if !table.rows.is_empty() {
+        push(html, format_args!("<details open>\n<summary>{}</summary>\n", escape(&table.title)));
+        body(html, table);
+        html.push_str("</details>\n");
+    }
+}
+
+fn body(html: &mut String, table: &Table) {
+    html.push_str("<div class=\"wide\">\n<table>\n<thead><tr>");
+    let class = |numeric: bool| if numeric { " class=\"n\"" } else { "" };
+    for &(name, numeric) in table.columns {
+        let name = escape(name.trim()).replace('\n', " ");
+        push(html, format_args!("<th{}>{name}</th>", class(numeric)));
+    }
+    html.push_str("</tr></thead>\n<tbody>\n");
+    for (index, row) in table.rows.iter().enumerate() {
+        let strong = if table.strong == Some(index) { " class=\"strong\"" } else { "" };
+        push(html, format_args!("<tr{strong}>"));
+        for (text, &(_, numeric)) in row.iter().zip(table.columns) {
+            push(html, format_args!("<td{}>{}</td>", class(numeric), escape(text)));
+        }
+        html.push_str("</tr>\n");
+    }
+    html.push_str("</tbody>\n</table>\n</div>\n");
+    if let Some(note) = &table.note {
+        push(html, format_args!("<p class=\"soft\">{}</p>\n", escape(note)));
+    }
+}
+
+fn drawn(html: &mut String, figure: &Figure) {
+    let caption = escape(figure.caption);
+    let labelled = format!("<svg role=\"img\" aria-label=\"{caption}\" ");
+    let svg = figure.svg.replacen("<svg ", &labelled, 1);
+    push(
+        html,
+        format_args!(
+            "<figure id=\"{}\">\n<div class=\"wide\">{}</div>\n<figcaption>{caption}</figcaption>\n</figure>\n",
+            figure.name,
+            svg.trim_end()
+        ),
+    );
+}
+
+fn provenance(html: &mut String, report: &RankReport) {
+    html.push_str("<h2>What it rests on</h2>\n<div class=\"wide\">\n<table>\n<tbody>\n");
+    for (name, value) in view::provenance(report) {
+        push(html, format_args!("<tr><th>{}</th><td>{}</td></tr>\n", escape(name), escape(&value)));
+    }
+    html.push_str("</tbody>\n</table>\n</div>\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::plan::sample;
+
+    /// Every element that is opened is closed in order; enough to catch a text that leaks markup.
+    fn nesting(html: &str) -> Result<(), String> {
+        let mut open: Vec<&str> = Vec::new();
+        for part in html.split('<').skip(1) {
+            let tag = part.split('>').next().unwrap_or("");
+            let name = tag.trim_start_matches('/').split([' ', '\n', '/']).next().unwrap_or("");
+            if tag.starts_with('!') || tag.ends_with('/') || name == "meta" {
+                continue;
+            }
+            if tag.starts_with('/') {
+                let last = open.pop();
+                if last != Some(name) {
+                    return Err(format!("</{name}> closes {last:?}"));
+                }
+            } else {
+                open.push(name);
+            }
+        }
+        if open.is_empty() { Ok(()) } else { Err(format!("left open: {open:?}")) }
+    }
+
+    fn figure() -> Figure {
+        Figure {
+            name: "cost_frontier",
+            caption: "Training & serving.",
+            svg: "<svg width=\"1\" height=\"1\" xmlns=\"http://www.w3.org/2000/svg\">\n</svg>\n"
+                .into(),
+            png: vec![],
+        }
+    }
+
+    #[test]
+    fn the_page_stands_alone_and_says_everything() {
+        let html = page(&sample::report(), &[figure()]);
+        nesting(&html).unwrap();
+        for word in
+            ["4 experts", "$0.35", "--mfu*", "2026-01-02", "far outside", "P(best)", "flips"]
+        {
+            assert!(html.contains(word), "{word}");
+        }
+        assert!(html.contains("made-up &lt;device&gt; &amp; co"));
+        for outside in ["<script", "<link", "src=", "href=", "url(", "@import"] {
+            assert!(!html.contains(outside), "{outside}");
+        }
+        assert!(html.contains("aria-label=\"Training &amp; serving.\""));
+    }
+
+    #[test]
+    fn an_empty_report_is_a_whole_page() {
+        nesting(&page(&sample::empty(), &[])).unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_of_a_report_becomes_markup(report in sample::arbitrary()) {
+            prop_assert_eq!(nesting(&page(&report, &[figure()])), Ok(()));
+        }
+    }
+}
