@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::Result;
 
+pub mod law;
 pub mod output;
 pub mod parse;
 pub mod progress;
@@ -28,13 +29,19 @@ pub struct Cli {
 
 /// The commands; each has a module of its own.
 #[derive(Debug, Subcommand)]
-pub enum Command {}
+pub enum Command {
+    /// Loss laws: list them, evaluate them, find the best size for a budget.
+    #[command(subcommand)]
+    Law(law::Command),
+}
 
 /// Runs a parsed command.
 ///
 /// # Errors
 /// Whatever the command reports; [`crate::Error::exit_code`] says how the program ends.
 pub fn run(cli: Cli) -> Result<()> {
-    let _output = Output::new(cli.json);
-    match cli.command {}
+    let output = Output::new(cli.json);
+    match cli.command {
+        Command::Law(command) => law::run(command, output),
+    }
 }
