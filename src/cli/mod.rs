@@ -10,6 +10,7 @@ use crate::Result;
 pub mod measure;
 pub mod compare;
 pub mod device;
+pub mod law;
 pub mod output;
 pub mod parse;
 pub mod preset;
@@ -46,6 +47,9 @@ pub enum Command {
     Preset(preset::Args),
     /// List and show the devices that come with the program.
     Device(device::Args),
+    /// Loss laws: list them, evaluate them, find the best size for a budget.
+    #[command(subcommand)]
+    Law(law::Command),
 }
 
 /// Runs a parsed command.
@@ -63,5 +67,6 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Compare(args) => compare::run(&args, output),
         Command::Preset(args) => preset::run(&args, output),
         Command::Device(args) => device::run(&args, output),
+        Command::Law(command) => law::run(command, output),
     }
 }

@@ -9,4 +9,5 @@ pub mod preset;
 
 pub use device::DeviceSpec;
 pub use model::{Attention, DType, MoeModel, RouterConfig, Scoring, SharedExperts, SlidingWindow};
+pub(crate) use nearest::unknown_name;
 pub use params::ParamCount;

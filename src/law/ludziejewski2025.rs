@@ -12,7 +12,11 @@
 use serde::Deserialize;
 
 use crate::law::scaling::{Closure, ExpertScaling, Extrapolation};
-use crate::law::{PowerLawSlice, effective_experts};
+use crate::law::surface::{SizeAndTokens, Sizes, Surface};
+use crate::law::{
+    Inputs, LawInfo, LossLaw, PowerLawSlice, Range, Variable, effective_experts, embedded,
+};
+use crate::units::{Flops, Nats};
 use crate::{Error, Result, error};
 
 const COEFFICIENTS: &str = include_str!("../config/presets/laws/ludziejewski2025.toml");
@@ -23,6 +27,8 @@ const VOCAB: f64 = 50_257.0;
 const HEAD_DIM: f64 = 64.0;
 /// FFN width over residual width.
 const FFN_RATIO: f64 = 3.0;
+/// Tokens per parameter that the paper names as beyond its data.
+const BEYOND_DATA: f64 = 414.0;
 /// Most experts that are a meaningful question; the law saturates at `e_max` anyway.
 const MAX_EXPERTS: usize = 4096;
 
@@ -30,8 +36,7 @@ const MAX_EXPERTS: usize = 4096;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ludziejewski2025 {
-    id: String,
-    source: String,
+    info: LawInfo,
     a: f64,
     alpha: f64,
     delta: f64,
@@ -64,18 +69,7 @@ impl Ludziejewski2025 {
     /// # Errors
     /// [`Error::BadFile`] if the embedded coefficients are damaged, which a test excludes.
     pub fn published() -> Result<Self> {
-        toml::from_str(COEFFICIENTS)
-            .map_err(|e| Error::bad_file("ludziejewski2025.toml", e.message().to_owned()))
-    }
-
-    /// Identifier.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// Where the coefficients were published.
-    pub fn source(&self) -> &str {
-        &self.source
+        embedded("ludziejewski2025.toml", COEFFICIENTS)
     }
 
     /// Peak learning rate that the paper gives for `n_active` parameters *without* embeddings:
@@ -113,7 +107,7 @@ impl ExpertScaling for Ludziejewski2025 {
     /// `N_total = 2 d V + (4 + 9 E) d^3 / 64`. Routers are not counted.
     fn closure(&self, experts: usize, n_active: f64) -> Result<Closure> {
         let n_active = error::positive("--n-active", n_active)?;
-        let hidden = width(n_active);
+        let hidden = width(n_active, 4.0 + 3.0 * FFN_RATIO);
         let layers = hidden / HEAD_DIM;
         let per_expert = 3.0 * FFN_RATIO;
         Ok(Closure {
@@ -145,13 +139,114 @@ impl ExpertScaling for Ludziejewski2025 {
     }
 }
 
-/// The width d with `2 d V + 13 d^3 / 64 = n_active`, by Newton's method: the left side is
+impl LossLaw for Ludziejewski2025 {
+    fn info(&self) -> &LawInfo {
+        &self.info
+    }
+
+    fn surface(&self, inputs: &Inputs) -> Result<Box<dyn Surface>> {
+        let experts = inputs.require_whole(Variable::Experts, &self.info.id)?;
+        Ok(Box::new(AtExperts { law: self.clone(), experts, slice: self.slice(experts)? }))
+    }
+
+    fn scaling(&self) -> Result<Box<dyn ExpertScaling>> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+/// The law at one expert count; its N counts active parameters.
+struct AtExperts {
+    law: Ludziejewski2025,
+    experts: usize,
+    slice: PowerLawSlice,
+}
+
+impl Surface for AtExperts {
+    fn loss(&self, n: f64, tokens: f64) -> f64 {
+        self.slice.loss(n, tokens).0
+    }
+
+    fn sizes(&self, n: f64) -> Sizes {
+        let n_total = self.law.closure(self.experts, n).ok().map(|c| c.n_total);
+        Sizes { n_active: Some(n), n_total }
+    }
+
+    fn train_flops_per_token(&self, n: f64) -> f64 {
+        6.0 * n
+    }
+
+    fn size(&self, inputs: &Inputs) -> Result<f64> {
+        if let Some(n_active) = inputs.get(Variable::NActive) {
+            return Ok(n_active);
+        }
+        let n_total = inputs.get(Variable::NTotal).ok_or_else(|| {
+            Error::usage("--n-active", "missing; ludziejewski2025 needs it, or --n-total")
+        })?;
+        let layers_params = |experts: f64| 4.0 + 3.0 * FFN_RATIO * experts;
+        let d = width(n_total, layers_params(self.experts as f64));
+        Ok(2.0 * d * VOCAB + layers_params(1.0) / HEAD_DIM * d.powi(3))
+    }
+
+    fn ranges(&self) -> Vec<Range> {
+        let mut ranges = self.law.info.ranges.clone();
+        if let Some(run) = self.law.largest_run(self.experts) {
+            ranges.extend([
+                Range::up_to(Variable::NActive, run.n_active),
+                Range::up_to(Variable::Tokens, run.tokens),
+                Range::up_to(Variable::TrainFlops, run.train_flops),
+                Range::up_to(Variable::TokensPerParam, run.tokens_per_param),
+            ]);
+        }
+        ranges
+    }
+
+    fn fixed(&self) -> Inputs {
+        Inputs::default().with(Variable::Experts, self.experts as f64)
+    }
+
+    fn notes(&self, at: SizeAndTokens) -> Vec<String> {
+        let ratio = at.tokens / at.n;
+        let mut notes = Vec::new();
+        if let Some(run) = self.law.largest_run(self.experts)
+            && run.experts != self.experts
+        {
+            notes.push(format!(
+                "{} experts were not fitted; ranges are those of {} experts",
+                self.experts, run.experts
+            ));
+        }
+        if ratio > BEYOND_DATA {
+            notes.push(format!(
+                "{ratio:.0} tokens per parameter are beyond what the paper itself trusts ({BEYOND_DATA})"
+            ));
+        } else if ratio < 1.0 {
+            notes.push("models with less than one token per parameter fit worse".into());
+        }
+        notes
+    }
+
+    fn optimum(&self, budget: Flops) -> Result<SizeAndTokens> {
+        error::positive(Variable::TrainFlops.flag(), budget.0)?;
+        let best = self.slice.optimum(budget);
+        Ok(SizeAndTokens { n: best.n_active, tokens: best.tokens })
+    }
+
+    fn budget_for_loss(&self, loss: Nats) -> Result<Flops> {
+        self.slice.budget_for_loss(loss)
+    }
+
+    fn tokens_for_loss(&self, n: f64, loss: Nats) -> Result<f64> {
+        self.slice.tokens_for_loss(n, loss)
+    }
+}
+
+/// The width d with `2 d V + factor d^3 / 64 = params`, by Newton's method: the left side is
 /// increasing and convex, so starting above the root it converges from above.
-fn width(n_active: f64) -> f64 {
-    let cubic = (4.0 + 3.0 * FFN_RATIO) / HEAD_DIM;
-    let mut d = (n_active / cubic).cbrt();
+fn width(params: f64, factor: f64) -> f64 {
+    let cubic = factor / HEAD_DIM;
+    let mut d = (params / cubic).cbrt();
     for _ in 0..60 {
-        let value = 2.0 * d * VOCAB + cubic * d.powi(3) - n_active;
+        let value = 2.0 * d * VOCAB + cubic * d.powi(3) - params;
         let next = d - value / (2.0 * VOCAB + 3.0 * cubic * d * d);
         if (next - d).abs() <= 1e-13 * d {
             return next;
@@ -164,7 +259,7 @@ fn width(n_active: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::{Flops, Nats};
+    use crate::law::surface;
 
     fn law() -> Ludziejewski2025 {
         Ludziejewski2025::published().unwrap()
@@ -351,6 +446,30 @@ mod tests {
         assert_eq!(law().slice(0).unwrap_err().exit_code(), 2);
         assert_eq!(law().slice(5000).unwrap_err().exit_code(), 2);
         assert_eq!(law().closure(4, f64::NAN).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn the_closed_optimum_is_the_searched_one() {
+        for experts in [1.0, 4.0, 32.0] {
+            let inputs = Inputs::new([(Variable::Experts, experts)]).unwrap();
+            let surface = law().surface(&inputs).unwrap();
+            for budget in [1e18, 1e21, 1e24] {
+                let closed = surface.optimum(Flops(budget)).unwrap();
+                let searched = surface::optimum(surface.as_ref(), Flops(budget)).unwrap();
+                close(searched.n, closed.n, 1e-6);
+                close(searched.tokens, closed.tokens, 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn a_size_can_be_given_in_total_parameters() {
+        let inputs = |size| Inputs::new([(Variable::Experts, 8.0), size]).unwrap();
+        let surface = law().surface(&inputs((Variable::NActive, 1e9))).unwrap();
+        let n_total = surface.sizes(1e9).n_total.unwrap();
+        close(surface.size(&inputs((Variable::NTotal, n_total))).unwrap(), 1e9, 1e-9);
+        let error = surface.size(&Inputs::default()).unwrap_err();
+        assert!(error.to_string().contains("--n-active"), "{error}");
     }
 
     #[test]

@@ -1,0 +1,308 @@
+//! `law list`, `law eval`, `law optimal`: what the laws are and what they say.
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use crate::cli::{Output, output, parse};
+use crate::law::{self, Evaluation, Inputs, LawInfo, LossLaw, Variable};
+use crate::units::{Flops, Nats};
+use crate::{Error, Result};
+
+/// The law commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List the laws with their variables, fitted ranges and sources.
+    #[command(after_help = "Example:\n  moe-frontier law list")]
+    List,
+    /// Print the loss of one model.
+    #[command(after_help = "Example:\n  moe-frontier law eval --law ludziejewski2025 --experts 8 \
+                            --n-active 1B --tokens 20B")]
+    Eval(EvalArgs),
+    /// Print the best size and training tokens for a budget, or the cheapest training for a loss.
+    #[command(
+        after_help = "Examples:\n  moe-frontier law optimal --experts 8 --train-flops 1e21\n  \
+                            moe-frontier law optimal --experts 8 --target-loss 2.3"
+    )]
+    Optimal(OptimalArgs),
+}
+
+/// Which law.
+#[derive(Args, Clone, Debug)]
+pub struct LawArgs {
+    /// Law, as `law list` names it.
+    #[arg(long, default_value = "ludziejewski2025", value_name = "LAW")]
+    pub law: String,
+
+    /// Set of coefficients, for laws that have several.
+    #[arg(long, value_name = "SET")]
+    pub variant: Option<String>,
+}
+
+impl LawArgs {
+    fn load(&self) -> Result<Box<dyn LossLaw>> {
+        law::load(&self.law, self.variant.as_deref())
+    }
+}
+
+/// The variables that describe a model apart from its training; each law takes its own.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct ModelArgs {
+    /// Experts per layer; 1 is dense.
+    #[arg(long, value_parser = parse::quantity, value_name = "E")]
+    pub experts: Option<f64>,
+
+    /// All parameters.
+    #[arg(long, value_parser = parse::quantity, value_name = "N")]
+    pub n_total: Option<f64>,
+
+    /// Granularity, in the definition of the law's paper.
+    #[arg(long, value_parser = parse::quantity, value_name = "G")]
+    pub granularity: Option<f64>,
+
+    /// Experts that one token visits.
+    #[arg(long, value_parser = parse::quantity, value_name = "K")]
+    pub active_experts: Option<f64>,
+
+    /// Share of the activated experts that all tokens share.
+    #[arg(long, value_parser = parse::non_negative, value_name = "S")]
+    pub shared_ratio: Option<f64>,
+
+    /// Share of the experts that a token does not visit.
+    #[arg(long, value_parser = parse::non_negative, value_name = "S")]
+    pub sparsity: Option<f64>,
+}
+
+impl ModelArgs {
+    fn pairs(&self) -> impl Iterator<Item = (Variable, f64)> + use<> {
+        [
+            (Variable::Experts, self.experts),
+            (Variable::NTotal, self.n_total),
+            (Variable::Granularity, self.granularity),
+            (Variable::ActiveExperts, self.active_experts),
+            (Variable::SharedRatio, self.shared_ratio),
+            (Variable::Sparsity, self.sparsity),
+        ]
+        .into_iter()
+        .filter_map(|(variable, value)| Some((variable, value?)))
+    }
+}
+
+/// Arguments of `law eval`.
+#[derive(Args, Clone, Debug)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    law: LawArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// Parameters that one token meets.
+    #[arg(long, value_parser = parse::quantity, value_name = "N")]
+    n_active: Option<f64>,
+
+    /// Training tokens.
+    #[arg(long, value_parser = parse::quantity, value_name = "D")]
+    tokens: Option<f64>,
+}
+
+/// Arguments of `law optimal`.
+#[derive(Args, Clone, Debug)]
+pub struct OptimalArgs {
+    #[command(flatten)]
+    law: LawArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// Training budget in FLOPs.
+    #[arg(long, value_parser = parse::quantity, value_name = "C")]
+    #[arg(required_unless_present = "target_loss", conflicts_with = "target_loss")]
+    train_flops: Option<f64>,
+
+    /// Loss to reach in nats per token, with as little training as possible.
+    #[arg(long, value_parser = parse::quantity, value_name = "NATS")]
+    target_loss: Option<f64>,
+}
+
+/// Runs a law command.
+///
+/// # Errors
+/// Whatever the law refuses.
+pub fn run(command: Command, output: Output) -> Result<()> {
+    match command {
+        Command::List => list(output),
+        Command::Eval(args) => eval(&args, output),
+        Command::Optimal(args) => optimal(&args, output),
+    }
+}
+
+#[derive(Serialize)]
+struct ListDocument {
+    schema: &'static str,
+    schema_version: &'static str,
+    laws: Vec<LawInfo>,
+}
+
+fn list(output: Output) -> Result<()> {
+    let laws = law::IDS
+        .into_iter()
+        .map(|id| law::load(id, None).map(|law| law.info().clone()))
+        .collect::<Result<Vec<_>>>()?;
+    let document = ListDocument { schema: "moe-frontier.law-list", schema_version: "1.0", laws };
+    output.result(&document, || document.laws.iter().map(describe).collect::<Vec<_>>().join("\n"))
+}
+
+/// A paragraph about one law.
+fn describe(info: &LawInfo) -> String {
+    let mut text = format!("{}\n  {}\n  {}\n", info.id, info.title, info.source);
+    let mut line = |label: &str, value: &str| {
+        text.push_str(&wrapped(&format!("  {label:<10}"), value));
+    };
+    line("form", &info.form);
+    line("N", &info.size);
+    line("closure", &info.closure);
+    line("fitted to", &info.fitted_to);
+    let variables: Vec<String> = info
+        .variables
+        .iter()
+        .map(|v| {
+            let optional = if v.optional { ", optional" } else { "" };
+            format!("{} ({}: {}{optional})", v.name.flag(), v.symbol, v.meaning)
+        })
+        .collect();
+    line("takes", &variables.join("; "));
+    if !info.variants.is_empty() {
+        line("sets", &format!("--variant {}", info.variants.join(", ")));
+    }
+    for refusal in &info.cannot {
+        line("cannot", refusal);
+    }
+    text
+}
+
+/// A label and a value of up to 100 columns a line, continued under the value.
+fn wrapped(label: &str, value: &str) -> String {
+    const WIDTH: usize = 100;
+    let indent = " ".repeat(label.len());
+    let mut text = String::new();
+    let mut line = label.to_owned();
+    for word in value.split(' ') {
+        if line.len() > label.len() && line.chars().count() + 1 + word.chars().count() > WIDTH {
+            text.push_str(line.trim_end());
+            text.push('\n');
+            line.clone_from(&indent);
+        }
+        if line.len() > label.len() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    text + line.trim_end() + "\n"
+}
+
+#[derive(Serialize)]
+struct EvaluationDocument {
+    schema: &'static str,
+    schema_version: &'static str,
+    #[serde(flatten)]
+    evaluation: Evaluation,
+}
+
+fn eval(args: &EvalArgs, output: Output) -> Result<()> {
+    let law = args.law.load()?;
+    let own = [(Variable::NActive, args.n_active), (Variable::Tokens, args.tokens)];
+    let own = own.into_iter().filter_map(|(variable, value)| Some((variable, value?)));
+    let inputs = Inputs::new(args.model.pairs().chain(own))?;
+    print("moe-frontier.law-eval", law::eval(law.as_ref(), &inputs)?, output)
+}
+
+fn optimal(args: &OptimalArgs, output: Output) -> Result<()> {
+    let law = args.law.load()?;
+    let inputs = Inputs::new(args.model.pairs())?;
+    let evaluation = match (args.train_flops, args.target_loss) {
+        (Some(budget), None) => law::optimal(law.as_ref(), &inputs, Flops(budget))?,
+        (None, Some(loss)) => law::optimal_for_loss(law.as_ref(), &inputs, Nats(loss))?,
+        _ => return Err(Error::usage("--train-flops", "give it or --target-loss, one of the two")),
+    };
+    print("moe-frontier.law-optimal", evaluation, output)
+}
+
+fn print(schema: &'static str, evaluation: Evaluation, output: Output) -> Result<()> {
+    if let Some(worst) = evaluation.outside.iter().max_by(|a, b| a.factor.total_cmp(&b.factor)) {
+        output::warn(&format!(
+            "{} is {:.3e}, {:.1} times past what {} was fitted to ({:.3e})",
+            worst.variable.name(),
+            worst.value,
+            worst.factor,
+            evaluation.law,
+            worst.limit
+        ));
+    }
+    let document = EvaluationDocument { schema, schema_version: "1.0", evaluation };
+    output.result(&document, || text(&document.evaluation))
+}
+
+fn text(e: &Evaluation) -> String {
+    let number = |value: Option<f64>| {
+        value.map_or_else(|| "the law does not say".to_owned(), |v| format!("{v:.4e}"))
+    };
+    let mut lines = vec![
+        ("law", e.law.clone()),
+        ("loss", format!("{:.5} nats per token", e.loss_nats)),
+        ("active parameters", number(e.n_active)),
+        ("total parameters", number(e.n_total)),
+        ("training tokens", format!("{:.4e}", e.tokens)),
+        ("training FLOPs", number(e.train_flops)),
+    ];
+    for (label, value) in
+        [("experts", e.experts), ("granularity", e.granularity), ("sparsity", e.sparsity)]
+    {
+        if let Some(value) = value {
+            lines.push((label, value.to_string()));
+        }
+    }
+    let range = if e.in_fit_range {
+        "inside".to_owned()
+    } else {
+        format!("outside, by a factor of up to {:.2}", e.extrapolation)
+    };
+    lines.push(("fitted range", range));
+    let lines: Vec<String> =
+        lines.into_iter().map(|(label, value)| format!("{label:<18} {value}")).collect();
+    let mut text = lines.join("\n") + "\n";
+    for note in &e.notes {
+        text.push_str(&wrapped(&format!("{:<19}", "note"), note));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_values_wrap_under_themselves() {
+        let text = wrapped("  form      ", &"word ".repeat(40));
+        assert!(text.lines().all(|l| l.len() <= 100));
+        assert!(text.lines().skip(1).all(|l| l.starts_with("            word")));
+    }
+
+    #[test]
+    fn the_json_starts_with_its_schema_and_has_the_contracts_fields() {
+        let law = law::load("ludziejewski2025", None).unwrap();
+        let inputs = Inputs::new([(Variable::Experts, 8.0)]).unwrap();
+        let evaluation = law::optimal(law.as_ref(), &inputs, Flops(1e21)).unwrap();
+        let document = EvaluationDocument {
+            schema: "moe-frontier.law-optimal",
+            schema_version: "1.0",
+            evaluation,
+        };
+        let json = serde_json::to_string(&document).unwrap();
+        assert!(
+            json.starts_with(
+                r#"{"schema":"moe-frontier.law-optimal","schema_version":"1.0","law""#
+            )
+        );
+        for field in ["loss_nats", "n_active", "n_total", "tokens", "train_flops", "in_fit_range"] {
+            assert!(json.contains(&format!("\"{field}\":")), "{field} in {json}");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! One answer of a law, as data: loss, sizes, work, and how far outside the fitted runs it lies.
+
+use serde::Serialize;
+
+use crate::law::surface::{SizeAndTokens, Surface};
+use crate::law::{Inputs, LossLaw, Outside, Variable};
+use crate::units::{Flops, Nats};
+use crate::{Error, Result};
+
+/// A law's answer at one point.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Identifier of the law.
+    pub law: String,
+    /// Loss in nats per token.
+    pub loss_nats: f64,
+    /// Parameters that one token meets, if the law can tell.
+    pub n_active: Option<f64>,
+    /// All parameters, if the law can tell.
+    pub n_total: Option<f64>,
+    /// Training tokens.
+    pub tokens: f64,
+    /// Training FLOPs, if the law can tell.
+    pub train_flops: Option<f64>,
+    /// Whether every variable lies within the runs that the law was fitted to.
+    pub in_fit_range: bool,
+    /// The largest factor by which a variable lies outside, at least 1.
+    pub extrapolation: f64,
+    /// The variables that lie outside.
+    pub outside: Vec<Outside>,
+    /// Experts per layer, for laws that have them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experts: Option<f64>,
+    /// Granularity, for laws that have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub granularity: Option<f64>,
+    /// Sparsity, for laws that have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sparsity: Option<f64>,
+    /// What to know about this answer.
+    pub notes: Vec<String>,
+}
+
+/// The answer of a surface at one point.
+pub fn evaluate(law: &str, surface: &dyn Surface, at: SizeAndTokens) -> Result<Evaluation> {
+    let loss_nats = surface.loss(at.n, at.tokens);
+    if !loss_nats.is_finite() {
+        return Err(Error::unfit(law, "the loss is not a finite number at this point"));
+    }
+    let state = state(surface, at);
+    let outside: Vec<Outside> =
+        surface.ranges().iter().filter_map(|range| range.outside(&state)).collect();
+    Ok(Evaluation {
+        law: law.into(),
+        loss_nats,
+        n_active: state.get(Variable::NActive),
+        n_total: state.get(Variable::NTotal),
+        tokens: at.tokens,
+        train_flops: state.get(Variable::TrainFlops),
+        in_fit_range: outside.is_empty(),
+        extrapolation: outside.iter().map(|o| o.factor).fold(1.0, f64::max),
+        outside,
+        experts: state.get(Variable::Experts),
+        granularity: state.get(Variable::Granularity),
+        sparsity: state.get(Variable::Sparsity),
+        notes: surface.notes(at),
+    })
+}
+
+/// Every quantity that is known at a point.
+fn state(surface: &dyn Surface, at: SizeAndTokens) -> Inputs {
+    let sizes = surface.sizes(at.n);
+    let flops = surface.train_flops_per_token(at.n) * at.tokens;
+    let mut state = surface.fixed().with(Variable::Tokens, at.tokens);
+    let computed = [
+        (Variable::NActive, sizes.n_active),
+        (Variable::NTotal, sizes.n_total),
+        (Variable::TokensPerParam, sizes.n_active.map(|n| at.tokens / n)),
+        (Variable::TrainFlops, Some(flops).filter(|f| f.is_finite())),
+    ];
+    for (variable, value) in computed {
+        if let Some(value) = value {
+            state = state.with(variable, value);
+        }
+    }
+    state
+}
+
+/// What `law eval` answers: the loss at the given size and tokens.
+///
+/// # Errors
+/// [`Error::Usage`] for a missing variable or one that this law does not take.
+pub fn eval(law: &dyn LossLaw, inputs: &Inputs) -> Result<Evaluation> {
+    check_taken(law, inputs, false)?;
+    let surface = law.surface(inputs)?;
+    let n = surface.size(inputs)?;
+    let tokens = inputs.require(Variable::Tokens, &law.info().id)?;
+    evaluate(&law.info().id, surface.as_ref(), SizeAndTokens { n, tokens })
+}
+
+/// What `law optimal` answers for a training budget.
+///
+/// # Errors
+/// As [`eval`]; [`Error::Unfit`] for a law without an optimum.
+pub fn optimal(law: &dyn LossLaw, inputs: &Inputs, budget: Flops) -> Result<Evaluation> {
+    check_taken(law, inputs, true)?;
+    let surface = law.surface(inputs)?;
+    let at = surface.optimum(budget)?;
+    evaluate(&law.info().id, surface.as_ref(), at)
+}
+
+/// What `law optimal` answers for a target loss: the cheapest training that reaches it.
+///
+/// # Errors
+/// As [`optimal`]; [`Error::Infeasible`] when the law cannot reach the loss.
+pub fn optimal_for_loss(law: &dyn LossLaw, inputs: &Inputs, loss: Nats) -> Result<Evaluation> {
+    check_taken(law, inputs, true)?;
+    let surface = law.surface(inputs)?;
+    let at = surface.optimum(surface.budget_for_loss(loss)?)?;
+    evaluate(&law.info().id, surface.as_ref(), at)
+}
+
+/// Refuses variables that the law does not have, and those that an optimum finds: tokens, and the
+/// size unless the law cannot do without it (a total size that only bounds the active one).
+fn check_taken(law: &dyn LossLaw, inputs: &Inputs, optimum: bool) -> Result<()> {
+    let info = law.info();
+    for variable in Variable::ALL.into_iter().filter(|&v| inputs.get(v).is_some()) {
+        let Some(own) = info.variables.iter().find(|v| v.name == variable) else {
+            let taken: Vec<&str> = info.variables.iter().map(|v| v.name.flag()).collect();
+            return Err(Error::usage(
+                variable.flag(),
+                format!("{} has no such variable; it takes {}", info.id, taken.join(", ")),
+            ));
+        };
+        let found = match variable {
+            Variable::NActive | Variable::NDense | Variable::Tokens => true,
+            Variable::NTotal => own.optional,
+            _ => false,
+        };
+        if optimum && found {
+            return Err(Error::usage(
+                variable.flag(),
+                "this is what the optimum finds; leave it out",
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::law;
+
+    fn inputs(values: &[(Variable, f64)]) -> Inputs {
+        Inputs::new(values.iter().copied()).unwrap()
+    }
+
+    #[test]
+    fn variables_that_a_law_does_not_take_are_refused_by_name() {
+        let law = law::load("ludziejewski2025", None).unwrap();
+        let given = [(Variable::Experts, 8.0), (Variable::Sparsity, 0.5)];
+        let error = optimal(law.as_ref(), &inputs(&given), Flops(1e20)).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().starts_with("--sparsity"), "{error}");
+        let given = [(Variable::Experts, 8.0), (Variable::Tokens, 1e9)];
+        let error = optimal(law.as_ref(), &inputs(&given), Flops(1e20)).unwrap_err();
+        assert!(error.to_string().contains("leave it out"), "{error}");
+    }
+
+    #[test]
+    fn the_cheapest_training_for_an_optimal_loss_is_its_budget() {
+        let law = law::load("ludziejewski2025", None).unwrap();
+        let given = inputs(&[(Variable::Experts, 8.0)]);
+        let best = optimal(law.as_ref(), &given, Flops(1e21)).unwrap();
+        let back = optimal_for_loss(law.as_ref(), &given, Nats(best.loss_nats)).unwrap();
+        assert!((back.train_flops.unwrap() / 1e21 - 1.0).abs() < 1e-8);
+        assert!(!best.in_fit_range);
+        assert!((best.extrapolation - 1e21 / 9e19).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_loss_below_the_floor_is_infeasible() {
+        let law = law::load("besiroglu2024", None).unwrap();
+        let error = optimal_for_loss(law.as_ref(), &Inputs::default(), Nats(1.8)).unwrap_err();
+        assert_eq!(error.exit_code(), 5);
+        assert!(error.to_string().contains("1.8169"), "{error}");
+    }
+}
