@@ -77,6 +77,25 @@ impl CpuBackend {
         workspace.products(weights, self.isa);
         Ok(workspace.out)
     }
+
+    /// Routes and runs the layer once in a workspace that the caller keeps: tokens, `x` and logits in,
+    /// the layer's output out.
+    pub(crate) fn route_and_forward<'w>(
+        self,
+        weights: &LayerWeights,
+        router: &RouterSpec,
+        (tokens, x, logits): (usize, &[f32], &[f32]),
+        workspace: &'w mut Workspace,
+    ) -> Result<&'w [f32]> {
+        let shape = &weights.shape;
+        Workspace::check_tokens(shape, tokens)?;
+        workspace.set_tokens(shape, tokens);
+        workspace.x.copy_from_slice(x);
+        route(logits, shape.experts, shape.top_k, router, &mut workspace.routed)?;
+        workspace.align(shape)?;
+        workspace.products(weights, self.isa);
+        Ok(&workspace.out)
+    }
 }
 
 impl Default for CpuBackend {
@@ -220,7 +239,7 @@ impl LoadedLayer for CpuLayer<'_> {
 
 /// Buffers of one layer call; they only grow, so that a call of known size allocates nothing.
 #[derive(Default)]
-struct Workspace {
+pub(crate) struct Workspace {
     tokens: usize,
     x: Vec<f32>,
     logits: Vec<f32>,
@@ -238,14 +257,20 @@ struct Workspace {
 impl Workspace {
     fn new(shape: &MoeShape, tokens: usize) -> Result<Self> {
         shape.validate()?;
+        Self::check_tokens(shape, tokens)?;
+        let mut workspace = Self::default();
+        workspace.set_tokens(shape, tokens);
+        Ok(workspace)
+    }
+
+    /// Whether buffers for so many tokens can be indexed.
+    fn check_tokens(shape: &MoeShape, tokens: usize) -> Result<()> {
         let pairs = tokens.checked_mul(shape.top_k).filter(|&p| u32::try_from(p).is_ok());
         let widest = blocks::padded(shape.hidden.max(shape.inter));
         if pairs.and_then(|p| p.checked_mul(widest)).is_none() {
             return Err(Error::usage("tokens", format!("{tokens} is more than can be indexed")));
         }
-        let mut workspace = Self::default();
-        workspace.set_tokens(shape, tokens);
-        Ok(workspace)
+        Ok(())
     }
 
     /// Sizes all buffers for `tokens` tokens.

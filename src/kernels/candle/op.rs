@@ -1,0 +1,99 @@
+//! Router, experts and weighted sum as one candle operation on (`x`, logits).
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, bail};
+
+use super::{view, wrapped};
+use crate::kernels::cpu::{CpuBackend, Workspace};
+use crate::kernels::{LayerWeights, RouterSpec};
+
+/// The experts of one layer as an operation on `x` `[.., hidden]` and router logits `[.., experts]`
+/// of equally many rows; the result has the shape and format of `x`.
+///
+/// Both may be f32, bf16 or f16 views of any strides. Values are widened to single precision, in which
+/// everything is computed as [`CpuBackend`] does, and rounded once at the end. There is no backward
+/// pass: asking for gradients is candle's error, never a gradient that is silently missing.
+///
+/// The workspace stays allocated between calls at the size of the largest; clones share it, and calls
+/// on clones at the same time wait for one another.
+#[derive(Clone)]
+pub struct RoutedExperts {
+    weights: Arc<LayerWeights>,
+    router: RouterSpec,
+    backend: CpuBackend,
+    buffers: Arc<Mutex<Buffers>>,
+}
+
+#[derive(Default)]
+struct Buffers {
+    x: Vec<f32>,
+    logits: Vec<f32>,
+    workspace: Workspace,
+}
+
+impl RoutedExperts {
+    /// The operation for these weights.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] when the router's settings do not fit the weights.
+    pub fn new(
+        weights: Arc<LayerWeights>,
+        router: RouterSpec,
+        backend: CpuBackend,
+    ) -> crate::Result<Self> {
+        router.validate(weights.shape.experts, weights.shape.top_k)?;
+        Ok(Self { weights, router, backend, buffers: Arc::default() })
+    }
+
+    /// The weights that it multiplies with.
+    pub fn weights(&self) -> &LayerWeights {
+        &self.weights
+    }
+
+    /// Rows of both inputs, when their shapes fit.
+    fn tokens(&self, x: &Layout, logits: &Layout) -> Result<usize> {
+        let shape = &self.weights.shape;
+        let rows = |layout: &Layout, width: usize| match layout.dims().split_last() {
+            Some((&last, rest)) if last == width => Some(rest.iter().product::<usize>()),
+            _ => None,
+        };
+        match (rows(x, shape.hidden), rows(logits, shape.experts)) {
+            (Some(tokens), Some(logit_rows)) if tokens == logit_rows => Ok(tokens),
+            _ => bail!(
+                "x {:?} and logits {:?} are not [.., {}] and [.., {}] with equally many rows",
+                x.shape(),
+                logits.shape(),
+                shape.hidden,
+                shape.experts
+            ),
+        }
+    }
+}
+
+impl CustomOp2 for RoutedExperts {
+    fn name(&self) -> &'static str {
+        "moe-routed-experts"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        logits: &CpuStorage,
+        logits_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let tokens = self.tokens(x_layout, logits_layout)?;
+        // A call that panicked leaves nothing behind that the next one reads before writing it.
+        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let Buffers { x: x_values, logits: logit_values, workspace } = &mut *buffers;
+        view::read(x, x_layout, x_values)?;
+        view::read(logits, logits_layout, logit_values)?;
+        let input = (tokens, x_values.as_slice(), logit_values.as_slice());
+        let out = self
+            .backend
+            .route_and_forward(&self.weights, &self.router, input, workspace)
+            .map_err(wrapped)?;
+        Ok((view::store(out, x)?, x_layout.shape().clone()))
+    }
+}
