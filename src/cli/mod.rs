@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::Result;
 
+pub mod import;
 pub mod output;
 pub mod parse;
 pub mod progress;
@@ -28,13 +29,18 @@ pub struct Cli {
 
 /// The commands; each has a module of its own.
 #[derive(Debug, Subcommand)]
-pub enum Command {}
+pub enum Command {
+    /// Third-party measured tables into a file that `estimate` and `size` read.
+    Import(import::ImportArgs),
+}
 
 /// Runs a parsed command.
 ///
 /// # Errors
 /// Whatever the command reports; [`crate::Error::exit_code`] says how the program ends.
 pub fn run(cli: Cli) -> Result<()> {
-    let _output = Output::new(cli.json);
-    match cli.command {}
+    let output = Output::new(cli.json);
+    match cli.command {
+        Command::Import(args) => import::run(args, output),
+    }
 }
