@@ -7,17 +7,18 @@ use clap::{Parser, Subcommand};
 
 use crate::Result;
 
-pub mod measure;
 pub mod compare;
 pub mod device;
+pub mod import;
 pub mod law;
+pub mod measure;
 pub mod output;
 pub mod parse;
 pub mod preset;
 pub mod progress;
+pub mod report;
 pub mod signals;
 pub mod store;
-pub mod report;
 
 pub use output::Output;
 
@@ -50,23 +51,23 @@ pub enum Command {
     /// Loss laws: list them, evaluate them, find the best size for a budget.
     #[command(subcommand)]
     Law(law::Command),
+    /// Third-party measured tables into a file that `estimate` and `size` read.
+    Import(import::ImportArgs),
 }
 
 /// Runs a parsed command.
 ///
 /// # Errors
 /// Whatever the command reports; [`crate::Error::exit_code`] says how the program ends.
-pub fn run(cli: &Cli) -> Result<()> {
-    let output = Output::new(cli.json);
-    match &cli.command {
-        Command::Measure(args) => measure::run(args, output),
 pub fn run(cli: Cli) -> Result<()> {
     let output = Output::new(cli.json);
     match cli.command {
+        Command::Measure(args) => measure::run(&args, output),
         Command::Report(args) => report::run(&args, output),
         Command::Compare(args) => compare::run(&args, output),
         Command::Preset(args) => preset::run(&args, output),
         Command::Device(args) => device::run(&args, output),
         Command::Law(command) => law::run(command, output),
+        Command::Import(args) => import::run(args, output),
     }
 }

@@ -90,6 +90,19 @@ impl DeviceSpec {
         FILES.iter().map(|text| Self::parse("device preset", text)).collect()
     }
 
+    /// The device whose driver prints this name, if it is a known one.
+    pub fn of_driver_name(printed: &str) -> Option<Self> {
+        let known = [
+            ("H100 80GB HBM3", "h100_sxm"),
+            ("H100 NVL", "h100_nvl"),
+            ("H200", "h200_sxm"),
+            ("A100-SXM4-80GB", "a100_80gb"),
+            ("B200", "b200"),
+        ];
+        let (_, name) = known.into_iter().find(|(part, _)| printed.contains(part))?;
+        Self::load(name).ok()
+    }
+
     fn read(path: &Path) -> Result<Self> {
         let bytes = read_capped(path, CAP)?;
         let text =

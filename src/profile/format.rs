@@ -17,8 +17,8 @@ use crate::{Error, Result};
 /// Longest profile that is read, in bytes.
 const CAP: u64 = 256 << 20;
 
-const SEAL: &str = ",\n  \"sha256\": \"";
-const END: &str = "\"\n}\n";
+pub(super) const SEAL: &str = ",\n  \"sha256\": \"";
+pub(super) const END: &str = "\"\n}\n";
 
 /// Reads a profile file and checks that what it says can be true.
 ///
@@ -108,7 +108,7 @@ fn foreign(path: &Path, why: &str) -> Error {
 }
 
 /// The document without its seal, after checking it. Positions in it are those of the file.
-fn unseal(path: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
+pub(super) fn unseal(path: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
     let last_line = bytes.split(|b| *b == b'\n').count();
     let broken = |reason: &str| Error::bad_file_at(path, last_line, 1, reason);
     let head_len = bytes.len().checked_sub(SEAL.len() + 64 + END.len());
@@ -123,7 +123,7 @@ fn unseal(path: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
     Ok([body, b"\n}"].concat())
 }
 
-fn at(path: &Path, error: &serde_json::Error) -> Error {
+pub(super) fn at(path: &Path, error: &serde_json::Error) -> Error {
     let text = error.to_string();
     let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
     Error::bad_file_at(path, error.line(), error.column(), reason)

@@ -1,7 +1,10 @@
 //! The latency profile: the wall between measuring and everything that is computed from it.
 
 pub mod compare;
+pub mod engine_tables;
+pub mod flat_table;
 pub mod format;
+pub mod import;
 mod interpolate;
 pub mod latency;
 pub mod roofline;
