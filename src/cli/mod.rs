@@ -16,6 +16,7 @@ pub mod output;
 pub mod parse;
 pub mod preset;
 pub mod progress;
+pub mod rank;
 pub mod report;
 pub mod signals;
 pub mod store;
@@ -38,6 +39,8 @@ pub struct Cli {
 /// The commands; each has a module of its own.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// THE main job: which expert count to train, from training cost against serving cost.
+    Rank(rank::RankArgs),
     /// Times MoE layers and the device's ceilings; writes a latency profile.
     Measure(measure::MeasureArgs),
     /// Draw the plots and the page of a rank.json again.
@@ -69,5 +72,6 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Device(args) => device::run(&args, output),
         Command::Law(command) => law::run(command, output),
         Command::Import(args) => import::run(args, output),
+        Command::Rank(args) => rank::run(&args, output),
     }
 }

@@ -1,6 +1,6 @@
 //! The only place that writes to stdout.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -50,6 +50,11 @@ pub fn write_stdout(text: &str) -> Result<()> {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|e| Error::io("write", stdout_path(), e)),
     }
+}
+
+/// Whether stdout shows colours: on a terminal, unless `NO_COLOR` is set to anything.
+pub fn colour() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
 /// Prints one warning line on stderr.

@@ -1,5 +1,6 @@
 //! Candidates, ranking with probabilities, frontier, crossovers.
 
+pub mod budget;
 pub mod candidates;
 pub mod decide;
 pub mod decision_map;

@@ -1,0 +1,369 @@
+//! From flags to the inputs of a ranking: defaults filled in, each noted with its reason.
+
+use crate::cli::rank::RankArgs;
+use crate::cli::rank::assumptions::Ledger;
+use crate::cli::rank::latencies::Serving;
+use crate::config::{DType, DeviceSpec};
+use crate::cost::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
+use crate::law::ExpertScaling;
+use crate::plan::budget;
+use crate::plan::inputs::{Demand, Lifetime, Limits, Ranges, RankInputs, ServingDevice, Target};
+use crate::units::{Bytes, Flops, FlopsPerSecond, Nats, Seconds, Tokens, UsdPerHour, count};
+use crate::{Error, Result};
+
+/// Expert counts compared unless named.
+const EXPERTS: [usize; 5] = [1, 4, 8, 16, 32];
+/// Devices of one replica that are tried.
+const REPLICA_SIZES: [usize; 4] = [1, 2, 4, 8];
+/// Training MFU: range reported for large runs.
+const MFU: (f64, f64, f64) = (0.4, 0.3, 0.5);
+/// Prices move by this factor between offers of one device.
+const PRICE_RANGE: (f64, f64) = (0.8, 1.25);
+/// Uncertainty of dense parts and of fixed work per layer, as standard deviations of logarithms.
+const DENSE_SIGMA: f64 = 0.1;
+const OVERHEAD_SIGMA: f64 = 0.2;
+/// All-reduce: fixed time, and the bandwidth that replaces an unknown link.
+const LINK_LATENCY: Seconds = Seconds(5e-6);
+const LINK_BYTES_PER_S: f64 = 200e9;
+/// Share of a link's peak that an all-reduce between eight devices moves its bytes at.
+const LINK_SHARE: f64 = 200.0 / 450.0;
+
+/// The inputs of a ranking with the ledger of where each came from.
+pub(super) struct Resolved {
+    pub(super) inputs: RankInputs,
+    pub(super) ledger: Ledger,
+    /// Whether the target's budget has still to be found.
+    budget_is_open: bool,
+    reference: usize,
+}
+
+/// Resolves every flag; the weights' width is settled by the profile later.
+///
+/// # Errors
+/// [`Error::Usage`] for values that contradict each other, [`Error::Unfit`] for a device without a
+/// price.
+pub(super) fn resolve(
+    args: &RankArgs,
+    law: &dyn ExpertScaling,
+    serving: &Serving,
+) -> Result<Resolved> {
+    let mut ledger = Ledger::default();
+    let experts = experts(args, &mut ledger)?;
+    let reference = reference_experts(args, &experts, &mut ledger)?;
+    let lengths = Lengths {
+        input: ledger.take("--isl", args.isl, (1000.0, "a long chat turn"), tokens),
+        output: ledger.take("--osl", args.osl, (1000.0, "a long chat turn"), tokens),
+    };
+    let demand = demand(args, &mut ledger);
+    let level = service_level(args, serving, &mut ledger);
+    let lifetime = lifetime(args, &mut ledger);
+    let limits = Limits {
+        max_tokens_per_param: ledger.take(
+            "--max-tokens-per-param",
+            args.max_tokens_per_param,
+            (414.0, "beyond it the law's paper calls its own fit unreliable; its runs end at 73"),
+            |v| format!("{v}"),
+        ),
+        max_train_factor: ledger.take(
+            "--max-train-factor",
+            args.max_train_factor,
+            (3.5, "range of arXiv 2404.02852"),
+            |v| format!("{v} x the budget"),
+        ),
+    };
+    let device = device(args, serving, &mut ledger)?;
+    let training = training(args, &mut ledger)?;
+    let kv_group = ledger.take(
+        "--kv-group",
+        args.kv_group,
+        (1.0, "multi-head attention, as the law's models have"),
+        |v| format!("{v} query heads per key/value head"),
+    );
+    let prefill_chunk = ledger.take(
+        "--prefill-chunk",
+        args.prefill_chunk,
+        (2048.0, "usual chunk of serving engines"),
+        tokens,
+    );
+    let zipf = ledger.take("--skew", args.skew, (0.5, "mild skew of trained routers"), |v| {
+        format!("uniform routing; up to Zipf {v}")
+    });
+    let ranges = ranges(args, law, zipf, &mut ledger);
+    let inputs = RankInputs {
+        experts,
+        target: target(args, reference),
+        limits,
+        lengths,
+        prefill_chunk,
+        demand,
+        level,
+        lifetime,
+        device,
+        training,
+        // Both executed formats are known only with the profile; 16 bits are what is measured here.
+        weight_bits: DType::Bf16.bits(),
+        kv_group,
+        ranges,
+        draws: args.draws as usize,
+        seed: args.seed,
+    };
+    let budget_is_open = args.train_flops.is_none() && args.target_loss.is_none();
+    let mut resolved = Resolved { inputs, ledger, budget_is_open, reference };
+    resolved.settle_budget(args, law)?;
+    Ok(resolved)
+}
+
+impl Resolved {
+    /// Finds the budget if none was given, and notes what is compared.
+    fn settle_budget(&mut self, args: &RankArgs, law: &dyn ExpertScaling) -> Result<()> {
+        if self.budget_is_open {
+            let budget = budget::largest_fitting(law, &self.inputs)?;
+            self.inputs.target = Target::Budget { budget, experts: self.reference };
+        }
+        match self.inputs.target {
+            Target::Budget { budget, .. } => self.ledger.note(
+                "--train-flops",
+                &format!("{:e} FLOPs", budget.0),
+                None,
+                if self.budget_is_open {
+                    "largest power of ten whose models fit one device"
+                } else {
+                    "given"
+                },
+                args.train_flops.is_none(),
+            ),
+            Target::Loss { loss, .. } => {
+                self.ledger.note("--target-loss", &loss.to_string(), None, "given", false);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn target(args: &RankArgs, experts: usize) -> Target {
+    match (args.target_loss, args.train_flops) {
+        (Some(loss), _) => Target::Loss { loss: Nats(loss), experts },
+        // Replaced by the fitting budget when none was given.
+        (None, flops) => Target::Budget { budget: Flops(flops.unwrap_or(1e21)), experts },
+    }
+}
+
+fn experts(args: &RankArgs, ledger: &mut Ledger) -> Result<Vec<usize>> {
+    let mut experts = args.experts.as_ref().map_or_else(|| EXPERTS.to_vec(), |e| e.0.clone());
+    experts.sort_unstable();
+    experts.dedup();
+    if experts.len() > 64 {
+        return Err(Error::usage("--experts", "more than 64 expert counts in one ranking"));
+    }
+    let shown: Vec<String> = experts.iter().map(ToString::to_string).collect();
+    let (source, is_default) = match args.experts {
+        Some(_) => ("given", false),
+        None => ("the counts that the law was fitted to; 1 is dense", true),
+    };
+    ledger.note("--experts", &shown.join(", "), None, source, is_default);
+    ledger.note("experts per token", "1", None, "architecture of the law's models", true);
+    Ok(experts)
+}
+
+fn reference_experts(args: &RankArgs, experts: &[usize], ledger: &mut Ledger) -> Result<usize> {
+    let fewest = experts.iter().copied().find(|e| *e > 1).unwrap_or(1);
+    let usual = if experts.contains(&4) { 4 } else { fewest };
+    let reference = args.reference_experts.unwrap_or(usual);
+    if !experts.contains(&reference) {
+        return Err(Error::usage(
+            "--reference-experts",
+            format!("{reference} is not among the expert counts compared"),
+        ));
+    }
+    let source = if args.reference_experts.is_some() {
+        "given"
+    } else {
+        "reference of arXiv 2404.02852; sets loss and budget of the comparison"
+    };
+    let is_default = args.reference_experts.is_none();
+    ledger.note("--reference-experts", &reference.to_string(), None, source, is_default);
+    Ok(reference)
+}
+
+fn demand(args: &RankArgs, ledger: &mut Ledger) -> Demand {
+    if let Some(rate) = args.rate {
+        ledger.note("--rate", &format!("{rate} requests/s, whole replicas"), None, "given", false);
+        return Demand::Rate(rate);
+    }
+    let share = ledger.take(
+        "--utilisation",
+        args.utilisation,
+        (0.7, "room for peaks; name --rate for a fleet of whole replicas"),
+        |v| format!("{v} of capacity"),
+    );
+    Demand::Utilisation(share)
+}
+
+fn service_level(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> ServiceLevel {
+    let usual = if serving.is_cpu {
+        (Seconds(0.2), "about as fast as people read")
+    } else {
+        (Seconds(0.05), "usual for interactive services")
+    };
+    let tpot = ledger.take("--tpot", args.tpot, usual, |v| format!("{v} on the mean"));
+    match args.ttft {
+        Some(limit) => {
+            ledger.note("--ttft", &format!("{limit} on the mean"), None, "given", false);
+        }
+        None => ledger.note("--ttft", "no limit", None, "not asked for", true),
+    }
+    ServiceLevel { tpot: Some(tpot), ttft: args.ttft }
+}
+
+fn lifetime(args: &RankArgs, ledger: &mut Ledger) -> Lifetime {
+    if let Some(served) = args.lifetime_tokens {
+        ledger.note("--lifetime-tokens", &Tokens(served).to_string(), None, "given", false);
+        return Lifetime::Tokens(served);
+    }
+    ledger.note(
+        "--lifetime-tokens",
+        "as many as the reference model is trained on",
+        None,
+        "no better guess; the total-cost plot shows all others",
+        true,
+    );
+    Lifetime::PerTrainingToken(1.0)
+}
+
+fn device(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Result<ServingDevice> {
+    let known = serving.price.as_ref();
+    let price = match (args.price, known) {
+        (Some(given), _) => {
+            ledger.note("--price", &UsdPerHour(given).to_string(), None, "given", false);
+            UsdPerHour(given)
+        }
+        (None, Some((price, source))) => {
+            ledger.note("--price", &price.to_string(), None, source, true);
+            *price
+        }
+        (None, None) => {
+            return Err(Error::usage(
+                "--price",
+                format!("no price of {} is known; give its dollars per hour", serving.name),
+            ));
+        }
+    };
+    ledger.drawn(format!("x {} to x {}", PRICE_RANGE.0, PRICE_RANGE.1));
+    let sizes: &[usize] = if serving.is_cpu { &[1] } else { &REPLICA_SIZES };
+    let replica_sizes = match &args.replica_sizes {
+        Some(list) if serving.is_cpu && list.0 != [1] => {
+            return Err(Error::usage("--replica-sizes", "processors are not joined; use 1"));
+        }
+        Some(list) => list.0.clone(),
+        None => sizes.to_vec(),
+    };
+    let shown: Vec<String> = replica_sizes.iter().map(ToString::to_string).collect();
+    let source = if args.replica_sizes.is_some() { "given" } else { "one machine" };
+    ledger.note(
+        "--replica-sizes",
+        &format!("{} devices", shown.join(", ")),
+        None,
+        source,
+        args.replica_sizes.is_none(),
+    );
+    let (usable_share, reserve) =
+        if serving.is_cpu { (0.8, Bytes(1e9)) } else { (0.9, Bytes(3.5e9)) };
+    ledger.note(
+        "memory for weights and cache",
+        &format!("{:.0} % of {} less {reserve}", 100.0 * usable_share, serving.memory),
+        None,
+        if serving.is_cpu { "the system keeps the rest" } else { "serving engines' default" },
+        true,
+    );
+    let link = serving.link_bytes_per_s.map_or(LINK_BYTES_PER_S, |peak| peak * LINK_SHARE);
+    if replica_sizes.iter().any(|n| *n > 1) {
+        ledger.note(
+            "all-reduce",
+            &format!("{LINK_LATENCY} + bytes at {:.0} GB/s", link / 1e9),
+            None,
+            "two per layer; share of the link as seen on eight H100",
+            true,
+        );
+    }
+    Ok(ServingDevice {
+        memory: MemoryBudget { device: serving.memory, usable_share, reserve },
+        price,
+        replica_sizes,
+        link: Link { latency: LINK_LATENCY, bytes_per_s: link },
+    })
+}
+
+fn training(args: &RankArgs, ledger: &mut Ledger) -> Result<TrainingPrice> {
+    let name = args.train_device.as_deref().unwrap_or("h100");
+    let spec = DeviceSpec::load(name).map_err(|e| match e {
+        Error::Usage { reason, .. } => Error::usage("--train-device", reason),
+        other => other,
+    })?;
+    let peak = spec.peak(DType::Bf16).ok_or_else(|| {
+        Error::usage("--train-device", format!("{} has no published bf16 rate", spec.name))
+    })?;
+    let is_default = args.train_device.is_none();
+    ledger.note(
+        "--train-device",
+        &format!("{}, peak {}", spec.name, FlopsPerSecond(peak)),
+        None,
+        &spec.source,
+        is_default,
+    );
+    let price = match (args.train_price, spec.price()) {
+        (Some(given), _) => {
+            ledger.note("--train-price", &UsdPerHour(given).to_string(), None, "given", false);
+            UsdPerHour(given)
+        }
+        (None, Some((price, from))) => {
+            let source = format!("{} ({}, {})", from.source, from.tier, from.date);
+            ledger.note("--train-price", &price.to_string(), None, &source, true);
+            price
+        }
+        (None, None) => {
+            return Err(Error::usage(
+                "--train-price",
+                format!("no price of {} is known; give its dollars per hour", spec.name),
+            ));
+        }
+    };
+    let mfu = ledger.take("--mfu", args.mfu, (MFU.0, "usual for large runs"), |v| format!("{v}"));
+    let (low, high) = mfu_range(mfu);
+    ledger.drawn(format!("{low:.2} to {high:.2}"));
+    Ok(TrainingPrice { peak: FlopsPerSecond(peak), mfu, price, overhead: 0.0 })
+}
+
+/// Range of MFU around the one in use, in the proportions of the usual range.
+fn mfu_range(mfu: f64) -> (f64, f64) {
+    (mfu * MFU.1 / MFU.0, (mfu * MFU.2 / MFU.0).min(1.0))
+}
+
+fn ranges(args: &RankArgs, law: &dyn ExpertScaling, zipf: f64, ledger: &mut Ledger) -> Ranges {
+    let loss_sigma = law.residual_nats();
+    ledger.note(
+        "loss residual of each expert count",
+        &format!("0 +- {loss_sigma} nats"),
+        Some("normal".into()),
+        "held-out RMSE of the law; no covariance of its coefficients is published",
+        true,
+    );
+    ledger.note(
+        "dense parts, fixed work per layer",
+        "as the ceilings say",
+        Some(format!("log-normal, {DENSE_SIGMA} and {OVERHEAD_SIGMA}")),
+        "not measured one by one",
+        true,
+    );
+    Ranges {
+        mfu: mfu_range(args.mfu.unwrap_or(MFU.0)),
+        price: PRICE_RANGE,
+        zipf,
+        dense_log_sigma: DENSE_SIGMA,
+        overhead_log_sigma: OVERHEAD_SIGMA,
+        loss_sigma,
+    }
+}
+
+fn tokens(value: f64) -> String {
+    format!("{} tokens", count(value))
+}

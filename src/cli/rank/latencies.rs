@@ -1,0 +1,300 @@
+//! Where a ranking's latencies come from: a stored profile, one measured now, or a device's published
+//! peaks.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cli::measure::measure;
+use crate::cli::output::warn;
+use crate::cli::rank::RankArgs;
+use crate::cli::store;
+use crate::config::{DType, DeviceSpec};
+use crate::kernels::MoeBackend;
+use crate::kernels::cpu::CpuBackend;
+use crate::measure::record::{Device, Profile};
+use crate::measure::sampling::BlockRule;
+use crate::measure::{Request, Session};
+use crate::plan::outcome::ProfileUsed;
+use crate::profile::table::{Outside, Policy, Transfer};
+use crate::profile::{LatencyModel, LatencyTable, RooflineModel, Source, format};
+use crate::units::{Bytes, UsdPerHour};
+use crate::workload::RoutingKind;
+use crate::{Error, Result};
+
+/// Shares of a device's peaks that a roofline assumes, and its cost per layer and step: medians of
+/// published serving kernels at decode and prefill, and of an engine's time per layer.
+const ROOFLINE: (f64, f64, f64) = (0.8, 0.5, 60e-6);
+
+/// A general-purpose cloud machine costs about this much per thread and hour: $0.2016 for the four of
+/// an `m7i.xlarge`, on demand.
+const USD_PER_THREAD_HOUR: f64 = 0.05;
+
+/// What is known of the serving device before its latencies are.
+#[derive(Clone, Debug)]
+pub(super) struct Serving {
+    /// Name as its vendor or driver gives it.
+    pub(super) name: String,
+    /// All memory of one device.
+    pub(super) memory: Bytes,
+    /// Whether it is a host processor, alone by itself.
+    pub(super) is_cpu: bool,
+    /// Known price of one device, with its source.
+    pub(super) price: Option<(UsdPerHour, String)>,
+    /// Link bandwidth per direction, bytes per second, where known.
+    pub(super) link_bytes_per_s: Option<f64>,
+}
+
+/// Latencies, what they rest on, and things to know about them.
+pub(super) struct Latencies {
+    pub(super) model: Box<dyn LatencyModel>,
+    pub(super) used: ProfileUsed,
+    pub(super) weight_bits: f64,
+    pub(super) warnings: Vec<String>,
+}
+
+/// The profile that a user named, before anything is measured.
+pub(super) enum Choice {
+    /// A profile that was read.
+    Stored { origin: String, profile: Box<Profile> },
+    /// This machine, to be measured.
+    MeasureNow,
+    /// A device known by its published peaks.
+    Published(Box<DeviceSpec>),
+}
+
+impl Choice {
+    /// Finds what `--profile` names.
+    ///
+    /// # Errors
+    /// For a file that cannot be read or is no profile, and for an unknown name.
+    pub(super) fn find(args: &RankArgs) -> Result<Self> {
+        if args.profile == "auto" {
+            return Ok(newest_of_this_machine(args).unwrap_or(Self::MeasureNow));
+        }
+        let path = Path::new(&args.profile);
+        let is_file = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"))
+            || args.profile.contains(std::path::MAIN_SEPARATOR);
+        if is_file {
+            let profile = Box::new(format::read(path)?);
+            return Ok(Self::Stored { origin: args.profile.clone(), profile });
+        }
+        DeviceSpec::load(&args.profile).map(|spec| Self::Published(Box::new(spec))).map_err(|e| {
+            match e {
+                Error::Usage { reason, .. } => Error::usage(
+                    "--profile",
+                    format!("{reason}; a profile file ends in .json, `auto` is this machine"),
+                ),
+                other => other,
+            }
+        })
+    }
+
+    /// What is known of the serving device now.
+    pub(super) fn serving(&self) -> Serving {
+        match self {
+            Self::Stored { profile, .. } => of_profile(&profile.key.device),
+            Self::MeasureNow => {
+                let backend = CpuBackend::new();
+                of_profile(&Device::Cpu(Session::cpu(&backend).device().clone()))
+            }
+            Self::Published(spec) => Serving {
+                name: spec.name.clone(),
+                memory: Bytes(spec.memory_bytes),
+                is_cpu: false,
+                price: spec
+                    .price()
+                    .map(|(usd, p)| (usd, format!("{} ({}, {})", p.source, p.tier, p.date))),
+                link_bytes_per_s: Some(spec.link_bytes_per_s),
+            },
+        }
+    }
+
+    /// Makes the latencies, measuring layers of `widths` if nothing was stored.
+    ///
+    /// # Errors
+    /// See [`Session::run`] and [`LatencyTable::new`].
+    pub(super) fn latencies(
+        self,
+        args: &RankArgs,
+        widths: &[(usize, usize)],
+        experts: &[usize],
+    ) -> Result<Latencies> {
+        match self {
+            Self::Stored { origin, profile } => {
+                from_profile(&profile, origin, args.include_noisy || args.profile == "auto")
+            }
+            Self::MeasureNow => {
+                let profile = measure(request(args, widths, experts))?;
+                let origin = match keep(&profile) {
+                    Ok(path) => format!("measured now, kept as {}", path.display()),
+                    Err(error) => {
+                        warn(&format!("the profile was not kept: {error}"));
+                        "measured now".into()
+                    }
+                };
+                from_profile(&profile, origin, true)
+            }
+            Self::Published(spec) => roofline(&spec),
+        }
+    }
+}
+
+fn keep(profile: &Profile) -> Result<PathBuf> {
+    store::save(&store::folder()?, profile)
+}
+
+/// The newest stored profile of this machine that says something about shapes it did not measure.
+fn newest_of_this_machine(args: &RankArgs) -> Option<Choice> {
+    if args.measure_again {
+        return None;
+    }
+    let backend = CpuBackend::new();
+    let device = Device::Cpu(Session::cpu(&backend).device().clone());
+    let folder = store::folder().ok()?;
+    let transfers = |profile: &Profile| {
+        LatencyTable::new(profile, policy(true)).is_ok_and(|t| t.transfer_error().is_some())
+    };
+    let (path, profile) =
+        store::newest(&folder, &device.sha256(), &backend.kernel_sha256(), transfers)?;
+    Some(Choice::Stored { origin: path.display().to_string(), profile: Box::new(profile) })
+}
+
+fn of_profile(device: &Device) -> Serving {
+    let (is_cpu, price) = match device {
+        Device::Cpu(cpu) => {
+            let price = UsdPerHour(USD_PER_THREAD_HOUR * cpu.threads as f64);
+            let source =
+                "stated: $0.05 per thread and hour, a general-purpose cloud machine on demand";
+            (true, Some((price, source.to_owned())))
+        }
+        Device::Gpu(_) => (false, None),
+    };
+    let spec = DeviceSpec::load(device.name()).ok();
+    Serving {
+        name: device.name().to_owned(),
+        memory: Bytes(device.memory_bytes() as f64),
+        is_cpu,
+        price: price.or_else(|| {
+            let (usd, p) = spec.as_ref()?.price()?;
+            Some((usd, format!("{} ({}, {})", p.source, p.tier, p.date)))
+        }),
+        link_bytes_per_s: spec.map(|s| s.link_bytes_per_s),
+    }
+}
+
+const fn policy(include_noisy: bool) -> Policy {
+    Policy { transfer: Transfer::AnyShape, outside: Outside::Refuse, include_noisy }
+}
+
+fn from_profile(profile: &Profile, origin: String, include_noisy: bool) -> Result<Latencies> {
+    let table = LatencyTable::new(profile, policy(include_noisy))?;
+    let cells: Vec<_> = profile.cells.iter().filter(|c| c.is_usable()).collect();
+    let Some(first) = cells.first() else {
+        return Err(Error::unfit("profile", "no usable cell"));
+    };
+    let mut warnings = Vec::new();
+    let noisy = cells.iter().filter(|c| c.status == crate::measure::Status::Noisy).count();
+    if include_noisy && noisy > 0 {
+        warnings.push(format!(
+            "{noisy} of {} cells are noisy (interval wider than 3 %, or other programs ran); they are used with their own intervals",
+            cells.len()
+        ));
+    }
+    if profile.run.aa_verdict == crate::measure::record::AaVerdict::Biased {
+        warnings.push(
+            "this machine finds differences between a kernel and itself: treat close calls as ties"
+                .into(),
+        );
+    }
+    let ceilings = &profile.run.ceilings;
+    let used = ProfileUsed {
+        origin,
+        device: profile.key.device.name().to_owned(),
+        source: Source::Transferred,
+        dtype: first.dtype.label().to_owned(),
+        measured_utc: Some(utc(profile.provenance.end_unix_s)),
+        cells: Some(table.cells()),
+        noise_floor_rel: Some(profile.run.noise_floor_rel),
+        transfer_error_rel: table.transfer_error().map(|e| e.median.exp_m1()),
+        read_bytes_per_s: ceilings.read_bytes_per_s,
+        gemm_flops_per_s: ceilings.gemm_flops_per_s,
+    };
+    Ok(Latencies { model: Box::new(table), used, weight_bits: first.weight_bits, warnings })
+}
+
+fn roofline(spec: &DeviceSpec) -> Result<Latencies> {
+    let peak = spec.peak(DType::Bf16).ok_or_else(|| {
+        Error::unfit(
+            &spec.name,
+            "has no published bf16 rate; add one to its file under flops_per_s",
+        )
+    })?;
+    let (eta, mu, overhead) = ROOFLINE;
+    let model = RooflineModel::new(spec.read_bytes_per_s, peak, eta, mu, overhead)?;
+    let rates = model.ceilings();
+    let used = ProfileUsed {
+        origin: format!("published peaks ({})", spec.source),
+        device: spec.name.clone(),
+        source: Source::Roofline,
+        dtype: DType::Bf16.label().to_owned(),
+        measured_utc: None,
+        cells: None,
+        noise_floor_rel: None,
+        transfer_error_rel: None,
+        read_bytes_per_s: rates.read_bytes_per_s,
+        gemm_flops_per_s: rates.gemm_flops_per_s,
+    };
+    let warnings = vec![format!(
+        "no measured profile of {} comes with this version; its latencies are a roofline at {:.0} % of bandwidth, {:.0} % of arithmetic and {:.0} us a layer",
+        spec.name,
+        100.0 * eta,
+        100.0 * mu,
+        1e6 * overhead
+    )];
+    Ok(Latencies { model: Box::new(model), used, weight_bits: 16.0, warnings })
+}
+
+/// What is measured for a ranking: quick blocks, one expert per token as the law's models have.
+fn request(args: &RankArgs, widths: &[(usize, usize)], experts: &[usize]) -> Request {
+    Request {
+        widths: widths.to_vec(),
+        experts: experts.to_vec(),
+        top_k: 1,
+        gated: true,
+        tokens: None,
+        dtype: DType::Bf16,
+        routing: RoutingKind::Uniform,
+        seed: args.seed,
+        budget: Duration::from_secs_f64(args.time_budget.0.min(86_400.0)),
+        rule: BlockRule::QUICK,
+    }
+}
+
+/// Seconds since 1970 as `2026-11-25T04:10:00Z`.
+fn utc(unix_s: u64) -> String {
+    let moment = std::time::UNIX_EPOCH + Duration::from_secs(unix_s);
+    humantime::format_rfc3339_seconds(moment).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processor_has_a_stated_price_and_stands_alone() {
+        let backend = CpuBackend::new();
+        let device = Device::Cpu(Session::cpu(&backend).device().clone());
+        let serving = of_profile(&device);
+        assert!(serving.is_cpu && serving.memory.0 > 0.0);
+        assert!(serving.price.unwrap().1.contains("stated"));
+    }
+
+    #[test]
+    fn a_profile_says_what_it_is_used_for() {
+        let profile = crate::profile::synthetic::profile(&[(512, 1536), (1024, 3072)], 0.01);
+        let latencies = from_profile(&profile, "p.json".into(), false).unwrap();
+        assert_eq!((latencies.weight_bits, latencies.used.cells), (16.0, Some(110)));
+        assert!(latencies.used.transfer_error_rel.unwrap() < 0.1);
+        assert!(latencies.warnings.is_empty());
+    }
+}
