@@ -83,7 +83,9 @@ impl Grid<'_> {
             for end in 1..=self.map.x.len() {
                 if end == self.map.x.len() || colour(end) != colour(start) {
                     let low = self.panel.at(self.x[start], self.y[row]);
-                    let high = self.panel.at(self.x[end], self.y[row + 1]);
+                    let (right, top) = self.panel.at(self.x[end], self.y[row + 1]);
+                    // Half a point under the next cell, or the paper shines through the seam.
+                    let high = (right + 0.5, top - 0.5);
                     scene.rectangle(low, high, colour(start), 1.0);
                     start = end;
                 }

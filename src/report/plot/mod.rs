@@ -171,6 +171,14 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4))]
+        #[test]
+        fn any_finite_report_becomes_files(report in sample::arbitrary()) {
+            check(&report);
+        }
+    }
+
+    proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn any_finite_report_becomes_scenes(report in sample::arbitrary()) {
