@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::path::Path;
+
 use moe_frontier::cost::{Lengths, Link, MemoryBudget, ServiceLevel, StepFactors, TrainingPrice};
 use moe_frontier::law;
 use moe_frontier::plan::inputs::{
@@ -12,6 +14,7 @@ use moe_frontier::plan::market::{Entry, Market};
 use moe_frontier::plan::outcome::{CandidateKind, ProfileUsed, RankReport};
 use moe_frontier::plan::rank::{Provenance, rank};
 use moe_frontier::profile::{RooflineModel, Source};
+use moe_frontier::report::{rank_text, write_all};
 use moe_frontier::units::{Bytes, Flops, FlopsPerSecond, Seconds, UsdPerHour};
 
 /// H100 as a roofline: 0.8 of 3.35 TB/s, 0.5 of 989 TFLOP/s, 60 us a layer and step.
@@ -187,6 +190,22 @@ fn a_report_survives_its_json() {
     let text = serde_json::to_string(&report).unwrap();
     assert_eq!(serde_json::from_str::<RankReport>(&text).unwrap(), report);
     assert!(!text.contains("NaN") && !text.contains("Infinity"));
+}
+
+#[test]
+fn a_report_becomes_a_table_and_a_page_and_is_read_back() {
+    let report = report(&inputs());
+    let bytes = serde_json::to_vec_pretty(&report).unwrap();
+    assert_eq!(RankReport::from_bytes(Path::new("rank.json"), &bytes).unwrap(), report);
+    let text = rank_text(&report, false);
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    assert!(report.warnings.iter().all(|w| text.contains(&w[..20])), "{text}");
+    let folder = tempfile::tempdir().unwrap();
+    let files = write_all(&report, folder.path()).unwrap();
+    assert_eq!(files.len(), 13);
+    let page = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
+    assert_eq!(page.matches("<svg ").count(), 5);
+    assert!(report.summary.iter().all(|line| page.contains(line)), "{:?}", report.summary);
 }
 
 #[test]

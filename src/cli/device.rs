@@ -7,7 +7,7 @@ use crate::Result;
 use crate::cli::Output;
 use crate::config::{DType, DeviceSpec};
 use crate::report::text_table;
-use crate::units::{BytesPerSecond, FlopsPerSecond, UsdPerHour};
+use crate::units::{BytesPerSecond, FlopsPerSecond};
 
 /// List and show the devices that come with the program.
 #[derive(Debug, clap::Args)]
@@ -82,7 +82,7 @@ fn list_text(devices: &[DeviceSpec]) -> String {
             BytesPerSecond(d.read_bytes_per_s).to_string(),
             peak(d, DType::Bf16),
             peak(d, DType::Fp8),
-            d.price().map_or_else(|| "-".to_owned(), |(price, _)| price.to_string()),
+            d.price().map_or_else(|| "-".to_owned(), |(price, _)| hourly(price.0)),
         ]
     });
     text_table(
@@ -115,7 +115,7 @@ fn show_text(device: &DeviceSpec) -> String {
     rows.extend(device.prices.iter().map(|price| {
         vec![
             format!("price, {}", price.tier),
-            UsdPerHour(price.usd_per_hour).to_string(),
+            hourly(price.usd_per_hour),
             price.date.clone(),
             price.source.clone(),
         ]
@@ -129,6 +129,11 @@ fn show_text(device: &DeviceSpec) -> String {
         None => "no price known".to_owned(),
     };
     format!("{} ({}); {default}\n\n{table}", device.name, device.aliases.join(", "))
+}
+
+/// A price with its cents.
+fn hourly(usd: f64) -> String {
+    format!("${usd:.2}/h")
 }
 
 /// Memory in the unit of datasheets.

@@ -159,8 +159,7 @@ fn list_text(presets: &[Shown]) -> String {
 
 fn show_text(shown: &Shown) -> String {
     let (m, p) = (&shown.model, &shown.params);
-    let source = shown.source.as_str();
-    let counted = "counted from the sizes";
+    let (source, counted) = ("published", "counted");
     let mut rows: Vec<Vec<String>> = Vec::new();
     let mut row = |name: &str, value: String, source: &str| {
         let unverified = shown.unverified.iter().any(|field| field == name);
@@ -195,7 +194,7 @@ fn show_text(shown: &Shown) -> String {
     row("weights", Bytes(p.weights_bytes).to_string(), counted);
     row("cache per token", Bytes(p.kv_bytes_per_token).to_string(), counted);
     let table = text_table(&[("quantity", false), ("value", true), ("source", false)], rows);
-    format!("{}\n\n{table}", m.name)
+    format!("{}\npublished: {}\ncounted: from the published sizes\n\n{table}", m.name, shown.source)
 }
 
 fn attention(attention: &Attention) -> String {
@@ -239,7 +238,12 @@ mod tests {
         for name in preset::names() {
             let text = show_text(&shown(name));
             assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");
-            assert!(text.contains("counted from the sizes"), "{text}");
+            assert!(text.contains(&shown(name).source), "{text}");
+            let rows = text.lines().skip_while(|l| !l.starts_with("--")).skip(1);
+            for line in rows {
+                let kind = line.split_whitespace().last();
+                assert!(matches!(kind, Some("published" | "counted")), "{line}");
+            }
         }
         assert!(show_text(&shown("Mixtral-8x7B")).contains("moe_intermediate_size"));
         assert!(show_text(&shown("DeepSeek-V3")).contains("MLA, 128 heads"));

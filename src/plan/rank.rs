@@ -1,4 +1,5 @@
-//! The ranking itself: candidates priced, drawn, compared, and put into an [`outcome::RankReport`].
+//! The ranking itself: candidates priced, drawn, compared, and put into a
+//! [`crate::plan::outcome::RankReport`].
 //!
 //! Nothing is measured and nothing is printed here: a law, a latency model and resolved inputs go
 //! in, a report comes out.

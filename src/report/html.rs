@@ -12,7 +12,7 @@ const STYLE: &str = "\
 :root{color-scheme:light dark;--paper:#fff;--ink:#222;--soft:#666;--line:#ddd;--strong:#e8f4ea;--warn:#fff4d6}
 @media(prefers-color-scheme:dark){:root{--paper:#16181b;--ink:#e4e4e4;--soft:#a0a0a0;--line:#3a3d42;--strong:#1d3a26;--warn:#40340f}}
 *{box-sizing:border-box}
-body{margin:0 auto;padding:1rem;max-width:62rem;background:var(--paper);color:var(--ink);font:1rem/1.5 system-ui,sans-serif}
+body{margin:0 auto;padding:1rem;max-width:66rem;background:var(--paper);color:var(--ink);font:1rem/1.5 system-ui,sans-serif}
 h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0}
 h2{font-size:1.15rem;margin:2rem 0 .5rem}
 p{margin:.5rem 0}
@@ -23,12 +23,16 @@ p{margin:.5rem 0}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 th{color:var(--soft);font-weight:600;vertical-align:bottom}
-.n{text-align:right;white-space:nowrap}
+.n{text-align:right}
+.n,.s{white-space:nowrap}
 .strong td{background:var(--strong);font-weight:600}
 figure{margin:1.5rem 0}
 figure svg{display:block;width:100%;min-width:40rem;height:auto;background:#fff;border-radius:.4rem}
 summary{cursor:pointer;font-size:1.15rem;font-weight:600;margin:2rem 0 .5rem}
 ";
+
+/// A text of at most this many characters is kept on one line.
+const SHORT: usize = 24;
 
 /// The whole page.
 pub(super) fn page(report: &RankReport, figures: &[Figure]) -> String {
@@ -104,17 +108,24 @@ fn folded(html: &mut String, table: &Table) {
 
 fn body(html: &mut String, table: &Table) {
     html.push_str("<div class=\"wide\">\n<table>\n<thead><tr>");
-    let class = |numeric: bool| if numeric { " class=\"n\"" } else { "" };
     for &(name, numeric) in table.columns {
-        let name = escape(name.trim()).replace('\n', " ");
-        push(html, format_args!("<th{}>{name}</th>", class(numeric)));
+        let name = escape_lines(name);
+        let class = if numeric { " class=\"n\"" } else { "" };
+        push(html, format_args!("<th{class}>{name}</th>"));
     }
     html.push_str("</tr></thead>\n<tbody>\n");
     for (index, row) in table.rows.iter().enumerate() {
         let strong = if table.strong == Some(index) { " class=\"strong\"" } else { "" };
         push(html, format_args!("<tr{strong}>"));
         for (text, &(_, numeric)) in row.iter().zip(table.columns) {
-            push(html, format_args!("<td{}>{}</td>", class(numeric), escape(text)));
+            let class = if numeric {
+                " class=\"n\""
+            } else if text.chars().count() <= SHORT {
+                " class=\"s\""
+            } else {
+                ""
+            };
+            push(html, format_args!("<td{class}>{}</td>", escape(text)));
         }
         html.push_str("</tr>\n");
     }
@@ -122,6 +133,11 @@ fn body(html: &mut String, table: &Table) {
     if let Some(note) = &table.note {
         push(html, format_args!("<p class=\"soft\">{}</p>\n", escape(note)));
     }
+}
+
+/// A heading with its own line breaks.
+fn escape_lines(text: &str) -> String {
+    text.lines().map(escape).collect::<Vec<_>>().join("<br>")
 }
 
 fn drawn(html: &mut String, figure: &Figure) {
@@ -159,7 +175,7 @@ mod tests {
         for part in html.split('<').skip(1) {
             let tag = part.split('>').next().unwrap_or("");
             let name = tag.trim_start_matches('/').split([' ', '\n', '/']).next().unwrap_or("");
-            if tag.starts_with('!') || tag.ends_with('/') || name == "meta" {
+            if tag.starts_with('!') || tag.ends_with('/') || ["meta", "br"].contains(&name) {
                 continue;
             }
             if tag.starts_with('/') {
@@ -188,9 +204,16 @@ mod tests {
     fn the_page_stands_alone_and_says_everything() {
         let html = page(&sample::report(), &[figure()]);
         nesting(&html).unwrap();
-        for word in
-            ["4 experts", "$0.35", "--mfu*", "2026-01-02", "far outside", "P(best)", "flips"]
-        {
+        for word in [
+            "4 experts",
+            "$0.35",
+            "--mfu*",
+            "2026-01-02",
+            "far outside",
+            "P(best)",
+            "flips",
+            "train<br>cost",
+        ] {
             assert!(html.contains(word), "{word}");
         }
         assert!(html.contains("made-up &lt;device&gt; &amp; co"));

@@ -38,9 +38,11 @@ pub fn rank_text(report: &RankReport, colour: bool) -> String {
         }
     }
     // Last, because that is what stays in sight at the prompt.
-    page.heading("Answer");
-    for line in &report.summary {
-        page.paragraph("- ", line);
+    if !report.summary.is_empty() {
+        page.heading("Answer");
+        for line in &report.summary {
+            page.paragraph("- ", line);
+        }
     }
     page.text
 }

@@ -4,7 +4,7 @@
 use super::axis::{Axis, is_shown};
 use super::legend::Legend;
 use super::panel::{self, Panel, RIGHT};
-use super::scene::{Scene, Style, text_width};
+use super::scene::{At, Scene, Style, text_width};
 use crate::plan::outcome::{DecisionMap, RankReport};
 use crate::plan::summary::name;
 use crate::report::theme::{INK, LABEL, Looks, PAPER, Rgb, SMALL, VOID};
@@ -83,7 +83,9 @@ impl Grid<'_> {
             for end in 1..=self.map.x.len() {
                 if end == self.map.x.len() || colour(end) != colour(start) {
                     let low = self.panel.at(self.x[start], self.y[row]);
-                    let high = self.panel.at(self.x[end], self.y[row + 1]);
+                    let (right, top) = self.panel.at(self.x[end], self.y[row + 1]);
+                    // Half a point under the next cell, or the paper shines through the seam.
+                    let high = (right + 0.5, top - 0.5);
                     scene.rectangle(low, high, colour(start), 1.0);
                     start = end;
                 }
@@ -110,25 +112,41 @@ impl Grid<'_> {
     fn names(&self, scene: &mut Scene, looks: &Looks) {
         for (experts, look) in looks.iter() {
             let own = self.all().filter(|&(c, r)| self.winner(c, r) == Some(experts));
-            let widest = own.max_by_key(|&cell| {
+            let clear = own.filter(|&cell| !self.is_beside_point(self.middle(cell)));
+            let widest = clear.max_by_key(|&cell| {
                 let (first, end) = self.run(cell);
                 (self.depth(cell), end - first)
             });
-            let Some((column, row)) = widest else {
-                continue;
-            };
-            let (first, end) = self.run((column, row));
-            let a = self.panel.at(self.x[first], self.y[row]);
-            let b = self.panel.at(self.x[end], self.y[row + 1]);
-            let fits = |text: &String| text_width(text, LABEL) * 1.1 + 8.0 <= b.0 - a.0;
+            let Some(cell) = widest else { continue };
+            let width = self.width(cell);
+            let fits = |text: &String| text_width(text, LABEL) * 1.1 + 8.0 <= width;
             let Some(text) = [name(experts), experts.to_string()].into_iter().find(fits) else {
                 continue;
             };
-            let middle = (f64::midpoint(a.0, b.0), f64::midpoint(a.1, b.1));
-            let below = shade(look.colour, self.chance(column, row));
+            let below = shade(look.colour, self.chance(cell.0, cell.1));
             let colour = if below.is_light() { INK } else { PAPER };
-            scene.words(middle, text, Style::left(LABEL, colour).middle().bold());
+            scene.words(self.middle(cell), text, Style::left(LABEL, colour).middle().bold());
         }
+    }
+
+    /// The middle of a cell's run.
+    fn middle(&self, cell: (usize, usize)) -> At {
+        let (first, end) = self.run(cell);
+        let a = self.panel.at(self.x[first], self.y[cell.1]);
+        let b = self.panel.at(self.x[end], self.y[cell.1 + 1]);
+        (f64::midpoint(a.0, b.0), f64::midpoint(a.1, b.1))
+    }
+
+    /// The width of a cell's run in points.
+    fn width(&self, cell: (usize, usize)) -> f64 {
+        let (first, end) = self.run(cell);
+        self.panel.at(self.x[end], 1.0).0 - self.panel.at(self.x[first], 1.0).0
+    }
+
+    /// Whether a name here would touch the user's point or its label.
+    fn is_beside_point(&self, at: At) -> bool {
+        let here = self.panel.at(self.map.here.0, self.map.here.1);
+        (at.0 - here.0).abs() < 150.0 && (at.1 - here.1 + 8.0).abs() < 30.0
     }
 
     /// The columns around a cell that have its winner in its row: first, and one past the last.

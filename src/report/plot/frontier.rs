@@ -162,7 +162,10 @@ fn legend(scene: &mut Scene, shown: &[&Candidate], looks: &Looks) {
     legend.entry(scene, "95 % interval", |scene, at| {
         error_bar(scene, [(at.0 - 12.0, at.1), (at.0 + 12.0, at.1)], INK);
     });
-    legend.note(scene, "solid mark: measured\nhollow: modelled\nP: cheapest in all");
+    legend.note(
+        scene,
+        "solid mark: measured\nhollow: interpolated,\ntransferred or roofline\nP: cheapest in all",
+    );
 }
 
 #[cfg(test)]

@@ -86,5 +86,5 @@ fn legend(scene: &mut Scene, curves: &[LatencyCurve], looks: &Looks) {
     legend.entry(scene, "95 % interval", |scene, at| {
         scene.rectangle((at.0 - 12.0, at.1 - 7.0), (at.0 + 12.0, at.1 + 7.0), INK, 0.16);
     });
-    legend.note(scene, "solid mark: measured\nhollow: modelled");
+    legend.note(scene, "solid mark: measured\nhollow: interpolated,\ntransferred or roofline");
 }

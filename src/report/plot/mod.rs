@@ -100,7 +100,8 @@ mod tests {
         let figures = figures(report).unwrap();
         assert_eq!(figures.len(), FIGURES.len());
         for figure in &figures {
-            assert!(figure.svg.starts_with("<svg") && figure.svg.trim_end().ends_with("</svg>"));
+            assert!(figure.svg.starts_with("<svg width=\"960\" height=\"600\" viewBox=\"0 0 3840"));
+            assert!(figure.svg.trim_end().ends_with("</svg>"));
             assert!(figure.png.starts_with(b"\x89PNG"), "{}", figure.name);
             assert!(figure.png.ends_with(b"IEND\xaeB`\x82"), "{}", figure.name);
             assert!(!figure.svg.contains("NaN") && !figure.svg.contains("inf"), "{}", figure.name);
@@ -166,6 +167,14 @@ mod tests {
         let (a, b) = (figures(&sample::report()).unwrap(), figures(&sample::report()).unwrap());
         for (a, b) in a.iter().zip(&b) {
             assert!(a.svg == b.svg && a.png == b.png, "{}", a.name);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4))]
+        #[test]
+        fn any_finite_report_becomes_files(report in sample::arbitrary()) {
+            check(&report);
         }
     }
 

@@ -180,7 +180,10 @@ impl Scene {
             self.draw(&root, f64::from(SVG_SCALE), &SVG_TYPE)
                 .map_err(|reason| failed(name, &reason))?;
         }
-        Ok(text)
+        let (drawn, shown) = (size(SVG_SCALE), size(1));
+        let attributes = |(width, height)| format!("<svg width=\"{width}\" height=\"{height}\"");
+        // Drawn large because its coordinates are whole numbers, shown at its size in points.
+        Ok(text.replacen(&attributes(drawn), &attributes(shown), 1))
     }
 
     /// The raster form; `name` is for messages.
