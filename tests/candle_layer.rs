@@ -8,10 +8,12 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Module, Tensor, Var};
 use candle_nn::VarBuilder;
 use half::{bf16, f16};
-use moe_frontier::config::Scoring;
+use moe_frontier::config::{self, Scoring};
 use moe_frontier::kernels::candle::{MoeLayer, MoeLayerConfig, NaiveLayer, RoutedExperts};
 use moe_frontier::kernels::cpu::CpuBackend;
-use moe_frontier::kernels::{LayerWeights, MoeShape, Routed, RouterSpec, WeightData, reference};
+use moe_frontier::kernels::{
+    LayerWeights, MoeBackend, MoeShape, Routed, RouterSpec, WeightData, reference,
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -56,17 +58,29 @@ fn weights(shape: MoeShape, dtype: DType) -> LayerWeights {
     let tensors = tensors(shape, dtype);
     let data = |name: &str| match dtype {
         DType::F32 => WeightData::F32(values(&tensors[name])),
+        DType::F16 => {
+            WeightData::F16(values(&tensors[name]).into_iter().map(f16::from_f32).collect())
+        }
         _ => WeightData::Bf16(values(&tensors[name]).into_iter().map(bf16::from_f32).collect()),
     };
     LayerWeights::new(shape, data("experts.gate_up_proj"), data("experts.down_proj")).unwrap()
 }
 
-/// The exact output for the values of `x` and `logits` as they are.
+/// The exact output for the values of `x` and `logits` as they are, with the module's bounds.
 fn exact(weights: &LayerWeights, x: &Tensor, logits: &Tensor) -> Vec<reference::Exact> {
+    exact_in(weights, x, logits, CpuBackend::new().activations(weights.dtype()))
+}
+
+fn exact_in(
+    weights: &LayerWeights,
+    x: &Tensor,
+    logits: &Tensor,
+    activations: config::DType,
+) -> Vec<reference::Exact> {
     let s = weights.shape;
     let routed =
         reference::route(&values(logits), s.experts, s.top_k, &RouterSpec::softmax()).unwrap();
-    reference::layer(weights, &values(x), &routed)
+    reference::layer_in(weights, &values(x), &routed, activations)
 }
 
 /// `unit` is the unit roundoff of the output's format, on top of the bound for f32 arithmetic.
@@ -83,7 +97,7 @@ fn assert_close(got: &Tensor, exact: &[reference::Exact], unit: f64) {
 #[test]
 fn the_module_computes_the_layer_in_every_format() {
     let (f16_unit, bf16_unit) = (f16::EPSILON.to_f64() / 2.0, bf16::EPSILON.to_f64() / 2.0);
-    for dtype in [DType::F32, DType::BF16] {
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
         for gated in [true, false] {
             let shape = MoeShape { gated, ..SHAPE };
             let layer = layer(shape, dtype);

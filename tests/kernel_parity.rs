@@ -2,8 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use half::bf16;
-use moe_frontier::config::{RouterConfig, Scoring};
+use half::{bf16, f16};
+use moe_frontier::config::{DType, RouterConfig, Scoring};
 use moe_frontier::kernels::cpu::simd::Isa;
 use moe_frontier::kernels::cpu::{self, CpuBackend};
 use moe_frontier::kernels::{
@@ -18,6 +18,11 @@ use rand_distr::StandardNormal;
 enum Format {
     F32,
     Bf16,
+    F16,
+}
+
+impl Format {
+    const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::F16];
 }
 
 fn normal(rng: &mut ChaCha8Rng, count: usize, scale: f32) -> Vec<f32> {
@@ -28,6 +33,7 @@ fn stored(values: Vec<f32>, format: Format) -> WeightData {
     match format {
         Format::F32 => WeightData::F32(values),
         Format::Bf16 => WeightData::Bf16(values.into_iter().map(bf16::from_f32).collect()),
+        Format::F16 => WeightData::F16(values.into_iter().map(f16::from_f32).collect()),
     }
 }
 
@@ -73,7 +79,12 @@ fn check_layer(shape: MoeShape, tokens: usize, format: Format, isa: Isa, seed: u
     let x = normal(&mut rng, tokens * shape.hidden, 1.0);
     let routed = random_routing(&shape, tokens, &mut rng);
     let out = CpuBackend::with_isa(isa).unwrap().forward(&weights, &x, &routed).unwrap();
-    assert_within_bounds(&out, &reference::layer(&weights, &x, &routed), &case);
+    assert_within_bounds(&out, &exact(&weights, &x, &routed, isa), &case);
+}
+
+/// The reference for the activations that an instruction set keeps.
+fn exact(weights: &LayerWeights, x: &[f32], routed: &Routed, isa: Isa) -> Vec<reference::Exact> {
+    reference::layer_in(weights, x, routed, isa.activations(weights.dtype()))
 }
 
 fn available() -> impl Iterator<Item = Isa> {
@@ -102,7 +113,7 @@ fn layers_of_many_shapes_stay_within_the_error_bound() {
     for isa in available() {
         for (seed, &shape) in shapes.iter().enumerate() {
             for tokens in [1, 2, 3, 7, 17, 64, 129] {
-                for format in [Format::F32, Format::Bf16] {
+                for format in Format::ALL {
                     check_layer(shape, tokens, format, isa, seed as u64);
                 }
             }
@@ -145,10 +156,15 @@ fn no_tokens_give_no_output() {
     assert!(CpuBackend::new().forward(&weights, &[], &Routed::default()).unwrap().is_empty());
 }
 
+/// Every format that an instruction set could treat differently.
+fn cases() -> impl Iterator<Item = (Isa, Format)> {
+    available().flat_map(|isa| Format::ALL.map(|format| (isa, format)))
+}
+
 /// Small integers: every sum is exact, so every order of summation must agree to the bit.
 #[test]
 fn integer_products_are_exact() {
-    for isa in available() {
+    for (isa, format) in cases() {
         for (hidden, inter, tokens) in [(64, 64, 5), (130, 70, 33), (511, 65, 8)] {
             let shape = shape(4, 2, hidden, inter);
             let mut rng = ChaCha8Rng::seed_from_u64(hidden as u64);
@@ -166,11 +182,19 @@ fn integer_products_are_exact() {
                 if gate {
                     row.fill(0.0);
                     row[0] = 32.0;
+                } else {
+                    // At most 15 products of up to 16: the sum stays below 256, which bf16 holds.
+                    let every = hidden.div_ceil(15);
+                    let sparse = |k: usize| k % every == i % every;
+                    row.iter_mut()
+                        .enumerate()
+                        .filter(|(k, _)| !sparse(*k))
+                        .for_each(|(_, w)| *w = 0.0);
                 }
             }
             let w2 = small(shape.w2_len().unwrap());
             let weights =
-                LayerWeights::new(shape, WeightData::F32(w13), WeightData::F32(w2)).unwrap();
+                LayerWeights::new(shape, stored(w13, format), stored(w2, format)).unwrap();
             let mut routed = random_routing(&shape, tokens, &mut rng);
             for (i, w) in routed.weights.iter_mut().enumerate() {
                 *w = [1.0, 0.5, 0.25][i % 3];
@@ -181,7 +205,7 @@ fn integer_products_are_exact() {
                 let exact = (exact.value * 4.0).round() / 4.0;
                 assert!(
                     (f64::from(*got) - exact).abs() <= 0.0,
-                    "{} {hidden}x{inter}: {got} against {exact}",
+                    "{} {format:?} {hidden}x{inter}: {got} against {exact}",
                     isa.label()
                 );
             }
@@ -193,30 +217,108 @@ fn integer_products_are_exact() {
 #[test]
 fn every_weight_is_read_from_its_own_place() {
     let shape = MoeShape { gated: false, ..shape(3, 1, 70, 66) };
-    // silu(v) = v for v >= 18; values stay below 2^24 and so are exact.
-    let w13: Vec<f32> = (0..shape.w13_len().unwrap())
-        .map(|i| f32::from(u16::try_from(i).unwrap()) + 32.0)
-        .collect();
     let tokens = shape.hidden;
     let mut x = vec![0.0; tokens * shape.hidden];
     for t in 0..tokens {
         x[t * shape.hidden + t] = 1.0;
     }
-    for n in [0, 1, 63, 64, 65] {
-        let mut w2 = vec![0.0; shape.w2_len().unwrap()];
-        for expert in 0..shape.experts {
-            w2[(expert * shape.hidden + 69) * shape.inter + n] = 1.0;
+    let ids = (0..tokens).map(|t| u32::try_from(t % 3).unwrap()).collect();
+    let routed = Routed { ids, weights: vec![1.0; tokens] };
+    for (isa, format) in cases() {
+        // A digit of the index a pass: every format holds integers to 256, and silu(v) = v from 18 on.
+        for digit in [1, 128, 128 * 128] {
+            let w13: Vec<f32> = (0..shape.w13_len().unwrap())
+                .map(|i| f32::from(u16::try_from(i / digit % 128).unwrap()) + 32.0)
+                .collect();
+            for n in [0, 1, 31, 32, 63, 64, 65] {
+                let mut w2 = vec![0.0; shape.w2_len().unwrap()];
+                for expert in 0..shape.experts {
+                    w2[(expert * shape.hidden + 69) * shape.inter + n] = 1.0;
+                }
+                let data = (stored(w13.clone(), format), stored(w2, format));
+                let weights = LayerWeights::new(shape, data.0, data.1).unwrap();
+                let backend = CpuBackend::with_isa(isa).unwrap();
+                let out = backend.forward(&weights, &x, &routed).unwrap();
+                for t in 0..tokens {
+                    let expected = w13[((t % 3) * shape.inter + n) * shape.hidden + t];
+                    let got = out[t * shape.hidden + 69];
+                    let case = format!("{} {format:?} token {t}, column {n}", isa.label());
+                    assert!((got - expected).abs() <= 0.0, "{case}: {got} not {expected}");
+                }
+            }
         }
-        let weights =
-            LayerWeights::new(shape, WeightData::F32(w13.clone()), WeightData::F32(w2)).unwrap();
-        let ids = (0..tokens).map(|t| u32::try_from(t % 3).unwrap()).collect();
-        let routed = Routed { ids, weights: vec![1.0; tokens] };
-        let out = CpuBackend::new().forward(&weights, &x, &routed).unwrap();
-        for t in 0..tokens {
-            let expected = w13[((t % 3) * shape.inter + n) * shape.hidden + t];
-            let got = out[t * shape.hidden + 69];
-            assert!((got - expected).abs() <= 0.0, "token {t}, column {n}: {got} not {expected}");
+    }
+}
+
+/// The bounds of bf16 activations are wide; the norm of the error must be far smaller.
+#[test]
+fn bf16_layers_are_close_in_norm() {
+    let shape = shape(8, 2, 256, 320);
+    let mut rng = ChaCha8Rng::seed_from_u64(17);
+    let weights = random_weights(shape, Format::Bf16, &mut rng);
+    let x = normal(&mut rng, 33 * shape.hidden, 1.0);
+    let routed = random_routing(&shape, 33, &mut rng);
+    let expected = reference::layer(&weights, &x, &routed);
+    for isa in available() {
+        let out = CpuBackend::with_isa(isa).unwrap().forward(&weights, &x, &routed).unwrap();
+        let off: f64 =
+            out.iter().zip(&expected).map(|(o, e)| (f64::from(*o) - e.value).powi(2)).sum();
+        let norm: f64 = expected.iter().map(|e| e.value.powi(2)).sum();
+        let limit = if isa.activations(DType::Bf16) == DType::Bf16 { 1e-2 } else { 1e-6 };
+        let off = (off / norm).sqrt();
+        println!("{}: relative error {off:.1e}", isa.label());
+        assert!(off < limit, "{}: {off}", isa.label());
+    }
+}
+
+/// A row's result may depend neither on its neighbours nor on how many there are.
+#[test]
+fn a_token_gets_the_same_bits_in_any_batch() {
+    let shape = shape(4, 2, 96, 72);
+    let mut rng = ChaCha8Rng::seed_from_u64(23);
+    let x = normal(&mut rng, 60 * shape.hidden, 1.0);
+    let routed = random_routing(&shape, 60, &mut rng);
+    for (isa, format) in cases() {
+        let weights = random_weights(shape, format, &mut rng);
+        let backend = CpuBackend::with_isa(isa).unwrap();
+        let all = backend.forward(&weights, &x, &routed).unwrap();
+        for tokens in [0..1, 7..20, 33..60] {
+            let pairs = tokens.start * 2..tokens.end * 2;
+            let part = Routed {
+                ids: routed.ids[pairs.clone()].to_vec(),
+                weights: routed.weights[pairs].to_vec(),
+            };
+            let range = tokens.start * shape.hidden..tokens.end * shape.hidden;
+            let out = backend.forward(&weights, &x[range.clone()], &part).unwrap();
+            let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&out), bits(&all[range]), "{} {format:?} {tokens:?}", isa.label());
         }
+    }
+}
+
+#[test]
+fn a_value_that_is_not_a_number_reaches_its_own_token_alone() {
+    let shape = shape(2, 1, 40, 24);
+    let mut rng = ChaCha8Rng::seed_from_u64(29);
+    let mut x = normal(&mut rng, 5 * shape.hidden, 1.0);
+    x[2 * shape.hidden + 7] = f32::NAN;
+    let routed = Routed { ids: vec![0; 5], weights: vec![1.0; 5] };
+    for (isa, format) in cases() {
+        let weights = random_weights(shape, format, &mut rng);
+        let out = CpuBackend::with_isa(isa).unwrap().forward(&weights, &x, &routed).unwrap();
+        for (token, row) in out.chunks_exact(shape.hidden).enumerate() {
+            assert!(row.iter().all(|v| v.is_nan() == (token == 2)), "{} {token}", isa.label());
+        }
+    }
+}
+
+#[test]
+fn a_backend_has_the_threads_it_was_given() {
+    let backend = CpuBackend::new().with_threads(3).unwrap();
+    assert_eq!(backend.threads(), 3);
+    assert!(backend.description().ends_with("3 threads"), "{}", backend.description());
+    for threads in [0, 1025] {
+        assert_eq!(CpuBackend::new().with_threads(threads).unwrap_err().exit_code(), 2);
     }
 }
 
@@ -227,15 +329,17 @@ fn reruns_and_thread_counts_agree_to_the_bit() {
     let weights = random_weights(shape, Format::Bf16, &mut rng);
     let x = normal(&mut rng, 50 * shape.hidden, 1.0);
     let routed = random_routing(&shape, 50, &mut rng);
-    let run = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| CpuBackend::new().forward(&weights, &x, &routed).unwrap())
-    };
-    let first: Vec<u32> = run(1).iter().map(|v| v.to_bits()).collect();
-    for threads in [1, 2, 3, 5] {
-        for _ in 0..3 {
-            let again: Vec<u32> = run(threads).iter().map(|v| v.to_bits()).collect();
-            assert_eq!(first, again, "{threads} threads");
+    for isa in available() {
+        let run = |threads: usize| {
+            let backend = CpuBackend::with_isa(isa).unwrap().with_threads(threads).unwrap();
+            let out = backend.forward(&weights, &x, &routed).unwrap();
+            out.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        };
+        let first = run(1);
+        for threads in [1, 2, 3, 5, 64] {
+            for _ in 0..3 {
+                assert_eq!(first, run(threads), "{} {threads} threads", isa.label());
+            }
         }
     }
 }
@@ -244,20 +348,23 @@ fn reruns_and_thread_counts_agree_to_the_bit() {
 fn a_loaded_layer_routes_aligns_and_computes_after_being_poisoned() {
     let shape = shape(8, 2, 72, 100);
     let mut rng = ChaCha8Rng::seed_from_u64(21);
-    let sets = [
-        random_weights(shape, Format::F32, &mut rng),
-        random_weights(shape, Format::F32, &mut rng),
-    ];
-    let backend = CpuBackend::new();
+    for (isa, format) in cases() {
+        run_a_loaded_layer(shape, isa, format, &mut rng);
+    }
+}
+
+fn run_a_loaded_layer(shape: MoeShape, isa: Isa, format: Format, rng: &mut ChaCha8Rng) {
+    let sets = [random_weights(shape, format, rng), random_weights(shape, format, rng)];
+    let backend = CpuBackend::with_isa(isa).unwrap();
     let spec = RouterSpec::softmax();
     let mut layer = backend.load(&sets, &spec, 64).unwrap();
     // Large, then small, then large through the same workspace.
     for tokens in [64, 3, 17, 64] {
-        let x = normal(&mut rng, tokens * shape.hidden, 1.0);
-        let logits = normal(&mut rng, tokens * shape.experts, 2.0);
+        let x = normal(rng, tokens * shape.hidden, 1.0);
+        let logits = normal(rng, tokens * shape.experts, 2.0);
         let routed = reference::route(&logits, 8, 2, &spec).unwrap();
         for (set, weights) in sets.iter().enumerate() {
-            let expected = reference::layer(weights, &x, &routed);
+            let expected = exact(weights, &x, &routed, isa);
             layer.set_input(&x, &logits).unwrap();
             layer.poison().unwrap();
             layer.run(Stage::Layer, set).unwrap();

@@ -17,6 +17,7 @@ pub use routing::{Alignment, Routed, RouterSpec};
 pub use weights::{LayerWeights, MAX_EXPERTS, MoeShape, WeightData};
 
 use crate::Result;
+use crate::config::DType;
 
 /// A part of the layer that can be run and timed on its own. Each needs the results of those before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,6 +64,13 @@ pub trait MoeBackend: Send + Sync {
 
     /// Name of the kernels that execute a stage.
     fn kernel(&self, stage: Stage) -> &'static str;
+
+    /// The format in which activations meet weights of a format, for the bounds that results are held
+    /// to ([`reference::layer_in`]). Sums are single precision or better in any case.
+    fn activations(&self, weights: DType) -> DType {
+        let _ = weights;
+        DType::F32
+    }
 
     /// SHA-256 over the sources and settings that the stages' code is made from.
     fn kernel_sha256(&self) -> String;

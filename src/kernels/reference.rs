@@ -1,6 +1,8 @@
 //! The oracle: every stage as plain loops in double precision. Slow, obvious, and never timed.
 
-use crate::config::Scoring;
+use half::bf16;
+
+use crate::config::{DType, Scoring};
 use crate::kernels::{Alignment, LayerWeights, Routed, RouterSpec};
 use crate::{Error, Result};
 
@@ -162,14 +164,42 @@ pub struct Exact {
     pub bound: f64,
 }
 
-/// Unit roundoff of f32.
+/// Unit roundoff of f32, 2^-24.
 const F32: f64 = 5.960_464_477_539_063e-8;
+/// Unit roundoff of bf16, 2^-9.
+const BF16: f64 = 1.953_125e-3;
 
 /// Output of the whole layer, `[tokens, hidden]`, with the error that f32 arithmetic may make.
 ///
 /// Bounds follow `u |r| + 4 sqrt(K) u (|A| |B|)` for each product of length K, carried through the
 /// activation (`1.1 |up| e_gate + |silu(gate)| e_up`) and the weighted sum.
 pub fn layer(weights: &LayerWeights, x: &[f32], routed: &Routed) -> Vec<Exact> {
+    layer_in(weights, x, routed, DType::F32)
+}
+
+/// The same for a backend that keeps activations in another format ([`MoeBackend::activations`]).
+///
+/// With bf16 the reference is fed the rounded inputs, so that their rounding is no error. Rounding the
+/// activated values is: each is off by at most `2^-9 |h|`, independently of the others, so a product
+/// over them may be off by `4 sqrt(sum (2^-9 h w)^2)`, almost seven standard deviations, in addition to
+/// the bound for f32 arithmetic. Every other format is taken as single precision.
+///
+/// [`MoeBackend::activations`]: crate::kernels::MoeBackend::activations
+pub fn layer_in(
+    weights: &LayerWeights,
+    x: &[f32],
+    routed: &Routed,
+    activations: DType,
+) -> Vec<Exact> {
+    let narrow = activations == DType::Bf16;
+    let unit = if narrow { BF16 } else { 0.0 };
+    let rounded: Vec<f32>;
+    let x = if narrow {
+        rounded = x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect();
+        &rounded
+    } else {
+        x
+    };
     let s = &weights.shape;
     let tokens = routed.ids.len() / s.top_k;
     let mut out =
@@ -179,7 +209,7 @@ pub fn layer(weights: &LayerWeights, x: &[f32], routed: &Routed) -> Vec<Exact> {
         let h = gate_up(weights, expert, &x[token * s.hidden..(token + 1) * s.hidden]);
         let weight = f64::from(weight);
         for (n, out) in out[token * s.hidden..(token + 1) * s.hidden].iter_mut().enumerate() {
-            let y = down(weights, expert, &h, n);
+            let y = down(weights, expert, &h, n, unit);
             let term = weight * y.value;
             out.value += term;
             // Rounding of the product and of the running sum, at most top_k additions.
@@ -215,14 +245,19 @@ pub fn gate_up(weights: &LayerWeights, expert: usize, x: &[f32]) -> Vec<Exact> {
     (0..s.inter).map(activated).collect()
 }
 
-/// One output value of the second product for one token in one expert.
-fn down(weights: &LayerWeights, expert: usize, h: &[Exact], n: usize) -> Exact {
+/// One output value of the second product for one token in one expert, whose activated values are
+/// rounded with unit roundoff `unit`.
+fn down(weights: &LayerWeights, expert: usize, h: &[Exact], n: usize, unit: f64) -> Exact {
     let s = &weights.shape;
     let start = (expert * s.hidden + n) * s.inter;
     let product = dot(s.inter, |k| (h[k].value, weights.w2.get(start + k)));
-    let carried: f64 =
-        h.iter().enumerate().map(|(k, h)| h.bound * weights.w2.get(start + k).abs()).sum();
-    Exact { value: product.value, bound: product.bound + carried }
+    let (mut carried, mut squares) = (0.0, 0.0);
+    for (k, h) in h.iter().enumerate() {
+        let w = weights.w2.get(start + k).abs();
+        carried += h.bound * w;
+        squares += (unit * (h.value.abs() + h.bound) * w).powi(2);
+    }
+    Exact { value: product.value, bound: product.bound + carried + 4.0 * squares.sqrt() }
 }
 
 /// Sum of products with the error bound of f32 accumulation.

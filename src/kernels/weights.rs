@@ -1,6 +1,6 @@
 //! The shape and the weights of one MoE layer as they lie in a checkpoint.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::config::DType;
 use crate::{Error, Result};
@@ -71,8 +71,10 @@ impl MoeShape {
 pub enum WeightData {
     /// Single precision.
     F32(Vec<f32>),
-    /// bfloat16, widened to f32 when used; products accumulate in f32.
+    /// bfloat16; products accumulate in f32.
     Bf16(Vec<bf16>),
+    /// IEEE half precision, widened to f32 when used; products accumulate in f32.
+    F16(Vec<f16>),
 }
 
 impl WeightData {
@@ -81,6 +83,7 @@ impl WeightData {
         match self {
             Self::F32(v) => v.len(),
             Self::Bf16(v) => v.len(),
+            Self::F16(v) => v.len(),
         }
     }
 
@@ -94,6 +97,7 @@ impl WeightData {
         match self {
             Self::F32(_) => DType::F32,
             Self::Bf16(_) => DType::Bf16,
+            Self::F16(_) => DType::F16,
         }
     }
 
@@ -102,6 +106,7 @@ impl WeightData {
         match self {
             Self::F32(v) => f64::from(v[index]),
             Self::Bf16(v) => v[index].to_f64(),
+            Self::F16(v) => v[index].to_f64(),
         }
     }
 }
@@ -149,7 +154,7 @@ impl LayerWeights {
     pub fn bytes(&self) -> usize {
         let size = match self.w13 {
             WeightData::F32(_) => 4,
-            WeightData::Bf16(_) => 2,
+            WeightData::Bf16(_) | WeightData::F16(_) => 2,
         };
         (self.w13.len() + self.w2.len()) * size
     }

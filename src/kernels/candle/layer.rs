@@ -72,8 +72,8 @@ impl MoeLayer {
         )
     }
 
-    /// Makes a layer of given tensors, shaped as [`MoeLayer::new`] says. Expert weights are f32 or
-    /// bf16 and are copied once, row-major; the caller's tensors may be dropped afterwards.
+    /// Makes a layer of given tensors, shaped as [`MoeLayer::new`] says. Expert weights are f32,
+    /// bf16 or f16 and are copied once, row-major; the caller's tensors may be dropped afterwards.
     ///
     /// # Errors
     /// candle's for a shape or format that does not fit; [`crate::Error::Usage`] inside it for a
@@ -159,6 +159,7 @@ fn values(tensor: &Tensor) -> Result<WeightData> {
     match tensor.dtype() {
         DType::F32 => Ok(WeightData::F32(flat.to_vec1()?)),
         DType::BF16 => Ok(WeightData::Bf16(flat.to_vec1()?)),
-        other => bail!("expert weights are {other:?}; convert them to F32 or BF16 first"),
+        DType::F16 => Ok(WeightData::F16(flat.to_vec1()?)),
+        other => bail!("expert weights are {other:?}; convert them to F32, BF16 or F16 first"),
     }
 }

@@ -35,6 +35,7 @@ impl NaiveLayer {
             match data {
                 WeightData::F32(v) => Tensor::from_slice(&v[range], (rows, columns), &Device::Cpu),
                 WeightData::Bf16(v) => Tensor::from_slice(&v[range], (rows, columns), &Device::Cpu),
+                WeightData::F16(v) => Tensor::from_slice(&v[range], (rows, columns), &Device::Cpu),
             }
         };
         let size = s.inter * s.hidden;

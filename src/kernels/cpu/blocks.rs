@@ -2,13 +2,15 @@
 //!
 //! Each expert's rows are stored block by block, so that a task that computes 64 output columns for
 //! all rows of an expert writes one contiguous piece, and a product that reads a few rows finds the
-//! same 64 columns of its neighbours side by side. Columns beyond the width are zero.
+//! same 64 columns of its neighbours side by side. Columns beyond the width are zero. Formats that
+//! multiply whole tiles fill up every expert's rows with rows of zeros.
 
 use rayon::prelude::*;
 
 use crate::kernels::Alignment;
+use crate::kernels::cpu::simd::{Activation, Format};
 
-/// Columns of one block: 256 bytes, four cache lines.
+/// Columns of one block: two or four cache lines of activations.
 pub(crate) const BLOCK: usize = 64;
 /// Rows gathered by one task at least: below this a task costs more than its copy.
 const GATHER_ROWS: usize = 16;
@@ -23,43 +25,64 @@ pub(crate) const fn padded(width: usize) -> usize {
     count(width) * BLOCK
 }
 
+/// First stored row of each expert, and their number last, when every expert's rows are filled up to a
+/// multiple of `multiple`.
+pub(crate) fn starts(alignment: &Alignment, multiple: usize, starts: &mut Vec<usize>) {
+    starts.clear();
+    let mut next = 0;
+    for rows in alignment.offsets.windows(2) {
+        starts.push(next);
+        next += (rows[1] - rows[0]).next_multiple_of(multiple);
+    }
+    starts.push(next);
+}
+
+/// Most rows that [`starts`] can ask for.
+pub(crate) fn most_rows(pairs: usize, experts: usize, multiple: usize) -> usize {
+    pairs + pairs.min(experts) * (multiple - 1)
+}
+
 /// Copies each pair's token row of `x` `[tokens, width]` into `packed`, grouped by expert.
-pub(crate) fn gather(
+pub(crate) fn gather<F: Format>(
     x: &[f32],
-    width: usize,
-    top_k: usize,
+    (width, top_k): (usize, usize),
     alignment: &Alignment,
-    packed: &mut [f32],
+    starts: &[usize],
+    packed: &mut [F::Activation],
 ) {
     let stride = padded(width);
     let experts = alignment.offsets.len() - 1;
-    split_by_expert(alignment, stride, 0..experts, packed, &|expert, out: &mut [f32]| {
+    split_by_expert(starts, stride, 0..experts, packed, &|expert, out: &mut [F::Activation]| {
         let pairs = &alignment.sorted_pairs[alignment.rows(expert)];
-        out.par_chunks_mut(pairs.len() * BLOCK)
-            .with_min_len(GATHER_ROWS.div_ceil(pairs.len()))
+        let rows = starts[expert + 1] - starts[expert];
+        out.par_chunks_mut(rows * BLOCK)
+            .with_min_len(GATHER_ROWS.div_ceil(rows))
             .enumerate()
             .for_each(|(block, out)| {
                 let columns = block * BLOCK..((block + 1) * BLOCK).min(width);
-                for (&pair, out) in pairs.iter().zip(out.chunks_exact_mut(BLOCK)) {
-                    let row = &x[pair as usize / top_k * width..][columns.clone()];
-                    out[..row.len()].copy_from_slice(row);
-                    out[row.len()..].fill(0.0);
+                for (row, &pair) in pairs.iter().enumerate() {
+                    let values = &x[pair as usize / top_k * width..][columns.clone()];
+                    F::put_row(out, rows, row, values);
+                }
+                for row in pairs.len()..rows {
+                    F::put_row(out, rows, row, &[]);
                 }
             });
     });
 }
 
 /// Hands every expert with rows its part of `buffer` (`rows x stride` values), experts in parallel.
-pub(crate) fn split_by_expert<F>(
-    alignment: &Alignment,
+pub(crate) fn split_by_expert<A, W>(
+    starts: &[usize],
     stride: usize,
     experts: std::ops::Range<usize>,
-    buffer: &mut [f32],
-    work: &F,
+    buffer: &mut [A],
+    work: &W,
 ) where
-    F: Fn(usize, &mut [f32]) + Sync,
+    A: Activation,
+    W: Fn(usize, &mut [A]) + Sync,
 {
-    let rows = alignment.offsets[experts.end] - alignment.offsets[experts.start];
+    let rows = starts[experts.end] - starts[experts.start];
     if rows == 0 {
         return;
     }
@@ -68,10 +91,38 @@ pub(crate) fn split_by_expert<F>(
         return;
     }
     let middle = experts.start + experts.len() / 2;
-    let left = alignment.offsets[middle] - alignment.offsets[experts.start];
+    let left = starts[middle] - starts[experts.start];
     let (a, b) = buffer.split_at_mut(left * stride);
     rayon::join(
-        || split_by_expert(alignment, stride, experts.start..middle, a, work),
-        || split_by_expert(alignment, stride, middle..experts.end, b, work),
+        || split_by_expert(starts, stride, experts.start..middle, a, work),
+        || split_by_expert(starts, stride, middle..experts.end, b, work),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::reference;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn filled_up_rows_hold_every_expert_and_never_more_than_foreseen(
+            experts in 1usize..20,
+            seed in prop::collection::vec(any::<u32>(), 0..200),
+            multiple in 1usize..20,
+        ) {
+            let ids: Vec<u32> =
+                seed.iter().map(|s| s % u32::try_from(experts).unwrap()).collect();
+            let alignment = reference::align(&ids, experts).unwrap();
+            let mut found = vec![7];
+            starts(&alignment, multiple, &mut found);
+            prop_assert_eq!(found.len(), experts + 1);
+            for expert in 0..experts {
+                let (rows, held) = (alignment.rows(expert).len(), found[expert + 1] - found[expert]);
+                prop_assert!(held >= rows && held < rows + multiple && held % multiple == 0);
+            }
+            prop_assert!(found[experts] <= most_rows(ids.len(), experts, multiple));
+        }
+    }
 }

@@ -8,76 +8,84 @@
 use rayon::prelude::*;
 
 use crate::kernels::cpu::blocks::{BLOCK, count, padded, split_by_expert};
-use crate::kernels::cpu::simd::{Isa, Operand, Weight};
+use crate::kernels::cpu::simd::{Activation, Format, Isa, Operand};
 use crate::kernels::{Alignment, MoeShape, Routed};
 
-/// `h = act(a w13^T)`: `a` holds gathered rows, `h` receives activated rows, both column-blocked.
-pub(crate) fn gate_up<W: Weight>(
+/// `h = act(a w13^T)`: `a` holds gathered rows, `h` receives activated rows, both column-blocked with
+/// the rows of `starts`.
+pub(crate) fn gate_up<F: Format>(
     shape: &MoeShape,
-    w13: &[W],
-    a: &[f32],
-    alignment: &Alignment,
-    h: &mut [f32],
+    w13: &[F::Weight],
+    a: &[F::Activation],
+    starts: &[usize],
+    h: &mut [F::Activation],
     isa: Isa,
 ) {
     let matrix = shape.inter * shape.hidden;
-    for_each_block(shape.hidden, shape.inter, alignment, (a, h), &|expert, block, rows, out| {
+    let input = Input { values: a, starts, width: shape.hidden };
+    for_each_block(&input, shape.inter, starts, h, &|expert, block, a, out| {
         let columns = block * BLOCK..((block + 1) * BLOCK).min(shape.inter);
         let first = expert * shape.halves();
         let half = |half: usize| {
             let start = (first + half) * matrix + columns.start * shape.hidden;
             &w13[start..start + columns.len() * shape.hidden]
         };
-        isa.product(half(0), shape.hidden, rows, out);
-        if shape.gated {
-            // Only the small product of one block is kept beside the output: 64 columns of a few rows.
-            isa.gated_product(half(1), shape.hidden, rows, out);
-        } else {
-            for v in out.iter_mut() {
-                *v = silu(*v);
-            }
-        }
+        let up = shape.gated.then(|| half(1));
+        F::gate_up(isa, (half(0), up), shape.hidden, a, out);
     });
 }
 
-/// `y = h w2^T`, both column-blocked.
-pub(crate) fn down<W: Weight>(
+/// `y = h w2^T`: `h` column-blocked with the rows of `starts`, `y` with those of the alignment.
+pub(crate) fn down<F: Format>(
     shape: &MoeShape,
-    w2: &[W],
-    h: &[f32],
+    w2: &[F::Weight],
+    h: &[F::Activation],
+    starts: &[usize],
     alignment: &Alignment,
     y: &mut [f32],
     isa: Isa,
 ) {
     let matrix = shape.inter * shape.hidden;
-    for_each_block(shape.inter, shape.hidden, alignment, (h, y), &|expert, block, rows, out| {
+    let input = Input { values: h, starts, width: shape.inter };
+    for_each_block(&input, shape.hidden, &alignment.offsets, y, &|expert, block, h, out| {
         let columns = block * BLOCK..((block + 1) * BLOCK).min(shape.hidden);
         let start = expert * matrix + columns.start * shape.inter;
-        isa.product(&w2[start..start + columns.len() * shape.inter], shape.inter, rows, out);
+        F::down(isa, &w2[start..start + columns.len() * shape.inter], shape.inter, h, out);
     });
 }
 
+/// Rows of all experts, column-blocked.
+struct Input<'a, A> {
+    values: &'a [A],
+    starts: &'a [usize],
+    width: usize,
+}
+
 /// Runs `work(expert, block, input rows, output block)` for every block of every expert with rows.
-fn for_each_block<F>(
-    k: usize,
-    n: usize,
-    alignment: &Alignment,
-    (input, output): (&[f32], &mut [f32]),
-    work: &F,
+fn for_each_block<A, O, W>(
+    input: &Input<A>,
+    width: usize,
+    starts: &[usize],
+    output: &mut [O],
+    work: &W,
 ) where
-    F: Fn(usize, usize, &Operand, &mut [f32]) + Sync,
+    A: Activation,
+    O: Activation,
+    W: Fn(usize, usize, Operand<A>, &mut [O]) + Sync,
 {
-    let experts = alignment.offsets.len() - 1;
-    split_by_expert(alignment, padded(n), 0..experts, output, &|expert, out: &mut [f32]| {
-        let range = alignment.rows(expert);
-        let rows = Operand {
-            values: &input[range.start * padded(k)..range.end * padded(k)],
+    let experts = starts.len() - 1;
+    let stride = padded(input.width);
+    split_by_expert(starts, padded(width), 0..experts, output, &|expert, out: &mut [O]| {
+        let range = input.starts[expert]..input.starts[expert + 1];
+        let a = Operand {
+            values: &input.values[range.start * stride..range.end * stride],
             rows: range.len(),
         };
-        debug_assert_eq!(out.len(), count(n) * range.len() * BLOCK);
-        out.par_chunks_mut(range.len() * BLOCK)
+        let rows = starts[expert + 1] - starts[expert];
+        debug_assert_eq!(out.len(), count(width) * rows * BLOCK);
+        out.par_chunks_mut(rows * BLOCK)
             .enumerate()
-            .for_each(|(block, out)| work(expert, block, &rows, out));
+            .for_each(|(block, out)| work(expert, block, a, out));
     });
 }
 
@@ -113,9 +121,4 @@ pub(crate) fn combine(
                 }
             }
         });
-}
-
-/// `x / (1 + e^-x)`.
-pub(crate) fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
 }

@@ -1,47 +1,63 @@
 //! The CPU backend: every active expert's weights are read once per call, whatever the batch.
 //!
-//! Rows are gathered into blocks of 64 columns ([`blocks`]), so that one micro-kernel serves decode
-//! and prefill: a few weight rows against a few token rows, accumulated in registers over the whole
-//! length. Work is split over (expert, block of weight rows) and stolen between threads; every output
+//! Rows are gathered into blocks of 64 columns (`blocks`), so that one micro-kernel serves decode and
+//! prefill: a few weight rows against a few token rows, accumulated in registers over the whole length
+//! ([`simd`]). Weights are used where they lie; nothing is repacked. Work is split over (expert, block of weight rows) and stolen between threads; every output
 //! value is computed by one thread in one order, so results do not depend on the number of threads.
 
 mod align;
 mod blocks;
 mod gemm;
 mod router;
+#[expect(
+    unsafe_code,
+    reason = "instructions found at run time; each use is argued where it stands"
+)]
 pub mod simd;
 
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use sha2::{Digest, Sha256};
 
+use crate::config::DType;
 use crate::kernels::{
     Alignment, LayerWeights, LoadedLayer, MoeBackend, MoeShape, Routed, RouterSpec, Stage,
     WeightData,
 };
 use crate::{Error, Result};
 
+use simd::{Activation, Format, Wide};
+
 pub use align::align;
 pub use router::route;
 
 /// Sources that decide what the kernels do, for their hash.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 5] = [
     include_str!("mod.rs"),
     include_str!("align.rs"),
     include_str!("blocks.rs"),
     include_str!("gemm.rs"),
     include_str!("router.rs"),
-    include_str!("simd/mod.rs"),
 ];
 
+/// Most threads of a backend.
+const MAX_THREADS: usize = 1024;
+
 /// MoE layers on this machine's processor.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct CpuBackend {
     isa: simd::Isa,
+    /// Threads of its own; without, rayon's common ones.
+    pool: Option<Arc<ThreadPool>>,
 }
 
 impl CpuBackend {
-    /// The backend with the widest instruction set found at run time.
+    /// The backend with the fastest instruction set found at run time, on rayon's common threads (as
+    /// many as the process may run on, or `RAYON_NUM_THREADS`).
     pub fn new() -> Self {
-        Self { isa: simd::Isa::detect() }
+        Self { isa: simd::Isa::detect(), pool: None }
     }
 
     /// The backend with a given instruction set.
@@ -50,15 +66,36 @@ impl CpuBackend {
     /// [`Error::Device`] when this processor does not have it.
     pub fn with_isa(isa: simd::Isa) -> Result<Self> {
         if isa.is_available() {
-            Ok(Self { isa })
+            Ok(Self { isa, pool: None })
         } else {
             Err(Error::device("cpu", format!("this processor has no {}", isa.label())))
         }
     }
 
+    /// The same backend on `threads` threads of its own.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for none or more than 1,024; [`Error::Device`] when they cannot be started.
+    pub fn with_threads(self, threads: usize) -> Result<Self> {
+        if !(1..=MAX_THREADS).contains(&threads) {
+            return Err(Error::usage(
+                "threads",
+                format!("{threads} does not lie between 1 and {MAX_THREADS}"),
+            ));
+        }
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = pool.map_err(|e| Error::device("cpu", format!("{threads} threads: {e}")))?;
+        Ok(Self { pool: Some(Arc::new(pool)), ..self })
+    }
+
     /// Instruction set in use.
     pub const fn isa(&self) -> simd::Isa {
         self.isa
+    }
+
+    /// Threads in use.
+    pub fn threads(&self) -> usize {
+        self.pool.as_ref().map_or_else(rayon::current_num_threads, |p| p.current_num_threads())
     }
 
     /// Runs the layer once on host slices: `x` `[tokens, hidden]`, ids and weights as chosen by a
@@ -68,33 +105,46 @@ impl CpuBackend {
     /// [`Error::Usage`] when lengths or ids do not fit.
     pub fn forward(&self, weights: &LayerWeights, x: &[f32], routed: &Routed) -> Result<Vec<f32>> {
         let tokens = routed.ids.len() / weights.shape.top_k;
-        let mut workspace = Workspace::new(&weights.shape, tokens)?;
+        let mut workspace = Workspace::new(weights, self.isa, tokens)?;
         workspace.check_input(&weights.shape, x, routed)?;
         workspace.routed.clone_from(routed);
         workspace.x.copy_from_slice(x);
-        workspace.tokens = tokens;
-        workspace.align(&weights.shape)?;
-        workspace.products(weights, self.isa);
+        self.install(|| {
+            workspace.align(&weights.shape)?;
+            workspace.products(weights, self.isa);
+            Ok(())
+        })?;
         Ok(workspace.out)
     }
 
     /// Routes and runs the layer once in a workspace that the caller keeps: tokens, `x` and logits in,
     /// the layer's output out.
     pub(crate) fn route_and_forward<'w>(
-        self,
+        &self,
         weights: &LayerWeights,
         router: &RouterSpec,
         (tokens, x, logits): (usize, &[f32], &[f32]),
         workspace: &'w mut Workspace,
     ) -> Result<&'w [f32]> {
         let shape = &weights.shape;
-        Workspace::check_tokens(shape, tokens)?;
-        workspace.set_tokens(shape, tokens);
+        Workspace::check_tokens(weights, self.isa, tokens)?;
+        workspace.set_tokens(weights, self.isa, tokens);
         workspace.x.copy_from_slice(x);
-        route(logits, shape.experts, shape.top_k, router, &mut workspace.routed)?;
-        workspace.align(shape)?;
-        workspace.products(weights, self.isa);
+        self.install(|| {
+            route(logits, shape.experts, shape.top_k, router, &mut workspace.routed)?;
+            workspace.align(shape)?;
+            workspace.products(weights, self.isa);
+            Ok(())
+        })?;
         Ok(&workspace.out)
+    }
+
+    /// Runs `work` on this backend's threads.
+    fn install<R: Send>(&self, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
     }
 }
 
@@ -110,7 +160,7 @@ impl MoeBackend for CpuBackend {
     }
 
     fn description(&self) -> String {
-        format!("{}, {} threads", self.isa.label(), rayon::current_num_threads())
+        format!("{}, {} threads", self.isa.label(), self.threads())
     }
 
     fn kernel(&self, stage: Stage) -> &'static str {
@@ -123,9 +173,13 @@ impl MoeBackend for CpuBackend {
         }
     }
 
+    fn activations(&self, weights: DType) -> DType {
+        self.isa.activations(weights)
+    }
+
     fn kernel_sha256(&self) -> String {
         let mut hash = Sha256::new();
-        for source in SOURCES {
+        for source in SOURCES.iter().chain(&simd::SOURCES) {
             hash.update(source);
         }
         hash.update(self.isa.label());
@@ -145,9 +199,9 @@ impl MoeBackend for CpuBackend {
             return Err(Error::usage("weight sets", "differ in shape or format"));
         }
         router.validate(first.shape.experts, first.shape.top_k)?;
-        let workspace = Workspace::new(&first.shape, max_tokens)?;
+        let workspace = Workspace::new(first, self.isa, max_tokens)?;
         Ok(Box::new(CpuLayer {
-            isa: self.isa,
+            backend: self,
             sets,
             router: router.clone(),
             max_tokens,
@@ -158,7 +212,7 @@ impl MoeBackend for CpuBackend {
 
 /// A layer ready to run.
 struct CpuLayer<'a> {
-    isa: simd::Isa,
+    backend: &'a CpuBackend,
     sets: &'a [LayerWeights],
     router: RouterSpec,
     max_tokens: usize,
@@ -189,7 +243,7 @@ impl LoadedLayer for CpuLayer<'_> {
                 ),
             ));
         }
-        self.workspace.set_tokens(&shape, tokens);
+        self.workspace.set_tokens(&self.sets[0], self.backend.isa, tokens);
         self.workspace.x.copy_from_slice(x);
         self.workspace.logits.clear();
         self.workspace.logits.extend_from_slice(logits);
@@ -202,20 +256,22 @@ impl LoadedLayer for CpuLayer<'_> {
             .sets
             .get(set)
             .ok_or_else(|| Error::usage("weight set", format!("there is no set {set}")))?;
-        let ws = &mut self.workspace;
-        match stage {
-            Stage::Router => ws.route(&shape, &self.router)?,
-            Stage::Align => ws.align(&shape)?,
-            Stage::GateUp => ws.gate_up(weights, self.isa),
-            Stage::Down => ws.down(weights, self.isa),
-            Stage::Combine => ws.combine(&shape),
-            Stage::Layer => {
-                ws.route(&shape, &self.router)?;
-                ws.align(&shape)?;
-                ws.products(weights, self.isa);
+        let (ws, router, isa) = (&mut self.workspace, &self.router, self.backend.isa);
+        self.backend.install(|| {
+            match stage {
+                Stage::Router => ws.route(&shape, router)?,
+                Stage::Align => ws.align(&shape)?,
+                Stage::GateUp => ws.gate_up(weights, isa),
+                Stage::Down => ws.down(weights, isa),
+                Stage::Combine => ws.combine(&shape),
+                Stage::Layer => {
+                    ws.route(&shape, router)?;
+                    ws.align(&shape)?;
+                    ws.products(weights, isa);
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn routed(&mut self) -> Result<Routed> {
@@ -228,12 +284,52 @@ impl LoadedLayer for CpuLayer<'_> {
 
     fn poison(&mut self) -> Result<()> {
         let ws = &mut self.workspace;
-        for buffer in [&mut ws.packed, &mut ws.h, &mut ws.y, &mut ws.out] {
+        for buffer in [&mut ws.y, &mut ws.out] {
             buffer.fill(f32::NAN);
         }
+        ws.wide.poison();
+        ws.narrow.poison();
         ws.routed.weights.fill(f32::NAN);
         ws.routed.ids.fill(u32::MAX);
         Ok(())
+    }
+}
+
+/// Activations between the stages, column-blocked.
+#[derive(Default)]
+struct Rows<A> {
+    /// Gathered input rows.
+    packed: Vec<A>,
+    /// Activated rows.
+    h: Vec<A>,
+}
+
+impl<A: Activation> Rows<A> {
+    fn resize(&mut self, rows: usize, shape: &MoeShape) {
+        self.packed.resize(rows * blocks::padded(shape.hidden), A::ZERO);
+        self.h.resize(rows * blocks::padded(shape.inter), A::ZERO);
+    }
+
+    fn poison(&mut self) {
+        self.packed.fill(A::NAN);
+        self.h.fill(A::NAN);
+    }
+}
+
+/// Picks the buffers of an activation format.
+trait Kept: Activation {
+    fn rows<'a>(wide: &'a mut Rows<f32>, narrow: &'a mut Rows<bf16>) -> &'a mut Rows<Self>;
+}
+
+impl Kept for f32 {
+    fn rows<'a>(wide: &'a mut Rows<f32>, _: &'a mut Rows<bf16>) -> &'a mut Rows<Self> {
+        wide
+    }
+}
+
+impl Kept for bf16 {
+    fn rows<'a>(_: &'a mut Rows<f32>, narrow: &'a mut Rows<bf16>) -> &'a mut Rows<Self> {
+        narrow
     }
 }
 
@@ -245,42 +341,52 @@ pub(crate) struct Workspace {
     logits: Vec<f32>,
     routed: Routed,
     alignment: Alignment,
-    /// Gathered input rows in column blocks.
-    packed: Vec<f32>,
-    /// Activated rows in column blocks.
-    h: Vec<f32>,
+    /// First row of each expert in `wide` or `narrow`.
+    starts: Vec<usize>,
+    /// Activations in single precision, where the kernel takes them.
+    wide: Rows<f32>,
+    /// Activations in bf16, where the kernel takes them.
+    narrow: Rows<bf16>,
     /// Output rows in column blocks.
     y: Vec<f32>,
     out: Vec<f32>,
 }
 
 impl Workspace {
-    fn new(shape: &MoeShape, tokens: usize) -> Result<Self> {
-        shape.validate()?;
-        Self::check_tokens(shape, tokens)?;
+    fn new(weights: &LayerWeights, isa: simd::Isa, tokens: usize) -> Result<Self> {
+        weights.shape.validate()?;
+        Self::check_tokens(weights, isa, tokens)?;
         let mut workspace = Self::default();
-        workspace.set_tokens(shape, tokens);
+        workspace.set_tokens(weights, isa, tokens);
         Ok(workspace)
     }
 
     /// Whether buffers for so many tokens can be indexed.
-    fn check_tokens(shape: &MoeShape, tokens: usize) -> Result<()> {
+    fn check_tokens(weights: &LayerWeights, isa: simd::Isa, tokens: usize) -> Result<()> {
+        let shape = &weights.shape;
+        // What filling up rows adds is bounded by the experts, and so far from overflow.
+        let filled = shape.experts * isa.row_multiple(weights.dtype());
         let pairs = tokens.checked_mul(shape.top_k).filter(|&p| u32::try_from(p).is_ok());
+        let rows = pairs.and_then(|p| p.checked_add(filled));
         let widest = blocks::padded(shape.hidden.max(shape.inter));
-        if pairs.and_then(|p| p.checked_mul(widest)).is_none() {
+        if rows.and_then(|p| p.checked_mul(widest)).is_none() {
             return Err(Error::usage("tokens", format!("{tokens} is more than can be indexed")));
         }
         Ok(())
     }
 
     /// Sizes all buffers for `tokens` tokens.
-    fn set_tokens(&mut self, shape: &MoeShape, tokens: usize) {
+    fn set_tokens(&mut self, weights: &LayerWeights, isa: simd::Isa, tokens: usize) {
+        let (shape, dtype) = (&weights.shape, weights.dtype());
         let pairs = tokens * shape.top_k;
         self.tokens = tokens;
         self.x.resize(tokens * shape.hidden, 0.0);
         self.out.resize(tokens * shape.hidden, 0.0);
-        self.packed.resize(pairs * blocks::padded(shape.hidden), 0.0);
-        self.h.resize(pairs * blocks::padded(shape.inter), 0.0);
+        let rows = blocks::most_rows(pairs, shape.experts, isa.row_multiple(dtype));
+        match isa.activations(dtype) {
+            DType::Bf16 => self.narrow.resize(rows, shape),
+            _ => self.wide.resize(rows, shape),
+        }
         self.y.resize(pairs * blocks::padded(shape.hidden), 0.0);
         self.routed.ids.resize(pairs, 0);
         self.routed.weights.resize(pairs, 0.0);
@@ -316,21 +422,53 @@ impl Workspace {
 
     fn gate_up(&mut self, weights: &LayerWeights, isa: simd::Isa) {
         let shape = &weights.shape;
-        let rows = &self.alignment;
-        blocks::gather(&self.x, shape.hidden, shape.top_k, rows, &mut self.packed);
-        let (a, h) = (&self.packed, &mut self.h);
         match &weights.w13 {
-            WeightData::F32(w) => gemm::gate_up(shape, w, a, rows, h, isa),
-            WeightData::Bf16(w) => gemm::gate_up(shape, w, a, rows, h, isa),
+            WeightData::F32(w) => self.gate_up_in::<Wide<f32>>(shape, w, isa),
+            WeightData::F16(w) => self.gate_up_in::<Wide<f16>>(shape, w, isa),
+            WeightData::Bf16(w) => match isa {
+                #[cfg(target_arch = "x86_64")]
+                simd::Isa::Amx => self.gate_up_in::<simd::Tiles>(shape, w, isa),
+                #[cfg(target_arch = "x86_64")]
+                simd::Isa::Avx512Bf16 => self.gate_up_in::<simd::Pairs>(shape, w, isa),
+                _ => self.gate_up_in::<Wide<bf16>>(shape, w, isa),
+            },
         }
+    }
+
+    fn gate_up_in<F>(&mut self, shape: &MoeShape, w13: &[F::Weight], isa: simd::Isa)
+    where
+        F: Format<Activation: Kept>,
+    {
+        let rows = F::Activation::rows(&mut self.wide, &mut self.narrow);
+        blocks::starts(&self.alignment, F::ROWS, &mut self.starts);
+        let sizes = (shape.hidden, shape.top_k);
+        blocks::gather::<F>(&self.x, sizes, &self.alignment, &self.starts, &mut rows.packed);
+        gemm::gate_up::<F>(shape, w13, &rows.packed, &self.starts, &mut rows.h, isa);
     }
 
     fn down(&mut self, weights: &LayerWeights, isa: simd::Isa) {
         let shape = &weights.shape;
         match &weights.w2 {
-            WeightData::F32(w) => gemm::down(shape, w, &self.h, &self.alignment, &mut self.y, isa),
-            WeightData::Bf16(w) => gemm::down(shape, w, &self.h, &self.alignment, &mut self.y, isa),
+            WeightData::F32(w) => self.down_in::<Wide<f32>>(shape, w, isa),
+            WeightData::F16(w) => self.down_in::<Wide<f16>>(shape, w, isa),
+            WeightData::Bf16(w) => match isa {
+                #[cfg(target_arch = "x86_64")]
+                simd::Isa::Amx => self.down_in::<simd::Tiles>(shape, w, isa),
+                #[cfg(target_arch = "x86_64")]
+                simd::Isa::Avx512Bf16 => self.down_in::<simd::Pairs>(shape, w, isa),
+                _ => self.down_in::<Wide<bf16>>(shape, w, isa),
+            },
         }
+    }
+
+    fn down_in<F>(&mut self, shape: &MoeShape, w2: &[F::Weight], isa: simd::Isa)
+    where
+        F: Format<Activation: Kept>,
+    {
+        let rows = F::Activation::rows(&mut self.wide, &mut self.narrow);
+        blocks::starts(&self.alignment, F::ROWS, &mut self.starts);
+        let (alignment, starts) = (&self.alignment, &self.starts);
+        gemm::down::<F>(shape, w2, &rows.h, starts, alignment, &mut self.y, isa);
     }
 
     fn combine(&mut self, shape: &MoeShape) {

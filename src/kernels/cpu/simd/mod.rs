@@ -1,89 +1,109 @@
-//! The micro-kernel: a few weight rows against a few token rows, for each instruction set.
+//! The micro-kernels: what is computed for one block of 64 weight rows, for each instruction set.
 //!
-//! One source is compiled for each instruction set; the compiler vectorises its fixed-size lanes.
-//! The only `unsafe` is the call into code compiled for an instruction set that was found at run
-//! time.
+//! [`Isa`] is chosen at run time. A [`Format`] pairs the number format of the weights with the format
+//! and layout in which activations are kept: [`Wide`] (f32 activations, weights widened when loaded),
+//! [`Pairs`] (bf16 products on AVX-512) and [`Tiles`] (bf16 products on AMX). Nothing outside this
+//! folder is unsafe; what is unsafe in here are instructions that the processor was asked about, and
+//! loads through pointers into slices whose lengths were checked.
 
-#![expect(
-    clippy::inline_always,
-    reason = "code takes on the instruction set of its caller only when it is inlined into it"
-)]
+mod activate;
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod amx_emulator;
+mod dot;
+mod format;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod plain;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
-use half::bf16;
+use std::str::FromStr;
 
-use super::blocks::BLOCK;
-use super::gemm::silu;
+use crate::config::DType;
+use crate::{Error, Result};
 
-/// A weight as stored.
-pub trait Weight: Copy + Send + Sync {
-    /// Zero, which fills up the tail of a row.
-    const ZERO: Self;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use amx::Tiles;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use format::Pairs;
+pub(crate) use format::{Activation, Format, Wide};
 
-    /// The value in single precision, exactly.
-    fn widen(self) -> f32;
-}
+/// Sources that decide what the micro-kernels do, for the hash of the kernels.
+pub(crate) const SOURCES: [&str; 8] = [
+    include_str!("mod.rs"),
+    include_str!("activate.rs"),
+    include_str!("amx.rs"),
+    include_str!("dot.rs"),
+    include_str!("format.rs"),
+    include_str!("neon.rs"),
+    include_str!("plain.rs"),
+    include_str!("x86.rs"),
+];
 
-impl Weight for f32 {
-    const ZERO: Self = 0.0;
-
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-}
-
-impl Weight for bf16 {
-    const ZERO: Self = bf16::ZERO;
-
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        // Not `to_f32`: that quiets NaNs, a branch that keeps the loop from being vectorised.
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-}
-
-/// Rows of one expert, column-blocked: `[blocks][rows][BLOCK]`.
+/// Activations of one expert, column-blocked: `[blocks][rows][64]`; [`Tiles`] orders the values
+/// within a block its own way.
 #[derive(Clone, Copy, Debug)]
-pub struct Operand<'a> {
+pub(crate) struct Operand<'a, A> {
     /// All blocks.
-    pub values: &'a [f32],
-    /// Rows in each block.
-    pub rows: usize,
+    pub(crate) values: &'a [A],
+    /// Rows in each block, padding included.
+    pub(crate) rows: usize,
 }
 
-impl<'a> Operand<'a> {
-    /// `N` neighbouring rows of one block.
-    #[inline(always)]
-    fn rows_of<const N: usize>(&self, block: usize, row: usize) -> [&'a [f32; BLOCK]; N] {
-        let start = (block * self.rows + row) * BLOCK;
-        let (rows, _) = self.values[start..start + N * BLOCK].as_chunks::<BLOCK>();
-        std::array::from_fn(|i| &rows[i])
+impl<'a, A> Operand<'a, A> {
+    /// `count` neighbouring rows of one block.
+    #[inline]
+    fn block_rows(&self, block: usize, row: usize, count: usize) -> &'a [A] {
+        let start = (block * self.rows + row) * super::blocks::BLOCK;
+        &self.values[start..start + count * super::blocks::BLOCK]
     }
 }
 
-/// An instruction set that the micro-kernel is compiled for.
+/// An instruction set that micro-kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
+    /// AMX bf16 tiles for bf16 weights; AVX-512 for other formats.
+    Amx,
+    /// AVX-512 with bf16 products for bf16 weights; AVX-512 for other formats.
+    Avx512Bf16,
     /// AVX-512 F, BW, VL with FMA: 32 registers of 16 lanes.
     Avx512,
-    /// AVX2 with FMA: 16 registers of 8 lanes.
+    /// AVX2 with FMA and F16C: 16 registers of 8 lanes.
     Avx2,
-    /// Whatever the build targets: SSE2 on x86-64, NEON on aarch64.
+    /// What every processor of the architecture has: SSE2 on x86-64, NEON on aarch64.
     Portable,
 }
 
 impl Isa {
-    /// Every instruction set, widest first.
-    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+    /// Every instruction set, in the order in which [`Isa::detect`] prefers them.
+    pub const ALL: [Self; 5] =
+        [Self::Amx, Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Portable];
 
-    /// The widest one that this processor has.
+    /// The fastest one that this processor has.
+    ///
+    /// Of the processors with AMX, the first ones do bf16 products at half the rate of f32 (measured
+    /// on Sapphire Rapids), others at twice (measured on Zen 4, which has no AMX): where the tiles
+    /// exist but may not be used, the f32 kernel is taken.
     pub fn detect() -> Self {
-        Self::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Self::Portable)
+        let passed_over = |isa| isa == Self::Avx512Bf16 && has_amx();
+        Self::ALL
+            .into_iter()
+            .find(|&isa| isa.is_available() && !passed_over(isa))
+            .unwrap_or(Self::Portable)
     }
 
-    /// Whether this processor has it.
+    /// Whether this processor has it and the system permits it.
     pub fn is_available(self) -> bool {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512.is_available() && amx::is_available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => {
+                Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16")
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 is_x86_feature_detected!("avx512f")
@@ -92,9 +112,13 @@ impl Isa {
                     && is_x86_feature_detected!("fma")
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx512 | Self::Avx2 => false,
+            Self::Amx | Self::Avx512Bf16 | Self::Avx512 | Self::Avx2 => false,
             Self::Portable => true,
         }
     }
@@ -102,199 +126,89 @@ impl Isa {
     /// The name that tables and profiles use.
     pub const fn label(self) -> &'static str {
         match self {
+            Self::Amx => "AMX",
+            Self::Avx512Bf16 => "AVX512_BF16",
             Self::Avx512 => "AVX-512",
             Self::Avx2 => "AVX2+FMA",
-            Self::Portable => "portable",
-        }
-    }
-
-    /// `out[row][n] = sum_k a[row][k] w[n][k]`: `w` is `[n, k]` with up to 64 rows, `out` one column
-    /// block `[rows][64]`, zero beyond the last column.
-    pub(crate) fn product<W: Weight>(self, w: &[W], k: usize, a: &Operand, out: &mut [f32]) {
-        self.run(w, k, a, out, |_, sum| sum);
-    }
-
-    /// `out[row][n] = silu(out[row][n]) x sum_k a[row][k] w[n][k]`.
-    pub(crate) fn gated_product<W: Weight>(self, w: &[W], k: usize, a: &Operand, out: &mut [f32]) {
-        self.run(w, k, a, out, |gate, sum| silu(gate) * sum);
-    }
-
-    #[inline(always)]
-    #[expect(unsafe_code, reason = "calls code compiled for an instruction set found at run time")]
-    fn run<W: Weight>(
-        self,
-        w: &[W],
-        k: usize,
-        a: &Operand,
-        out: &mut [f32],
-        finish: impl Fn(f32, f32) -> f32,
-    ) {
-        // A value of this type is only made by `detect`, or checked by `CpuBackend::with_isa`; a
-        // wrong one would be an illegal instruction, so the check is repeated (one cached load).
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 if self.is_available() => {
-                // SAFETY: the processor has the features that the callee is compiled for.
-                unsafe { panel_avx512(w, k, a, out, finish) }
-            }
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 if self.is_available() => {
-                // SAFETY: the processor has the features that the callee is compiled for.
-                unsafe { panel_avx2(w, k, a, out, finish) }
-            }
-            _ => panel::<W, 8, 2, 4, false>(w, k, a, out, finish),
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
-fn panel_avx512<W: Weight>(
-    w: &[W],
-    k: usize,
-    a: &Operand,
-    out: &mut [f32],
-    finish: impl Fn(f32, f32) -> f32,
-) {
-    // 4 x 6 accumulators, 4 weight vectors and one of tokens fill 29 of 32 registers.
-    panel::<W, 16, 4, 6, true>(w, k, a, out, finish);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn panel_avx2<W: Weight>(
-    w: &[W],
-    k: usize,
-    a: &Operand,
-    out: &mut [f32],
-    finish: impl Fn(f32, f32) -> f32,
-) {
-    // 2 x 6 accumulators, 2 weight vectors and one of tokens fill 15 of 16 registers.
-    panel::<W, 8, 2, 6, true>(w, k, a, out, finish);
-}
-
-/// All columns of one block: `NW` weight rows at a time, so that each row is read from memory once
-/// and stays in the first-level cache while it meets all token rows.
-#[inline(always)]
-fn panel<W: Weight, const L: usize, const NW: usize, const NX: usize, const FMA: bool>(
-    w: &[W],
-    k: usize,
-    a: &Operand,
-    out: &mut [f32],
-    finish: impl Fn(f32, f32) -> f32,
-) {
-    let columns = w.len() / k;
-    let mut column = 0;
-    while column + NW <= columns {
-        strip::<W, L, NW, NX, FMA>(&w[column * k..], k, a, column, out, &finish);
-        column += NW;
-    }
-    while column < columns {
-        strip::<W, L, 1, NX, FMA>(&w[column * k..], k, a, column, out, &finish);
-        column += 1;
-    }
-    for row in out.chunks_exact_mut(BLOCK) {
-        row[columns..].fill(0.0);
-    }
-}
-
-/// `NW` weight rows against all token rows, `NX` at a time.
-#[inline(always)]
-fn strip<W: Weight, const L: usize, const NW: usize, const NX: usize, const FMA: bool>(
-    w: &[W],
-    k: usize,
-    a: &Operand,
-    column: usize,
-    out: &mut [f32],
-    finish: &impl Fn(f32, f32) -> f32,
-) {
-    let weights: [&[W]; NW] = std::array::from_fn(|i| &w[i * k..(i + 1) * k]);
-    let mut row = 0;
-    while row + NX <= a.rows {
-        tile::<W, L, NW, NX, FMA>(weights, a, row, column, out, finish);
-        row += NX;
-    }
-    let rest = a.rows - row;
-    match rest {
-        0 => {}
-        1 => tile::<W, L, NW, 1, FMA>(weights, a, row, column, out, finish),
-        2 => tile::<W, L, NW, 2, FMA>(weights, a, row, column, out, finish),
-        3 => tile::<W, L, NW, 3, FMA>(weights, a, row, column, out, finish),
-        4 => tile::<W, L, NW, 4, FMA>(weights, a, row, column, out, finish),
-        _ => tile::<W, L, NW, 5, FMA>(weights, a, row, column, out, finish),
-    }
-}
-
-/// `NW` x `NX` dot products over the whole length, accumulated in `L` lanes each.
-#[inline(always)]
-fn tile<W: Weight, const L: usize, const NW: usize, const NX: usize, const FMA: bool>(
-    weights: [&[W]; NW],
-    a: &Operand,
-    row: usize,
-    column: usize,
-    out: &mut [f32],
-    finish: &impl Fn(f32, f32) -> f32,
-) {
-    let mut sums = [[[0.0f32; L]; NX]; NW];
-    let k = weights[0].len();
-    let whole = k / BLOCK;
-    for block in 0..whole {
-        let x = a.rows_of::<NX>(block, row);
-        let w: [&[W]; NW] = std::array::from_fn(|i| &weights[i][block * BLOCK..][..BLOCK]);
-        accumulate::<W, L, NW, NX, FMA>(w, x, &mut sums);
-    }
-    if whole * BLOCK < k {
-        let mut tail = [[W::ZERO; BLOCK]; NW];
-        for (tail, weights) in tail.iter_mut().zip(weights) {
-            tail[..k - whole * BLOCK].copy_from_slice(&weights[whole * BLOCK..]);
-        }
-        let x = a.rows_of::<NX>(whole, row);
-        let w: [&[W]; NW] = std::array::from_fn(|i| tail[i].as_slice());
-        accumulate::<W, L, NW, NX, FMA>(w, x, &mut sums);
-    }
-    for (i, sums) in sums.iter().enumerate() {
-        for (j, lanes) in sums.iter().enumerate() {
-            let out = &mut out[(row + j) * BLOCK + column + i];
-            *out = finish(*out, sum_lanes(lanes));
-        }
-    }
-}
-
-/// Adds one block of columns to the sums.
-#[inline(always)]
-fn accumulate<W: Weight, const L: usize, const NW: usize, const NX: usize, const FMA: bool>(
-    weights: [&[W]; NW],
-    x: [&[f32; BLOCK]; NX],
-    sums: &mut [[[f32; L]; NX]; NW],
-) {
-    for start in (0..BLOCK).step_by(L) {
-        let w: [[f32; L]; NW] = std::array::from_fn(|i| {
-            let lanes = &weights[i][start..start + L];
-            std::array::from_fn(|l| lanes[l].widen())
-        });
-        for (j, x) in x.iter().enumerate() {
-            let x = &x[start..start + L];
-            for (w, sums) in w.iter().zip(sums.iter_mut()) {
-                for l in 0..L {
-                    // Without the instruction, a fused multiply-add is a slow library call.
-                    sums[j][l] =
-                        if FMA { w[l].mul_add(x[l], sums[j][l]) } else { w[l] * x[l] + sums[j][l] };
+            Self::Portable => {
+                if cfg!(target_arch = "x86_64") {
+                    "SSE2"
+                } else if cfg!(target_arch = "aarch64") {
+                    "NEON"
+                } else {
+                    "portable"
                 }
             }
         }
     }
+
+    /// The word by which a flag names it.
+    pub const fn flag(self) -> &'static str {
+        match self {
+            Self::Amx => "amx",
+            Self::Avx512Bf16 => "avx512-bf16",
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Portable => "portable",
+        }
+    }
+
+    /// The format in which activations are multiplied with weights of a format: bf16 where the
+    /// instructions take bf16 pairs, else single precision.
+    pub const fn activations(self, weights: DType) -> DType {
+        match (self, weights) {
+            (Self::Amx | Self::Avx512Bf16, DType::Bf16) => DType::Bf16,
+            _ => DType::F32,
+        }
+    }
 }
 
-/// Sum of the lanes by halving, which is exact for integers and stable in its order.
-#[inline(always)]
-fn sum_lanes<const L: usize>(lanes: &[f32; L]) -> f32 {
-    let mut lanes = *lanes;
-    let mut width = L / 2;
-    while width > 0 {
-        for l in 0..width {
-            lanes[l] += lanes[l + width];
+impl Isa {
+    /// The number of an expert's rows is filled up to a multiple of this.
+    pub(crate) const fn row_multiple(self, weights: DType) -> usize {
+        match (self, weights) {
+            (Self::Amx, DType::Bf16) => 16,
+            _ => 1,
         }
-        width /= 2;
     }
-    lanes[0]
+}
+
+impl FromStr for Isa {
+    type Err = Error;
+
+    /// Reads the word of a flag.
+    fn from_str(word: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|isa| isa.flag() == word).ok_or_else(|| {
+            let words: Vec<&str> = Self::ALL.iter().map(|isa| isa.flag()).collect();
+            Error::usage("instruction set", format!("{word:?} is none of {}", words.join(", ")))
+        })
+    }
+}
+
+/// Whether the processor has AMX, permitted or not.
+fn has_amx() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return amx::processor_has_it();
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_read_back() {
+        for isa in Isa::ALL {
+            assert_eq!(isa.flag().parse::<Isa>().unwrap(), isa);
+        }
+        let error = "avx1024".parse::<Isa>().unwrap_err();
+        assert!(error.to_string().contains("avx512-bf16"), "{error}");
+    }
+
+    #[test]
+    fn some_instruction_set_is_always_there() {
+        assert!(Isa::Portable.is_available());
+        assert!(Isa::detect().is_available());
+    }
 }

@@ -1,0 +1,362 @@
+//! AMX: products of 16 x 32 by 32 x 16 bf16 tiles into 16 x 16 tiles of single precision.
+//!
+//! Weights are the left operand: 16 rows x 32 columns straight from the row-major matrix. Activations
+//! are the right one, in the order that the instruction wants: a tile holds 16 pairs of columns x 16
+//! token rows, and a block of 64 columns is two halves of such tiles, one for every 16 rows. A tile of
+//! h is written in that order by the first product, so that the second reads it as it lies.
+//!
+//! Intel, "Architecture Instruction Set Extensions Programming Reference", chapter 3. Intrinsics are
+//! not stable in Rust: one block of inline assembly configures the tiles, runs a whole product and
+//! releases them, so that no tile is live in code that the compiler wrote.
+
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::sync::OnceLock;
+
+use half::bf16;
+
+use super::activate::activate;
+use super::format::{Activation, Format};
+use super::{Isa, Operand};
+use crate::kernels::cpu::blocks::BLOCK;
+
+/// Rows of a tile: weight rows, token rows, and pairs of columns.
+const SIDE: usize = 16;
+/// Columns that one multiplication takes.
+const STEP: usize = 32;
+/// Values of one tile of activations, and of one tile of sums.
+const TILE: usize = SIDE * STEP;
+const SUMS: usize = SIDE * SIDE;
+
+/// bf16 tiles; activations are rounded to bf16, sums kept in single precision.
+pub(crate) struct Tiles;
+
+/// Whether the processor has AMX with bf16 products.
+pub(super) fn processor_has_it() -> bool {
+    let leaves = __cpuid(0).eax;
+    if leaves < 7 {
+        return false;
+    }
+    let edx = __cpuid_count(7, 0).edx;
+    // AMX-BF16 and AMX-TILE.
+    edx >> 22 & 1 == 1 && edx >> 24 & 1 == 1
+}
+
+/// Whether the processor has AMX, the system saves its registers, and this process may use them.
+pub(super) fn is_available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    #[cfg(test)]
+    if super::amx_emulator::is_installed() {
+        return true;
+    }
+    *AVAILABLE.get_or_init(|| processor_has_it() && system_saves_tiles() && permitted())
+}
+
+/// Whether the operating system saves tile configuration and data (bits 17 and 18 of XCR0).
+fn system_saves_tiles() -> bool {
+    if __cpuid(1).ecx >> 27 & 1 == 0 {
+        return false;
+    }
+    // SAFETY: bit 27 (OSXSAVE) says that XGETBV may be used.
+    let enabled = unsafe { xcr0() };
+    enabled >> 17 & 0b11 == 0b11
+}
+
+#[target_feature(enable = "xsave")]
+fn xcr0() -> u64 {
+    // SAFETY: register 0 exists wherever XGETBV does.
+    unsafe { _xgetbv(0) }
+}
+
+/// Asks the kernel for the right to use tile data, which a process has to do once; threads that are
+/// started later inherit it.
+#[cfg(target_os = "linux")]
+fn permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
+    const XTILEDATA: usize = 18;
+    const SYS_ARCH_PRCTL: usize = 158;
+    let result: isize;
+    // SAFETY: arch_prctl with this request takes a number, touches no memory of the process, and
+    // fails with a negative result where it is unknown. The kernel clobbers rcx and r11.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") SYS_ARCH_PRCTL => result,
+            in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") XTILEDATA,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    result == 0
+}
+
+/// Other systems have requests of their own, which were not tried.
+#[cfg(not(target_os = "linux"))]
+fn permitted() -> bool {
+    false
+}
+
+/// What LDTILECFG reads: palette 1, then bytes per row and rows of each tile.
+#[repr(C, align(64))]
+struct Config([u8; 64]);
+
+impl Config {
+    /// Sums of `rows` weight rows in tiles 0 to 3, weights in 4 and 5, activations in 6 and 7.
+    fn new(rows: usize) -> Self {
+        let mut bytes = [0; 64];
+        bytes[0] = 1;
+        for tile in 0..8 {
+            bytes[16 + 2 * tile] = 64;
+            bytes[48 + tile] = if tile < 6 { u8::try_from(rows).unwrap_or(16) } else { 16 };
+        }
+        Self(bytes)
+    }
+}
+
+/// Sums of two groups of weight rows with up to two tiles of token rows:
+/// `[group][token tile][weight row][token row]`.
+#[repr(align(64))]
+struct Sums([[[f32; SUMS]; 2]; 2]);
+
+/// Two groups of up to 16 weight rows against one or two tiles of token rows.
+struct Product<'a> {
+    /// Weights of both groups, each `[rows, k]`.
+    groups: [&'a [bf16]; 2],
+    rows: usize,
+    k: usize,
+    /// Activations of the expert.
+    a: Operand<'a, bf16>,
+    /// First tile of token rows, and how many.
+    token: usize,
+    tokens: usize,
+}
+
+impl Product<'_> {
+    /// The sums over all columns.
+    fn run(&self) -> Sums {
+        let (k, whole) = (self.k, self.k / STEP);
+        let steps = k.div_ceil(STEP);
+        // What the loads below rely on.
+        assert!((1..=SIDE).contains(&self.rows) && (1..=2).contains(&self.tokens), "tile sizes");
+        assert!(self.groups.iter().all(|w| w.len() == self.rows * k), "weight rows");
+        assert!(self.a.rows.is_multiple_of(SIDE), "token rows fill tiles");
+        assert!((self.token + self.tokens) * SIDE <= self.a.rows, "token tiles exist");
+        assert!(self.a.values.len() >= steps * self.a.rows * STEP, "token columns exist");
+
+        let mut sums = Sums([[[0.0; SUMS]; 2]; 2]);
+        let config = Config::new(self.rows);
+        let [w0, w1] = self.groups.map(<[bf16]>::as_ptr);
+        // SAFETY: `whole` steps of 32 columns lie within the `k` columns of every row; activations
+        // have `steps` steps of `a.rows` rows, of which the token tiles are part (asserted above).
+        unsafe { multiply(&config, &mut sums, (w0, w1, 2 * k), self.activations(0), whole, self) };
+        if whole < steps {
+            // The last columns, filled up with zeros: what follows them in memory is another row.
+            let mut tails = [[bf16::ZERO; TILE]; 2];
+            for (tail, w) in tails.iter_mut().zip(self.groups) {
+                for (tail, row) in tail.chunks_exact_mut(STEP).zip(w.chunks_exact(k)) {
+                    tail[..k - whole * STEP].copy_from_slice(&row[whole * STEP..]);
+                }
+            }
+            let [w0, w1] = [tails[0].as_ptr(), tails[1].as_ptr()];
+            // SAFETY: the tails hold 16 rows of one step; activations as above.
+            unsafe {
+                let stride = 2 * STEP;
+                multiply(&config, &mut sums, (w0, w1, stride), self.activations(whole), 1, self);
+            }
+        }
+        sums
+    }
+
+    /// First value of the first token tile in a step.
+    fn activations(&self, step: usize) -> *const bf16 {
+        self.a.values[step * self.a.rows * STEP + self.token * TILE..].as_ptr()
+    }
+}
+
+/// Adds `steps` steps of both groups times one or two tiles of token rows to `sums`.
+///
+/// # Safety
+/// The tiles may be used; `w0` and `w1` point to `product.rows` rows of `steps` x 32 weights, `stride`
+/// bytes apart; `x` points to `product.tokens` tiles, and again after every step of `a.rows` rows.
+unsafe fn multiply(
+    config: &Config,
+    sums: &mut Sums,
+    (w0, w1, stride): (*const bf16, *const bf16, usize),
+    x: *const bf16,
+    steps: usize,
+    product: &Product,
+) {
+    if steps == 0 {
+        return;
+    }
+    let step_bytes = product.a.rows * STEP * size_of::<bf16>();
+    let sums = sums.0.as_mut_ptr();
+    if product.tokens == 2 {
+        // SAFETY: reads and writes what the caller vouches for, and 4 KiB of sums; each group's two
+        // tiles lie 1 KiB apart. Tiles are configured and released inside; nothing else is changed.
+        unsafe {
+            asm!(
+                "ldtilecfg [{config}]",
+                "tileloadd tmm0, [{sums} + {line}*1]",
+                "tileloadd tmm1, [{sums} + {line}*1 + 1024]",
+                "tileloadd tmm2, [{sums} + {line}*1 + 2048]",
+                "tileloadd tmm3, [{sums} + {line}*1 + 3072]",
+                "2:",
+                "tileloadd tmm4, [{w0} + {stride}*1]",
+                "tileloadd tmm6, [{x} + {line}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{x} + {line}*1 + 1024]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{w1} + {stride}*1]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {w0}, 64",
+                "add {w1}, 64",
+                "add {x}, {step}",
+                "dec {steps}",
+                "jnz 2b",
+                "tilestored [{sums} + {line}*1], tmm0",
+                "tilestored [{sums} + {line}*1 + 1024], tmm1",
+                "tilestored [{sums} + {line}*1 + 2048], tmm2",
+                "tilestored [{sums} + {line}*1 + 3072], tmm3",
+                "tilerelease",
+                config = in(reg) config,
+                sums = in(reg) sums,
+                line = in(reg) 64usize,
+                w0 = inout(reg) w0 => _,
+                w1 = inout(reg) w1 => _,
+                stride = in(reg) stride,
+                x = inout(reg) x => _,
+                step = in(reg) step_bytes,
+                steps = inout(reg) steps => _,
+                options(nostack),
+            );
+        }
+    } else {
+        // SAFETY: as above, with one tile of each group.
+        unsafe {
+            asm!(
+                "ldtilecfg [{config}]",
+                "tileloadd tmm0, [{sums} + {line}*1]",
+                "tileloadd tmm2, [{sums} + {line}*1 + 2048]",
+                "2:",
+                "tileloadd tmm6, [{x} + {line}*1]",
+                "tileloadd tmm4, [{w0} + {stride}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{w1} + {stride}*1]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "add {w0}, 64",
+                "add {w1}, 64",
+                "add {x}, {step}",
+                "dec {steps}",
+                "jnz 2b",
+                "tilestored [{sums} + {line}*1], tmm0",
+                "tilestored [{sums} + {line}*1 + 2048], tmm2",
+                "tilerelease",
+                config = in(reg) config,
+                sums = in(reg) sums,
+                line = in(reg) 64usize,
+                w0 = inout(reg) w0 => _,
+                w1 = inout(reg) w1 => _,
+                stride = in(reg) stride,
+                x = inout(reg) x => _,
+                step = in(reg) step_bytes,
+                steps = inout(reg) steps => _,
+                options(nostack),
+            );
+        }
+    }
+}
+
+/// Place of (row, column) in a block of `rows` rows.
+fn place(rows: usize, row: usize, column: usize) -> usize {
+    let tile = (column / STEP) * (rows / SIDE) + row / SIDE;
+    tile * TILE + (column % STEP / 2) * STEP + (row % SIDE) * 2 + column % 2
+}
+
+impl Format for Tiles {
+    type Weight = bf16;
+    type Activation = bf16;
+    const ROWS: usize = SIDE;
+
+    fn put_row(block: &mut [bf16], rows: usize, row: usize, values: &[f32]) {
+        for column in 0..BLOCK {
+            let value = values.get(column).map_or(bf16::ZERO, |&v| bf16::narrow(v));
+            block[place(rows, row, column)] = value;
+        }
+    }
+
+    fn gate_up(
+        isa: Isa,
+        (gate, up): (&[bf16], Option<&[bf16]>),
+        k: usize,
+        a: Operand<bf16>,
+        out: &mut [bf16],
+    ) {
+        assert!(is_available(), "{} has no tiles", isa.label());
+        let columns = gate.len() / k;
+        let mut h = [0.0; SUMS];
+        for first in (0..BLOCK).step_by(SIDE) {
+            let rows = columns.saturating_sub(first).min(SIDE);
+            let group = first.min(columns) * k..first.min(columns) * k + rows * k;
+            for token in (0..a.rows / SIDE).step_by(2) {
+                let tokens = (a.rows / SIDE - token).min(2);
+                let sums = (rows > 0).then(|| {
+                    let gate = &gate[group.clone()];
+                    let groups = [gate, up.map_or(gate, |up| &up[group.clone()])];
+                    Product { groups, rows, k, a, token, tokens }.run()
+                });
+                for t in 0..tokens {
+                    match &sums {
+                        Some(Sums([gates, ups])) => {
+                            activate(isa, &gates[t], up.map(|_| ups[t].as_slice()), &mut h);
+                        }
+                        None => h.fill(0.0),
+                    }
+                    let at = place(a.rows, (token + t) * SIDE, first);
+                    let out = out[at..at + SUMS].chunks_exact_mut(STEP);
+                    for (pairs, h) in out.zip(h.chunks_exact(2 * SIDE)) {
+                        let (even, odd) = h.split_at(SIDE);
+                        for (pair, (&even, &odd)) in
+                            pairs.chunks_exact_mut(2).zip(even.iter().zip(odd))
+                        {
+                            pair.copy_from_slice(&[bf16::narrow(even), bf16::narrow(odd)]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn down(isa: Isa, w: &[bf16], k: usize, a: Operand<bf16>, out: &mut [f32]) {
+        assert!(is_available(), "{} has no tiles", isa.label());
+        let columns = w.len() / k;
+        if columns < BLOCK {
+            out.fill(0.0);
+        }
+        let mut first = 0;
+        while first < columns {
+            // Two full groups, or what is left as one group (computed twice, stored once).
+            let rows = (columns - first).min(SIDE);
+            let second = if columns - first >= 2 * SIDE { first + SIDE } else { first };
+            let groups = [first, second].map(|n| &w[n * k..(n + rows) * k]);
+            for token in (0..a.rows / SIDE).step_by(2) {
+                let tokens = (a.rows / SIDE - token).min(2);
+                let Sums(sums) = Product { groups, rows, k, a, token, tokens }.run();
+                for (column, sums) in [first, second].into_iter().zip(&sums) {
+                    for (t, sums) in sums.iter().enumerate().take(tokens) {
+                        let out = out[(token + t) * SIDE * BLOCK..].chunks_exact_mut(BLOCK);
+                        for (row, out) in out.take(SIDE).enumerate() {
+                            for (n, out) in out[column..column + rows].iter_mut().enumerate() {
+                                *out = sums[n * SIDE + row];
+                            }
+                        }
+                    }
+                }
+            }
+            first = second + rows;
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The micro-kernel as dot products: a few weight rows against a few token rows.
+//!
+//! Weights are read in place, row-major, so that decode streams them once and needs no packed copy;
+//! token rows come column-blocked. `NW` x `NX` sums stay in registers over the whole length. One
+//! source serves every instruction set: [`Lanes`] names the handful of instructions it is made of.
+
+#![expect(
+    clippy::inline_always,
+    reason = "code takes on the instruction set of its caller only when it is inlined into it"
+)]
+
+use super::Operand;
+use crate::kernels::cpu::blocks::BLOCK;
+
+/// The instructions of one instruction set for one pair of weight and activation formats.
+///
+/// # Safety of implementations and callers
+/// Every function is unsafe because it may only run on a processor that has the instruction set; the
+/// loads read [`Lanes::STEP`] values from their pointer.
+pub(super) trait Lanes {
+    /// A weight as stored.
+    type Weight: Copy;
+    /// An activation as stored.
+    type Activation: Copy;
+    /// A register of operands.
+    type Register: Copy;
+    /// A register of sums.
+    type Sums: Copy;
+    /// Values that one multiplication takes from each operand; divides [`BLOCK`].
+    const STEP: usize;
+    /// Zero, which fills up the tail of a weight row.
+    const ZERO: Self::Weight;
+
+    /// Sums of nothing.
+    unsafe fn zero() -> Self::Sums;
+    /// Loads `STEP` weights.
+    unsafe fn weights(from: *const Self::Weight) -> Self::Register;
+    /// Loads `STEP` activations.
+    unsafe fn activations(from: *const Self::Activation) -> Self::Register;
+    /// `sums + w x`, lane by lane.
+    unsafe fn multiply_add(w: Self::Register, x: Self::Register, sums: Self::Sums) -> Self::Sums;
+    /// Adds up the lanes of each register.
+    unsafe fn totals<const N: usize>(sums: [Self::Sums; N]) -> [f32; N];
+    /// Asks for the cache line at `from`, which need not be valid memory.
+    unsafe fn prefetch(from: *const Self::Weight);
+}
+
+/// Rows up to which a panel is bound by reading its weights, so that prefetching them pays.
+const FEW_ROWS: usize = 12;
+
+/// `out[row][n] = sum over k of a[row][k] w[n][k]` for rows `first..first + out.len() / BLOCK` of `a`
+/// and up to 64 weight rows `w` `[n, k]`; columns beyond the last weight row become zero.
+///
+/// # Safety
+/// The processor has the instructions of `L`.
+#[inline(always)]
+pub(super) unsafe fn panel<L: Lanes, const NW: usize, const NX: usize>(
+    w: &[L::Weight],
+    k: usize,
+    a: Operand<L::Activation>,
+    first: usize,
+    out: &mut [f32],
+) {
+    let columns = w.len() / k;
+    let mut column = 0;
+    while column + NW <= columns {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { strip::<L, NW, NX>(&w[column * k..(column + NW) * k], k, a, first, column, out) };
+        column += NW;
+    }
+    while column < columns {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { strip::<L, 1, NX>(&w[column * k..(column + 1) * k], k, a, first, column, out) };
+        column += 1;
+    }
+    if columns < BLOCK {
+        for row in out.chunks_exact_mut(BLOCK) {
+            row[columns..].fill(0.0);
+        }
+    }
+}
+
+/// `NW` weight rows against all token rows, `NX` at a time.
+#[inline(always)]
+unsafe fn strip<L: Lanes, const NW: usize, const NX: usize>(
+    w: &[L::Weight],
+    k: usize,
+    a: Operand<L::Activation>,
+    first: usize,
+    column: usize,
+    out: &mut [f32],
+) {
+    // The last columns of a row that is no multiple of the block, filled up with zeros.
+    let whole = k / BLOCK;
+    let mut tail = [[L::ZERO; BLOCK]; NW];
+    if whole * BLOCK < k {
+        for (tail, row) in tail.iter_mut().zip(w.chunks_exact(k)) {
+            tail[..k - whole * BLOCK].copy_from_slice(&row[whole * BLOCK..]);
+        }
+    }
+    let rows = out.len() / BLOCK;
+    let strip = Strip::<L, NW> { w, k, tail: &tail, fetch: rows <= FEW_ROWS };
+    let mut row = 0;
+    // SAFETY: the caller vouches for the instructions; `tile` checks its bounds itself.
+    unsafe {
+        while row + NX <= rows {
+            strip.tile::<NX>(a, first, row, column, out);
+            row += NX;
+        }
+        match rows - row {
+            0 => {}
+            1 => strip.tile::<1>(a, first, row, column, out),
+            2 => strip.tile::<2>(a, first, row, column, out),
+            3 => strip.tile::<3>(a, first, row, column, out),
+            4 => strip.tile::<4>(a, first, row, column, out),
+            _ => strip.tile::<5>(a, first, row, column, out),
+        }
+    }
+}
+
+struct Strip<'a, L: Lanes, const NW: usize> {
+    w: &'a [L::Weight],
+    k: usize,
+    tail: &'a [[L::Weight; BLOCK]; NW],
+    fetch: bool,
+}
+
+impl<L: Lanes, const NW: usize> Strip<'_, L, NW> {
+    /// `NW` x `NX` dot products over the whole length.
+    #[inline(always)]
+    unsafe fn tile<const NX: usize>(
+        &self,
+        a: Operand<L::Activation>,
+        first: usize,
+        row: usize,
+        column: usize,
+        out: &mut [f32],
+    ) {
+        let whole = self.k / BLOCK;
+        assert!(self.w.len() == NW * self.k, "one strip holds NW rows");
+        // SAFETY: the caller vouches for the instructions.
+        let mut sums = [[unsafe { L::zero() }; NW]; NX];
+        for block in 0..whole {
+            let x = &a.block_rows(block, first + row, NX)[..NX * BLOCK];
+            // SAFETY: `whole * BLOCK <= k`, so each of the NW rows of length `k` holds the block, and
+            // `x` holds NX rows of it; the caller vouches for the instructions.
+            unsafe {
+                let w = self.w.as_ptr().add(block * BLOCK);
+                if self.fetch {
+                    // The rows of the next strip follow in memory.
+                    let line = 64 / size_of::<L::Weight>();
+                    for ahead in (0..NW * BLOCK).step_by(line) {
+                        let at = NW * self.k + (ahead / BLOCK) * self.k + ahead % BLOCK;
+                        L::prefetch(w.wrapping_add(at));
+                    }
+                }
+                accumulate::<L, NW, NX>(w, self.k, x.as_ptr(), &mut sums);
+            }
+        }
+        if whole * BLOCK < self.k {
+            let x = &a.block_rows(whole, first + row, NX)[..NX * BLOCK];
+            // SAFETY: `tail` holds NW rows of BLOCK values and `x` NX; instructions as above.
+            unsafe {
+                accumulate::<L, NW, NX>(self.tail.as_ptr().cast(), BLOCK, x.as_ptr(), &mut sums);
+            }
+        }
+        for (j, sums) in sums.into_iter().enumerate() {
+            // SAFETY: the caller vouches for the instructions.
+            let totals = unsafe { L::totals::<NW>(sums) };
+            out[(row + j) * BLOCK + column..][..NW].copy_from_slice(&totals);
+        }
+    }
+}
+
+/// Adds one block of columns to the sums.
+///
+/// # Safety
+/// `w` points to `NW` rows of `BLOCK` weights, `stride` apart; `x` to `NX` rows of `BLOCK` activations.
+#[inline(always)]
+unsafe fn accumulate<L: Lanes, const NW: usize, const NX: usize>(
+    w: *const L::Weight,
+    stride: usize,
+    x: *const L::Activation,
+    sums: &mut [[L::Sums; NW]; NX],
+) {
+    let mut start = 0;
+    while start < BLOCK {
+        // SAFETY: `start + STEP <= BLOCK` since STEP divides BLOCK, so every load stays in its row.
+        unsafe {
+            let mut registers = [L::weights(w.add(start)); NW];
+            let mut i = 1;
+            while i < NW {
+                registers[i] = L::weights(w.add(i * stride + start));
+                i += 1;
+            }
+            let mut j = 0;
+            while j < NX {
+                let x = L::activations(x.add(j * BLOCK + start));
+                let mut i = 0;
+                while i < NW {
+                    sums[j][i] = L::multiply_add(registers[i], x, sums[j][i]);
+                    i += 1;
+                }
+                j += 1;
+            }
+        }
+        start += L::STEP;
+    }
+}
