@@ -8,6 +8,8 @@ use crate::law::{self, Evaluation, Inputs, LawInfo, LossLaw, Question, Variable}
 use crate::units::{Flops, Nats};
 use crate::{Error, Result};
 
+mod fit;
+
 /// The law commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -24,6 +26,9 @@ pub enum Command {
                             moe-frontier law optimal --experts 8 --target-loss 2.3"
     )]
     Optimal(OptimalArgs),
+    /// Fit the coefficients of a law's form to training runs.
+    #[command(after_help = fit::EXAMPLE)]
+    Fit(fit::FitArgs),
 }
 
 /// Which law.
@@ -140,6 +145,7 @@ pub fn run(command: Command, output: Output) -> Result<()> {
         Command::List => list(output),
         Command::Eval(args) => eval(&args, output),
         Command::Optimal(args) => optimal(&args, output),
+        Command::Fit(args) => fit::run(&args, output),
     }
 }
 

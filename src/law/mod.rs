@@ -12,6 +12,7 @@ pub mod clark2022;
 pub mod dense;
 mod evaluation;
 pub mod file;
+pub mod fit;
 pub mod inference_aware;
 mod info;
 pub mod krajewski2024;
