@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::Result;
 
+pub mod estimate;
 pub mod import;
 pub mod output;
 pub mod parse;
@@ -32,6 +33,8 @@ pub struct Cli {
 pub enum Command {
     /// Third-party measured tables into a file that `estimate` and `size` read.
     Import(import::ImportArgs),
+    /// TTFT, TPOT, throughput, memory and cost of one deployment, or of a file of measured points.
+    Estimate(estimate::EstimateArgs),
 }
 
 /// Runs a parsed command.
@@ -42,5 +45,6 @@ pub fn run(cli: Cli) -> Result<()> {
     let output = Output::new(cli.json);
     match cli.command {
         Command::Import(args) => import::run(args, output),
+        Command::Estimate(args) => estimate::run(&args, output),
     }
 }

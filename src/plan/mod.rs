@@ -1,5 +1,6 @@
 //! Candidates, ranking with probabilities, frontier, crossovers.
 
+pub mod accuracy;
 pub mod candidates;
 pub mod decide;
 pub mod decision_map;
@@ -10,6 +11,7 @@ pub mod latency_curve;
 pub mod market;
 pub mod operating;
 pub mod outcome;
+pub mod points;
 pub mod price;
 pub mod rank;
 pub mod sensitivity;
