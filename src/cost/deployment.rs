@@ -123,6 +123,8 @@ pub struct Breakdown {
     pub communication_s: f64,
     /// The engine's own time.
     pub overhead_s: f64,
+    /// Part of the kernels' table time in which arithmetic is the limit (not a part of its own).
+    pub arithmetic_s: f64,
     /// Least trusted source among parts of 5 % or more.
     pub source: Source,
 }
@@ -143,15 +145,17 @@ impl Breakdown {
 #[derive(Clone, Copy)]
 struct Part {
     seconds: f64,
+    arithmetic: f64,
     source: Source,
 }
 
 impl Part {
-    const NONE: Self = Self { seconds: 0.0, source: Source::Measured };
+    const NONE: Self = Self { seconds: 0.0, arithmetic: 0.0, source: Source::Measured };
 
     fn add(&mut self, time: Timed, times: f64) {
         if time.value.0 * times > 0.0 {
             self.seconds += time.value.0 * times;
+            self.arithmetic += time.value.0 * time.arithmetic * times;
             self.source = self.source.combine(time.source);
         }
     }
@@ -185,20 +189,20 @@ impl Deployment<'_> {
         let logits = (load.sequences / ranks).max(1.0);
         dense.add(self.times.gemm(logits, head, self.hidden(), DType::Bf16), 1.0);
         self.communication(tokens, &mut links)?;
-        let factor = self.costs.kernel_factor;
         let parts = [moe, dense, attention, links];
-        let total: f64 = parts.iter().map(|p| p.seconds).sum();
+        let spent = |p: &Part| self.costs.kernel_time(p.seconds, p.arithmetic);
+        let total: f64 = parts.iter().map(spent).sum();
         let source = parts
             .iter()
-            .filter(|p| p.seconds >= 0.05 * total)
+            .filter(|p| spent(p) >= 0.05 * total)
             .fold(Source::Measured, |worst, p| worst.combine(p.source));
-        let kernels = total * factor;
         Ok(Breakdown {
-            moe_s: moe.seconds * factor,
-            dense_s: dense.seconds * factor,
-            attention_s: attention.seconds * factor,
-            communication_s: links.seconds * factor,
-            overhead_s: self.costs.overhead(self.model.num_layers, load, kernels),
+            moe_s: spent(&moe),
+            dense_s: spent(&dense),
+            attention_s: spent(&attention),
+            communication_s: spent(&links),
+            overhead_s: self.costs.overhead(self.model.num_layers, load, total),
+            arithmetic_s: parts.iter().map(|p| p.arithmetic).sum(),
             source,
         })
     }

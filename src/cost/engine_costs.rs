@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::DeviceSpec;
 use crate::cost::StepLoad;
 
 /// Constants of one engine on one kind of host, in seconds.
@@ -14,6 +15,10 @@ use crate::cost::StepLoad;
 pub struct EngineCosts {
     /// Factor on all kernel times: 1 is what the tables say.
     pub kernel_factor: f64,
+    /// Further factor on the time in which arithmetic is the limit: tables are timed in short
+    /// bursts, servers run for minutes against their power limit, and what is in no table
+    /// (activations, norms) grows with the tokens too.
+    pub arithmetic_factor: f64,
     /// Fixed time of a step.
     pub step_s: f64,
     /// Small kernels of one layer.
@@ -38,6 +43,7 @@ impl EngineCosts {
     pub fn of(engine: &str) -> Self {
         let vllm = Self {
             kernel_factor: 1.0,
+            arithmetic_factor: 1.6,
             step_s: 0.5e-3,
             layer_s: 20e-6,
             sequence_s: 10e-6,
@@ -51,6 +57,22 @@ impl EngineCosts {
             "sglang" => Self { mixed: false, ..vllm },
             _ => vllm,
         }
+    }
+
+    /// The same on a device: vLLM admits less where the device is not of the large kind (its rule:
+    /// 70 GiB or more, and no A100).
+    pub fn on(self, engine: &str, device: &DeviceSpec) -> Self {
+        let large = device.memory_bytes >= 70.0 * f64::from(1 << 30)
+            && !device.name.to_lowercase().contains("a100");
+        if engine == "vllm" && !large {
+            return Self { chunk_tokens: 2048.0, max_sequences: 256.0, ..self };
+        }
+        self
+    }
+
+    /// What kernels of `seconds` table time take, of which `arithmetic` are limited by arithmetic.
+    pub fn kernel_time(&self, seconds: f64, arithmetic: f64) -> f64 {
+        self.kernel_factor * (seconds + (self.arithmetic_factor - 1.0) * arithmetic)
     }
 
     /// The engine's own share of a step whose kernels take `kernels` seconds.

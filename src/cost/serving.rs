@@ -11,6 +11,8 @@ use crate::{Error, Result};
 
 /// Rounds of the fixed point; each halves the error or better.
 const ROUNDS: usize = 60;
+/// Prompts take at most this share of the time; a stable engine never reaches 1.
+const BUSIEST: f64 = 0.9;
 /// Tokens of one cache page.
 const PAGE_TOKENS: f64 = 16.0;
 
@@ -187,20 +189,28 @@ impl Deployment<'_> {
             attention_s: mix(decode.attention_s, with.attention_s),
             communication_s: mix(decode.communication_s, with.communication_s),
             overhead_s: mix(decode.overhead_s, with.overhead_s),
+            arithmetic_s: mix(decode.arithmetic_s, with.arithmetic_s),
             source: decode.source.combine(with.source),
         };
         Ok((mean, mean.total()))
     }
 
-    /// Arrival to first token without a queue: half of a running step, then the prompt's own steps.
+    /// Arrival to first token: half of a running step, the prompts before it (they are served one
+    /// after the other, so their wait is that of an M/D/1 queue), then its own steps.
     fn first_token(&self, state: &StepState) -> Result<Seconds> {
         let lengths = &state.lengths;
         let chunks = (lengths.input / self.costs.chunk_tokens).ceil().max(1.0);
         let riding = if self.costs.mixed { state.batch } else { 0.0 };
         let load = StepLoad { sequences: riding, ..state.load(lengths.input / chunks) };
         let own = self.step(&load)?.total().0 * chunks;
-        let running = if state.batch > 0.0 { self.mean_step(state)?.1.0 / 2.0 } else { 0.0 };
-        Ok(Seconds(self.costs.request_s + running + own))
+        if state.batch <= 0.0 {
+            return Ok(Seconds(self.costs.request_s + own));
+        }
+        let step = self.mean_step(state)?.1.0;
+        let arrivals = state.batch / (lengths.output.max(1.0) * step);
+        let busy = (arrivals * own).min(BUSIEST);
+        let wait = own * busy / (2.0 * (1.0 - busy));
+        Ok(Seconds(self.costs.request_s + step / 2.0 + wait + own))
     }
 }
 

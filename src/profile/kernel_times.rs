@@ -76,6 +76,20 @@ pub struct Timed {
     pub value: Seconds,
     /// Where it comes from.
     pub source: Source,
+    /// Share of the time in which arithmetic, not memory, is the limit: 0 to 1.
+    pub arithmetic: f64,
+}
+
+impl Timed {
+    /// Nothing to do.
+    pub const NONE: Self = Self { value: Seconds::ZERO, source: Source::Measured, arithmetic: 0.0 };
+
+    /// A time of work that needs `read` seconds of memory and `compute` seconds of arithmetic at
+    /// their peaks.
+    fn of(seconds: f64, source: Source, read: f64, compute: f64) -> Self {
+        let arithmetic = if compute > 0.0 { compute / (compute + read) } else { 0.0 };
+        Self { value: Seconds(seconds), source, arithmetic }
+    }
 }
 
 /// The part of a MoE layer that the busiest rank executes.
@@ -228,7 +242,7 @@ impl KernelTimes {
     /// Router's top-k to combine of one MoE layer on the busiest rank.
     pub fn moe(&self, work: &MoeWork) -> Timed {
         if work.rows <= 0.0 {
-            return Timed { value: Seconds::ZERO, source: Source::Measured };
+            return Timed::NONE;
         }
         let sol = moe_sol(&self.target, work, work.active, work.rows / work.active);
         let nearest = self
@@ -237,10 +251,9 @@ impl KernelTimes {
             .filter(|c| c.dtype == work.dtype || (c.dtype, work.dtype) == (DType::Bf16, DType::F16))
             .min_by(|a, b| a.distance(work).total_cmp(&b.distance(work)));
         let Some(curve) = nearest else {
-            return Timed {
-                value: Seconds(assumed::MOE_FLOOR + self.assumed_moe(work)),
-                source: Source::Roofline,
-            };
+            let (read, compute) = self.moe_limits(work);
+            let seconds = (read / assumed::READ).max(compute / assumed::ARITHMETIC);
+            return Timed::of(assumed::MOE_FLOOR + seconds, Source::Roofline, read, compute);
         };
         let source = if curve.is(work) { self.interpolated() } else { Source::Transferred };
         let share = (work.active / work.local_experts as f64).min(1.0);
@@ -249,45 +262,44 @@ impl KernelTimes {
         let at = MoeWork { hidden: curve.hidden, inter: curve.inter, gated: true, ..*work };
         let reached = moe_sol(&self.origin, &at, active, rows);
         let spent = (curve.time(active, rows) - curve.floor).max(reached);
-        Timed { value: Seconds(curve.floor + sol * spent / reached), source }
+        let (read, compute) = self.moe_limits(work);
+        Timed::of(curve.floor + sol * spent / reached, source, read, compute)
     }
 
-    fn assumed_moe(&self, work: &MoeWork) -> f64 {
+    /// Seconds of memory and of arithmetic that a MoE layer needs at the device's peaks.
+    fn moe_limits(&self, work: &MoeWork) -> (f64, f64) {
         let params = work.expert_params();
         let read = work.active * params * work.dtype.bits() / 8.0 / self.target.read_bytes_per_s;
-        let arithmetic = 2.0 * params * work.rows / self.target.flops(work.dtype);
-        (read / assumed::READ).max(arithmetic / assumed::ARITHMETIC)
+        (read, 2.0 * params * work.rows / self.target.flops(work.dtype))
     }
 
     /// A dense product of `m` rows with a `k x n` weight stored in `dtype`.
     pub fn gemm(&self, m: f64, n: f64, k: f64, dtype: DType) -> Timed {
         if m <= 0.0 || n <= 0.0 || k <= 0.0 {
-            return Timed { value: Seconds::ZERO, source: Source::Measured };
+            return Timed::NONE;
         }
         let sol = gemm_sol(&self.target, m, n, k, dtype);
+        let read = k * n * dtype.bits() / 8.0 / self.target.read_bytes_per_s;
+        let compute = 2.0 * m * n * k / self.target.flops(dtype);
         let Some(ln_util) = gemm_ln_util(&self.gemm, m, n, k) else {
-            let bytes = k * n * dtype.bits() / 8.0 / self.target.read_bytes_per_s;
-            let arithmetic = 2.0 * m * n * k / self.target.flops(dtype);
-            let value = (bytes / assumed::READ).max(arithmetic / assumed::ARITHMETIC);
-            return Timed {
-                value: Seconds(assumed::KERNEL_FLOOR + value),
-                source: Source::Roofline,
-            };
+            let seconds = (read / assumed::READ).max(compute / assumed::ARITHMETIC);
+            return Timed::of(assumed::KERNEL_FLOOR + seconds, Source::Roofline, read, compute);
         };
         let value = (sol / ln_util.exp()).max(assumed::KERNEL_FLOOR);
         let same = matches!(dtype, DType::Bf16 | DType::F16);
         let source = if same { self.interpolated() } else { Source::Transferred };
-        Timed { value: Seconds(value), source }
+        Timed::of(value, source, read, compute)
     }
 
     /// Attention of decoding sequences in one layer.
     pub fn decode_attention(&self, work: &AttentionWork) -> Timed {
         if work.sequences <= 0.0 {
-            return Timed { value: Seconds::ZERO, source: Source::Measured };
+            return Timed::NONE;
         }
         let bytes = work.sequences * work.context * work.cache_bytes;
         let flops = work.sequences * work.context * work.pair_flops;
-        let sol = (bytes / self.target.read_bytes_per_s).max(flops / self.target.flops16);
+        let (read, compute) = (bytes / self.target.read_bytes_per_s, flops / self.target.flops16);
+        let sol = read.max(compute);
         // The share follows the bytes that a sequence reads: its context at the table's width.
         let (util, source) = match nearest_attention(&self.decode, work) {
             Some(curve) => {
@@ -296,13 +308,13 @@ impl KernelTimes {
             }
             None => (assumed::CACHE_READ, Source::Roofline),
         };
-        Timed { value: Seconds((sol / util).max(assumed::KERNEL_FLOOR)), source }
+        Timed::of((sol / util).max(assumed::KERNEL_FLOOR), source, read, compute)
     }
 
     /// Causal attention of `work.sequences` prompts of `work.context` tokens in one layer.
     pub fn prompt_attention(&self, work: &AttentionWork) -> Timed {
         if work.sequences <= 0.0 || work.context <= 0.0 {
-            return Timed { value: Seconds::ZERO, source: Source::Measured };
+            return Timed::NONE;
         }
         let pairs = work.sequences * work.context * work.context / 2.0;
         let sol = pairs * work.pair_flops / self.target.flops16;
@@ -312,7 +324,7 @@ impl KernelTimes {
             }
             None => (assumed::PROMPT_ATTENTION, Source::Roofline),
         };
-        Timed { value: Seconds((sol / util).max(assumed::KERNEL_FLOOR)), source }
+        Timed::of((sol / util).max(assumed::KERNEL_FLOOR), source, 0.0, sol)
     }
 
     /// An all-reduce of `bytes` between `devices`.
@@ -333,7 +345,7 @@ impl KernelTimes {
 
     fn collective(&self, operation: &str, devices: usize, bytes: f64) -> Result<Timed> {
         if devices < 2 || bytes <= 0.0 {
-            return Ok(Timed { value: Seconds::ZERO, source: Source::Measured });
+            return Ok(Timed::NONE);
         }
         if devices > NODE {
             let reason =
@@ -346,15 +358,13 @@ impl KernelTimes {
         let Some(curve) = curve else {
             let value =
                 assumed::COLLECTIVE_FLOOR + bytes / (assumed::LINK * self.target.link_bytes_per_s);
-            return Ok(Timed { value: Seconds(value), source: Source::Roofline });
+            return Ok(Timed::of(value, Source::Roofline, 1.0, 0.0));
         };
         let floor = curve.points.first().map_or(0.0, |p| p.1);
         let time = interpolate(&curve.points, bytes.ln());
         let slower = self.origin.link_bytes_per_s / self.target.link_bytes_per_s;
-        Ok(Timed {
-            value: Seconds(floor + (time - floor).max(0.0) * slower),
-            source: self.interpolated(),
-        })
+        let seconds = floor + (time - floor).max(0.0) * slower;
+        Ok(Timed::of(seconds, self.interpolated(), 1.0, 0.0))
     }
 }
 
