@@ -192,6 +192,8 @@ impl Deployment<'_> {
         let parts = [moe, dense, attention, links];
         let spent = |p: &Part| self.costs.kernel_time(p.seconds, p.arithmetic);
         let total: f64 = parts.iter().map(spent).sum();
+        // Each attention group schedules its own sequences.
+        let group = StepLoad { sequences: load.sequences / ranks, ..*load };
         let source = parts
             .iter()
             .filter(|p| spent(p) >= 0.05 * total)
@@ -201,7 +203,7 @@ impl Deployment<'_> {
             dense_s: spent(&dense),
             attention_s: spent(&attention),
             communication_s: spent(&links),
-            overhead_s: self.costs.overhead(self.model.num_layers, load, total),
+            overhead_s: self.costs.overhead(self.model.num_layers, &group, total),
             arithmetic_s: parts.iter().map(|p| p.arithmetic).sum(),
             source,
         })

@@ -43,7 +43,7 @@ impl EngineCosts {
     pub fn of(engine: &str) -> Self {
         let vllm = Self {
             kernel_factor: 1.0,
-            arithmetic_factor: 1.6,
+            arithmetic_factor: 2.0,
             step_s: 0.5e-3,
             layer_s: 20e-6,
             sequence_s: 10e-6,

@@ -16,6 +16,6 @@ pub use geometry::Geometry;
 pub use load::LoadModel;
 pub use memory::{MemoryBudget, batch_cap};
 pub use money::{TrainingPrice, training_flops, usd_per_million_output};
-pub use serving::{Served, Traffic};
+pub use serving::{Served, Steps, Traffic};
 pub use steady::{Operation, ServiceLevel, StepCurve, StepFactors};
 pub use step::{Lengths, Link, Replica, StepTime};

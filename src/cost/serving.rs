@@ -151,7 +151,8 @@ impl Deployment<'_> {
     /// As [`Self::step`].
     pub fn at(&self, batch: f64, cap: f64, lengths: &Lengths) -> Result<Served> {
         let state = StepState { batch, lengths: *lengths };
-        let (step, tpot) = self.mean_step(&state)?;
+        let step = self.steps(batch, lengths)?.mean();
+        let tpot = step.total();
         Ok(Served {
             ttft: self.first_token(&state)?,
             tpot,
@@ -163,36 +164,35 @@ impl Deployment<'_> {
         })
     }
 
-    /// The mean step of a steady state, and its time.
-    fn mean_step(&self, state: &StepState) -> Result<(Breakdown, Seconds)> {
-        let lengths = &state.lengths;
-        let decode = self.step(&state.load(0.0))?;
-        let prompt_tokens = state.batch * lengths.input / lengths.output.max(1.0);
+    /// The steps of a steady state with `batch` decoding sequences, by kind.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn steps(&self, batch: f64, lengths: &Lengths) -> Result<Steps> {
+        let state = StepState { batch, lengths: *lengths };
+        let load = state.load(0.0);
+        let decode = self.step(&load)?;
+        let prompt_tokens = batch * lengths.input / lengths.output.max(1.0);
         if prompt_tokens <= 0.0 {
-            return Ok((decode, decode.total()));
+            return Ok(Steps {
+                decode,
+                load,
+                with: decode,
+                with_load: load,
+                plain: 1.0,
+                share: 0.0,
+            });
         }
         let chunk = lengths.input.min(self.costs.chunk_tokens);
         // Prompts start at random steps: several may share one.
         let share = 1.0 - (-prompt_tokens / chunk).exp();
         let carried = (prompt_tokens / share).min(self.costs.chunk_tokens);
         let share = (prompt_tokens / carried).min(1.0);
-        let with = if self.costs.mixed {
-            self.step(&state.load(carried))?
-        } else {
-            self.step(&StepLoad { sequences: 0.0, ..state.load(carried) })?
-        };
+        let riding = if self.costs.mixed { batch } else { 0.0 };
+        let with_load = StepLoad { sequences: riding, ..state.load(carried) };
+        let with = self.step(&with_load)?;
         let plain = if self.costs.mixed { 1.0 - share } else { 1.0 };
-        let mix = |a: f64, b: f64| a * plain + b * share;
-        let mean = Breakdown {
-            moe_s: mix(decode.moe_s, with.moe_s),
-            dense_s: mix(decode.dense_s, with.dense_s),
-            attention_s: mix(decode.attention_s, with.attention_s),
-            communication_s: mix(decode.communication_s, with.communication_s),
-            overhead_s: mix(decode.overhead_s, with.overhead_s),
-            arithmetic_s: mix(decode.arithmetic_s, with.arithmetic_s),
-            source: decode.source.combine(with.source),
-        };
-        Ok((mean, mean.total()))
+        Ok(Steps { decode, load, with, with_load, plain, share })
     }
 
     /// Arrival to first token: half of a running step, the prompts before it (they are served one
@@ -206,11 +206,46 @@ impl Deployment<'_> {
         if state.batch <= 0.0 {
             return Ok(Seconds(self.costs.request_s + own));
         }
-        let step = self.mean_step(state)?.1.0;
+        let step = self.steps(state.batch, lengths)?.mean().total().0;
         let arrivals = state.batch / (lengths.output.max(1.0) * step);
         let busy = (arrivals * own).min(BUSIEST);
         let wait = own * busy / (2.0 * (1.0 - busy));
         Ok(Seconds(self.costs.request_s + step / 2.0 + wait + own))
+    }
+}
+
+/// The two kinds of step of a steady state: per output token of a sequence there are `plain` steps
+/// without and `share` steps with prompt tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Steps {
+    /// A step without prompt tokens.
+    pub decode: Breakdown,
+    /// What it carries.
+    pub load: StepLoad,
+    /// A step with prompt tokens.
+    pub with: Breakdown,
+    /// What it carries.
+    pub with_load: StepLoad,
+    /// Plain steps per output token.
+    pub plain: f64,
+    /// Steps with prompt tokens per output token.
+    pub share: f64,
+}
+
+impl Steps {
+    /// All steps per output token, by part.
+    pub fn mean(&self) -> Breakdown {
+        let (decode, with) = (&self.decode, &self.with);
+        let mix = |a: f64, b: f64| a * self.plain + b * self.share;
+        Breakdown {
+            moe_s: mix(decode.moe_s, with.moe_s),
+            dense_s: mix(decode.dense_s, with.dense_s),
+            attention_s: mix(decode.attention_s, with.attention_s),
+            communication_s: mix(decode.communication_s, with.communication_s),
+            overhead_s: mix(decode.overhead_s, with.overhead_s),
+            arithmetic_s: mix(decode.arithmetic_s, with.arithmetic_s),
+            source: decode.source.combine(with.source),
+        }
     }
 }
 

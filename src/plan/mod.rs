@@ -1,6 +1,7 @@
 //! Candidates, ranking with probabilities, frontier, crossovers.
 
 pub mod accuracy;
+pub mod calibrate;
 pub mod candidates;
 pub mod decide;
 pub mod decision_map;

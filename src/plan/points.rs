@@ -65,6 +65,8 @@ pub struct Point {
     pub gpu: String,
     /// Engine in lower case.
     pub engine: String,
+    /// Where the row was published or recorded: rows of one origin ran on one kind of host.
+    pub origin: String,
     /// Measured figures.
     pub measured: Measured,
     /// What to predict, or why it cannot be predicted.
@@ -113,6 +115,7 @@ fn point(index: usize, row: &Row) -> Result<Point> {
         model: text("model"),
         gpu: text("gpu"),
         engine: text("engine").to_lowercase(),
+        origin: text("source"),
         measured,
         setup: setup(row),
         excluded: excluded(row),
@@ -224,7 +227,8 @@ fn layout(row: &Row) -> Result<Layout, String> {
         Layout { attention_tp: ranks, attention_dp: 1, moe_tp: 1, moe_ep: ranks }
     } else if lower.contains("attn dp") {
         let ranks = number_after("tp").ok_or_else(unknown)?;
-        Layout { attention_tp: 1, attention_dp: ranks, moe_tp: ranks, moe_ep: 1 }
+        // Engines that spread attention over sequences spread experts over the same ranks.
+        Layout { attention_tp: 1, attention_dp: ranks, moe_tp: 1, moe_ep: ranks }
     } else if let Some(ranks) = number_after("tp") {
         let dp = number_after("dp").unwrap_or(1);
         let moe_ep = number_after("moe_ep").or_else(|| number_after("ep"));
@@ -269,6 +273,14 @@ fn offered_and_done(text: &str) -> Option<(f64, f64)> {
     let done = done.split(' ').next()?;
     let positive = |t: &str| t.parse().ok().filter(|v: &f64| v.is_finite() && *v > 0.0);
     Some((positive(offered)?, positive(done)?))
+}
+
+impl Point {
+    /// Rows that share engine constants: one engine on one kind of host.
+    pub fn group(&self) -> String {
+        let origin = self.origin.split([';', ',']).next().unwrap_or_default().trim();
+        if origin.is_empty() { self.engine.clone() } else { format!("{} ({origin})", self.engine) }
+    }
 }
 
 /// What the model says about one point.
@@ -341,7 +353,7 @@ mod tests {
             ("tp8pp1 moe_tp8 moe_ep1", 8, Layout::tensor(8)),
             ("tp2", 2, Layout::tensor(2)),
             ("DEP4", 4, Layout { attention_tp: 1, attention_dp: 4, moe_tp: 1, moe_ep: 4 }),
-            ("TP8 (attn DP)", 8, Layout { attention_tp: 1, attention_dp: 8, moe_tp: 8, moe_ep: 1 }),
+            ("TP8 (attn DP)", 8, Layout { attention_tp: 1, attention_dp: 8, moe_tp: 1, moe_ep: 8 }),
             ("tp4 ep4", 4, Layout { attention_tp: 4, attention_dp: 1, moe_tp: 1, moe_ep: 4 }),
         ] {
             let row = format!("Qwen/Qwen3-30B-A3B,h100,{devices},{text},vLLM,bf16,100,10,4,5");

@@ -308,7 +308,8 @@ impl KernelTimes {
             }
             None => (assumed::CACHE_READ, Source::Roofline),
         };
-        Timed::of((sol / util).max(assumed::KERNEL_FLOOR), source, read, compute)
+        // Decoding is a mix of short kernels: its arithmetic never runs into the power limit.
+        Timed::of((sol / util).max(assumed::KERNEL_FLOOR), source, read, 0.0)
     }
 
     /// Causal attention of `work.sequences` prompts of `work.context` tokens in one layer.
