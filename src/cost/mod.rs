@@ -15,7 +15,7 @@ pub use engine_costs::EngineCosts;
 pub use geometry::Geometry;
 pub use load::LoadModel;
 pub use memory::{MemoryBudget, batch_cap};
-pub use money::{TrainingPrice, training_flops, usd_per_million_output};
+pub use money::{TrainingPrice, training_flops, usd_per_million_output, usd_per_million_split};
 pub use serving::{Served, Steps, Traffic};
 pub use steady::{Operation, ServiceLevel, StepCurve, StepFactors};
 pub use step::{Lengths, Link, Replica, StepTime};

@@ -48,6 +48,8 @@ pub struct Served {
     pub requests_per_s: f64,
     /// The traffic is more than the deployment can serve; figures are those at its cap.
     pub saturated: bool,
+    /// Share of the engine's time that prompts take; the rest is decoding.
+    pub prompt_share: f64,
     /// Mean step by part.
     pub step: Breakdown,
 }
@@ -151,7 +153,8 @@ impl Deployment<'_> {
     /// As [`Self::step`].
     pub fn at(&self, batch: f64, cap: f64, lengths: &Lengths) -> Result<Served> {
         let state = StepState { batch, lengths: *lengths };
-        let step = self.steps(batch, lengths)?.mean();
+        let steps = self.steps(batch, lengths)?;
+        let step = steps.mean();
         let tpot = step.total();
         Ok(Served {
             ttft: self.first_token(&state)?,
@@ -160,6 +163,7 @@ impl Deployment<'_> {
             batch_cap: cap,
             requests_per_s: batch / (tpot.0 * lengths.output.max(1.0)),
             saturated: false,
+            prompt_share: steps.prompt_share(),
             step,
         })
     }
@@ -233,6 +237,12 @@ pub struct Steps {
 }
 
 impl Steps {
+    /// Share of the time that goes to prompts: what steps take longer for carrying them.
+    pub fn prompt_share(&self) -> f64 {
+        let decoding = self.decode.total().0 * (self.plain + self.share).min(1.0);
+        (1.0 - decoding / self.mean().total().0).clamp(0.0, 1.0)
+    }
+
     /// All steps per output token, by part.
     pub fn mean(&self) -> Breakdown {
         let (decode, with) = (&self.decode, &self.with);
