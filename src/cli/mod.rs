@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::Result;
 
+pub mod accuracy;
 pub mod estimate;
 pub mod import;
 pub mod output;
@@ -33,8 +34,10 @@ pub struct Cli {
 pub enum Command {
     /// Third-party measured tables into a file that `estimate` and `size` read.
     Import(import::ImportArgs),
+    /// The page that compares the serving model with measured servers.
+    Accuracy(accuracy::AccuracyArgs),
     /// TTFT, TPOT, throughput, memory and cost of one deployment, or of a file of measured points.
-    Estimate(estimate::EstimateArgs),
+    Estimate(Box<estimate::EstimateArgs>),
 }
 
 /// Runs a parsed command.
@@ -45,6 +48,7 @@ pub fn run(cli: Cli) -> Result<()> {
     let output = Output::new(cli.json);
     match cli.command {
         Command::Import(args) => import::run(args, output),
+        Command::Accuracy(args) => accuracy::run(&args, output),
         Command::Estimate(args) => estimate::run(&args, output),
     }
 }

@@ -5,7 +5,7 @@
 //! What no kernel explains is the engine's: see [`EngineCosts`]. The step waits for its busiest rank.
 
 use crate::config::{Attention, DType, MoeModel};
-use crate::cost::{EngineCosts, LoadModel};
+use crate::cost::{EngineCosts, Layers, LoadModel};
 use crate::error::in_range;
 use crate::profile::{AttentionWork, KernelTimes, MoeWork, Source, Timed};
 use crate::units::{Bytes, Seconds};
@@ -203,7 +203,7 @@ impl Deployment<'_> {
             dense_s: spent(&dense),
             attention_s: spent(&attention),
             communication_s: spent(&links),
-            overhead_s: self.costs.overhead(self.model.num_layers, &group, total),
+            overhead_s: self.costs.overhead(&Layers::of(self.model), &group, total),
             arithmetic_s: parts.iter().map(|p| p.arithmetic).sum(),
             source,
         })
@@ -256,15 +256,13 @@ impl Deployment<'_> {
                 let (latent, rope) = (kv_lora_rank as f64, qk_rope_head_dim as f64);
                 let (nope, value) = (qk_nope_head_dim as f64, v_head_dim as f64);
                 // Compressions are replicated on every rank, expansions are split by heads.
-                match q_lora_rank {
-                    Some(rank) => {
-                        dense.add(gemm(rank as f64 + latent + rope, hidden), layers);
-                        dense.add(gemm(local * (nope + rope), rank as f64), layers);
-                    }
-                    None => {
-                        dense.add(gemm(latent + rope, hidden), layers);
-                        dense.add(gemm(local * (nope + rope), hidden), layers);
-                    }
+                let query = local * (nope + rope);
+                if let Some(rank) = q_lora_rank {
+                    dense.add(gemm(rank as f64 + latent + rope, hidden), layers);
+                    dense.add(gemm(query, rank as f64), layers);
+                } else {
+                    dense.add(gemm(latent + rope, hidden), layers);
+                    dense.add(gemm(query, hidden), layers);
                 }
                 // Keys' expansion is absorbed into the query, values' into the output: one batched
                 // product each, of the size of the expansion itself.

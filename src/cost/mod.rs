@@ -11,7 +11,7 @@ mod steady;
 mod step;
 
 pub use deployment::{Breakdown, Deployment, Layout, StepLoad};
-pub use engine_costs::EngineCosts;
+pub use engine_costs::{EngineCosts, Layers};
 pub use geometry::Geometry;
 pub use load::LoadModel;
 pub use memory::{MemoryBudget, batch_cap};

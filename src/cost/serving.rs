@@ -11,6 +11,8 @@ use crate::{Error, Result};
 
 /// Rounds of the fixed point; each halves the error or better.
 const ROUNDS: usize = 60;
+/// Mean batch of a burst over its requests, while prompts enter and the last ones leave.
+const BURST_MEAN_SHARE: f64 = 0.6;
 /// Prompts take at most this share of the time; a stable engine never reaches 1.
 const BUSIEST: f64 = 0.9;
 /// Tokens of one cache page.
@@ -31,6 +33,8 @@ pub enum Traffic {
     Open(f64),
     /// As many as fit: offline processing.
     Offline,
+    /// This many requests at once, served to the end: what an overloaded open loop comes to.
+    Burst(f64),
 }
 
 /// What a deployment does under given traffic.
@@ -77,6 +81,23 @@ impl Deployment<'_> {
         Ok(cap.min(self.costs.max_sequences * self.layout.attention_dp as f64))
     }
 
+    /// Duration of a static batch of `batch` requests: all prompts first, then all outputs in step.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn static_batch(&self, batch: f64, lengths: &Lengths) -> Result<Seconds> {
+        let prompts = batch * lengths.input;
+        let chunks = (prompts / self.costs.chunk_tokens).ceil().max(1.0);
+        let load = StepLoad {
+            sequences: 0.0,
+            prompt_tokens: prompts / chunks,
+            ..StepState { batch, lengths: *lengths }.load(prompts)
+        };
+        let first = self.step(&load)?.total() * chunks;
+        let decode = self.step(&StepState { batch, lengths: *lengths }.load(0.0))?.total();
+        Ok(first + decode * (lengths.output - 1.0).max(0.0))
+    }
+
     /// Steady state under `traffic`.
     ///
     /// # Errors
@@ -100,6 +121,11 @@ impl Deployment<'_> {
             }
             Traffic::Open(rate) => self.open(rate, cap, lengths),
             Traffic::Offline => self.closed(cap, cap, lengths),
+            Traffic::Burst(requests) => {
+                // The batch falls as requests end and none follow.
+                let batch = (requests * BURST_MEAN_SHARE).min(cap);
+                Ok(Served { saturated: true, ..self.at(batch, cap, lengths)? })
+            }
         }
     }
 
@@ -333,6 +359,18 @@ mod tests {
             let (few, many) = (run(4.0), run(64.0));
             assert!(many.tpot > few.tpot && many.ttft > few.ttft);
             assert!(many.requests_per_s > few.requests_per_s);
+        });
+    }
+
+    #[test]
+    fn a_static_batch_is_its_prompts_and_its_steps() {
+        with(|d| {
+            let one = d.static_batch(1.0, &LENGTHS).unwrap();
+            let many = d.static_batch(64.0, &LENGTHS).unwrap();
+            let steps = d.at(64.0, 1e3, &Lengths { input: 1e-9, ..LENGTHS }).unwrap();
+            assert!(many > one && many.0 > 199.0 * steps.tpot.0 * 0.9);
+            let short = d.static_batch(64.0, &Lengths { output: 1.0, ..LENGTHS }).unwrap();
+            assert!(short.0 > 0.0 && short < many);
         });
     }
 

@@ -35,6 +35,8 @@ pub struct Summary {
     /// All rows.
     #[serde(flatten)]
     pub all: Errors,
+    /// Rows of overloaded runs, which count nowhere else.
+    pub overloaded: Errors,
     /// By model as the file names it.
     pub by_model: BTreeMap<String, Errors>,
     /// By device.
@@ -59,6 +61,7 @@ pub fn summarise(rows: &[Scored]) -> Summary {
     };
     Summary {
         all: errors(rows),
+        overloaded: overloaded(rows),
         by_model: by(|p| p.model.clone()),
         by_gpu: by(|p| p.gpu.clone()),
         by_engine: by(|p| p.engine.clone()),
@@ -87,6 +90,16 @@ fn output_rate_error(row: &Scored) -> Option<f64> {
     let measured = point.measured.output_rate?;
     counted(point).then_some(())?;
     Some((*prediction)?.output_rate / measured - 1.0)
+}
+
+/// Errors of overloaded rows as if they counted.
+fn overloaded(rows: &[Scored]) -> Errors {
+    let points: Vec<(Point, Option<&Prediction>)> = rows
+        .iter()
+        .filter(|(p, _)| p.excluded.as_ref().is_some_and(|why| why.starts_with("overloaded")))
+        .map(|(p, r)| (Point { excluded: None, ..(*p).clone() }, *r))
+        .collect();
+    errors(&points.iter().map(|(p, r)| (p, *r)).collect::<Vec<Scored>>())
 }
 
 fn counted(point: &Point) -> bool {

@@ -1,8 +1,8 @@
 //! Engine constants from measured points: robust, with intervals, cross-validated.
 //!
-//! Four constants are fitted to the time per output token of one engine on one kind of host: the
-//! factors on kernel and on arithmetic-bound time, the small kernels of a layer and the host's work
-//! per sequence. The batch of each row follows from its own measured times (Little's law), so that
+//! Five constants are fitted to the time per output token of one engine on one kind of host: the
+//! factors on kernel and on arithmetic-bound time, the small kernels of a layer, the host's work per
+//! sequence and its launches per layer. The batch of each row follows from its own measured times (Little's law), so that
 //! the fit is not disturbed by rows near saturation. Residuals are logarithms with Huber's loss;
 //! weak priors around the defaults carry what few rows cannot tell. The front end's time per
 //! request is the median of what the time to first token leaves over.
@@ -13,18 +13,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use crate::cost::{Deployment, EngineCosts, StepLoad, Traffic};
+use crate::cost::{Deployment, EngineCosts, Layers, StepLoad, Traffic};
 use crate::plan::points::{self, Point, Prediction, Setup};
 use crate::profile::KernelTimes;
 use crate::{Error, Result};
 
 /// Fitted constants.
-const FITTED: usize = 4;
+const FITTED: usize = 5;
 /// Their names, for tables.
-pub const NAMES: [&str; FITTED] = ["kernel_factor", "arithmetic_factor", "layer_us", "sequence_us"];
+pub const NAMES: [&str; FITTED] =
+    ["kernel_factor", "arithmetic_factor", "layer_us", "sequence_us", "decode_launch_us"];
 /// Standard deviation of the prior on the logarithm of each: tables are good to some 30 %, host
 /// costs are known to a factor.
-const PRIOR: [f64; FITTED] = [0.3, 0.4, 1.5, 1.5];
+const PRIOR: [f64; FITTED] = [0.3, 0.4, 1.5, 1.5, 2.0];
 /// Logarithmic residual at which the loss turns linear: the agreement of two runs of one server.
 const HUBER: f64 = 0.05;
 /// A row further away than this many robust standard deviations, and than [`OUTLIER_LEAST`], is
@@ -32,6 +33,9 @@ const HUBER: f64 = 0.05;
 const OUTLIER_SIGMAS: f64 = 5.0;
 /// Least logarithmic residual of an outlier.
 const OUTLIER_LEAST: f64 = 0.4;
+/// Where the search starts for the launch cost of a decode layer, over its default: it hides behind
+/// the kernels until it exceeds them, so that no slope leads there.
+const LAUNCH_STARTS: [f64; 4] = [1.0, 20.0, 60.0, 200.0];
 /// Rows that a fit needs; fewer keep the defaults.
 const LEAST_ROWS: usize = 3;
 /// Iterations of the fit; it converges in about ten.
@@ -39,7 +43,7 @@ const ITERATIONS: usize = 60;
 
 /// One row prepared for fitting.
 struct Observation {
-    layers: usize,
+    layers: Layers,
     decode: Kernels,
     with: Kernels,
     plain: f64,
@@ -140,7 +144,7 @@ fn observe(
         Traffic::Closed { concurrency, .. } => {
             concurrency * decoding / (decoding + point.measured.ttft.map_or(0.0, |t| t.0))
         }
-        Traffic::Offline => return Ok(None),
+        Traffic::Offline | Traffic::Burst(_) => return Ok(None),
     };
     let neutral = EngineCosts { kernel_factor: 1.0, arithmetic_factor: 1.0, ..costs.clone() }
         .on(&point.engine, &setup.device);
@@ -162,7 +166,7 @@ fn observe(
         load: StepLoad { sequences: load.sequences / groups, ..load },
     };
     Ok(Some(Observation {
-        layers: setup.model.num_layers,
+        layers: Layers::of(&setup.model),
         decode: kernels(&steps.decode, steps.load),
         with: kernels(&steps.with, steps.with_load),
         plain: steps.plain,
@@ -184,6 +188,7 @@ impl Solution {
             arithmetic_factor: (default.arithmetic_factor * factor(1)).max(1.0),
             layer_s: default.layer_s * factor(2),
             sequence_s: default.sequence_s * factor(3),
+            decode_launch_s: default.decode_launch_s * factor(4),
             ..default.clone()
         }
     }
@@ -195,6 +200,7 @@ impl Solution {
             costs.arithmetic_factor,
             costs.layer_s * 1e6,
             costs.sequence_s * 1e6,
+            costs.decode_launch_s * 1e6,
         ];
         let (normal, _) = normal_equations(observations, self, default);
         let residuals: Vec<f64> = observations.iter().map(|o| residual(o, &costs).abs()).collect();
@@ -218,14 +224,28 @@ impl Solution {
 fn residual(o: &Observation, costs: &EngineCosts) -> f64 {
     let step = |k: &Kernels| {
         let kernels = costs.kernel_time(k.seconds, k.arithmetic);
-        kernels + costs.overhead(o.layers, &k.load, kernels)
+        kernels + costs.overhead(&o.layers, &k.load, kernels)
     };
     ((o.plain * step(&o.decode) + o.share * step(&o.with)) / o.measured).ln()
 }
 
-/// Weighted Gauss-Newton on the logarithms, priors included, with halved steps where it overshoots.
+/// The best fit from every start.
 fn solve(observations: &[Observation], default: &EngineCosts) -> Solution {
-    let mut at = Solution([0.0; FITTED]);
+    let mut best = (f64::INFINITY, Solution([0.0; FITTED]));
+    for start in LAUNCH_STARTS {
+        let mut at = Solution([0.0; FITTED]);
+        at.0[FITTED - 1] = start.ln();
+        let at = descend(at, observations, default);
+        let loss = objective(observations, &at, default);
+        if loss < best.0 {
+            best = (loss, at);
+        }
+    }
+    best.1
+}
+
+/// Weighted Gauss-Newton on the logarithms, priors included, with halved steps where it overshoots.
+fn descend(mut at: Solution, observations: &[Observation], default: &EngineCosts) -> Solution {
     let mut loss = objective(observations, &at, default);
     for _ in 0..ITERATIONS {
         let (normal, right) = normal_equations(observations, &at, default);
@@ -234,8 +254,8 @@ fn solve(observations: &[Observation], default: &EngineCosts) -> Solution {
         let mut moved = false;
         for _ in 0..12 {
             let mut next = at;
-            for i in 0..FITTED {
-                next.0[i] -= scale * step[i];
+            for (value, step) in next.0.iter_mut().zip(step) {
+                *value -= scale * step;
             }
             let next_loss = objective(observations, &next, default);
             if next_loss < loss {
@@ -430,8 +450,11 @@ pub fn groups(all: &[Point]) -> BTreeMap<String, Vec<usize>> {
 
 /// What the rows of a group are split by.
 fn fold_of(all: &[Point], members: &[usize]) -> fn(&Point) -> String {
+    // Rows that stay out of fits do not decide how the others are split.
+    let used = |p: &&Point| p.setup.is_ok() && p.excluded.is_none() && p.measured.tpot.is_some();
     let several = |name: fn(&Point) -> String| {
-        members.iter().map(|&i| name(&all[i])).collect::<BTreeSet<String>>().len() > 1
+        let points = members.iter().map(|&i| &all[i]).filter(used);
+        points.map(name).collect::<BTreeSet<String>>().len() > 1
     };
     let model: fn(&Point) -> String = |p| format!("{} {}", p.model, p.gpu);
     let devices: fn(&Point) -> String =

@@ -23,6 +23,12 @@ pub const REQUESTS_PER_CLIENT: f64 = 10.0;
 /// An open loop that completes less than this share of what was offered is overloaded: its batch is
 /// set by what the engine admits and by how long the run lasted, not by the rate.
 pub const OVERLOAD_SHARE: f64 = 0.9;
+/// Requests of an overloaded run of vllm-cost-meter, as its rows tell: at 100 and 200 req/s offered,
+/// p99 of TTFT plus decoding end within `requests / done` seconds for 620-655 requests.
+pub const OVERLOAD_REQUESTS: f64 = 640.0;
+/// Drivers report 6.9 % more memory than the nominal gigabytes: 81,559 MiB on an H100 of 80 GB,
+/// 143,771 MiB on an H200 of 141 GB.
+pub const REPORTED_OVER_NOMINAL: f64 = 1.069;
 /// Share of memory that engines take.
 pub const USABLE_SHARE: f64 = 0.9;
 /// Activations, graphs, communication buffers and the runtime.
@@ -254,7 +260,10 @@ fn traffic(row: &Row) -> Result<Traffic, String> {
     if text.starts_with("max load") {
         return Ok(Traffic::Offline);
     }
-    if let Some((_, done)) = offered_and_done(text) {
+    if let Some((offered, done)) = offered_and_done(text) {
+        if done < OVERLOAD_SHARE * offered {
+            return Ok(Traffic::Burst(OVERLOAD_REQUESTS));
+        }
         return Ok(Traffic::Open(done));
     }
     let concurrency: Option<f64> = text.parse().ok();
@@ -326,7 +335,7 @@ pub fn predict_with(setup: &Setup, costs: &EngineCosts, times: &KernelTimes) -> 
     let deployment = Deployment { model: &setup.model, layout: setup.layout, times, costs };
     deployment.validate()?;
     let budget = MemoryBudget {
-        device: Bytes(setup.device.memory_bytes),
+        device: Bytes(setup.device.memory_bytes * REPORTED_OVER_NOMINAL),
         usable_share: USABLE_SHARE,
         reserve: RESERVE,
     };
@@ -361,7 +370,7 @@ mod tests {
         }
         let open = one("gpt-oss-20b,h200,1,tp1,vllm,,100,10,\"25 req/s offered, 20.5 done\",5");
         let open = open.unwrap();
-        assert_eq!(open.setup.unwrap().traffic, Traffic::Open(20.5));
+        assert_eq!(open.setup.unwrap().traffic, Traffic::Burst(OVERLOAD_REQUESTS));
         assert!(open.excluded.unwrap().contains("overloaded"));
     }
 

@@ -1,1 +1,3 @@
 //! Tables, plots and pages from finished results; no new numbers are made here.
+
+pub mod accuracy;

@@ -12,6 +12,8 @@ use crate::plan::accuracy::{Errors, Summary, summarise};
 use crate::plan::calibrate::{self, Calibration};
 use crate::plan::points::{self, Point, Prediction, REQUESTS_PER_CLIENT, RESERVE, USABLE_SHARE};
 
+use crate::units::Seconds;
+
 /// The document of `estimate --points`.
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -116,8 +118,8 @@ fn row(point: &Point, result: Result<Prediction, String>) -> RowOut {
         model: point.model.clone(),
         gpu: point.gpu.clone(),
         engine: point.engine.clone(),
-        tpot_ms: point.measured.tpot.map(|t| t.as_ms()),
-        ttft_ms: point.measured.ttft.map(|t| t.as_ms()),
+        tpot_ms: point.measured.tpot.map(Seconds::as_ms),
+        ttft_ms: point.measured.ttft.map(Seconds::as_ms),
         output_tok_s_total: point.measured.output_rate,
         predicted_tpot_ms: of(|p| p.served.tpot.as_ms()),
         predicted_ttft_ms: of(|p| p.served.ttft.as_ms()),
@@ -140,7 +142,8 @@ fn text(document: &Document) -> String {
         "{:>5} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7}  group",
         "rows", "used", "TPOT", "median", "p90", "bias", "TTFT"
     );
-    for (name, errors) in std::iter::once(("all", &summary.all))
+    for (name, errors) in [("all", &summary.all), ("overloaded, not in all", &summary.overloaded)]
+        .into_iter()
         .chain(summary.by_gpu.iter().map(|(n, e)| (n.as_str(), e)))
         .chain(summary.by_engine.iter().map(|(n, e)| (n.as_str(), e)))
         .chain(summary.by_group.iter().map(|(n, e)| (n.as_str(), e)))

@@ -10,7 +10,9 @@ use crate::cost::{
     usd_per_million_split,
 };
 use crate::plan::calibrate::{Calibration, Fitted};
-use crate::plan::points::{Prediction, RESERVE, Setup, USABLE_SHARE, predict_with, set_precision};
+use crate::plan::points::{
+    Prediction, REPORTED_OVER_NOMINAL, RESERVE, Setup, USABLE_SHARE, predict_with, set_precision,
+};
 use crate::profile::Source;
 use crate::profile::engine_tables::EngineTables;
 use crate::units::{TokensPerSecond, UsdPerHour};
@@ -50,6 +52,7 @@ struct Document {
 }
 
 #[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "fields of the document carry their unit")]
 struct Memory {
     device_bytes: f64,
     weights_bytes: f64,
@@ -100,7 +103,7 @@ pub(super) fn run(
     let (price, price_source) = price(args, &setup.device);
     let served = &prediction.served;
     let memory = Memory {
-        device_bytes: setup.device.memory_bytes,
+        device_bytes: setup.device.memory_bytes * REPORTED_OVER_NOMINAL,
         weights_bytes: deployment.weights_per_device().0,
         cache_bytes: deployment.cache_per_sequence(setup.lengths.mean_context()).0 * served.batch
             / setup.layout.attention_dp as f64,
