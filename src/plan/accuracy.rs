@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::plan::points::{Point, Prediction};
+use crate::stats::quantile;
 
 /// Errors over a group of rows, as shares (0.1 is 10 %). `None` where no row has the figure.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -133,32 +134,9 @@ fn sorted(errors: impl Iterator<Item = f64>) -> Vec<f64> {
     absolute
 }
 
-/// Linear between the order statistics; `None` of nothing.
-pub fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
-    let last = sorted.len().checked_sub(1)?;
-    let at = share * last as f64;
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "an index below the length"
-    )]
-    let below = at.floor() as usize;
-    let above = (below + 1).min(last);
-    Some(sorted[below] + (sorted[above] - sorted[below]) * (at - below as f64))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn quantiles_lie_between_order_statistics() {
-        let values = [1.0, 2.0, 3.0, 5.0];
-        assert_eq!(quantile(&values, 0.0), Some(1.0));
-        assert_eq!(quantile(&values, 0.5), Some(2.5));
-        assert_eq!(quantile(&values, 1.0), Some(5.0));
-        assert_eq!(quantile(&[], 0.5), None);
-    }
 
     #[test]
     fn nothing_predicted_has_no_error() {

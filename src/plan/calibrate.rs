@@ -372,7 +372,7 @@ fn outliers(
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    crate::plan::accuracy::quantile(&values, 0.5).unwrap_or(0.0)
+    crate::stats::quantile(&values, 0.5).unwrap_or(0.0)
 }
 
 /// What the times to first token leave over for the front end.
