@@ -228,7 +228,8 @@ pub fn measure(request: Request) -> Result<Profile> {
     if !preflight::wait_until_quiet(device.threads, cores, QUIET) {
         warn("other programs use the processor: intervals will be wide and cells flagged");
     }
-    let plan = Plan::new(request.clone(), &session.machine(request.dtype)?)?;
+    let machine = session.machine(request.dtype)?;
+    let plan = Plan::new(request, &machine)?;
     for left_out in &plan.left_out {
         warn(&format!("not measured: {left_out}"));
     }

@@ -40,7 +40,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// THE main job: which expert count to train, from training cost against serving cost.
-    Rank(rank::RankArgs),
+    Rank(Box<rank::RankArgs>),
     /// Times MoE layers and the device's ceilings; writes a latency profile.
     Measure(measure::MeasureArgs),
     /// Draw the plots and the page of a rank.json again.

@@ -154,7 +154,7 @@ impl<'a> Session<'a> {
             sets: &sets,
             layers: &mut layers,
             common: &common,
-            cells: plan.cells.iter().map(|spec| self.cell(plan, *spec)).collect::<Result<_>>()?,
+            cells: plan.cells.iter().map(|spec| cell(plan, *spec)).collect::<Result<_>>()?,
             aa: aa::Aa::default(),
             rng: ChaCha8Rng::seed_from_u64(request.seed),
             stop,
@@ -196,12 +196,6 @@ impl<'a> Session<'a> {
         Key::new(Device::Cpu(self.device.clone()), recipe)
     }
 
-    fn cell(&self, plan: &Plan, spec: CellSpec) -> Result<CellState> {
-        let request = &plan.request;
-        let seed = request.seed ^ (spec.tokens as u64) << 20 ^ (spec.shape.experts as u64) << 40;
-        Ok(CellState::new(spec, Inputs::draw(&spec.shape, spec.tokens, &request.routing, seed)?))
-    }
-
     fn load<'s>(
         &'s self,
         plan: &Plan,
@@ -214,6 +208,12 @@ impl<'a> Session<'a> {
             })
             .collect()
     }
+}
+
+fn cell(plan: &Plan, spec: CellSpec) -> Result<CellState> {
+    let request = &plan.request;
+    let seed = request.seed ^ (spec.tokens as u64) << 20 ^ (spec.shape.experts as u64) << 40;
+    Ok(CellState::new(spec, Inputs::draw(&spec.shape, spec.tokens, &request.routing, seed)?))
 }
 
 fn draw_sets(plan: &Plan) -> Result<Vec<(MoeShape, Vec<LayerWeights>)>> {
