@@ -9,6 +9,7 @@ use crate::Result;
 
 pub mod compare;
 pub mod device;
+pub mod doctor;
 pub mod import;
 pub mod law;
 pub mod measure;
@@ -51,6 +52,8 @@ pub enum Command {
     Preset(preset::Args),
     /// List and show the devices that come with the program.
     Device(device::Args),
+    /// What was found: processor, kernels, GPU driver, stored profiles.
+    Doctor(doctor::Args),
     /// Loss laws: list them, evaluate them, find the best size for a budget.
     #[command(subcommand)]
     Law(law::Command),
@@ -70,6 +73,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Compare(args) => compare::run(&args, output),
         Command::Preset(args) => preset::run(&args, output),
         Command::Device(args) => device::run(&args, output),
+        Command::Doctor(args) => doctor::run(&args, output),
         Command::Law(command) => law::run(command, output),
         Command::Import(args) => import::run(args, output),
         Command::Rank(args) => rank::run(&args, output),

@@ -1,6 +1,7 @@
 //! One cell while it is being measured: its inputs, its blocks, and the record that becomes of them.
 
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use super::check;
 use super::data::Inputs;
@@ -26,6 +27,8 @@ pub(super) struct Common<'a> {
     /// Name and hash of the kernels.
     pub(super) kernel: (&'a str, &'a str),
     pub(super) dtype: DType,
+    /// Format in which the backend multiplies activations with such weights.
+    pub(super) activations: DType,
     pub(super) routing: String,
     pub(super) seed: u64,
     pub(super) width: f64,
@@ -47,6 +50,7 @@ pub(super) struct CellState {
     /// Draw and duration (ps) of every sample.
     samples: Vec<(usize, f64)>,
     check: Option<CheckRecord>,
+    checking_ns: u64,
     failure: Option<String>,
 }
 
@@ -106,6 +110,7 @@ impl CellState {
             blocks: vec![],
             samples: vec![],
             check: None,
+            checking_ns: 0,
             failure: None,
         }
     }
@@ -123,6 +128,11 @@ impl CellState {
     pub(super) fn busy_s(&self) -> f64 {
         let batch = self.blocks.first().map_or(1.0, |b| f64::from(b.launches_per_sample));
         self.samples.iter().map(|s| s.1).sum::<f64>() * batch * 1e-12
+    }
+
+    /// Time that went into comparing outputs with the reference.
+    pub(super) const fn checking(&self) -> Duration {
+        Duration::from_nanos(self.checking_ns)
     }
 
     /// Hands out the cell's launches for something else than its own blocks.
@@ -168,7 +178,9 @@ impl CellState {
         stop: &AtomicBool,
     ) -> Result<bool> {
         if self.check.is_none() {
-            let record = check::run(layer, sets, &self.inputs, (0, 0))?;
+            let start = common.clock.now_ns();
+            let record = check::run(layer, sets, &self.inputs, (0, 0), common.activations)?;
+            self.checking_ns += common.clock.now_ns().saturating_sub(start);
             self.check = Some(record);
             if record.output != CheckOutcome::Pass {
                 return Ok(true);
@@ -212,13 +224,21 @@ impl CellState {
     }
 
     /// Compares the output of the last timed launch with the reference.
-    pub(super) fn check_last(&mut self, layer: &mut dyn LoadedLayer, sets: &[LayerWeights]) {
+    pub(super) fn check_last(
+        &mut self,
+        layer: &mut dyn LoadedLayer,
+        sets: &[LayerWeights],
+        common: &Common,
+    ) {
+        let clock = common.clock;
         let Some(before) = self.check else { return };
+        let start = clock.now_ns();
         let (draw, set) = (self.cursor.draw, self.cursor.last_set);
-        match check::output(layer, &sets[set], &self.inputs, draw) {
+        match check::output(layer, &sets[set], &self.inputs, draw, common.activations) {
             Ok(after) => self.check = Some(check::both(before, after)),
             Err(error) => self.failure = Some(error.to_string()),
         }
+        self.checking_ns += clock.now_ns().saturating_sub(start);
     }
 
     /// Bytes of weights that pass through the caches before one is read again.

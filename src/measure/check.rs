@@ -2,16 +2,19 @@
 //!
 //! Before anything is timed, outputs and workspace are filled with NaN, the layer runs, and single
 //! tokens are compared element by element with the plain loops in double precision, within the bound
-//! that the arithmetic allows. After the last timed launch its output is compared in the same way.
+//! that the arithmetic (in the number format of the backend's products) allows. After the last timed launch its output is compared in the same way.
 
 use super::data::Inputs;
 use super::record::{CheckOutcome, CheckRecord};
 use crate::Result;
+use crate::config::DType;
 use crate::kernels::{LayerWeights, LoadedLayer, Routed, Stage, reference};
 
-/// Tokens compared with the reference: the first, the last and one in the middle. The reference
-/// takes some milliseconds a token, and every token takes the same path.
+/// Tokens compared with the reference at most: the first, the last and one in the middle.
 const TOKENS: usize = 3;
+/// Weights that the reference reads for one comparison, beyond at least one token: it takes some
+/// nanoseconds for each, and every token takes the same path.
+const WEIGHTS: usize = 8 << 20;
 
 /// Poisons, runs and compares one draw with one set of weights.
 ///
@@ -22,11 +25,12 @@ pub fn run(
     sets: &[LayerWeights],
     inputs: &Inputs,
     (draw, set): (usize, usize),
+    activations: DType,
 ) -> Result<CheckRecord> {
     layer.set_input(&inputs.x, &inputs.draws[draw].logits)?;
     layer.poison()?;
     layer.run(Stage::Layer, set)?;
-    output(layer, &sets[set], inputs, draw)
+    output(layer, &sets[set], inputs, draw, activations)
 }
 
 /// Compares the output that stands in the layer with what it should be for a draw.
@@ -38,6 +42,7 @@ pub fn output(
     weights: &LayerWeights,
     inputs: &Inputs,
     draw: usize,
+    activations: DType,
 ) -> Result<CheckRecord> {
     let (routed, output) = (layer.routed()?, layer.output()?);
     let shape = &weights.shape;
@@ -45,14 +50,16 @@ pub fn output(
         return Ok(CheckRecord { output: CheckOutcome::Fail, worst_ratio_to_bound: None });
     }
     let mut worst = 0.0_f64;
-    for token in some_tokens(routed.ids.len() / shape.top_k) {
+    let per_token = shape.top_k * (shape.halves() + 1) * shape.hidden * shape.inter;
+    let most = (WEIGHTS / per_token).clamp(1, TOKENS);
+    for token in some_tokens(routed.ids.len() / shape.top_k, most) {
         let pairs = token * shape.top_k..(token + 1) * shape.top_k;
         let columns = token * shape.hidden..(token + 1) * shape.hidden;
         let one = Routed {
             ids: routed.ids[pairs.clone()].to_vec(),
             weights: routed.weights[pairs].to_vec(),
         };
-        let exact = reference::layer(weights, &inputs.x[columns.clone()], &one);
+        let exact = reference::layer_in(weights, &inputs.x[columns.clone()], &one, activations);
         worst = worst.max(worst_ratio(&output[columns], &exact));
     }
     let pass = worst <= 1.0;
@@ -80,11 +87,13 @@ fn worst_ratio(got: &[f32], exact: &[reference::Exact]) -> f64 {
     })
 }
 
-fn some_tokens(tokens: usize) -> impl Iterator<Item = usize> {
+/// The last token, the first, and the one in the middle, as many as are wanted and there.
+fn some_tokens(tokens: usize, most: usize) -> impl Iterator<Item = usize> {
     let last = tokens.saturating_sub(1);
-    let mut chosen = vec![0, last / 2, last];
+    let mut chosen = vec![last, 0, last / 2];
+    chosen.truncate(most.min(tokens));
+    chosen.sort_unstable();
     chosen.dedup();
-    chosen.truncate(TOKENS.min(tokens));
     chosen.into_iter()
 }
 
@@ -93,7 +102,6 @@ mod tests {
     use super::super::data;
     use super::*;
     use crate::Error;
-    use crate::config::DType;
     use crate::kernels::cpu::CpuBackend;
     use crate::kernels::{MoeBackend, MoeShape, RouterSpec};
 
@@ -131,13 +139,14 @@ mod tests {
         let backend = CpuBackend::new();
         let sets = vec![data::weights(SHAPE, DType::Bf16, 1).unwrap()];
         let inputs = Inputs::draw(&SHAPE, 9, &"uniform".parse().unwrap(), 2).unwrap();
+        let activations = backend.activations(DType::Bf16);
         let load = || backend.load(&sets, &RouterSpec::softmax(), 9).unwrap();
-        let right = run(load().as_mut(), &sets, &inputs, (0, 0)).unwrap();
+        let right = run(load().as_mut(), &sets, &inputs, (0, 0), activations).unwrap();
         assert_eq!(right.output, CheckOutcome::Pass);
         assert!(right.worst_ratio_to_bound.unwrap() < 1.0);
         for (element, value) in [(3, 0.5), (8 * 70 + 69, f32::NAN), (4 * 70, f32::INFINITY)] {
             let mut spoilt = Spoilt { inner: load(), element, value };
-            let record = run(&mut spoilt, &sets, &inputs, (0, 0)).unwrap();
+            let record = run(&mut spoilt, &sets, &inputs, (0, 0), activations).unwrap();
             assert_eq!(record.output, CheckOutcome::Fail, "{element} {value}");
             assert_eq!(both(right, record).output, CheckOutcome::Fail);
         }
@@ -145,9 +154,11 @@ mod tests {
 
     #[test]
     fn few_tokens_are_checked_once_each() {
-        assert_eq!(some_tokens(1).collect::<Vec<_>>(), [0]);
-        assert_eq!(some_tokens(2).collect::<Vec<_>>(), [0, 1]);
-        assert_eq!(some_tokens(100).collect::<Vec<_>>(), [0, 49, 99]);
-        assert_eq!(some_tokens(0).count(), 0);
+        let chosen = |tokens, most| some_tokens(tokens, most).collect::<Vec<_>>();
+        assert_eq!(chosen(1, 3), [0]);
+        assert_eq!(chosen(2, 3), [0, 1]);
+        assert_eq!(chosen(100, 3), [0, 49, 99]);
+        assert_eq!(chosen(100, 1), [99]);
+        assert_eq!(chosen(0, 3), [0; 0]);
     }
 }

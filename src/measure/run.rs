@@ -138,6 +138,7 @@ impl<'a> Session<'a> {
         let common = Common {
             kernel: (self.backend.kernel(Stage::Layer), &kernel_sha256),
             dtype: request.dtype,
+            activations: self.backend.activations(request.dtype),
             routing: request.routing.to_string(),
             seed: request.seed,
             width: CPU_WIDTH,
@@ -304,14 +305,21 @@ impl Rounds<'_, '_> {
                 return Ok(round - 1);
             }
             self.one_round(bench, &open, round, observer)?;
+            // Outputs are checked once, so that time does not come again.
+            let repeated = start.elapsed().saturating_sub(self.checking());
             if round == 1 {
-                self.drop_least_wanted(start.elapsed(), budget);
+                self.drop_least_wanted(repeated, budget);
             }
-            let next_end = start.elapsed() + start.elapsed() / round;
+            let next_end = start.elapsed() + repeated / round;
             if round == last || (round >= ROUNDS && next_end > budget) {
                 return Ok(round);
             }
         }
+    }
+
+    /// Time that went into comparing outputs with the reference.
+    fn checking(&self) -> Duration {
+        self.cells.iter().map(CellState::checking).sum()
     }
 
     /// Cells that get a block in the round after `done` rounds, in a new random order.
@@ -363,7 +371,7 @@ impl Rounds<'_, '_> {
         // The last timed output of each cell is looked at once its interval could be complete.
         if round == ROUNDS && self.cells[index].is_alive() {
             let (layer, sets) = (self.layers[place].as_mut(), &self.sets[place].1);
-            self.cells[index].check_last(layer, sets);
+            self.cells[index].check_last(layer, sets, self.common);
         }
         Ok(())
     }
@@ -385,19 +393,16 @@ impl Rounds<'_, '_> {
 
     /// After the first round the real cost is known: what the rest cannot hold is dropped, the least
     /// wanted first.
-    fn drop_least_wanted(&mut self, elapsed: Duration, budget: Duration) {
-        let allowed = budget.as_secs_f64() * OVERRUN;
-        let needed = elapsed.as_secs_f64() * f64::from(ROUNDS);
-        if needed <= allowed {
-            return;
-        }
-        let busy = |cell: &CellState| cell.busy_s();
-        let mut total: f64 = self.cells.iter().map(busy).sum();
-        let fixed = (elapsed.as_secs_f64() - total).max(0.0);
-        let target = (allowed / f64::from(ROUNDS) - fixed).max(total * 0.2);
-        while total > target && self.cells.len() > 1 {
+    fn drop_least_wanted(&mut self, round: Duration, budget: Duration) {
+        let allowed = budget.as_secs_f64() * OVERRUN / f64::from(ROUNDS);
+        let needed = round.as_secs_f64();
+        let busy: f64 = self.cells.iter().map(CellState::busy_s).sum();
+        // What is not spent in timed launches (ceilings, inputs) shrinks with the cells as well.
+        let overhead = needed / busy.max(f64::MIN_POSITIVE);
+        let mut left = needed;
+        while left > allowed && self.cells.len() > 1 {
             if let Some(cell) = self.cells.pop() {
-                total -= busy(&cell);
+                left -= cell.busy_s() * overhead;
             }
         }
     }

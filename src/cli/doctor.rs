@@ -1,0 +1,155 @@
+//! `doctor`: what was found on this machine and what the other commands will therefore do.
+
+use serde::Serialize;
+
+use crate::Result;
+use crate::cli::output::Output;
+use crate::cli::store;
+use crate::gpu::driver::{self, GpuFacts};
+use crate::kernels::MoeBackend;
+use crate::kernels::cpu::CpuBackend;
+use crate::measure::preflight::Load;
+use crate::measure::record::{CpuDevice, Device};
+use crate::measure::{Session, host};
+use crate::units::Bytes;
+
+/// What was found: processor, kernels, GPU driver, stored profiles.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: moe-frontier doctor --json")]
+pub struct Args {}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Findings {
+    schema: &'static str,
+    schema_version: &'static str,
+    program_version: &'static str,
+    os: String,
+    cpu: CpuDevice,
+    cores: usize,
+    kernels: String,
+    available_memory_bytes: u64,
+    load_1min: Option<f64>,
+    gpus: Vec<String>,
+    gpu_unused_because: String,
+    profiles_folder: Option<String>,
+    profile: Option<Stored>,
+}
+
+/// The newest profile of this machine.
+#[derive(Debug, Serialize)]
+struct Stored {
+    path: String,
+    cells: usize,
+    read_bytes_per_s: f64,
+    gemm_flops_per_s: f64,
+    noise_floor_rel: f64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`crate::Error::Io`] when stdout cannot be written.
+pub fn run(_args: &Args, output: Output) -> Result<()> {
+    let findings = look();
+    output.result(&findings, || text(&findings))
+}
+
+fn look() -> Findings {
+    let backend = CpuBackend::new();
+    let cpu = Session::cpu(&backend).device().clone();
+    let (gpus, gpu_unused_because) = match driver::probe() {
+        Ok(found) => {
+            let named = found.iter().map(describe).collect();
+            (named, "this version has kernels for the processor only".to_owned())
+        }
+        Err(reason) => (vec![], reason.to_string()),
+    };
+    let folder = store::folder().ok();
+    let device = Device::Cpu(cpu.clone()).sha256();
+    let newest = folder
+        .as_ref()
+        .and_then(|folder| store::newest(folder, &device, &backend.kernel_sha256(), |_| true));
+    Findings {
+        schema: "moe-frontier/doctor",
+        schema_version: "1.0",
+        program_version: env!("CARGO_PKG_VERSION"),
+        os: host::os(),
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        kernels: backend.description(),
+        available_memory_bytes: host::memory().available_bytes,
+        load_1min: Load::read().load_1min,
+        gpus,
+        gpu_unused_because,
+        profiles_folder: folder.map(|f| f.display().to_string()),
+        profile: newest.map(|(path, profile)| Stored {
+            path: path.display().to_string(),
+            cells: profile.cells.len(),
+            read_bytes_per_s: profile.run.ceilings.read_bytes_per_s,
+            gemm_flops_per_s: profile.run.ceilings.gemm_flops_per_s,
+            noise_floor_rel: profile.run.noise_floor_rel,
+        }),
+        cpu,
+    }
+}
+
+fn describe(gpu: &GpuFacts) -> String {
+    let memory = Bytes(gpu.memory_bytes as f64);
+    format!("gpu:{} {}, sm {}, {memory}, CUDA {}", gpu.ordinal, gpu.name, gpu.sm, gpu.driver_cuda)
+}
+
+fn text(f: &Findings) -> String {
+    let size = |bytes: Option<u64>| {
+        bytes.map_or_else(|| "unknown".to_owned(), |b| Bytes(b as f64).to_string())
+    };
+    let mut lines = vec![
+        format!("program        moe-frontier {}, {}", f.program_version, f.os),
+        format!("processor      {}, {} cores for this process", f.cpu.name, f.cores),
+        format!("instructions   {}", f.cpu.isa.join(" ")),
+        format!("caches         L2 {}, L3 {}", size(f.cpu.l2_bytes), size(f.cpu.l3_bytes)),
+        format!(
+            "memory         {} of {} available",
+            Bytes(f.available_memory_bytes as f64),
+            Bytes(f.cpu.memory_bytes as f64)
+        ),
+        format!("kernels        {}", f.kernels),
+    ];
+    lines.extend(f.gpus.iter().map(|gpu| format!("GPU            {gpu}")));
+    lines.push(format!("GPU not used   {}", f.gpu_unused_because));
+    let folder = f.profiles_folder.as_deref().unwrap_or("no folder is known");
+    lines.push(format!("profiles       {folder}"));
+    lines.push(match &f.profile {
+        Some(p) => format!(
+            "newest         {}, {} cells; read {:.1} GB/s, dense GEMM {:.0} GFLOP/s, noise floor {:.1} %",
+            p.path,
+            p.cells,
+            p.read_bytes_per_s / 1e9,
+            p.gemm_flops_per_s / 1e9,
+            100.0 * p.noise_floor_rel
+        ),
+        None => "newest         none of this machine and these kernels: `rank` will measure first"
+            .to_owned(),
+    });
+    if let Some(load) = f.load_1min.filter(|l| *l > 0.5) {
+        lines.push(format!(
+            "load           {load:.1} over the last minute: times taken now are noisy"
+        ));
+    }
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_name_processor_kernels_and_why_no_gpu_is_used() {
+        let findings = look();
+        let text = text(&findings);
+        for part in ["processor", "kernels", "GPU not used", "profiles"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!findings.gpu_unused_because.is_empty());
+        assert!(serde_json::to_string(&findings).unwrap().starts_with("{\"schema\""));
+    }
+}
