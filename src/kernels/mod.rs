@@ -1,7 +1,7 @@
 //! Router, align, grouped GEMM and the whole MoE layer, behind one trait for every device.
 //!
 //! A backend loads weights once, takes inputs, then runs stages as often as asked without
-//! allocating, and hands results back for checking. The plain loops in [`reference`] are the oracle
+//! allocating, and hands results back for checking. The plain loops in [`mod@reference`] are the oracle
 //! that every backend is compared with.
 //!
 //! Layouts: `x` and `out` are `[tokens, hidden]`, `logits` `[tokens, experts]`, ids and weights

@@ -263,7 +263,7 @@ fn schema_of(bytes: &[u8]) -> Option<String> {
 /// Reads a file of engine tables.
 ///
 /// # Errors
-/// [`Error::Io`] when it cannot be read, [`Error::BadFile`] when it is not what [`write`] produces,
+/// [`Error::Io`] when it cannot be read, [`Error::BadFile`] when it is not what [`write()`] produces,
 /// [`Error::Unfit`] when it is well-formed but cannot be true.
 pub fn read(path: &Path) -> Result<EngineTables> {
     let tables = from_bytes(path, &read_capped(path, CAP)?)?;

@@ -1,8 +1,8 @@
 //! The micro-kernels: what is computed for one block of 64 weight rows, for each instruction set.
 //!
-//! [`Isa`] is chosen at run time. A [`Format`] pairs the number format of the weights with the format
-//! and layout in which activations are kept: [`Wide`] (f32 activations, weights widened when loaded),
-//! [`Pairs`] (bf16 products on AVX-512) and [`Tiles`] (bf16 products on AMX). Nothing outside this
+//! [`Isa`] is chosen at run time. A `Format` pairs the number format of the weights with the format
+//! and layout in which activations are kept: `Wide` (f32 activations, weights widened when loaded),
+//! `Pairs` (bf16 products on AVX-512) and `Tiles` (bf16 products on AMX). Nothing outside this
 //! folder is unsafe; what is unsafe in here are instructions that the processor was asked about, and
 //! loads through pointers into slices whose lengths were checked.
 

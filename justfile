@@ -1,0 +1,55 @@
+# Daily recipes. Nothing here is needed to build, test or run the program: cargo alone does that.
+
+[private]
+default:
+    @just --list --unsorted
+
+# Rewrite all sources in the project's format
+[group('dev')]
+fmt:
+    cargo fmt --all
+
+# Type-check everything, the fastest answer while editing
+[group('dev')]
+check:
+    cargo check --all-targets
+
+# Clippy with warnings denied
+[group('check')]
+lint:
+    cargo clippy --all-targets -- -D warnings
+
+# Build the documentation with warnings denied; `just doc --open` shows it
+[group('check')]
+doc *flags:
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps {{ flags }}
+
+# Run the tests; `just test --lib law::` runs some
+[group('check')]
+test *flags:
+    cargo test {{ flags }}
+
+# The whole gate, as it runs before a change is taken
+[group('check')]
+ci:
+    bash .ci/run
+
+# Run a bench: router, grouped_gemm or moe_layer; all without a name
+[group('bench')]
+bench name='':
+    cargo bench {{ if name == '' { '--benches' } else { '--bench ' + name } }}
+
+# Measure this machine and keep the profile; `just profile --experts 8 --quick`
+[group('bench')]
+profile *flags:
+    cargo run --release -- measure {{ flags }}
+
+# The main job: rank expert counts into out/; `just rank --profile h100 --train-flops 1e22`
+[group('report')]
+rank *flags:
+    cargo run --release -- rank {{ flags }}
+
+# Draw the plots and the page of a ranking again
+[group('report')]
+report ranking='out/rank.json' *flags:
+    cargo run --release -- report {{ ranking }} {{ flags }}
