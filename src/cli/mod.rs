@@ -13,6 +13,7 @@ pub mod import;
 pub mod output;
 pub mod parse;
 pub mod progress;
+pub mod size;
 
 pub use output::Output;
 
@@ -34,6 +35,8 @@ pub struct Cli {
 pub enum Command {
     /// Third-party measured tables into a file that `estimate` and `size` read.
     Import(import::ImportArgs),
+    /// GPUs, layout and replicas for a request rate under a service level.
+    Size(Box<size::SizeArgs>),
     /// The page that compares the serving model with measured servers.
     Accuracy(accuracy::AccuracyArgs),
     /// TTFT, TPOT, throughput, memory and cost of one deployment, or of a file of measured points.
@@ -48,6 +51,7 @@ pub fn run(cli: Cli) -> Result<()> {
     let output = Output::new(cli.json);
     match cli.command {
         Command::Import(args) => import::run(args, output),
+        Command::Size(args) => size::run(&args, output),
         Command::Accuracy(args) => accuracy::run(&args, output),
         Command::Estimate(args) => estimate::run(&args, output),
     }

@@ -16,4 +16,5 @@ pub mod points;
 pub mod price;
 pub mod rank;
 pub mod sensitivity;
+pub mod size;
 pub mod summary;

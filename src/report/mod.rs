@@ -1,3 +1,4 @@
 //! Tables, plots and pages from finished results; no new numbers are made here.
 
 pub mod accuracy;
+pub mod serving_plot;
