@@ -23,6 +23,7 @@ pub mod rank;
 pub mod report;
 pub mod signals;
 pub mod store;
+pub mod size;
 
 pub use output::Output;
 
@@ -61,6 +62,8 @@ pub enum Command {
     Law(law::Command),
     /// Third-party measured tables into a file that `estimate` and `size` read.
     Import(import::ImportArgs),
+    /// GPUs, layout and replicas for a request rate under a service level.
+    Size(Box<size::SizeArgs>),
     /// The page that compares the serving model with measured servers.
     Accuracy(accuracy::AccuracyArgs),
     /// TTFT, TPOT, throughput, memory and cost of one deployment, or of a file of measured points.
@@ -83,6 +86,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Law(command) => law::run(command, output),
         Command::Import(args) => import::run(args, output),
         Command::Rank(args) => rank::run(&args, output),
+        Command::Size(args) => size::run(&args, output),
         Command::Accuracy(args) => accuracy::run(&args, output),
         Command::Estimate(args) => estimate::run(&args, output),
     }
