@@ -92,6 +92,7 @@ impl<'a> Format<'a> {
         let dtype = match weights.w13 {
             WeightData::F32(_) => DType::F32,
             WeightData::Bf16(_) => DType::BF16,
+            WeightData::F16(_) => DType::F16,
         };
         let x = Tensor::from_slice(&batch.x, (tokens, hidden), &Device::Cpu)
             .and_then(|x| x.to_dtype(dtype))

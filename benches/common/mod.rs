@@ -96,6 +96,7 @@ pub(crate) fn widened(weights: &LayerWeights) -> LayerWeights {
     let widen = |data: &WeightData| match data {
         WeightData::F32(v) => WeightData::F32(v.clone()),
         WeightData::Bf16(v) => WeightData::F32(v.par_iter().map(|v| v.to_f32()).collect()),
+        WeightData::F16(v) => WeightData::F32(v.par_iter().map(|v| v.to_f32()).collect()),
     };
     LayerWeights::new(weights.shape, widen(&weights.w13), widen(&weights.w2))
         .expect("weights fit the shape")

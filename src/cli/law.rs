@@ -4,9 +4,11 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::cli::{Output, output, parse};
-use crate::law::{self, Evaluation, Inputs, LawInfo, LossLaw, Variable};
+use crate::law::{self, Evaluation, Inputs, LawInfo, LossLaw, Question, Variable};
 use crate::units::{Flops, Nats};
 use crate::{Error, Result};
+
+mod fit;
 
 /// The law commands.
 #[derive(Debug, Subcommand)]
@@ -24,13 +26,16 @@ pub enum Command {
                             moe-frontier law optimal --experts 8 --target-loss 2.3"
     )]
     Optimal(OptimalArgs),
+    /// Fit the coefficients of a law's form to training runs.
+    #[command(after_help = fit::EXAMPLE)]
+    Fit(fit::FitArgs),
 }
 
 /// Which law.
 #[derive(Args, Clone, Debug)]
 pub struct LawArgs {
-    /// Law, as `law list` names it.
-    #[arg(long, default_value = "ludziejewski2025", value_name = "LAW")]
+    /// Law, as `law list` names it, or the path of a law file.
+    #[arg(long, default_value = "ludziejewski2025", value_name = "LAW|FILE")]
     pub law: String,
 
     /// Set of coefficients, for laws that have several.
@@ -55,6 +60,10 @@ pub struct ModelArgs {
     #[arg(long, value_parser = parse::quantity, value_name = "N")]
     pub n_total: Option<f64>,
 
+    /// Parameters of the dense model of the same depth and width.
+    #[arg(long, value_parser = parse::quantity, value_name = "N")]
+    pub n_dense: Option<f64>,
+
     /// Granularity, in the definition of the law's paper.
     #[arg(long, value_parser = parse::quantity, value_name = "G")]
     pub granularity: Option<f64>,
@@ -77,6 +86,7 @@ impl ModelArgs {
         [
             (Variable::Experts, self.experts),
             (Variable::NTotal, self.n_total),
+            (Variable::NDense, self.n_dense),
             (Variable::Granularity, self.granularity),
             (Variable::ActiveExperts, self.active_experts),
             (Variable::SharedRatio, self.shared_ratio),
@@ -102,6 +112,10 @@ pub struct EvalArgs {
     /// Training tokens.
     #[arg(long, value_parser = parse::quantity, value_name = "D")]
     tokens: Option<f64>,
+
+    /// Training FLOPs, for the laws that take them instead of size and tokens.
+    #[arg(long, value_parser = parse::quantity, value_name = "C")]
+    train_flops: Option<f64>,
 }
 
 /// Arguments of `law optimal`.
@@ -131,6 +145,7 @@ pub fn run(command: Command, output: Output) -> Result<()> {
         Command::List => list(output),
         Command::Eval(args) => eval(&args, output),
         Command::Optimal(args) => optimal(&args, output),
+        Command::Fit(args) => fit::run(&args, output),
     }
 }
 
@@ -142,10 +157,7 @@ struct ListDocument {
 }
 
 fn list(output: Output) -> Result<()> {
-    let laws = law::IDS
-        .into_iter()
-        .map(|id| law::load(id, None).map(|law| law.info().clone()))
-        .collect::<Result<Vec<_>>>()?;
+    let laws = law::infos()?;
     let document = ListDocument { schema: "moe-frontier.law-list", schema_version: "1.0", laws };
     output.result(&document, || document.laws.iter().map(describe).collect::<Vec<_>>().join("\n"))
 }
@@ -208,21 +220,25 @@ struct EvaluationDocument {
 
 fn eval(args: &EvalArgs, output: Output) -> Result<()> {
     let law = args.law.load()?;
-    let own = [(Variable::NActive, args.n_active), (Variable::Tokens, args.tokens)];
+    let own = [
+        (Variable::NActive, args.n_active),
+        (Variable::Tokens, args.tokens),
+        (Variable::TrainFlops, args.train_flops),
+    ];
     let own = own.into_iter().filter_map(|(variable, value)| Some((variable, value?)));
     let inputs = Inputs::new(args.model.pairs().chain(own))?;
-    print("moe-frontier.law-eval", law::eval(law.as_ref(), &inputs)?, output)
+    print("moe-frontier.law-eval", law::ask(law.as_ref(), &inputs, Question::Loss)?, output)
 }
 
 fn optimal(args: &OptimalArgs, output: Output) -> Result<()> {
     let law = args.law.load()?;
     let inputs = Inputs::new(args.model.pairs())?;
-    let evaluation = match (args.train_flops, args.target_loss) {
-        (Some(budget), None) => law::optimal(law.as_ref(), &inputs, Flops(budget))?,
-        (None, Some(loss)) => law::optimal_for_loss(law.as_ref(), &inputs, Nats(loss))?,
+    let question = match (args.train_flops, args.target_loss) {
+        (Some(budget), None) => Question::Budget(Flops(budget)),
+        (None, Some(loss)) => Question::Target(Nats(loss)),
         _ => return Err(Error::usage("--train-flops", "give it or --target-loss, one of the two")),
     };
-    print("moe-frontier.law-optimal", evaluation, output)
+    print("moe-frontier.law-optimal", law::ask(law.as_ref(), &inputs, question)?, output)
 }
 
 fn print(schema: &'static str, evaluation: Evaluation, output: Output) -> Result<()> {
@@ -289,7 +305,7 @@ mod tests {
     fn the_json_starts_with_its_schema_and_has_the_contracts_fields() {
         let law = law::load("ludziejewski2025", None).unwrap();
         let inputs = Inputs::new([(Variable::Experts, 8.0)]).unwrap();
-        let evaluation = law::optimal(law.as_ref(), &inputs, Flops(1e21)).unwrap();
+        let evaluation = law::ask(law.as_ref(), &inputs, Question::Budget(Flops(1e21))).unwrap();
         let document = EvaluationDocument {
             schema: "moe-frontier.law-optimal",
             schema_version: "1.0",

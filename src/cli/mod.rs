@@ -7,9 +7,11 @@ use clap::{Parser, Subcommand};
 
 use crate::Result;
 
+pub mod accuracy;
 pub mod compare;
 pub mod device;
 pub mod doctor;
+pub mod estimate;
 pub mod import;
 pub mod law;
 pub mod measure;
@@ -62,6 +64,10 @@ pub enum Command {
     Law(law::Command),
     /// Third-party measured tables into a file that `estimate` and `size` read.
     Import(import::ImportArgs),
+    /// The page that compares the serving model with measured servers.
+    Accuracy(accuracy::AccuracyArgs),
+    /// TTFT, TPOT, throughput, memory and cost of one deployment, or of a file of measured points.
+    Estimate(Box<estimate::EstimateArgs>),
 }
 
 /// Runs a parsed command.
@@ -80,6 +86,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Law(command) => law::run(command, output),
         Command::Import(args) => import::run(args, output),
         Command::Rank(args) => rank::run(&args, output),
+        Command::Accuracy(args) => accuracy::run(&args, output),
+        Command::Estimate(args) => estimate::run(&args, output),
     }
 }
 

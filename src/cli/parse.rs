@@ -58,6 +58,14 @@ fn positive_count(text: &str) -> Option<usize> {
     text.parse().ok().filter(|&n: &usize| digits && n > 0)
 }
 
+/// A whole number above zero.
+///
+/// # Errors
+/// A message that says so.
+pub fn positive_whole(text: &str) -> Result<usize, String> {
+    positive_count(text).ok_or_else(|| "not a whole number above zero".into())
+}
+
 /// A finite number above zero, with an optional decimal suffix: `1e21`, `300M`, `2.5B`, `1T`.
 ///
 /// # Errors

@@ -14,11 +14,12 @@ use crate::files::read_capped;
 use crate::units::UsdPerHour;
 use crate::{Error, Result};
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     include_str!("presets/devices/h100_sxm.toml"),
     include_str!("presets/devices/h200_sxm.toml"),
     include_str!("presets/devices/h100_nvl.toml"),
     include_str!("presets/devices/a100_sxm.toml"),
+    include_str!("presets/devices/a100_pcie.toml"),
     include_str!("presets/devices/b200_sxm.toml"),
 ];
 

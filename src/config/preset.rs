@@ -7,7 +7,7 @@ use crate::config::nearest::unknown_name;
 use crate::{Error, Result};
 
 /// Name and embedded file of every preset.
-const FILES: [(&str, &str); 15] = [
+const FILES: [(&str, &str); 16] = [
     ("Mixtral-8x7B", include_str!("presets/models/mixtral_8x7b.toml")),
     ("Mixtral-8x22B", include_str!("presets/models/mixtral_8x22b.toml")),
     ("DeepSeekMoE-16B", include_str!("presets/models/deepseekmoe_16b.toml")),
@@ -23,6 +23,7 @@ const FILES: [(&str, &str); 15] = [
     ("GLM-4.5-Air", include_str!("presets/models/glm_4_5_air.toml")),
     ("Kimi-K2", include_str!("presets/models/kimi_k2.toml")),
     ("Ling-mini-2.0", include_str!("presets/models/ling_mini_2_0.toml")),
+    ("Llama-3.1-8B", include_str!("presets/models/llama_3_1_8b.toml")),
 ];
 
 /// A model with the source of its numbers.

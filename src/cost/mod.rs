@@ -1,15 +1,25 @@
 //! From a latency profile to step time, memory, throughput and dollars.
 
+mod deployment;
+mod engine_costs;
 mod geometry;
 mod load;
 mod memory;
 mod money;
+mod queue;
+mod serving;
+mod simulate;
 mod steady;
 mod step;
 
+pub use deployment::{Breakdown, Deployment, Layout, StepLoad};
+pub use engine_costs::{EngineCosts, Layers};
 pub use geometry::Geometry;
 pub use load::LoadModel;
 pub use memory::{MemoryBudget, batch_cap};
-pub use money::{TrainingPrice, training_flops, usd_per_million_output};
+pub use money::{TrainingPrice, training_flops, usd_per_million_output, usd_per_million_split};
+pub use queue::{Equilibrium, Queue};
+pub use serving::{Served, Steps, Traffic};
+pub use simulate::{Arrivals, EngineSpeed, Estimate, Percentiles, Simulated, Spread, simulate};
 pub use steady::{Operation, ServiceLevel, StepCurve, StepFactors};
 pub use step::{Lengths, Link, Replica, StepTime};

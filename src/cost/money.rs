@@ -51,6 +51,33 @@ pub fn usd_per_million_output(
     (price * hour) * devices / (rate * hour)
 }
 
+/// Serving price split by what the devices' time goes to: dollars per million prompt tokens and per
+/// million output tokens. `prompt_share` is the share of the time that prompts take.
+///
+/// `input x first + output x second` is what one request costs, whatever the share.
+///
+/// ```
+/// use moe_frontier::cost::usd_per_million_split;
+/// use moe_frontier::units::UsdPerHour;
+/// // One device at $3.60/h, one request per second of 100 prompt and 50 output tokens.
+/// let (input, output) = usd_per_million_split(1.0, UsdPerHour(3.6), 1.0, 100.0, 50.0, 0.25);
+/// assert!((100.0 * input.0 + 50.0 * output.0 - 1000.0).abs() < 1e-9);
+/// ```
+pub fn usd_per_million_split(
+    devices: f64,
+    price: UsdPerHour,
+    requests_per_s: f64,
+    input: f64,
+    output: f64,
+    prompt_share: f64,
+) -> (UsdPerMillionTokens, UsdPerMillionTokens) {
+    let per_request = (price * Seconds(1.0)) * devices / requests_per_s;
+    let per_million = |share: f64, tokens: f64| {
+        UsdPerMillionTokens(if tokens > 0.0 { per_request.0 * share / tokens * 1e6 } else { 0.0 })
+    };
+    (per_million(prompt_share, input), per_million(1.0 - prompt_share, output))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

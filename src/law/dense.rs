@@ -3,10 +3,12 @@
 //! Hoffmann et al. 2022 (arXiv 2203.15556) printed rounded coefficients that are not usable for
 //! optima: at 5.76e23 FLOPs they give 92.6 tokens per parameter where the unrounded ones of the
 //! released notebook give 58.9. Besiroglu et al. 2024 (arXiv 2404.10102) refitted the plotted runs.
+//! FLAME-MoE 2025 (arXiv 2505.20225) has the same form over the active parameters of models that all
+//! have 64 experts, 6 of them and 2 shared ones active.
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::unknown_name;
 use crate::law::scaling::ExpertScaling;
@@ -18,12 +20,16 @@ use crate::{Error, Result, error};
 const HOFFMANN: &str = include_str!("../config/presets/laws/hoffmann2022.toml");
 const BESIROGLU: &str = include_str!("../config/presets/laws/besiroglu2024.toml");
 
+const FLAME_MOE: &str = include_str!("../config/presets/laws/flame_moe2025.toml");
+
 /// A law of one size and tokens with one set of coefficients.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DenseLaw {
     info: LawInfo,
     /// The coefficients.
     pub slice: PowerLawSlice,
+    /// Whether all parameters are active.
+    dense: bool,
 }
 
 /// A file of such a law: its description and named sets of coefficients.
@@ -31,30 +37,44 @@ pub struct DenseLaw {
 #[serde(deny_unknown_fields)]
 struct DenseFile {
     info: LawInfo,
-    sets: BTreeMap<String, Coefficients>,
+    sets: BTreeMap<String, Published>,
+}
+
+/// The coefficients.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the letters of the formula at the head of this file")]
+pub struct Coefficients {
+    pub e: f64,
+    pub a: f64,
+    pub b: f64,
+    pub alpha: f64,
+    pub beta: f64,
+}
+
+impl Coefficients {
+    /// The same as a sum of powers.
+    pub const fn slice(&self) -> PowerLawSlice {
+        let Self { e, a, b, alpha, beta } = *self;
+        PowerLawSlice { m: a, mu: -alpha, n: b, nu: -beta, c: e, coupling: 0.0 }
+    }
 }
 
 /// Coefficients as published: each factor outright or as its natural logarithm.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
-enum Coefficients {
-    Plain { floor: f64, a: f64, b: f64, alpha: f64, beta: f64 },
-    Logarithms { ln_floor: f64, ln_a: f64, ln_b: f64, alpha: f64, beta: f64 },
+enum Published {
+    Plain(Coefficients),
+    Logarithms { ln_e: f64, ln_a: f64, ln_b: f64, alpha: f64, beta: f64 },
 }
 
-impl Coefficients {
+impl Published {
     fn slice(&self) -> PowerLawSlice {
         match *self {
-            Self::Plain { floor, a, b, alpha, beta } => {
-                PowerLawSlice { m: a, mu: -alpha, n: b, nu: -beta, c: floor }
+            Self::Plain(coefficients) => coefficients.slice(),
+            Self::Logarithms { ln_e, ln_a, ln_b, alpha, beta } => {
+                Coefficients { e: ln_e.exp(), a: ln_a.exp(), b: ln_b.exp(), alpha, beta }.slice()
             }
-            Self::Logarithms { ln_floor, ln_a, ln_b, alpha, beta } => PowerLawSlice {
-                m: ln_a.exp(),
-                mu: -alpha,
-                n: ln_b.exp(),
-                nu: -beta,
-                c: ln_floor.exp(),
-            },
         }
     }
 }
@@ -75,13 +95,29 @@ pub fn besiroglu() -> Result<DenseLaw> {
     law("besiroglu2024.toml", BESIROGLU, "published")
 }
 
+/// FLAME-MoE 2025.
+///
+/// # Errors
+/// [`Error::BadFile`] if the embedded coefficients are damaged, which a test excludes.
+pub fn flame_moe() -> Result<DenseLaw> {
+    let law = law("flame_moe2025.toml", FLAME_MOE, "published")?;
+    Ok(DenseLaw { dense: false, ..law })
+}
+
 fn law(name: &str, text: &str, set: &str) -> Result<DenseLaw> {
     let file: DenseFile = embedded(name, text)?;
     let coefficients = file
         .sets
         .get(set)
         .ok_or_else(|| unknown_name("--variant", set, file.sets.keys().map(String::as_str)))?;
-    Ok(DenseLaw { slice: coefficients.slice(), info: file.info })
+    Ok(DenseLaw { slice: coefficients.slice(), info: file.info, dense: true })
+}
+
+impl DenseLaw {
+    /// A law of this form with other coefficients.
+    pub(crate) fn fitted(&self, info: LawInfo, slice: PowerLawSlice) -> Self {
+        Self { info, slice, dense: self.dense }
+    }
 }
 
 impl LossLaw for DenseLaw {
@@ -96,7 +132,8 @@ impl LossLaw for DenseLaw {
     fn scaling(&self) -> Result<Box<dyn ExpertScaling>> {
         Err(Error::unfit(
             &self.info.id,
-            "it has no number of experts and cannot rank expert counts; ludziejewski2025 can",
+            "the number of experts is not varied in it and it cannot rank expert counts; \
+             ludziejewski2025 can",
         ))
     }
 }
@@ -107,7 +144,7 @@ impl Surface for DenseLaw {
     }
 
     fn sizes(&self, n: f64) -> Sizes {
-        Sizes { n_active: Some(n), n_total: Some(n) }
+        Sizes { n_active: Some(n), n_total: self.dense.then_some(n) }
     }
 
     fn train_flops_per_token(&self, n: f64) -> f64 {
@@ -194,6 +231,13 @@ mod tests {
         let closed = Surface::optimum(&law, Flops(1e22)).unwrap();
         let searched = surface::optimum(&law, Flops(1e22)).unwrap();
         assert!((searched.n / closed.n - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_law_of_64_experts_agrees_with_the_computed_value() {
+        let law = flame_moe().unwrap();
+        assert!((law.slice.loss(1e9, 20e9).0 - 2.83202).abs() <= 1e-5);
+        assert_eq!(law.sizes(1e9).n_total, None);
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub struct Evaluation {
     /// Sparsity, for laws that have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sparsity: Option<f64>,
+    /// FLOPs of an equally good dense model over those of this one, for laws that give it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub efficiency_leverage: Option<f64>,
     /// What to know about this answer.
     pub notes: Vec<String>,
 }
@@ -63,6 +66,7 @@ pub fn evaluate(law: &str, surface: &dyn Surface, at: SizeAndTokens) -> Result<E
         experts: state.get(Variable::Experts),
         granularity: state.get(Variable::Granularity),
         sparsity: state.get(Variable::Sparsity),
+        efficiency_leverage: None,
         notes: surface.notes(at),
     })
 }
@@ -86,42 +90,89 @@ fn state(surface: &dyn Surface, at: SizeAndTokens) -> Inputs {
     state
 }
 
-/// What `law eval` answers: the loss at the given size and tokens.
-///
-/// # Errors
-/// [`Error::Usage`] for a missing variable or one that this law does not take.
-pub fn eval(law: &dyn LossLaw, inputs: &Inputs) -> Result<Evaluation> {
-    check_taken(law, inputs, false)?;
-    let surface = law.surface(inputs)?;
-    let n = surface.size(inputs)?;
-    let tokens = inputs.require(Variable::Tokens, &law.info().id)?;
-    evaluate(&law.info().id, surface.as_ref(), SizeAndTokens { n, tokens })
+/// What a law is asked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Question {
+    /// The loss of the given size and tokens.
+    Loss,
+    /// The lowest loss at a training budget.
+    Budget(Flops),
+    /// The cheapest training that reaches a loss.
+    Target(Nats),
 }
 
-/// What `law optimal` answers for a training budget.
+/// What `law eval` and `law optimal` answer.
 ///
 /// # Errors
-/// As [`eval`]; [`Error::Unfit`] for a law without an optimum.
-pub fn optimal(law: &dyn LossLaw, inputs: &Inputs, budget: Flops) -> Result<Evaluation> {
-    check_taken(law, inputs, true)?;
-    let surface = law.surface(inputs)?;
-    let at = surface.optimum(budget)?;
-    evaluate(&law.info().id, surface.as_ref(), at)
+/// [`Error::Usage`] for a missing variable or one that this law does not take, [`Error::Unfit`] for
+/// a question that the law cannot answer, [`Error::Infeasible`] for a loss that it cannot reach.
+pub fn ask(law: &dyn LossLaw, inputs: &Inputs, question: Question) -> Result<Evaluation> {
+    check_taken(law, inputs, question != Question::Loss)?;
+    law.answer(inputs, question)
 }
 
-/// What `law optimal` answers for a target loss: the cheapest training that reaches it.
-///
-/// # Errors
-/// As [`optimal`]; [`Error::Infeasible`] when the law cannot reach the loss.
-pub fn optimal_for_loss(law: &dyn LossLaw, inputs: &Inputs, loss: Nats) -> Result<Evaluation> {
-    check_taken(law, inputs, true)?;
-    let surface = law.surface(inputs)?;
-    let at = surface.optimum(surface.budget_for_loss(loss)?)?;
-    evaluate(&law.info().id, surface.as_ref(), at)
+/// The answer of a law that has a surface of size and tokens.
+pub(crate) fn answer<L: LossLaw + ?Sized>(
+    law: &L,
+    inputs: &Inputs,
+    question: Question,
+) -> Result<Evaluation> {
+    let id = &law.info().id;
+    match question {
+        Question::Loss => {
+            let surface = law.surface(inputs)?;
+            let n = surface.size(inputs)?;
+            let tokens = match surface.only_tokens() {
+                None => inputs.require(Variable::Tokens, id)?,
+                Some(only) => only_tokens(only, inputs, id)?,
+            };
+            evaluate(id, surface.as_ref(), SizeAndTokens { n, tokens })
+        }
+        Question::Budget(budget) => {
+            let optima = law.choices(inputs)?.into_iter().map(|surface| {
+                let at = surface.optimum(budget)?;
+                evaluate(id, surface.as_ref(), at)
+            });
+            best(optima, |e| e.loss_nats)
+        }
+        Question::Target(loss) => {
+            let optima = law.choices(inputs)?.into_iter().map(|surface| {
+                let at = surface.optimum(surface.budget_for_loss(loss)?)?;
+                evaluate(id, surface.as_ref(), at)
+            });
+            best(optima, |e| e.train_flops.unwrap_or(f64::INFINITY))
+        }
+    }
+}
+
+/// The answer with the smallest key; the last refusal when there is none.
+fn best(
+    answers: impl Iterator<Item = Result<Evaluation>>,
+    key: impl Fn(&Evaluation) -> f64,
+) -> Result<Evaluation> {
+    answers
+        .reduce(|a, b| match (a, b) {
+            (Ok(a), Ok(b)) => Ok(if key(&b) < key(&a) { b } else { a }),
+            (Ok(a), Err(_)) => Ok(a),
+            (Err(_), b) => b,
+        })
+        .unwrap_or_else(|| Err(Error::unfit("law", "it has no model to choose from")))
+}
+
+/// Tokens of a law that was fitted at one number of them.
+fn only_tokens(only: f64, inputs: &Inputs, id: &str) -> Result<f64> {
+    match inputs.get(Variable::Tokens) {
+        // Whoever writes 131B means the run's 131.07B.
+        Some(tokens) if (tokens / only - 1.0).abs() > 0.005 => Err(Error::unfit(
+            id,
+            format!("it holds at {only:.5e} training tokens only, not at {tokens:.3e}"),
+        )),
+        _ => Ok(only),
+    }
 }
 
 /// Refuses variables that the law does not have, and those that an optimum finds: tokens, and the
-/// size unless the law cannot do without it (a total size that only bounds the active one).
+/// size. A total size stays where the law needs it beside an active one.
 fn check_taken(law: &dyn LossLaw, inputs: &Inputs, optimum: bool) -> Result<()> {
     let info = law.info();
     for variable in Variable::ALL.into_iter().filter(|&v| inputs.get(v).is_some()) {
@@ -134,7 +185,9 @@ fn check_taken(law: &dyn LossLaw, inputs: &Inputs, optimum: bool) -> Result<()> 
         };
         let found = match variable {
             Variable::NActive | Variable::NDense | Variable::Tokens => true,
-            Variable::NTotal => own.optional,
+            Variable::NTotal => {
+                own.optional || !info.variables.iter().any(|v| v.name == Variable::NActive)
+            }
             _ => false,
         };
         if optimum && found {
@@ -160,11 +213,11 @@ mod tests {
     fn variables_that_a_law_does_not_take_are_refused_by_name() {
         let law = law::load("ludziejewski2025", None).unwrap();
         let given = [(Variable::Experts, 8.0), (Variable::Sparsity, 0.5)];
-        let error = optimal(law.as_ref(), &inputs(&given), Flops(1e20)).unwrap_err();
+        let error = ask(law.as_ref(), &inputs(&given), Question::Budget(Flops(1e20))).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().starts_with("--sparsity"), "{error}");
         let given = [(Variable::Experts, 8.0), (Variable::Tokens, 1e9)];
-        let error = optimal(law.as_ref(), &inputs(&given), Flops(1e20)).unwrap_err();
+        let error = ask(law.as_ref(), &inputs(&given), Question::Budget(Flops(1e20))).unwrap_err();
         assert!(error.to_string().contains("leave it out"), "{error}");
     }
 
@@ -172,8 +225,8 @@ mod tests {
     fn the_cheapest_training_for_an_optimal_loss_is_its_budget() {
         let law = law::load("ludziejewski2025", None).unwrap();
         let given = inputs(&[(Variable::Experts, 8.0)]);
-        let best = optimal(law.as_ref(), &given, Flops(1e21)).unwrap();
-        let back = optimal_for_loss(law.as_ref(), &given, Nats(best.loss_nats)).unwrap();
+        let best = ask(law.as_ref(), &given, Question::Budget(Flops(1e21))).unwrap();
+        let back = ask(law.as_ref(), &given, Question::Target(Nats(best.loss_nats))).unwrap();
         assert!((back.train_flops.unwrap() / 1e21 - 1.0).abs() < 1e-8);
         assert!(!best.in_fit_range);
         assert!((best.extrapolation - 1e21 / 9e19).abs() < 1e-6);
@@ -182,7 +235,7 @@ mod tests {
     #[test]
     fn a_loss_below_the_floor_is_infeasible() {
         let law = law::load("besiroglu2024", None).unwrap();
-        let error = optimal_for_loss(law.as_ref(), &Inputs::default(), Nats(1.8)).unwrap_err();
+        let error = ask(law.as_ref(), &Inputs::default(), Question::Target(Nats(1.8))).unwrap_err();
         assert_eq!(error.exit_code(), 5);
         assert!(error.to_string().contains("1.8169"), "{error}");
     }

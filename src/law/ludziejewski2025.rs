@@ -9,9 +9,10 @@
 //! literally it gives the inverse. Its table 4 was printed from coefficients with more digits than
 //! table 3, so that the two differ by up to 0.3 %.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::law::scaling::{Closure, ExpertScaling, Extrapolation};
+use crate::law::step_law::step_law;
 use crate::law::surface::{SizeAndTokens, Sizes, Surface};
 use crate::law::{
     Inputs, LawInfo, LossLaw, PowerLawSlice, Range, Variable, effective_experts, embedded,
@@ -36,20 +37,48 @@ const MAX_EXPERTS: usize = 4096;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ludziejewski2025 {
-    info: LawInfo,
-    a: f64,
-    alpha: f64,
-    delta: f64,
-    gamma: f64,
-    b: f64,
-    beta: f64,
-    omega: f64,
-    zeta: f64,
-    e_start: f64,
-    e_max: f64,
-    c: f64,
-    residual_nats: f64,
+    pub(crate) info: LawInfo,
+    /// Its coefficients.
+    pub coefficients: Coefficients,
+    pub(crate) residual_nats: f64,
     runs: Vec<LargestRun>,
+    /// Joint draws of the coefficients, for laws that were fitted here.
+    #[serde(skip)]
+    pub(crate) draws: Vec<Coefficients>,
+}
+
+/// The coefficients.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the letters of the formula at the head of this file")]
+pub struct Coefficients {
+    pub a: f64,
+    pub alpha: f64,
+    pub delta: f64,
+    pub gamma: f64,
+    pub b: f64,
+    pub beta: f64,
+    pub omega: f64,
+    pub zeta: f64,
+    pub e_start: f64,
+    pub e_max: f64,
+    pub c: f64,
+}
+
+impl Coefficients {
+    /// The law at a number of experts.
+    pub fn slice(&self, experts: f64) -> PowerLawSlice {
+        let effective = effective_experts(experts, self.e_start, self.e_max);
+        let log = effective.ln();
+        PowerLawSlice {
+            m: self.a * effective.powf(self.delta),
+            mu: self.alpha + self.gamma * log,
+            n: self.b * effective.powf(self.omega),
+            nu: self.beta + self.zeta * log,
+            c: self.c,
+            coupling: 0.0,
+        }
+    }
 }
 
 /// Largest values among the listed runs of one expert count.
@@ -72,6 +101,22 @@ impl Ludziejewski2025 {
         embedded("ludziejewski2025.toml", COEFFICIENTS)
     }
 
+    /// A law of this form and architecture with other coefficients; without a list of runs, its
+    /// ranges are those of `info`.
+    pub(crate) const fn fitted(
+        info: LawInfo,
+        coefficients: Coefficients,
+        residual_nats: f64,
+        draws: Vec<Coefficients>,
+    ) -> Self {
+        Self { info, coefficients, residual_nats, draws, runs: Vec::new() }
+    }
+
+    /// Upper end of a variable in the ranges of the whole set.
+    fn high(&self, variable: Variable) -> Option<f64> {
+        self.info.ranges.iter().find(|r| r.variable == variable).and_then(|r| r.high)
+    }
+
     /// Peak learning rate that the paper gives for `n_active` parameters *without* embeddings:
     /// `exp(8.39 - 0.81 ln N - 0.25 ln E)`.
     pub fn learning_rate(&self, n_active: f64, experts: usize) -> f64 {
@@ -92,15 +137,7 @@ impl ExpertScaling for Ludziejewski2025 {
                 format!("{experts} is outside this law; it takes 1 to {MAX_EXPERTS}"),
             ));
         }
-        let effective = effective_experts(experts as f64, self.e_start, self.e_max);
-        let log = effective.ln();
-        Ok(PowerLawSlice {
-            m: self.a * effective.powf(self.delta),
-            mu: self.alpha + self.gamma * log,
-            n: self.b * effective.powf(self.omega),
-            nu: self.beta + self.zeta * log,
-            c: self.c,
-        })
+        Ok(self.coefficients.slice(experts as f64))
     }
 
     /// Layers and heads are d / 64, FFN width 3 d: `N_act = 2 d V + 13 d^3 / 64`,
@@ -115,27 +152,41 @@ impl ExpertScaling for Ludziejewski2025 {
             inter: FFN_RATIO * hidden,
             layers,
             vocab: VOCAB,
+            moe_layers: layers,
+            top_k: 1,
             n_total: 2.0 * hidden * VOCAB
                 + (4.0 + per_expert * experts as f64) * layers * hidden * hidden,
         })
     }
 
     fn extrapolation(&self, experts: usize, n_active: f64, tokens: f64) -> Extrapolation {
-        let most = self.runs.iter().map(|r| r.experts).max().unwrap_or(1);
-        let over = |of: fn(&LargestRun) -> f64, value: f64| {
-            self.largest_run(experts).map_or(f64::INFINITY, |run| value / of(run))
+        let run = self.largest_run(experts);
+        // A law from a file has ranges for the whole set instead of one an expert count; a variable
+        // without any is never outside.
+        let over = |of: fn(&LargestRun) -> f64, variable: Variable, value: f64| {
+            let most = run.map(of).or_else(|| self.high(variable));
+            most.map_or(0.0, |most| value / most)
         };
+        let flops = 6.0 * n_active * tokens;
         Extrapolation {
-            train_flops: over(|r| r.train_flops, 6.0 * n_active * tokens),
-            n_active: over(|r| r.n_active, n_active),
-            tokens: over(|r| r.tokens, tokens),
-            tokens_per_param: over(|r| r.tokens_per_param, tokens / n_active),
-            experts: experts as f64 / most as f64,
+            train_flops: over(|r| r.train_flops, Variable::TrainFlops, flops),
+            n_active: over(|r| r.n_active, Variable::NActive, n_active),
+            tokens: over(|r| r.tokens, Variable::Tokens, tokens),
+            tokens_per_param: over(
+                |r| r.tokens_per_param,
+                Variable::TokensPerParam,
+                tokens / n_active,
+            ),
+            experts: self.high(Variable::Experts).map_or(0.0, |most| experts as f64 / most),
         }
     }
 
     fn residual_nats(&self) -> f64 {
         self.residual_nats
+    }
+
+    fn drawn_slices(&self, experts: usize) -> Vec<PowerLawSlice> {
+        self.draws.iter().map(|draw| draw.slice(experts as f64)).collect()
     }
 }
 
@@ -159,6 +210,27 @@ struct AtExperts {
     law: Ludziejewski2025,
     experts: usize,
     slice: PowerLawSlice,
+}
+
+impl AtExperts {
+    /// The paper's learning rate, and Step Law's learning rate and batch, for a run of this size.
+    fn hyperparameters(&self, at: SizeAndTokens) -> Vec<String> {
+        let Ok(closure) = self.law.closure(self.experts, at.n) else {
+            return Vec::new();
+        };
+        let body = at.n - 2.0 * closure.hidden * closure.vocab;
+        let step = step_law(body, at.tokens);
+        vec![
+            format!(
+                "peak learning rate by this paper {:.3e}",
+                self.law.learning_rate(body, self.experts)
+            ),
+            format!(
+                "Step Law (arXiv 2503.04715): peak learning rate {:.3e}, batch {:.3e} tokens",
+                step.learning_rate, step.batch_tokens
+            ),
+        ]
+    }
 }
 
 impl Surface for AtExperts {
@@ -206,7 +278,7 @@ impl Surface for AtExperts {
 
     fn notes(&self, at: SizeAndTokens) -> Vec<String> {
         let ratio = at.tokens / at.n;
-        let mut notes = Vec::new();
+        let mut notes = self.hyperparameters(at);
         if let Some(run) = self.law.largest_run(self.experts)
             && run.experts != self.experts
         {
@@ -409,6 +481,47 @@ mod tests {
                 close(needed.0 / budget, ratio, 5e-3);
             }
         }
+    }
+
+    #[test]
+    fn the_best_expert_count_under_a_memory_limit_is_the_papers_or_one_step_off() {
+        // 16-bit weights and the cache of 16,384 tokens; paper's table 2 for 24, 80 and 640 GB.
+        let printed =
+            [(1e21, [16, 32, 32]), (1e22, [4, 16, 32]), (1e23, [1, 8, 32]), (1e24, [1, 1, 16])];
+        let counts = [1, 2, 4, 8, 16, 32];
+        let bytes = |experts: usize, n: f64| {
+            let closure = law().closure(experts, n).unwrap();
+            2.0 * closure.n_total + 2.0 * 2.0 * 16384.0 * closure.layers * closure.hidden
+        };
+        let loss = |experts: usize, budget: f64, memory: f64| {
+            let slice = law().slice(experts).unwrap();
+            let optimum = slice.optimum(Flops(budget)).n_active;
+            let fits = |n: f64| if bytes(experts, n) <= memory { 0.0 } else { 1.0 };
+            // The largest size that fits, by bisection of the step from 0 to 1.
+            let (mut low, mut high) = (1e6_f64, optimum);
+            if fits(high) > 0.0 {
+                for _ in 0..60 {
+                    let middle = (low * high).sqrt();
+                    if fits(middle) > 0.0 { high = middle } else { low = middle }
+                }
+            } else {
+                low = high;
+            }
+            slice.loss(low, budget / 6.0 / low).0
+        };
+        let mut equal = 0;
+        for (budget, row) in printed {
+            for (memory, expected) in [24e9, 80e9, 640e9].into_iter().zip(row) {
+                let best = counts
+                    .into_iter()
+                    .min_by(|&a, &b| loss(a, budget, memory).total_cmp(&loss(b, budget, memory)))
+                    .unwrap();
+                let place = |e: usize| counts.iter().position(|&c| c == e).unwrap();
+                assert!(place(best).abs_diff(place(expected)) <= 1, "{budget} {memory}: {best}");
+                equal += usize::from(best == expected);
+            }
+        }
+        assert!(equal >= 9, "{equal} of 12 cells");
     }
 
     #[test]

@@ -7,16 +7,27 @@ use std::path::Path;
 use crate::config::unknown_name;
 use crate::{Error, Result};
 
+pub mod abnar2025;
+pub mod clark2022;
 pub mod dense;
 mod evaluation;
+pub mod file;
+pub mod fit;
+pub mod inference_aware;
 mod info;
+pub mod krajewski2024;
 pub mod ludziejewski2025;
 mod power_law;
 mod scaling;
+pub mod step_law;
 pub mod surface;
+pub mod tian2025;
 mod variable;
+pub mod yun2024;
+pub mod zhao2025;
 
-pub use evaluation::{Evaluation, eval, evaluate, optimal, optimal_for_loss};
+pub use evaluation::{Evaluation, Question, ask, evaluate};
+pub use file::load_file;
 pub use info::{LawInfo, Outside, Range, VariableInfo};
 pub use power_law::{Optimum, PowerLawSlice};
 pub use scaling::{Closure, ExpertScaling, Extrapolation};
@@ -33,6 +44,23 @@ pub trait LossLaw: Send + Sync {
     /// # Errors
     /// [`Error::Usage`] for a missing variable or a value that the law does not define.
     fn surface(&self, inputs: &Inputs) -> Result<Box<dyn Surface>>;
+
+    /// The surfaces among which an optimum may choose: more than one when a variable that was left
+    /// out is to be optimised as well.
+    ///
+    /// # Errors
+    /// As [`Self::surface`].
+    fn choices(&self, inputs: &Inputs) -> Result<Vec<Box<dyn Surface>>> {
+        Ok(vec![self.surface(inputs)?])
+    }
+
+    /// Answers a question whose variables have been checked; ask through [`ask`].
+    ///
+    /// # Errors
+    /// As [`ask`].
+    fn answer(&self, inputs: &Inputs, question: Question) -> Result<Evaluation> {
+        evaluation::answer(self, inputs, question)
+    }
 
     /// The law as something that can rank expert counts.
     ///
@@ -53,25 +81,70 @@ pub fn effective_experts(experts: f64, e_start: f64, e_max: f64) -> f64 {
 pub const SCALING_IDS: [&str; 1] = ["ludziejewski2025"];
 
 /// All laws that come with coefficients, by identifier.
-pub const IDS: [&str; 3] = ["ludziejewski2025", "hoffmann2022", "besiroglu2024"];
+pub const IDS: [&str; 9] = [
+    "ludziejewski2025",
+    "zhao2025",
+    "krajewski2024",
+    "clark2022",
+    "abnar2025",
+    "tian2025",
+    "flame_moe2025",
+    "hoffmann2022",
+    "besiroglu2024",
+];
 
-/// The law with this identifier, with its default set of coefficients or a named one.
+/// Descriptions of all laws, those without published coefficients included.
 ///
 /// # Errors
-/// [`Error::Usage`] for an unknown identifier or set, naming the nearest.
+/// [`Error::BadFile`] if an embedded file is damaged, which a test excludes.
+pub fn infos() -> Result<Vec<LawInfo>> {
+    let mut infos =
+        IDS.into_iter().map(|id| Ok(load(id, None)?.info().clone())).collect::<Result<Vec<_>>>()?;
+    infos.insert(1, embedded("yun2024.toml", yun2024::INFO)?);
+    Ok(infos)
+}
+
+/// Whether a law was given as a file rather than by its identifier.
+fn is_path(law: &str) -> bool {
+    law.contains(['/', '\\']) || Path::new(law).extension().is_some()
+}
+
+/// The law with this identifier, with its default set of coefficients or a named one; or the law in
+/// a file of this path.
+///
+/// # Errors
+/// [`Error::Usage`] for an unknown identifier or set, naming the nearest; [`Error::Unfit`] for a law
+/// without published coefficients; whatever [`load_file`] refuses.
 pub fn load(id: &str, variant: Option<&str>) -> Result<Box<dyn LossLaw>> {
-    match id {
-        "ludziejewski2025" => {
-            no_variant(id, variant)?;
-            Ok(Box::new(ludziejewski2025::Ludziejewski2025::published()?))
-        }
-        "hoffmann2022" => Ok(Box::new(dense::hoffmann(variant)?)),
-        "besiroglu2024" => {
-            no_variant(id, variant)?;
-            Ok(Box::new(dense::besiroglu()?))
-        }
-        _ => Err(unknown_name("--law", id, IDS.into_iter())),
+    if is_path(id) {
+        no_variant(id, variant)?;
+        return load_file(Path::new(id));
     }
+    if matches!(
+        id,
+        "ludziejewski2025" | "zhao2025" | "abnar2025" | "flame_moe2025" | "besiroglu2024"
+    ) {
+        no_variant(id, variant)?;
+    }
+    Ok(match id {
+        "ludziejewski2025" => Box::new(ludziejewski2025::Ludziejewski2025::published()?),
+        "zhao2025" => Box::new(zhao2025::Zhao2025::published()?),
+        "krajewski2024" => Box::new(krajewski2024::Krajewski2024::published(variant)?),
+        "clark2022" => Box::new(clark2022::Clark2022::published(variant)?),
+        "abnar2025" => Box::new(abnar2025::Abnar2025::published()?),
+        "tian2025" => Box::new(tian2025::Tian2025::published(variant)?),
+        "flame_moe2025" => Box::new(dense::flame_moe()?),
+        "hoffmann2022" => Box::new(dense::hoffmann(variant)?),
+        "besiroglu2024" => Box::new(dense::besiroglu()?),
+        "yun2024" => {
+            return Err(Error::unfit(
+                id,
+                "the paper publishes no coefficients; fit them to runs with `law fit --form yun2024`, \
+                 or write a law file, and give its path",
+            ));
+        }
+        _ => return Err(unknown_name("--law", id, IDS.into_iter().chain(["yun2024"]))),
+    })
 }
 
 fn no_variant(id: &str, variant: Option<&str>) -> Result<()> {
@@ -85,12 +158,13 @@ fn embedded<T: serde::de::DeserializeOwned>(name: impl AsRef<Path>, text: &str) 
     toml::from_str(text).map_err(|e| Error::bad_file(name, e.message().to_owned()))
 }
 
-/// The law with this identifier, for ranking expert counts.
+/// The law with this identifier or in the file of this path, for ranking expert counts.
 ///
 /// # Errors
-/// [`Error::Usage`] for an unknown identifier, naming those there are.
+/// [`Error::Usage`] for an unknown identifier, naming those there are; [`Error::Unfit`] for a law that
+/// lacks something a ranking needs; whatever [`load_file`] refuses.
 pub fn load_scaling(id: &str) -> Result<Box<dyn ExpertScaling>> {
-    if IDS.contains(&id) {
+    if IDS.contains(&id) || id == "yun2024" || is_path(id) {
         return load(id, None)?.scaling();
     }
     Err(Error::usage(
@@ -134,6 +208,15 @@ mod tests {
         let error = load_scaling("chinchilla").err().unwrap();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("ludziejewski2025"));
+    }
+
+    #[test]
+    fn the_law_without_published_coefficients_is_listed_and_refused() {
+        assert_eq!(infos().unwrap().len(), IDS.len() + 1);
+        assert!(infos().unwrap().iter().any(|info| info.id == "yun2024"));
+        let error = load("yun2024", None).err().unwrap();
+        assert_eq!(error.exit_code(), 4);
+        assert!(error.to_string().contains("law fit"), "{error}");
     }
 
     #[test]

@@ -1,16 +1,18 @@
 //! A loss that is a sum of two falling powers and a floor: what most laws become once the expert
 //! count is fixed.
 //!
-//! `L(N, D) = m N^mu + n D^nu + c` with negative exponents. At a training budget `F = 6 N D` the
-//! optimum has a closed form (Hoffmann et al. 2022, arXiv 2203.15556, equation 4).
+//! `L(N, D) = N^k (m N^mu + n D^nu + c)` with negative mu and nu. In most laws k is zero; then the
+//! optimum at a training budget `F = 6 N D` has a closed form (Hoffmann et al. 2022,
+//! arXiv 2203.15556, equation 4). With a factor `N^k` (Yun et al. 2024) it is searched.
 
+use crate::Result;
+use crate::law::surface::{BUDGETS, SIZES, falling_root, minimum, out_of_reach};
 use crate::units::{Flops, Nats};
-use crate::{Error, Result};
 
 /// FLOPs that training spends per parameter and token.
 const TRAIN_FLOPS: f64 = 6.0;
 
-/// `m N^mu + n D^nu + c`; N in active parameters, D in tokens, loss in nats per token.
+/// `N^k (m N^mu + n D^nu + c)`; N in active parameters, D in tokens, loss in nats per token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PowerLawSlice {
     /// Factor of the parameter term.
@@ -21,8 +23,10 @@ pub struct PowerLawSlice {
     pub n: f64,
     /// Exponent of the token term, negative.
     pub nu: f64,
-    /// Loss that no size and no data get below.
+    /// Loss that no size and no data get below, where k is zero.
     pub c: f64,
+    /// Exponent k of the factor on the whole sum.
+    pub coupling: f64,
 }
 
 /// The best split of a training budget.
@@ -39,7 +43,17 @@ pub struct Optimum {
 impl PowerLawSlice {
     /// Loss of `n_active` parameters on `tokens` tokens.
     pub fn loss(&self, n_active: f64, tokens: f64) -> Nats {
-        Nats(self.m * n_active.powf(self.mu) + self.n * tokens.powf(self.nu) + self.c)
+        let sum = self.m * n_active.powf(self.mu) + self.n * tokens.powf(self.nu) + self.c;
+        Nats(sum * self.factor(n_active))
+    }
+
+    fn is_coupled(&self) -> bool {
+        self.coupling.abs() > 0.0
+    }
+
+    /// `N^k`.
+    fn factor(&self, n_active: f64) -> f64 {
+        if self.is_coupled() { n_active.powf(self.coupling) } else { 1.0 }
     }
 
     /// The size and tokens of lowest loss at `6 N D = budget`.
@@ -47,11 +61,22 @@ impl PowerLawSlice {
     /// With p = -mu and q = -nu: `G = (p m / (q n))^(1/(p+q))`, `N = G (F/6)^(q/(p+q))`,
     /// `D = (F/6)^(p/(p+q)) / G`.
     pub fn optimum(&self, budget: Flops) -> Optimum {
+        if self.is_coupled() {
+            return self.searched_optimum(budget);
+        }
         let (p, q) = (-self.mu, -self.nu);
         let split = (p * self.m / (q * self.n)).powf(1.0 / (p + q));
         let work = budget.0 / TRAIN_FLOPS;
         let n_active = split * work.powf(q / (p + q));
         let tokens = work.powf(p / (p + q)) / split;
+        Optimum { n_active, tokens, loss: self.loss(n_active, tokens) }
+    }
+
+    fn searched_optimum(&self, budget: Flops) -> Optimum {
+        let tokens = |n: f64| budget.0 / TRAIN_FLOPS / n;
+        let loss = |ln_n: f64| self.loss(ln_n.exp(), tokens(ln_n.exp())).0;
+        let n_active = minimum(loss, (SIZES.0.ln(), SIZES.1.ln())).exp();
+        let tokens = tokens(n_active);
         Optimum { n_active, tokens, loss: self.loss(n_active, tokens) }
     }
 
@@ -61,8 +86,10 @@ impl PowerLawSlice {
     /// [`Error::Infeasible`] when that many parameters never reach it.
     pub fn tokens_for_loss(&self, n_active: f64, loss: Nats) -> Result<f64> {
         let floor = self.m * n_active.powf(self.mu) + self.c;
-        power_inverse(loss.0 - floor, self.n, self.nu)
-            .ok_or_else(|| out_of_reach(loss, floor, "use more parameters or a higher loss"))
+        let factor = self.factor(n_active);
+        power_inverse(loss.0 / factor - floor, self.n, self.nu).ok_or_else(|| {
+            out_of_reach(loss, floor * factor, "use more parameters or a higher loss")
+        })
     }
 
     /// Parameters that reach `loss` on `tokens` tokens.
@@ -70,6 +97,12 @@ impl PowerLawSlice {
     /// # Errors
     /// [`Error::Infeasible`] when that many tokens never reach it.
     pub fn n_for_loss(&self, tokens: f64, loss: Nats) -> Result<f64> {
+        if self.is_coupled() {
+            let curve = |n: f64| self.loss(n, tokens).0;
+            return falling_root(curve, SIZES, loss.0).ok_or_else(|| {
+                out_of_reach(loss, curve(SIZES.1), "use more tokens or a higher loss")
+            });
+        }
         let floor = self.n * tokens.powf(self.nu) + self.c;
         power_inverse(loss.0 - floor, self.m, self.mu)
             .ok_or_else(|| out_of_reach(loss, floor, "use more tokens or a higher loss"))
@@ -78,11 +111,17 @@ impl PowerLawSlice {
     /// The smallest training budget whose optimum reaches `loss`.
     ///
     /// Along the optimum both terms fall as the same power of the budget, so the inverse is closed:
-    /// `L - c = K (F/6)^(-p q / (p + q))`.
+    /// `L - c = K (F/6)^(-p q / (p + q))`. With a factor `N^k` it is searched.
     ///
     /// # Errors
     /// [`Error::Infeasible`] when the loss is not above the law's floor.
     pub fn budget_for_loss(&self, loss: Nats) -> Result<Flops> {
+        if self.is_coupled() {
+            let curve = |budget: f64| self.optimum(Flops(budget)).loss.0;
+            return falling_root(curve, BUDGETS, loss.0)
+                .map(Flops)
+                .ok_or_else(|| out_of_reach(loss, curve(BUDGETS.1), "raise the target loss"));
+        }
         let (p, q) = (-self.mu, -self.nu);
         let reducible = self.optimum(Flops(TRAIN_FLOPS)).loss.0 - self.c;
         power_inverse(loss.0 - self.c, reducible, -p * q / (p + q))
@@ -97,42 +136,46 @@ fn power_inverse(value: f64, factor: f64, exponent: f64) -> Option<f64> {
     (value > 0.0 && x.is_finite() && x > 0.0).then_some(x)
 }
 
-fn out_of_reach(loss: Nats, floor: f64, remedy: &str) -> Error {
-    Error::infeasible(format!("law cannot reach L = {loss}: the floor here is {floor:.4}"), remedy)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SLICE: PowerLawSlice = PowerLawSlice { m: 30.0, mu: -0.18, n: 54.0, nu: -0.2, c: 1.36 };
+    const SLICE: PowerLawSlice =
+        PowerLawSlice { m: 30.0, mu: -0.18, n: 54.0, nu: -0.2, c: 1.36, coupling: 0.0 };
+    const COUPLED: PowerLawSlice = PowerLawSlice { coupling: -0.004, ..SLICE };
 
     proptest! {
         #[test]
         fn the_optimum_beats_its_neighbours_at_the_same_budget(log_budget in 17.0..24.0f64) {
             let budget = Flops(10f64.powf(log_budget));
-            let best = SLICE.optimum(budget);
-            prop_assert!((6.0 * best.n_active * best.tokens / budget.0 - 1.0).abs() < 1e-9);
-            for factor in [0.9, 1.1] {
-                let n = best.n_active * factor;
-                prop_assert!(SLICE.loss(n, budget.0 / 6.0 / n) > best.loss);
+            for slice in [SLICE, COUPLED] {
+                let best = slice.optimum(budget);
+                prop_assert!((6.0 * best.n_active * best.tokens / budget.0 - 1.0).abs() < 1e-9);
+                for factor in [0.9, 1.1] {
+                    let n = best.n_active * factor;
+                    prop_assert!(slice.loss(n, budget.0 / 6.0 / n) > best.loss);
+                }
             }
         }
 
         #[test]
         fn inverses_undo_the_law(log_n in 7.0..12.0f64, log_d in 8.0..13.0f64) {
             let (n, d) = (10f64.powf(log_n), 10f64.powf(log_d));
-            let loss = SLICE.loss(n, d);
-            prop_assert!((SLICE.tokens_for_loss(n, loss).unwrap() / d - 1.0).abs() < 1e-8);
-            prop_assert!((SLICE.n_for_loss(d, loss).unwrap() / n - 1.0).abs() < 1e-8);
+            for slice in [SLICE, COUPLED] {
+                let loss = slice.loss(n, d);
+                prop_assert!((slice.tokens_for_loss(n, loss).unwrap() / d - 1.0).abs() < 1e-8);
+                prop_assert!((slice.n_for_loss(d, loss).unwrap() / n - 1.0).abs() < 1e-8);
+            }
         }
 
         #[test]
         fn the_budget_for_an_optimal_loss_is_that_budget(log_budget in 17.0..24.0f64) {
             let budget = 10f64.powf(log_budget);
-            let loss = SLICE.optimum(Flops(budget)).loss;
-            prop_assert!((SLICE.budget_for_loss(loss).unwrap().0 / budget - 1.0).abs() < 1e-8);
+            for slice in [SLICE, COUPLED] {
+                let loss = slice.optimum(Flops(budget)).loss;
+                prop_assert!((slice.budget_for_loss(loss).unwrap().0 / budget - 1.0).abs() < 1e-8);
+            }
         }
     }
 
@@ -143,6 +186,8 @@ mod tests {
             SLICE.budget_for_loss(Nats(f64::NAN)).unwrap_err(),
             SLICE.tokens_for_loss(1e9, Nats(1.4)).unwrap_err(),
             SLICE.n_for_loss(1e9, Nats(1.4)).unwrap_err(),
+            COUPLED.budget_for_loss(Nats(0.5)).unwrap_err(),
+            COUPLED.n_for_loss(1e9, Nats(0.5)).unwrap_err(),
         ] {
             assert_eq!(error.exit_code(), 5, "{error}");
         }

@@ -22,18 +22,28 @@ pub trait ExpertScaling: Send + Sync {
 
     /// Standard deviation of the law's residual in nats, for random draws.
     fn residual_nats(&self) -> f64;
+
+    /// The law at one expert count for every joint draw of its coefficients, in the same order for
+    /// all expert counts; empty for published laws, whose covariance is not published.
+    fn drawn_slices(&self, _experts: usize) -> Vec<PowerLawSlice> {
+        Vec::new()
+    }
 }
 
-/// Real-valued sizes of the transformer that a law's parameter count stands for: every layer MoE,
-/// top-1, gated feed-forward blocks, multi-head attention, separate embedding and head.
+/// Real-valued sizes of the transformer that a law's parameter count stands for: gated feed-forward
+/// blocks, multi-head attention, separate embedding and head.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Closure {
     /// Width of the residual stream.
     pub hidden: f64,
-    /// FFN width of one expert.
+    /// FFN width of one expert, and of the layers without experts.
     pub inter: f64,
-    /// Layers, and attention heads.
+    /// Layers.
     pub layers: f64,
+    /// Layers with experts.
+    pub moe_layers: f64,
+    /// Experts that one token visits.
+    pub top_k: usize,
     /// Vocabulary size.
     pub vocab: f64,
     /// All parameters.

@@ -9,9 +9,9 @@ use crate::units::{Flops, Nats};
 use crate::{Error, Result};
 
 /// Smallest and largest size that the searches consider.
-const SIZES: (f64, f64) = (1e4, 1e16);
+pub(crate) const SIZES: (f64, f64) = (1e4, 1e16);
 /// Smallest and largest training budget that the searches consider.
-const BUDGETS: (f64, f64) = (1e12, 1e32);
+pub(crate) const BUDGETS: (f64, f64) = (1e12, 1e32);
 /// Grid points per search; two per factor of two over the sizes above.
 const GRID: u32 = 80;
 /// Golden sections after the grid; each shrinks the bracket to 0.618, so that 1e-9 is left.
@@ -69,6 +69,11 @@ pub trait Surface: Send + Sync {
 
     /// Why size and tokens cannot be traded against each other, if they cannot.
     fn no_optimum(&self) -> Option<String> {
+        None
+    }
+
+    /// The number of training tokens at which the law holds, if it is one only.
+    fn only_tokens(&self) -> Option<f64> {
         None
     }
 

@@ -8,6 +8,9 @@ use crate::plan::outcome::CandidateKind;
 use crate::units::{Flops, Nats};
 use crate::{Error, Result};
 
+/// Width of one attention head in the laws' architectures.
+const HEAD_DIM: f64 = 64.0;
+
 /// A size and a number of training tokens for one expert count.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
@@ -38,6 +41,8 @@ pub struct Family {
     pub experts: usize,
     /// The law at this expert count.
     pub slice: PowerLawSlice,
+    /// The law at this expert count in every joint draw of its coefficients; empty without draws.
+    pub drawn: Vec<PowerLawSlice>,
     /// The loss-optimal model at the reference budget.
     pub reference: Point,
     /// The equal-loss curve, by falling size; the first point is the cheapest to train.
@@ -90,7 +95,8 @@ pub fn families(
         .iter()
         .map(|&experts| {
             let slice = law.slice(experts)?;
-            Ok(family(experts, slice, &reference, &inputs.limits, points))
+            let family = family(experts, slice, &reference, &inputs.limits, points);
+            Ok(Family { drawn: law.drawn_slices(experts), ..family })
         })
         .collect::<Result<Vec<_>>>()?;
     if families.iter().all(|f| f.curve.is_empty()) {
@@ -122,7 +128,7 @@ fn family(
         Ok(curve) => (curve, None),
         Err(reason) => (Vec::new(), Some(reason)),
     };
-    Family { experts, slice, reference: reference_point, curve, unreachable }
+    Family { experts, slice, drawn: Vec::new(), reference: reference_point, curve, unreachable }
 }
 
 /// Sizes from the cheapest training down to the smallest allowed, evenly in the logarithm.
@@ -183,19 +189,19 @@ pub fn geometry(
 ) -> Result<Geometry> {
     let closure = law.closure(experts, n_active)?;
     let width = closure.hidden;
-    let heads = closure.layers;
+    let heads = width / HEAD_DIM;
     // Fewer key/value heads shrink the cache; the law's loss and size are kept as they are.
     let kv_values = 2.0 * width / inputs.kv_group;
     Ok(Geometry {
         layers: closure.layers,
-        moe_layers: closure.layers,
+        moe_layers: closure.moe_layers,
         hidden: width,
         inter: closure.inter,
         experts,
-        top_k: 1,
+        top_k: closure.top_k,
         gated: true,
         shared_inter: 0.0,
-        dense_inter: 0.0,
+        dense_inter: closure.inter,
         attention_params: 4.0 * width * width,
         attention_flops: 4.0 * width,
         kv_values,

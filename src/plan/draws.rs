@@ -33,6 +33,9 @@ pub struct Draw {
     pub kernel: Vec<f64>,
     /// Loss residual of each expert count in nats, in the order of the inputs.
     pub loss: Vec<f64>,
+    /// Which joint draw of the law's coefficients holds, for laws that have them; `None` in the
+    /// nominal world.
+    pub coefficients: Option<usize>,
 }
 
 impl Draw {
@@ -46,6 +49,7 @@ impl Draw {
             skew: 0.0,
             kernel: vec![0.0; expert_counts],
             loss: vec![0.0; expert_counts],
+            coefficients: None,
         }
     }
 
@@ -64,7 +68,10 @@ impl Draw {
 /// `count` draws for `expert_counts` expert counts; the same seed gives the same draws.
 pub fn draws(count: usize, seed: u64, ranges: &Ranges, expert_counts: usize) -> Vec<Draw> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    (0..count).map(|_| draw(&mut rng, ranges, expert_counts)).collect()
+    // The joint draws of a law are independent of each other, so that their own order will do.
+    (0..count)
+        .map(|i| Draw { coefficients: Some(i), ..draw(&mut rng, ranges, expert_counts) })
+        .collect()
 }
 
 fn draw(rng: &mut ChaCha8Rng, ranges: &Ranges, expert_counts: usize) -> Draw {
@@ -78,6 +85,7 @@ fn draw(rng: &mut ChaCha8Rng, ranges: &Ranges, expert_counts: usize) -> Draw {
         skew: uniform(rng, (0.0, 1.0)),
         kernel: (0..expert_counts).map(|_| shared_kernel + own_share * normal(rng)).collect(),
         loss: (0..expert_counts).map(|_| normal(rng) * ranges.loss_sigma).collect(),
+        coefficients: None,
     }
 }
 

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::cost::{LoadModel, StepFactors, TrainingPrice, training_flops, usd_per_million_output};
-use crate::law::ExpertScaling;
+use crate::law::{ExpertScaling, PowerLawSlice};
 use crate::plan::candidates::{Family, Point, Reference, geometry};
 use crate::plan::draws::Draw;
 use crate::plan::inputs::{Demand, RankInputs};
@@ -12,6 +12,9 @@ use crate::plan::price::{Priced, Routing, replicas};
 use crate::profile::LatencyModel;
 use crate::units::{Nats, TokensPerSecond, Usd};
 use crate::workload::RoutingKind;
+
+/// Any size will do to ask a law's architecture for its routing.
+const REFERENCE_SIZE: f64 = 1e9;
 
 /// One candidate of the equal-loss comparison.
 #[derive(Clone, Debug)]
@@ -73,7 +76,10 @@ impl Market {
         let routings = inputs
             .experts
             .iter()
-            .map(|&experts| routing(experts, inputs.ranges.zipf))
+            .map(|&experts| {
+                let top_k = law.closure(experts, REFERENCE_SIZE)?.top_k;
+                routing(experts, top_k, inputs.ranges.zipf)
+            })
             .collect::<Result<Vec<_>>>()?;
         let points: Vec<(usize, Point)> = families
             .iter()
@@ -104,13 +110,14 @@ impl Market {
     pub fn world(&self, inputs: &RankInputs, draw: &Draw) -> World {
         let training = TrainingPrice { mfu: draw.mfu, ..inputs.training };
         let loss_of_reference = reference_residual(inputs, draw);
+        let reference_loss = self.reference_loss(inputs, draw);
         let costs = self
             .entries
             .iter()
             .map(|entry| {
                 let shift = loss_of_reference - draw.loss[entry.family];
-                let target = Nats(self.reference.loss.0 + shift);
-                let slice = &self.families[entry.family].slice;
+                let target = Nats(reference_loss.0 + shift);
+                let slice = drawn(&self.families[entry.family], draw);
                 let train = slice
                     .tokens_for_loss(entry.point.n_active, target)
                     .map_or(f64::INFINITY, |tokens| {
@@ -127,6 +134,23 @@ impl Market {
             .collect();
         World { price: inputs.device.price * draw.price, costs }
     }
+
+    /// Loss that the candidates must reach in a draw: the given one, or what the reference model
+    /// has under the draw's coefficients. Errors that all expert counts share cancel this way.
+    fn reference_loss(&self, inputs: &RankInputs, draw: &Draw) -> Nats {
+        let experts = inputs.target.reference_experts();
+        let family = experts.and_then(|e| self.families.iter().find(|f| f.experts == e));
+        family.filter(|f| !f.drawn.is_empty()).map_or(self.reference.loss, |family| {
+            let at = &family.reference;
+            drawn(family, draw).loss(at.n_active, at.tokens)
+        })
+    }
+}
+
+/// The law of one family in a draw: that of the draw's coefficients, if the law has draws.
+fn drawn<'a>(family: &'a Family, draw: &Draw) -> &'a PowerLawSlice {
+    let slice = draw.coefficients.and_then(|i| family.drawn.get(i % family.drawn.len().max(1)));
+    slice.unwrap_or(&family.slice)
 }
 
 /// Residual of the expert count that sets the target loss; none when the loss was given outright.
@@ -157,10 +181,10 @@ impl World {
     }
 }
 
-fn routing(experts: usize, zipf: f64) -> Result<Routing> {
-    let load = LoadModel::uniform(experts, 1);
+fn routing(experts: usize, top_k: usize, zipf: f64) -> Result<Routing> {
+    let load = LoadModel::uniform(experts, top_k);
     let skewed = if zipf > 0.0 && experts > 1 {
-        LoadModel::skewed(RoutingKind::Zipf { s: zipf }.inclusion(experts, 1)?)
+        LoadModel::skewed(RoutingKind::Zipf { s: zipf }.inclusion(experts, top_k)?)
     } else {
         load.clone()
     };

@@ -1,6 +1,8 @@
 //! Candidates, ranking with probabilities, frontier, crossovers.
 
+pub mod accuracy;
 pub mod budget;
+pub mod calibrate;
 pub mod candidates;
 pub mod decide;
 pub mod decision_map;
@@ -12,6 +14,7 @@ pub mod latency_curve;
 pub mod market;
 pub mod operating;
 pub mod outcome;
+pub mod points;
 pub mod price;
 pub mod rank;
 #[cfg(test)]

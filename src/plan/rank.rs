@@ -177,7 +177,7 @@ fn candidate(
     let of = |f: fn(&Served) -> f64| served.as_ref().map(f);
     Candidate {
         experts,
-        top_k: 1,
+        top_k: priced.geometry.top_k,
         kind: point.kind,
         best_of_experts: false,
         n_active: point.n_active,

@@ -279,7 +279,8 @@ fn element_bytes(dtype: &str, row: &Row) -> Result<usize> {
 }
 
 /// Removes MoE series that beat the device's published roofline: their layer is another one than
-/// the columns say (experts without a gate, for one).
+/// the columns say (experts without a gate), or reads fewer experts (group-limited routing of even
+/// logits, as in the rows of DeepSeek-V3's shape, which hit half of them).
 fn leave_out_impossible(tables: &mut EngineTables) {
     let Some(device) = DeviceSpec::of_driver_name(&tables.device) else { return };
     let mut left: BTreeMap<[usize; 4], usize> = BTreeMap::new();
@@ -298,9 +299,11 @@ fn leave_out_impossible(tables: &mut EngineTables) {
         s.distribution == "balanced"
             && s.tokens.iter().zip(&s.latency_ms).any(|(&tokens, &latency)| {
                 let rows = (tokens * s.top_k) as f64 / s.expert_parallel as f64;
-                // Weights that stay in the cache between repetitions are read faster than memory.
+                // Below two rows an expert the synthetic spread may miss some of them; and weights
+                // that stay in the cache between repetitions are read faster than memory.
                 let bytes = expert * rows.min(local);
-                bytes > CACHE_FREE_BYTES
+                rows >= 2.0 * local
+                    && bytes > CACHE_FREE_BYTES
                     && latency / 1e3 < FASTER_THAN_POSSIBLE * bytes / device.read_bytes_per_s
             })
     };

@@ -6,6 +6,7 @@ pub mod flat_table;
 pub mod format;
 pub mod import;
 mod interpolate;
+pub mod kernel_times;
 pub mod latency;
 pub mod roofline;
 #[cfg(test)]
@@ -13,6 +14,7 @@ pub(crate) mod synthetic;
 pub mod table;
 pub mod validate;
 
+pub use kernel_times::{AttentionWork, KernelTimes, MoeWork, Rates, Timed};
 pub use latency::{Ceilings, Latency, LatencyModel, LayerQuery, Source};
 pub use roofline::RooflineModel;
 pub use table::{LatencyTable, Outside, Policy, Transfer, TransferError};

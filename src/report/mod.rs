@@ -1,8 +1,7 @@
 //! Tables, plots and pages from finished results; no new numbers are made here.
 //!
-//! Everything starts from a [`crate::plan::outcome::RankReport`], so that a page can be drawn again
+//! A ranking's page starts from a [`crate::plan::outcome::RankReport`], so that it can be drawn again
 //! years later from `rank.json` alone.
-
 mod csv;
 mod escape;
 mod html;
@@ -14,3 +13,5 @@ mod write;
 
 pub use table::{rank_text, text_table};
 pub use write::write_all;
+
+pub mod accuracy;

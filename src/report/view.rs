@@ -4,7 +4,7 @@
 use crate::plan::outcome::{Assumption, Candidate, Interval, RankReport, Sensitivity};
 use crate::plan::summary::name;
 use crate::profile::Source;
-use crate::units::{BytesPerSecond, FlopsPerSecond, Usd, UsdPerMillionTokens, count};
+use crate::units::{BytesPerSecond, FlopsPerSecond, Seconds, Usd, UsdPerMillionTokens, count};
 
 /// What stands in a cell without a value.
 const NONE: &str = "-";
@@ -232,10 +232,10 @@ pub(super) fn latencies(report: &RankReport) -> Table {
             .collect();
         let ends = match (curve.points.first(), curve.points.last()) {
             (Some(a), Some(b)) => format!(
-                "{} us at {}, {} us at {}",
-                short(a.latency_us),
+                "{} at {}, {} at {}",
+                Seconds::from_us(a.latency_us),
                 whole(a.tokens),
-                short(b.latency_us),
+                Seconds::from_us(b.latency_us),
                 whole(b.tokens)
             ),
             _ => NONE.to_owned(),

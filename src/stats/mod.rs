@@ -3,7 +3,9 @@
 pub mod interval;
 pub mod outlier;
 pub mod paired;
+pub mod quantile;
 
 pub use interval::{MedianInterval, Percentile, median_interval, percentile};
 pub use outlier::{OutlierCounts, robust_cv, tukey_counts};
 pub use paired::{PairedEffect, Verdict, paired_effect};
+pub use quantile::quantile;

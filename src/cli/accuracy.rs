@@ -1,0 +1,123 @@
+//! `accuracy`: the page that compares predictions with every measured point.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::Result;
+use crate::cli::Output;
+use crate::cli::estimate::{TimesCache, calibrate_all};
+use crate::cost::EngineCosts;
+use crate::files::{check_writable, write_atomic};
+use crate::plan::accuracy::{Scored, Summary, summarise};
+use crate::plan::calibrate;
+use crate::plan::points::{self, Point, Prediction, Setup};
+use crate::profile::engine_tables;
+use crate::report::accuracy::{Way, page};
+
+/// Compares predictions with measured points and writes the accuracy page.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  moe-frontier accuracy --points points.csv --profile h100.tables.json --out reports/accuracy.md --force"
+)]
+pub struct AccuracyArgs {
+    /// CSV of measured points.
+    #[arg(long, value_name = "FILE")]
+    pub points: PathBuf,
+    /// Kernel times: a file that `import` wrote.
+    #[arg(long, value_name = "FILE")]
+    pub profile: PathBuf,
+    /// Page to write.
+    #[arg(long, value_name = "FILE", default_value = "reports/accuracy.md")]
+    pub out: PathBuf,
+    /// Overwrite it.
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    schema: &'static str,
+    schema_version: &'static str,
+    out: String,
+    zero_shot: &'a Summary,
+    cross_validated: &'a Summary,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Bad files; see [`crate::Error`].
+pub fn run(args: &AccuracyArgs, output: Output) -> Result<()> {
+    check_writable(&args.out, args.force)?;
+    let tables = engine_tables::read(&args.profile)?;
+    let points = points::read(&args.points)?;
+    let cache = TimesCache::new(Some(&tables));
+    let times = |setup: &Setup, engine: &str| cache.get(setup, engine);
+    let zero: Vec<_> =
+        points.iter().map(|p| calibrate::apply(p, &EngineCosts::of(&p.engine), &times)).collect();
+    let held_out = calibrate::cross_validate(&points, &times)?;
+    let calibrations = calibrate_all(&points, &cache)?;
+    let ways = [
+        way("Zero-shot", ZERO_SHOT, &points, &zero),
+        way("Calibrated, cross-validated", CROSS_VALIDATED, &points, &held_out),
+    ];
+    let name = args.points.file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
+    let text = page(&name, &ways, &calibrations, &not_counted(&points, &zero));
+    write_atomic(&args.out, text.as_bytes(), args.force)?;
+    let document = Document {
+        schema: "moe-frontier/accuracy",
+        schema_version: "1.0",
+        out: args.out.display().to_string(),
+        zero_shot: &ways[0].summary,
+        cross_validated: &ways[1].summary,
+    };
+    output.result(&document, || {
+        let percent = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.1} %", v * 100.0));
+        ways.iter()
+            .map(|w| {
+                format!(
+                    "{}: TPOT MAPE {} over {} rows, TTFT median {}\n",
+                    w.name,
+                    percent(w.summary.all.tpot_mape),
+                    w.summary.all.n_tpot,
+                    percent(w.summary.all.ttft_median_ape)
+                )
+            })
+            .chain([format!("wrote {}\n", document.out)])
+            .collect()
+    })
+}
+
+const ZERO_SHOT: &str = "Kernel tables and the program's default constants, the same for every model \
+and device; nothing is fitted to a group. The defaults themselves were chosen with these rows in view.";
+const CROSS_VALIDATED: &str = "Constants of each engine and origin fitted to the other folds: folds are \
+model and device where a group has several, else numbers of devices, else lengths.";
+
+fn way<'a>(
+    name: &'a str,
+    how: &'a str,
+    points: &'a [Point],
+    results: &'a [Result<Prediction, String>],
+) -> Way<'a> {
+    let rows: Vec<Scored> = points.iter().zip(results).map(|(p, r)| (p, r.as_ref().ok())).collect();
+    let summary = summarise(&rows);
+    Way { name, how, rows, summary }
+}
+
+/// Rows by the reason that keeps them out of the errors.
+fn not_counted(points: &[Point], results: &[Result<Prediction, String>]) -> Vec<(String, usize)> {
+    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+    for (point, result) in points.iter().zip(results) {
+        let why = point.excluded.as_ref().or(result.as_ref().err());
+        if let Some(why) = why {
+            let kind = why.split(':').next().unwrap_or(why);
+            *reasons.entry(kind.to_owned()).or_default() += 1;
+        } else if point.measured.tpot.is_none() {
+            *reasons.entry("throughput only, no TPOT".into()).or_default() += 1;
+        }
+    }
+    reasons.into_iter().collect()
+}

@@ -1,0 +1,186 @@
+//! `estimate --points`: every row of a file of measured points.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::{EstimateArgs, TimesCache, file_name, resolve};
+use crate::Result;
+use crate::cli::Output;
+use crate::cost::Breakdown;
+use crate::plan::accuracy::{Errors, Summary, summarise};
+use crate::plan::calibrate::{self, Calibration};
+use crate::plan::points::{self, Point, Prediction, REQUESTS_PER_CLIENT, RESERVE, USABLE_SHARE};
+
+use crate::units::Seconds;
+
+/// The document of `estimate --points`.
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    schema: &'static str,
+    schema_version: &'static str,
+    summary: Summary,
+    calibration: &'static str,
+    calibrations: &'a [Calibration],
+    assumptions: Assumptions,
+    rows: Vec<RowOut>,
+}
+
+#[derive(Debug, Serialize)]
+struct Assumptions {
+    kernel_times: Option<String>,
+    errors_are: &'static str,
+    errors_leave_out: &'static str,
+    routing: &'static str,
+    usable_memory_share: f64,
+    reserved_bytes: f64,
+    closed_loop_requests_per_client: f64,
+    unstated_h100_variant: &'static str,
+}
+
+/// One row of it.
+#[derive(Debug, Serialize)]
+struct RowOut {
+    source_id: String,
+    model: String,
+    gpu: String,
+    engine: String,
+    tpot_ms: Option<f64>,
+    ttft_ms: Option<f64>,
+    output_tok_s_total: Option<f64>,
+    predicted_tpot_ms: Option<f64>,
+    predicted_ttft_ms: Option<f64>,
+    predicted_output_tok_s_total: Option<f64>,
+    batch: Option<f64>,
+    max_batch: Option<f64>,
+    saturated: Option<bool>,
+    step: Option<Breakdown>,
+    refused: Option<String>,
+    excluded: Option<String>,
+}
+
+pub(super) fn run(
+    path: &Path,
+    args: &EstimateArgs,
+    cache: &TimesCache,
+    calibrations: &[Calibration],
+    output: Output,
+) -> Result<()> {
+    let points = points::read(path)?;
+    let times = |setup: &points::Setup, engine: &str| cache.get(setup, engine);
+    let results = if args.cross_validate {
+        calibrate::cross_validate(&points, &times)?
+    } else {
+        points
+            .iter()
+            .map(|point| {
+                let own = calibrations.iter().find(|c| c.group == point.group());
+                let costs =
+                    own.map_or_else(|| resolve(&point.engine, calibrations), |c| c.costs.clone());
+                calibrate::apply(point, &costs, &times)
+            })
+            .collect()
+    };
+    let scored: Vec<_> = points.iter().zip(&results).map(|(p, r)| (p, r.as_ref().ok())).collect();
+    let summary = summarise(&scored);
+    let document = Document {
+        schema: "moe-frontier/estimate-points",
+        schema_version: "1.0",
+        summary,
+        calibration: if args.cross_validate {
+            "cross_validated"
+        } else if args.calibrate.is_some() {
+            "calibrated"
+        } else {
+            "uncalibrated"
+        },
+        calibrations,
+        assumptions: Assumptions {
+            kernel_times: file_name(args.profile.as_deref()),
+            errors_are: "shares of the measured value: 0.1 is 10 %",
+            errors_leave_out: "rows with a quality flag and overloaded rows (see `excluded`)",
+            routing: "independent and uniform",
+            usable_memory_share: USABLE_SHARE,
+            reserved_bytes: RESERVE.0,
+            closed_loop_requests_per_client: REQUESTS_PER_CLIENT,
+            unstated_h100_variant: "H100 NVL",
+        },
+        rows: points.iter().zip(results).map(|(p, r)| row(p, r)).collect(),
+    };
+    output.result(&document, || text(&document))
+}
+
+fn row(point: &Point, result: Result<Prediction, String>) -> RowOut {
+    let predicted = result.as_ref().ok();
+    let of = |value: fn(&Prediction) -> f64| predicted.map(value);
+    RowOut {
+        source_id: point.id.clone(),
+        model: point.model.clone(),
+        gpu: point.gpu.clone(),
+        engine: point.engine.clone(),
+        tpot_ms: point.measured.tpot.map(Seconds::as_ms),
+        ttft_ms: point.measured.ttft.map(Seconds::as_ms),
+        output_tok_s_total: point.measured.output_rate,
+        predicted_tpot_ms: of(|p| p.served.tpot.as_ms()),
+        predicted_ttft_ms: of(|p| p.served.ttft.as_ms()),
+        predicted_output_tok_s_total: of(|p| p.output_rate),
+        batch: of(|p| p.served.batch),
+        max_batch: of(|p| p.served.batch_cap),
+        saturated: predicted.map(|p| p.served.saturated),
+        step: predicted.map(|p| p.served.step),
+        excluded: point.excluded.clone(),
+        refused: result.err(),
+    }
+}
+
+fn text(document: &Document) -> String {
+    use std::fmt::Write;
+    let mut text = format!("{} predictions\n", document.calibration);
+    let summary = &document.summary;
+    let _ = writeln!(
+        text,
+        "{:>5} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7}  group",
+        "rows", "used", "TPOT", "median", "p90", "bias", "TTFT"
+    );
+    for (name, errors) in [("all", &summary.all), ("overloaded, not in all", &summary.overloaded)]
+        .into_iter()
+        .chain(summary.by_gpu.iter().map(|(n, e)| (n.as_str(), e)))
+        .chain(summary.by_engine.iter().map(|(n, e)| (n.as_str(), e)))
+        .chain(summary.by_group.iter().map(|(n, e)| (n.as_str(), e)))
+    {
+        let _ = writeln!(text, "{}  {name}", columns(errors));
+    }
+    for c in document.calibrations {
+        let _ = writeln!(text, "{}: {} rows, {} left out", c.group, c.rows, c.left_out.len());
+        for f in &c.fitted {
+            let _ = writeln!(text, "  {} {:.3} ({:.3} to {:.3})", f.name, f.value, f.lo, f.hi);
+        }
+        let _ = writeln!(text, "  request_ms {:.1}", c.costs.request_s * 1e3);
+    }
+    let mut reasons = std::collections::BTreeMap::new();
+    for row in &document.rows {
+        let why = row.refused.as_ref().or(row.excluded.as_ref());
+        if let Some(why) = why {
+            let kind = why.split(':').next().unwrap_or(why);
+            *reasons.entry(kind).or_insert(0) += 1;
+        }
+    }
+    for (reason, count) in reasons {
+        let _ = writeln!(text, "not counted: {count} row(s): {reason}");
+    }
+    text
+}
+
+fn columns(e: &Errors) -> String {
+    let percent = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.1}%", v * 100.0));
+    format!(
+        "{:>5} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7}",
+        e.n,
+        e.n_predicted,
+        percent(e.tpot_mape),
+        percent(e.tpot_median_ape),
+        percent(e.tpot_p90_ape),
+        percent(e.tpot_bias),
+        percent(e.ttft_median_ape)
+    )
+}

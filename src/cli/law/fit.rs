@@ -1,0 +1,204 @@
+//! `law fit`: read runs, fit, print what the coefficients are worth, write the law file.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::law::wrapped;
+use crate::cli::progress::Progress;
+use crate::cli::{Output, output, parse};
+use crate::law::Variable;
+use crate::law::fit::{self, Filter, Fit, FitOptions, HoldOut, Mapping, Reading};
+use crate::{Error, Result, files};
+
+/// Example for the help.
+pub(super) const EXAMPLE: &str = "Example (the released runs of Clark et al. 2022):
+  moe-frontier law fit curves.csv.gz --form clark2022 --run-column hyper_id --skip-empty \\
+    --column n_active=dense_parameter_count --column experts=num_experts \\
+    --column loss=loss_validation --column 'tokens=step*524288' --where step=249000 \\
+    --where k=1 --where routing_frequency=0.5 --where flop_increase=1 \\
+    --where router_type=Dense,S-Base --hold-out n_active --out clark.json
+  moe-frontier law eval --law clark.json --experts 16 --n-active 1.3B";
+
+/// Arguments of `law fit`.
+#[derive(Args, Clone, Debug)]
+pub struct FitArgs {
+    /// CSV file of runs, one row a loss; gzip is read as well.
+    #[arg(value_name = "RUNS.csv")]
+    runs: PathBuf,
+
+    /// Law whose form to fit: ludziejewski2025, yun2024, zhao2025, krajewski2024, clark2022,
+    /// abnar2025 or hoffmann2022.
+    #[arg(long, value_name = "FORM")]
+    form: String,
+
+    /// Where a variable comes from: `n_active=column`, `tokens=column*524288` or `tokens=131e9`;
+    /// variables and `loss` without it are columns of that name.
+    #[arg(long = "column", value_name = "NAME=FROM")]
+    columns: Vec<Mapping>,
+
+    /// Rows to take: `column=a,b`, `column>=1` or `column<=1`; all conditions must hold.
+    #[arg(long = "where", value_name = "CONDITION")]
+    filters: Vec<Filter>,
+
+    /// Column that names the run of a row, when several rows are of one run.
+    #[arg(long, value_name = "COLUMN")]
+    run_column: Option<String>,
+
+    /// Leave rows with an empty cell out instead of refusing the file.
+    #[arg(long)]
+    skip_empty: bool,
+
+    /// Residual of ln L beyond which the loss function grows linearly.
+    #[arg(long, default_value = "1e-3", value_parser = parse::quantity, value_name = "DELTA")]
+    huber_delta: f64,
+
+    /// Random starts of the search.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    starts: u32,
+
+    /// Resamplings of the runs, for the spread of the coefficients.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    resamples: u32,
+
+    /// Seed of starts and resamplings.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+
+    /// Also fit without some runs and predict them: a variable (its largest value is left out) or
+    /// `variable=value`.
+    #[arg(long, value_name = "VARIABLE[=VALUE]", value_parser = hold_out)]
+    hold_out: Option<HoldOut>,
+
+    /// Give the coefficients even when the runs do not tell them apart.
+    #[arg(long)]
+    force: bool,
+
+    /// Write the law file, which `--law` takes.
+    #[arg(long, short, value_name = "FILE")]
+    out: Option<PathBuf>,
+
+    /// Replace the law file if it exists.
+    #[arg(long, requires = "out")]
+    overwrite: bool,
+}
+
+/// Parses `n_active` or `experts=32`.
+fn hold_out(text: &str) -> Result<HoldOut, String> {
+    let (name, value) = match text.split_once('=') {
+        None => (text, None),
+        Some((name, value)) => (name, Some(parse::quantity(value)?)),
+    };
+    let variable = Variable::ALL.into_iter().find(|v| v.name() == name.replace('-', "_"));
+    let variable = variable.ok_or_else(|| format!("`{name}` is no variable, such as n_active"))?;
+    Ok(value.map_or(HoldOut::Largest(variable), |value| HoldOut::Value(variable, value)))
+}
+
+/// Fits and reports.
+pub(super) fn run(args: &FitArgs, output: Output) -> Result<()> {
+    let variables = fit::variables(&args.form)?;
+    if let Some(HoldOut::Largest(v) | HoldOut::Value(v, _)) = args.hold_out
+        && !variables.contains(&v)
+    {
+        let reason = format!("`{}` is no variable of {}", v.name(), args.form);
+        return Err(Error::usage("--hold-out", reason));
+    }
+    if let Some(out) = &args.out {
+        files::check_writable(out, args.overwrite)?;
+    }
+    let reading = Reading {
+        mappings: args.columns.clone(),
+        filters: args.filters.clone(),
+        run_column: args.run_column.clone(),
+        skip_empty: args.skip_empty,
+    };
+    let read = reading.read(&args.runs, variables)?;
+    if read.empty > 0 {
+        output::warn(&format!("{} rows with an empty cell left out", read.empty));
+    }
+    let options = FitOptions {
+        huber_delta: args.huber_delta,
+        starts: args.starts as usize,
+        resamples: args.resamples as usize,
+        seed: args.seed,
+        force: args.force,
+    };
+    let source = format!("fit of {} to {}", args.form, args.runs.display());
+    let what = format!("fitting {} to {} losses", args.form, read.runs.len());
+    let total = fit::steps(&options, args.hold_out) as u64;
+    let mut progress = Progress::new(&what, total);
+    let fit =
+        fit::fit(&args.form, &read.runs, &source, &options, args.hold_out, &mut |done, part| {
+            progress.update(done as u64, total, part);
+        });
+    progress.finish();
+    let fit = fit?;
+    for warning in &fit.warnings {
+        output::warn(warning);
+    }
+    if let Some(out) = &args.out {
+        let mut bytes = serde_json::to_vec_pretty(&fit.law)
+            .map_err(|e| Error::io("serialise", out, std::io::Error::other(e)))?;
+        bytes.push(b'\n');
+        files::write_atomic(out, &bytes, args.overwrite)?;
+    }
+    output.result(&fit.law, || text(&fit))
+}
+
+fn text(fit: &Fit) -> String {
+    let mut lines = vec![
+        format!("{} losses of {} runs, Huber delta {}", fit.rows, fit.runs, fit.huber_delta),
+        format!(
+            "error of ln L: root mean square {:.5}, largest {:.5}; Huber sum {:.4e}",
+            fit.rmsle, fit.largest_residual, fit.huber_sum
+        ),
+        format!(
+            "{} of {} starts ended within 1 % of the best; condition number {:.1e}",
+            fit.starts_landed, fit.starts, fit.condition
+        ),
+        String::new(),
+        format!(
+            "{:<12} {:>14} {:>14} {:>14} {:>14}",
+            "coefficient", "value", "5 %", "50 %", "95 %"
+        ),
+    ];
+    for c in &fit.coefficients {
+        let spread = c.spread.map_or_else(String::new, |s| {
+            format!(" {:>14.6} {:>14.6} {:>14.6}", s.p5, s.p50, s.p95)
+        });
+        let note = if c.at_bound { "  at a bound" } else { "" };
+        lines.push(format!("{:<12} {:>14.6}{spread}{note}", c.name, c.value));
+    }
+    lines.push(String::new());
+    lines.push(format!("{:>14} {:>6} {:>14}", "N", "rows", "rms error"));
+    for size in &fit.by_size {
+        lines.push(format!("{:>14.4e} {:>6} {:>14.5}", size.n, size.runs, size.rmsle));
+    }
+    let mut text = lines.join("\n") + "\n";
+    if let Some(held) = &fit.held_out {
+        let sentence = format!(
+            "without the {} rows of {} = {} the error on them is {:.5}, on the others {:.5}",
+            held.runs,
+            held.variable.name(),
+            held.value,
+            held.rmsle,
+            held.rmsle_fitted
+        );
+        text.push_str(&wrapped("\nheld out  ", &sentence));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hold_outs_are_a_variable_or_a_value_of_one() {
+        assert_eq!(hold_out("n_active"), Ok(HoldOut::Largest(Variable::NActive)));
+        assert_eq!(hold_out("experts=32"), Ok(HoldOut::Value(Variable::Experts, 32.0)));
+        for bad in ["", "size", "experts=", "experts=x"] {
+            assert!(hold_out(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! A deployment under traffic: fixed concurrency, a request rate, or everything queued at once.
+//!
+//! In steady state each step finishes `B / O` requests and admits as many. A prompt enters in chunks,
+//! so a share of the steps carries one; with mixed batching those steps take `T_mix`, otherwise the
+//! prompt's own step stops the others. Little's law closes the loop: a closed loop of `c` clients
+//! has `c = B + those in prefill`, an open loop at rate r has `B = r (O - 1) TPOT`.
+
+use crate::cost::{Breakdown, Deployment, Lengths, StepLoad};
+use crate::units::{Bytes, Seconds};
+use crate::{Error, Result};
+
+/// Rounds of the fixed point; each halves the error or better.
+const ROUNDS: usize = 60;
+/// Mean batch of a burst over its requests, while prompts enter and the last ones leave.
+const BURST_MEAN_SHARE: f64 = 0.6;
+/// Prompts take at most this share of the time; a stable engine never reaches 1.
+const BUSIEST: f64 = 0.9;
+/// Tokens of one cache page.
+const PAGE_TOKENS: f64 = 16.0;
+
+/// What arrives.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Traffic {
+    /// This many clients, each sending its next request when the last one ends. All start together,
+    /// so the first prompts wait for each other; `requests_per_client` says how often that counts.
+    Closed {
+        /// Clients.
+        concurrency: f64,
+        /// Requests of each client in the measured run.
+        requests_per_client: f64,
+    },
+    /// Requests per second that are served, arriving at random.
+    Open(f64),
+    /// As many as fit: offline processing.
+    Offline,
+    /// This many requests at once, served to the end: what an overloaded open loop comes to.
+    Burst(f64),
+}
+
+/// What a deployment does under given traffic.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Served {
+    /// Mean time to first token, waiting included.
+    pub ttft: Seconds,
+    /// Mean time per output token after the first.
+    pub tpot: Seconds,
+    /// Decoding sequences.
+    pub batch: f64,
+    /// Sequences that fit beside the weights.
+    pub batch_cap: f64,
+    /// Requests per second.
+    pub requests_per_s: f64,
+    /// The traffic is more than the deployment can serve; figures are those at its cap.
+    pub saturated: bool,
+    /// Share of the engine's time that prompts take; the rest is decoding.
+    pub prompt_share: f64,
+    /// Mean step by part.
+    pub step: Breakdown,
+}
+
+impl Deployment<'_> {
+    /// Sequences that fit beside the weights, over all devices.
+    ///
+    /// # Errors
+    /// [`Error::Infeasible`] when the weights and one sequence do not fit.
+    pub fn batch_cap(&self, usable: Bytes, lengths: &Lengths) -> Result<f64> {
+        let free = usable - self.weights_per_device();
+        // Sequences at random points of their life hold their prompt and half of their output.
+        let held = (lengths.mean_context() / PAGE_TOKENS).ceil() * PAGE_TOKENS;
+        let cap = (free / self.cache_per_sequence(held)).floor() * self.layout.attention_dp as f64;
+        if cap < 1.0 {
+            return Err(Error::infeasible(
+                format!(
+                    "{} of weights on each of {} device(s) leave no room for a sequence in {usable}",
+                    self.weights_per_device(),
+                    self.layout.devices()
+                ),
+                "use more devices or fewer bits",
+            ));
+        }
+        Ok(cap.min(self.costs.max_sequences * self.layout.attention_dp as f64))
+    }
+
+    /// Duration of a static batch of `batch` requests: all prompts first, then all outputs in step.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn static_batch(&self, batch: f64, lengths: &Lengths) -> Result<Seconds> {
+        let prompts = batch * lengths.input;
+        let chunks = (prompts / self.costs.chunk_tokens).ceil().max(1.0);
+        let load = StepLoad {
+            sequences: 0.0,
+            prompt_tokens: prompts / chunks,
+            ..StepState { batch, lengths: *lengths }.load(prompts)
+        };
+        let first = self.step(&load)?.total() * chunks;
+        let decode = self.step(&StepState { batch, lengths: *lengths }.load(0.0))?.total();
+        Ok(first + decode * (lengths.output - 1.0).max(0.0))
+    }
+
+    /// Steady state under `traffic`.
+    ///
+    /// # Errors
+    /// As [`Self::batch_cap`] and [`Self::step`].
+    pub fn serve(&self, traffic: &Traffic, lengths: &Lengths, usable: Bytes) -> Result<Served> {
+        let cap = self.batch_cap(usable, lengths)?;
+        match *traffic {
+            Traffic::Closed { concurrency, requests_per_client } => {
+                let mut served = self.closed(concurrency.min(cap), cap, lengths)?;
+                served.saturated = concurrency > cap;
+                if served.saturated {
+                    let waiting = (concurrency - cap) / served.requests_per_s;
+                    served.ttft += Seconds(waiting);
+                } else {
+                    // Prompts that all arrive at the start wait for half of the others.
+                    let first = self.first_token(&StepState::idle(lengths))?;
+                    let burst = (concurrency - 1.0) / 2.0 * (first.0 - self.costs.request_s);
+                    served.ttft += Seconds(burst / requests_per_client);
+                }
+                Ok(served)
+            }
+            Traffic::Open(rate) => self.open(rate, cap, lengths),
+            Traffic::Offline => self.closed(cap, cap, lengths),
+            Traffic::Burst(requests) => {
+                // The batch falls as requests end and none follow.
+                let batch = (requests * BURST_MEAN_SHARE).min(cap);
+                Ok(Served { saturated: true, ..self.at(batch, cap, lengths)? })
+            }
+        }
+    }
+
+    /// `clients` requests in the system at all times.
+    fn closed(&self, clients: f64, cap: f64, lengths: &Lengths) -> Result<Served> {
+        let mut batch = clients;
+        let mut served = self.at(batch, cap, lengths)?;
+        for _ in 0..ROUNDS {
+            let decoding = served.tpot.0 * (lengths.output - 1.0).max(0.0);
+            let next = clients * decoding / (decoding + served.ttft.0);
+            if (next - batch).abs() < 1e-6 * clients {
+                break;
+            }
+            batch = 0.5 * (batch + next);
+            served = self.at(batch, cap, lengths)?;
+        }
+        served.requests_per_s =
+            clients / (served.ttft.0 + (lengths.output - 1.0).max(0.0) * served.tpot.0);
+        Ok(served)
+    }
+
+    /// The batch at which as many requests leave as arrive, by bisection; the cap when even that
+    /// is too slow.
+    fn open(&self, rate: f64, cap: f64, lengths: &Lengths) -> Result<Served> {
+        let decodes = (lengths.output - 1.0).max(1.0);
+        let served_at = |batch: f64| -> Result<(f64, Served)> {
+            let served = self.at(batch, cap, lengths)?;
+            Ok((batch / (decodes * served.tpot.0), served))
+        };
+        let (most, full) = served_at(cap)?;
+        if rate >= most {
+            return Ok(Served { saturated: true, requests_per_s: most, ..full });
+        }
+        let (mut low, mut high) = (cap * 1e-6, cap);
+        for _ in 0..ROUNDS {
+            let middle = (low * high).sqrt();
+            let (throughput, _) = served_at(middle)?;
+            if throughput < rate {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        let (_, served) = served_at(high)?;
+        Ok(Served { requests_per_s: rate, ..served })
+    }
+
+    /// Steps and first token with `batch` decoding sequences.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn at(&self, batch: f64, cap: f64, lengths: &Lengths) -> Result<Served> {
+        let state = StepState { batch, lengths: *lengths };
+        let steps = self.steps(batch, lengths)?;
+        let step = steps.mean();
+        let tpot = step.total();
+        Ok(Served {
+            ttft: self.first_token(&state)?,
+            tpot,
+            batch,
+            batch_cap: cap,
+            requests_per_s: batch / (tpot.0 * lengths.output.max(1.0)),
+            saturated: false,
+            prompt_share: steps.prompt_share(),
+            step,
+        })
+    }
+
+    /// The steps of a steady state with `batch` decoding sequences, by kind.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn steps(&self, batch: f64, lengths: &Lengths) -> Result<Steps> {
+        let state = StepState { batch, lengths: *lengths };
+        let load = state.load(0.0);
+        let decode = self.step(&load)?;
+        let prompt_tokens = batch * lengths.input / lengths.output.max(1.0);
+        if prompt_tokens <= 0.0 {
+            return Ok(Steps {
+                decode,
+                load,
+                with: decode,
+                with_load: load,
+                plain: 1.0,
+                share: 0.0,
+            });
+        }
+        let chunk = lengths.input.min(self.costs.chunk_tokens);
+        // Prompts start at random steps: several may share one.
+        let share = 1.0 - (-prompt_tokens / chunk).exp();
+        let carried = (prompt_tokens / share).min(self.costs.chunk_tokens);
+        let share = (prompt_tokens / carried).min(1.0);
+        let riding = if self.costs.mixed { batch } else { 0.0 };
+        let with_load = StepLoad { sequences: riding, ..state.load(carried) };
+        let with = self.step(&with_load)?;
+        let plain = if self.costs.mixed { 1.0 - share } else { 1.0 };
+        Ok(Steps { decode, load, with, with_load, plain, share })
+    }
+
+    /// Arrival to first token: half of a running step, the prompts before it (they are served one
+    /// after the other, so their wait is that of an M/D/1 queue), then its own steps.
+    fn first_token(&self, state: &StepState) -> Result<Seconds> {
+        let lengths = &state.lengths;
+        let chunks = (lengths.input / self.costs.chunk_tokens).ceil().max(1.0);
+        let riding = if self.costs.mixed { state.batch } else { 0.0 };
+        let load = StepLoad { sequences: riding, ..state.load(lengths.input / chunks) };
+        let own = self.step(&load)?.total().0 * chunks;
+        if state.batch <= 0.0 {
+            return Ok(Seconds(self.costs.request_s + own));
+        }
+        let step = self.steps(state.batch, lengths)?.mean().total().0;
+        let arrivals = state.batch / (lengths.output.max(1.0) * step);
+        let busy = (arrivals * own).min(BUSIEST);
+        let wait = own * busy / (2.0 * (1.0 - busy));
+        Ok(Seconds(self.costs.request_s + step / 2.0 + wait + own))
+    }
+}
+
+/// The two kinds of step of a steady state: per output token of a sequence there are `plain` steps
+/// without and `share` steps with prompt tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Steps {
+    /// A step without prompt tokens.
+    pub decode: Breakdown,
+    /// What it carries.
+    pub load: StepLoad,
+    /// A step with prompt tokens.
+    pub with: Breakdown,
+    /// What it carries.
+    pub with_load: StepLoad,
+    /// Plain steps per output token.
+    pub plain: f64,
+    /// Steps with prompt tokens per output token.
+    pub share: f64,
+}
+
+impl Steps {
+    /// Share of the time that goes to prompts: what steps take longer for carrying them.
+    pub fn prompt_share(&self) -> f64 {
+        let decoding = self.decode.total().0 * (self.plain + self.share).min(1.0);
+        (1.0 - decoding / self.mean().total().0).clamp(0.0, 1.0)
+    }
+
+    /// All steps per output token, by part.
+    pub fn mean(&self) -> Breakdown {
+        let (decode, with) = (&self.decode, &self.with);
+        let mix = |a: f64, b: f64| a * self.plain + b * self.share;
+        Breakdown {
+            moe_s: mix(decode.moe_s, with.moe_s),
+            dense_s: mix(decode.dense_s, with.dense_s),
+            attention_s: mix(decode.attention_s, with.attention_s),
+            communication_s: mix(decode.communication_s, with.communication_s),
+            overhead_s: mix(decode.overhead_s, with.overhead_s),
+            arithmetic_s: mix(decode.arithmetic_s, with.arithmetic_s),
+            source: decode.source.combine(with.source),
+        }
+    }
+}
+
+/// Sequences in the engine and their lengths.
+#[derive(Clone, Copy)]
+struct StepState {
+    batch: f64,
+    lengths: Lengths,
+}
+
+impl StepState {
+    fn idle(lengths: &Lengths) -> Self {
+        Self { batch: 0.0, lengths: *lengths }
+    }
+
+    fn load(&self, prompt_tokens: f64) -> StepLoad {
+        StepLoad {
+            sequences: self.batch,
+            context: self.lengths.mean_context(),
+            prompt_tokens,
+            prompt_length: if prompt_tokens > 0.0 { self.lengths.input } else { 0.0 },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DeviceSpec, preset};
+    use crate::cost::{EngineCosts, Layout};
+    use crate::profile::KernelTimes;
+
+    const LENGTHS: Lengths = Lengths { input: 1000.0, output: 200.0 };
+    const USABLE: Bytes = Bytes(68e9);
+
+    fn with<T>(check: impl Fn(&Deployment) -> T) -> T {
+        let times = KernelTimes::new(None, &DeviceSpec::load("h100").unwrap(), "vllm").unwrap();
+        let model = preset::load("mixtral-8x7b").unwrap().model;
+        let costs = EngineCosts::of("vllm");
+        let layout = Layout::tensor(2);
+        check(&Deployment { model: &model, layout, times: &times, costs: &costs })
+    }
+
+    #[test]
+    fn littles_law_holds_in_a_closed_loop() {
+        with(|d| {
+            let closed = Traffic::Closed { concurrency: 32.0, requests_per_client: 1e12 };
+            let s = d.serve(&closed, &LENGTHS, USABLE).unwrap();
+            let in_system = s.requests_per_s * (s.ttft.0 + 199.0 * s.tpot.0);
+            assert!((in_system / 32.0 - 1.0).abs() < 1e-6, "{in_system}");
+            assert!(s.batch < 32.0);
+        });
+    }
+
+    #[test]
+    fn littles_law_holds_in_an_open_loop_and_overload_is_named() {
+        with(|d| {
+            let s = d.serve(&Traffic::Open(2.0), &LENGTHS, USABLE).unwrap();
+            assert!((s.batch / (2.0 * 199.0 * s.tpot.0) - 1.0).abs() < 1e-6);
+            assert!(!s.saturated);
+            let over = d.serve(&Traffic::Open(1e4), &LENGTHS, USABLE).unwrap();
+            assert!(over.saturated && (over.batch - over.batch_cap).abs() < 1e-9);
+            let offline = d.serve(&Traffic::Offline, &LENGTHS, USABLE).unwrap();
+            assert!(offline.requests_per_s > s.requests_per_s);
+        });
+    }
+
+    #[test]
+    fn more_clients_wait_longer_and_get_more_done() {
+        with(|d| {
+            let run = |concurrency| {
+                let closed = Traffic::Closed { concurrency, requests_per_client: 10.0 };
+                d.serve(&closed, &LENGTHS, USABLE).unwrap()
+            };
+            let (few, many) = (run(4.0), run(64.0));
+            assert!(many.tpot > few.tpot && many.ttft > few.ttft);
+            assert!(many.requests_per_s > few.requests_per_s);
+        });
+    }
+
+    #[test]
+    fn a_static_batch_is_its_prompts_and_its_steps() {
+        with(|d| {
+            let one = d.static_batch(1.0, &LENGTHS).unwrap();
+            let many = d.static_batch(64.0, &LENGTHS).unwrap();
+            let steps = d.at(64.0, 1e3, &Lengths { input: 1e-9, ..LENGTHS }).unwrap();
+            assert!(many > one && many.0 > 199.0 * steps.tpot.0 * 0.9);
+            let short = d.static_batch(64.0, &Lengths { output: 1.0, ..LENGTHS }).unwrap();
+            assert!(short.0 > 0.0 && short < many);
+        });
+    }
+
+    #[test]
+    fn what_does_not_fit_is_infeasible() {
+        with(|d| {
+            let error = d.serve(&Traffic::Open(1.0), &LENGTHS, Bytes(40e9)).unwrap_err();
+            assert_eq!(error.exit_code(), 5);
+        });
+    }
+}

@@ -1,0 +1,542 @@
+//! A seeded discrete-event simulation of one engine: first come, first served, batched step by step.
+//!
+//! Each step advances every decoding sequence by one token and takes in prompt tokens up to the
+//! chunk budget. Between arrivals, completions and prompts the step time is constant, so whole runs
+//! of steps are taken at once. A request is admitted when a place and cache pages for its whole
+//! length are free. Percentiles come with batch-means intervals; the first tenth is dropped.
+//! Same seed, same result.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, Exp1, Gamma, LogNormal};
+use serde::Serialize;
+
+use crate::cost::Lengths;
+use crate::error::{in_range, positive};
+use crate::stats::quantile;
+use crate::{Error, Result};
+
+/// Share of the requests that are dropped as warm-up.
+const WARM_UP: f64 = 0.1;
+/// Batches of the intervals, and Student's t for 95 % of their mean.
+const BATCHES: usize = 20;
+const T_19: f64 = 2.093;
+
+/// Speed of an engine, tabulated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineSpeed {
+    /// Seconds of a step with `j + 1` decoding sequences; its length is the batch cap.
+    pub decode_s: Vec<f64>,
+    /// Prompt tokens of a step and the seconds that they add to it, rising from (0, 0).
+    pub prompt_s: Vec<(f64, f64)>,
+    /// Most prompt tokens in one step.
+    pub chunk_tokens: f64,
+    /// Tokens that the cache holds.
+    pub cache_tokens: f64,
+    /// Seconds that the front end adds to the time to first token.
+    pub request_s: f64,
+}
+
+/// How lengths are drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Spread {
+    /// All equal.
+    Fixed,
+    /// Geometric outputs, fixed prompts.
+    Geometric,
+    /// Log-normal prompts and outputs with this coefficient of variation.
+    LogNormal(f64),
+}
+
+/// Requests of a simulation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Arrivals {
+    /// Drawn: arrivals per second, burstiness (shape of the gamma distribution of gaps: 1 is
+    /// Poisson, below is burstier), lengths and their spread, number of requests, seed.
+    Drawn {
+        /// Requests per second.
+        rate: f64,
+        /// Shape of the gaps' gamma distribution.
+        burstiness: f64,
+        /// Mean lengths.
+        lengths: Lengths,
+        /// How lengths vary.
+        spread: Spread,
+        /// Requests.
+        requests: usize,
+        /// Seed.
+        seed: u64,
+    },
+    /// Given: arrival in seconds (rising), prompt and output tokens.
+    Trace(Vec<(f64, f64, f64)>),
+}
+
+/// A percentile with its 95 % interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Estimate {
+    /// Value in seconds.
+    pub value: f64,
+    /// Lower end.
+    pub lo: f64,
+    /// Upper end.
+    pub hi: f64,
+}
+
+/// Distribution of one metric over requests.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Percentiles {
+    /// Mean.
+    pub mean: Estimate,
+    /// Median.
+    pub p50: Estimate,
+    /// 90th percentile.
+    pub p90: Estimate,
+    /// 99th percentile.
+    pub p99: Estimate,
+}
+
+/// What a simulation measured.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Simulated {
+    /// Requests that count.
+    pub requests: usize,
+    /// Arrival to first token.
+    pub ttft_s: Percentiles,
+    /// Time per output token after the first.
+    pub tpot_s: Percentiles,
+    /// Arrival to last token.
+    pub e2e_s: Percentiles,
+    /// Arrival to admission.
+    pub wait_s: Percentiles,
+    /// Mean decoding sequences over the whole run.
+    pub mean_running: f64,
+}
+
+#[derive(Clone, Copy)]
+struct Request {
+    arrival: f64,
+    input: f64,
+    output: f64,
+}
+
+/// One request's times.
+#[derive(Clone, Copy, Default)]
+struct Times {
+    admitted: f64,
+    first: f64,
+    last: f64,
+}
+
+/// Runs the requests through the engine.
+///
+/// # Errors
+/// [`Error::Usage`] for impossible inputs; [`Error::Infeasible`] when one request alone exceeds the
+/// cache.
+pub fn simulate(speed: &EngineSpeed, arrivals: &Arrivals) -> Result<Simulated> {
+    speed.validate()?;
+    let requests = draw(arrivals)?;
+    let longest = requests.iter().map(|r| r.input + r.output).fold(0.0, f64::max);
+    if longest > speed.cache_tokens {
+        return Err(Error::infeasible(
+            format!("a request of {longest} tokens exceeds the cache of {}", speed.cache_tokens),
+            "use more devices or shorter requests",
+        ));
+    }
+    let (times, busy) = run(speed, &requests);
+    let skip = (WARM_UP * requests.len() as f64).round();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a tenth of a number of requests"
+    )]
+    let skip = skip as usize;
+    let span = times.iter().map(|t| t.last).fold(0.0, f64::max) - requests[0].arrival;
+    let of = |value: &dyn Fn(&Request, &Times) -> f64| {
+        let all = requests.iter().zip(&times).skip(skip);
+        percentiles(&all.map(|(r, t)| value(r, t)).collect::<Vec<f64>>())
+    };
+    Ok(Simulated {
+        requests: requests.len() - skip,
+        ttft_s: of(&|r, t| t.first - r.arrival + speed.request_s),
+        tpot_s: of(&|r, t| (t.last - t.first) / (r.output - 1.0).max(1.0)),
+        e2e_s: of(&|r, t| t.last - r.arrival + speed.request_s),
+        wait_s: of(&|r, t| t.admitted - r.arrival),
+        mean_running: busy / span,
+    })
+}
+
+impl EngineSpeed {
+    fn validate(&self) -> Result<()> {
+        if self.decode_s.is_empty() {
+            return Err(Error::usage("engine speed", "no batch fits"));
+        }
+        for &seconds in &self.decode_s {
+            positive("step time", seconds)?;
+        }
+        positive("chunk", self.chunk_tokens)?;
+        positive("cache", self.cache_tokens)?;
+        in_range("front end", self.request_s, 0.0, 3600.0)?;
+        let rising = self.prompt_s.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 <= w[1].1);
+        if !rising {
+            return Err(Error::usage("prompt times", "must rise with the tokens"));
+        }
+        Ok(())
+    }
+
+    fn prompt(&self, tokens: f64) -> f64 {
+        if tokens <= 0.0 {
+            return 0.0;
+        }
+        let after = self.prompt_s.partition_point(|p| p.0 < tokens);
+        let before = after.checked_sub(1).and_then(|i| self.prompt_s.get(i));
+        match (before, self.prompt_s.get(after)) {
+            (Some(a), Some(b)) => a.1 + (b.1 - a.1) * (tokens - a.0) / (b.0 - a.0),
+            (Some(a), None) => a.1 * tokens / a.0.max(1.0),
+            (None, Some(b)) => b.1,
+            (None, None) => 0.0,
+        }
+    }
+}
+
+fn draw(arrivals: &Arrivals) -> Result<Vec<Request>> {
+    match arrivals {
+        Arrivals::Trace(rows) => {
+            let valid = |r: &(f64, f64, f64)| {
+                r.0.is_finite() && r.1.is_finite() && r.2.is_finite() && r.1 >= 1.0 && r.2 >= 1.0
+            };
+            if rows.is_empty()
+                || !rows.iter().all(valid)
+                || !rows.windows(2).all(|w| w[0].0 <= w[1].0)
+            {
+                let reason = "needs rising arrivals and at least one prompt and output token";
+                return Err(Error::usage("trace", reason));
+            }
+            let request = |&(arrival, input, output): &(f64, f64, f64)| Request {
+                arrival,
+                input: input.round(),
+                output: output.round(),
+            };
+            Ok(rows.iter().map(request).collect())
+        }
+        Arrivals::Drawn { rate, burstiness, lengths, spread, requests, seed } => {
+            positive("--rate", *rate)?;
+            in_range("--burstiness", *burstiness, 0.01, 1000.0)?;
+            in_range("--requests", *requests as f64, 100.0, 1e7)?;
+            let mut rng = ChaCha8Rng::seed_from_u64(*seed);
+            let gap = Gamma::new(*burstiness, 1.0 / (burstiness * rate))
+                .map_err(|e| Error::usage("--burstiness", e.to_string()))?;
+            let mut at = 0.0;
+            (0..*requests)
+                .map(|_| {
+                    at += gap.sample(&mut rng);
+                    let (input, output) = lengths_of(lengths, *spread, &mut rng)?;
+                    Ok(Request { arrival: at, input, output })
+                })
+                .collect()
+        }
+    }
+}
+
+fn lengths_of(mean: &Lengths, spread: Spread, rng: &mut ChaCha8Rng) -> Result<(f64, f64)> {
+    let whole = |value: f64| value.round().max(1.0);
+    match spread {
+        Spread::Fixed => Ok((whole(mean.input), whole(mean.output))),
+        Spread::Geometric => {
+            let drawn: f64 = Exp1.sample(rng);
+            Ok((whole(mean.input), (drawn * mean.output).ceil().max(1.0)))
+        }
+        Spread::LogNormal(cv) => {
+            let sigma = (1.0 + cv * cv).ln().sqrt();
+            let factor = LogNormal::new(-sigma * sigma / 2.0, sigma)
+                .map_err(|e| Error::usage("--length-cv", e.to_string()))?;
+            Ok((whole(mean.input * factor.sample(rng)), whole(mean.output * factor.sample(rng))))
+        }
+    }
+}
+
+/// A prompt on its way in.
+struct Entering {
+    index: usize,
+    left: f64,
+}
+
+/// Total order on times for the heap.
+struct Step(f64);
+
+impl PartialEq for Step {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Step {}
+
+impl PartialOrd for Step {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Step {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+/// The clock of the engine. Returns each request's times and the integral of running sequences.
+fn run(speed: &EngineSpeed, requests: &[Request]) -> (Vec<Times>, f64) {
+    let cap = speed.decode_s.len();
+    let mut times = vec![Times::default(); requests.len()];
+    let mut queue: VecDeque<usize> = VecDeque::new();
+    let mut entering: VecDeque<Entering> = VecDeque::new();
+    // Step number at which a decoding sequence ends, counted over all decode steps so far.
+    let mut decoding: BinaryHeap<Reverse<(Step, usize)>> = BinaryHeap::new();
+    let (mut now, mut steps, mut cached, mut busy) = (requests[0].arrival, 0.0, 0.0, 0.0);
+    let mut next = 0;
+    let mut done = 0;
+    while done < requests.len() {
+        while next < requests.len() && requests[next].arrival <= now {
+            queue.push_back(next);
+            next += 1;
+        }
+        while let Some(&index) = queue.front() {
+            let held = pages(requests[index].input + requests[index].output);
+            let running = decoding.len() + entering.len();
+            if running >= cap || (running > 0 && cached + held > speed.cache_tokens) {
+                break;
+            }
+            queue.pop_front();
+            cached += held;
+            times[index].admitted = now;
+            entering.push_back(Entering { index, left: requests[index].input });
+        }
+        let running = decoding.len();
+        if running == 0 && entering.is_empty() {
+            // Idle until the next arrival; there is one, because not all are done.
+            now = requests[next].arrival;
+            continue;
+        }
+        let decode = if running > 0 { speed.decode_s[running - 1] } else { 0.0 };
+        let mut finished_prompts = Vec::new();
+        let count = if entering.is_empty() {
+            runs(&decoding, steps, decode, now, requests.get(next).map(|r| r.arrival))
+        } else {
+            1.0
+        };
+        let mut budget = speed.chunk_tokens;
+        let mut taken = 0.0;
+        while let Some(front) = entering.front_mut() {
+            let part = front.left.min(budget);
+            front.left -= part;
+            budget -= part;
+            taken += part;
+            if front.left > 0.0 {
+                break;
+            }
+            finished_prompts.push(front.index);
+            entering.pop_front();
+        }
+        let elapsed = count * (decode + speed.prompt(taken));
+        now += elapsed;
+        busy += elapsed * running as f64;
+        if running > 0 {
+            steps += count;
+        }
+        while let Some(Reverse((Step(end), index))) = decoding.peek() {
+            if *end > steps + 0.5 {
+                break;
+            }
+            let index = *index;
+            decoding.pop();
+            times[index].last = now;
+            cached -= pages(requests[index].input + requests[index].output);
+            done += 1;
+        }
+        for index in finished_prompts {
+            times[index].first = now;
+            let more = requests[index].output - 1.0;
+            if more < 0.5 {
+                times[index].last = now;
+                cached -= pages(requests[index].input + requests[index].output);
+                done += 1;
+            } else {
+                decoding.push(Reverse((Step(steps + more), index)));
+            }
+        }
+    }
+    (times, busy)
+}
+
+/// Whole steps until something changes: a sequence ends or a request arrives.
+fn runs(
+    decoding: &BinaryHeap<Reverse<(Step, usize)>>,
+    steps: f64,
+    decode: f64,
+    now: f64,
+    arrival: Option<f64>,
+) -> f64 {
+    let ends = decoding.peek().map_or(1.0, |Reverse((Step(end), _))| end - steps);
+    let arrives = arrival.map_or(f64::INFINITY, |at| ((at - now) / decode).ceil());
+    ends.min(arrives).max(1.0)
+}
+
+/// Tokens of whole cache pages.
+fn pages(tokens: f64) -> f64 {
+    (tokens / 16.0).ceil() * 16.0
+}
+
+fn percentiles(values: &[f64]) -> Percentiles {
+    let size = values.len() / BATCHES;
+    let batches: Vec<&[f64]> = values.chunks(size.max(1)).take(BATCHES).collect();
+    let estimate = |statistic: &dyn Fn(&[f64]) -> f64| {
+        let value = statistic(values);
+        let each: Vec<f64> = batches.iter().map(|b| statistic(b)).collect();
+        let mean = each.iter().sum::<f64>() / each.len() as f64;
+        let variance = each.iter().map(|v| (v - mean).powi(2)).sum::<f64>()
+            / (each.len() as f64 - 1.0).max(1.0);
+        let half = T_19 * (variance / each.len() as f64).sqrt();
+        Estimate { value, lo: (value - half).max(0.0), hi: value + half }
+    };
+    let at = |share: f64| {
+        move |values: &[f64]| {
+            let mut sorted = values.to_vec();
+            sorted.sort_by(f64::total_cmp);
+            quantile(&sorted, share).unwrap_or(0.0)
+        }
+    };
+    Percentiles {
+        mean: estimate(&|v| v.iter().sum::<f64>() / v.len().max(1) as f64),
+        p50: estimate(&at(0.5)),
+        p90: estimate(&at(0.9)),
+        p99: estimate(&at(0.99)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::Queue;
+
+    /// Affine step time in the batch, as measured servers show; prompts nearly free.
+    fn speed(cap: usize) -> EngineSpeed {
+        EngineSpeed {
+            decode_s: (1..=cap).map(|b| 0.010 + 0.0002 * b as f64).collect(),
+            prompt_s: vec![(0.0, 0.0), (8192.0, 1e-6)],
+            chunk_tokens: 8192.0,
+            cache_tokens: 1e12,
+            request_s: 0.0,
+        }
+    }
+
+    fn arrivals(rate: f64, requests: usize) -> Arrivals {
+        Arrivals::Drawn {
+            rate,
+            burstiness: 1.0,
+            lengths: Lengths { input: 100.0, output: 200.0 },
+            spread: Spread::Geometric,
+            requests,
+            seed: 7,
+        }
+    }
+
+    #[test]
+    fn chain_and_simulation_agree_up_to_high_loads() {
+        let cap = 32;
+        let engine = speed(cap);
+        // Rounding up adds half a token; the first one takes the step that the prompt rides on.
+        let tokens = 200.5;
+        // During that step a request does not decode yet: of `b` in the engine fewer do.
+        let step = |b: f64| 0.010 + 0.0002 * b * (1.0 - 1.0 / tokens);
+        let service = (1..=cap).map(|b| step(b as f64) * tokens).collect();
+        let queue = Queue::new(service).unwrap();
+        for load in [0.3, 0.5, 0.7, 0.8, 0.9, 0.95] {
+            let rate = load * queue.capacity();
+            let chain = queue.at(rate).unwrap();
+            let sim = simulate(&engine, &arrivals(rate, 400_000)).unwrap();
+            let sojourn = chain.mean_in_system / rate;
+            let mean = sim.e2e_s.mean.value / sojourn - 1.0;
+            println!("load {load}: mean {mean:+.4}");
+            assert!(mean.abs() <= 0.03, "load {load}: mean {mean:+.4}");
+            let chain_p99 = chain.wait_quantile(0.99).0;
+            if chain_p99 > 0.5 {
+                let p99 = sim.wait_s.p99.value / chain_p99 - 1.0;
+                println!("load {load}: p99 of waiting {p99:+.4}");
+                assert!(p99.abs() <= 0.10, "load {load}: p99 of waiting {p99:+.4}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_bytes_and_another_does_not() {
+        let run = |seed| {
+            let Arrivals::Drawn { rate, burstiness, lengths, spread, requests, .. } =
+                arrivals(2.0, 2_000)
+            else {
+                unreachable!()
+            };
+            let drawn = Arrivals::Drawn { rate, burstiness, lengths, spread, requests, seed };
+            serde_json::to_string(&simulate(&speed(8), &drawn).unwrap()).unwrap()
+        };
+        assert_eq!(run(1), run(1));
+        assert_ne!(run(1), run(2));
+    }
+
+    #[test]
+    fn one_request_alone_takes_its_prompt_and_its_steps() {
+        let engine = EngineSpeed {
+            decode_s: vec![0.01],
+            prompt_s: vec![(0.0, 0.0), (100.0, 0.05)],
+            chunk_tokens: 100.0,
+            cache_tokens: 1000.0,
+            request_s: 0.002,
+        };
+        let trace = Arrivals::Trace(vec![(5.0, 250.0, 11.0); 1]);
+        let s = simulate(&engine, &trace).unwrap();
+        // Two chunks of 100 and one of 50, then ten more tokens.
+        assert!((s.ttft_s.mean.value - (0.05 + 0.05 + 0.025 + 0.002)).abs() < 1e-9);
+        assert!((s.tpot_s.mean.value - 0.01).abs() < 1e-9);
+        assert!((s.e2e_s.mean.value - 0.227).abs() < 1e-9);
+    }
+
+    #[test]
+    fn bursts_wait_longer_than_a_steady_stream() {
+        let with = |burstiness| {
+            let Arrivals::Drawn { lengths, spread, .. } = arrivals(1.0, 1) else { unreachable!() };
+            let drawn = Arrivals::Drawn {
+                rate: 7.5,
+                burstiness,
+                lengths,
+                spread,
+                requests: 40_000,
+                seed: 1,
+            };
+            simulate(&speed(32), &drawn).unwrap().wait_s.mean.value
+        };
+        assert!(with(0.2) > 1.2 * with(1.0) && with(1.0) > with(5.0));
+    }
+
+    #[test]
+    fn a_full_cache_admits_no_more() {
+        let engine = EngineSpeed { cache_tokens: 700.0, ..speed(32) };
+        let trace: Vec<_> = (0..4).map(|_| (0.0, 100.0, 200.0)).collect();
+        let s = simulate(&engine, &Arrivals::Trace(trace)).unwrap();
+        // Two of 304 page tokens fit, the others wait for them.
+        assert!(s.wait_s.p99.value > 1.0 && s.wait_s.p50.value < s.wait_s.p99.value);
+        let small = EngineSpeed { cache_tokens: 200.0, ..speed(32) };
+        let error = simulate(&small, &Arrivals::Trace(vec![(0.0, 100.0, 200.0)])).unwrap_err();
+        assert_eq!(error.exit_code(), 5);
+    }
+
+    #[test]
+    fn impossible_inputs_are_refused() {
+        assert!(simulate(&speed(1), &Arrivals::Trace(Vec::new())).is_err());
+        assert!(simulate(&speed(1), &Arrivals::Trace(vec![(0.0, f64::NAN, 1.0)])).is_err());
+        assert!(simulate(&speed(1), &arrivals(f64::NAN, 1000)).is_err());
+        assert!(
+            simulate(&EngineSpeed { decode_s: vec![], ..speed(1) }, &arrivals(1.0, 1000)).is_err()
+        );
+    }
+}

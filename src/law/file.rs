@@ -1,0 +1,293 @@
+//! Laws from a file: coefficients of a published form, made by `law fit` or written by hand.
+//!
+//! ```json
+//! {
+//!   "schema": "moe-frontier.law", "schema_version": "1.0",
+//!   "form": "hoffmann2022", "source": "our runs",
+//!   "names": ["e", "a", "b", "alpha", "beta"],
+//!   "coefficients": [1.8, 480.0, 2000.0, 0.35, 0.37],
+//!   "residual_nats": 0.005
+//! }
+//! ```
+//!
+//! `ranges` and joint `draws` of the coefficients may follow. The major version is checked; unknown
+//! keys are refused, so that a misspelt one is not silently a default.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::law::{
+    LawInfo, LossLaw, Range, abnar2025, clark2022, dense, krajewski2024, ludziejewski2025, yun2024,
+    zhao2025,
+};
+use crate::{Error, Result, files};
+
+/// Schema of the file.
+pub const SCHEMA: &str = "moe-frontier.law";
+/// Version of the schema.
+pub const SCHEMA_VERSION: &str = "1.0";
+/// Largest file that is read; thousands of draws take about a megabyte.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// A law as a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LawFile {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: String,
+    /// Identifier of the law whose form this is.
+    pub form: String,
+    /// Where the coefficients are from.
+    pub source: String,
+    /// Names of the coefficients, in the order of the two fields below.
+    pub names: Vec<String>,
+    /// The coefficients.
+    pub coefficients: Vec<f64>,
+    /// Standard deviation of the residual in nats.
+    pub residual_nats: f64,
+    /// What a form holds fixed: training tokens for `clark2022`, the expansion rate for
+    /// `krajewski2024`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fixed: Option<f64>,
+    /// Ranges of the fitted runs.
+    #[serde(default)]
+    pub ranges: Vec<Range>,
+    /// Joint draws of the coefficients.
+    #[serde(default)]
+    pub draws: Vec<Vec<f64>>,
+    /// How the fit went; for readers, not used by the law.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fit: Option<Value>,
+}
+
+/// Reads a law from a file.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be read, [`Error::BadFile`] when it is no such file.
+pub fn load_file(path: &Path) -> Result<Box<dyn LossLaw>> {
+    let bytes = files::read_capped(path, MAX_BYTES)?;
+    let file: LawFile = serde_json::from_slice(&bytes).map_err(|e| {
+        let text = e.to_string();
+        let reason = text.split(" at line ").next().unwrap_or(&text).to_owned();
+        Error::bad_file_at(path, e.line(), e.column(), reason)
+    })?;
+    file.into_law().map_err(|reason| Error::bad_file(path, reason))
+}
+
+impl LawFile {
+    /// The law that the file describes, or what is wrong with it.
+    pub fn into_law(self) -> Result<Box<dyn LossLaw>, String> {
+        if self.schema != SCHEMA || !self.schema_version.starts_with("1.") {
+            return Err(format!(
+                "schema `{}` {} is not {SCHEMA} 1.x",
+                self.schema, self.schema_version
+            ));
+        }
+        if !(self.residual_nats.is_finite() && self.residual_nats >= 0.0) {
+            return Err("residual_nats is not a finite number of zero or more".into());
+        }
+        Ok(match self.form.as_str() {
+            "ludziejewski2025" => {
+                let published = published(ludziejewski2025::Ludziejewski2025::published())?;
+                let (coefficients, draws) = self.sets()?;
+                Box::new(ludziejewski2025::Ludziejewski2025::fitted(
+                    self.info(&published.info),
+                    coefficients,
+                    self.residual_nats,
+                    draws,
+                ))
+            }
+            "yun2024" => {
+                let (coefficients, draws) = self.sets()?;
+                let form = toml::from_str(yun2024::INFO).map_err(|e| e.to_string())?;
+                let info = self.info(&form);
+                let residual_nats = self.residual_nats;
+                Box::new(yun2024::Yun2024 { info, coefficients, residual_nats, draws })
+            }
+            "zhao2025" => {
+                let published = published(zhao2025::Zhao2025::published())?;
+                let coefficients = self.sets()?.0;
+                Box::new(zhao2025::Zhao2025 { info: self.info(&published.info), coefficients })
+            }
+            "abnar2025" => {
+                let published = published(abnar2025::Abnar2025::published())?;
+                let coefficients = self.sets()?.0;
+                Box::new(abnar2025::Abnar2025 { info: self.info(&published.info), coefficients })
+            }
+            "krajewski2024" => {
+                let published = published(krajewski2024::Krajewski2024::published(None))?;
+                let expansion = self.fixed.ok_or("`fixed` is missing: the expansion rate")?;
+                let info = self.info(published.info());
+                Box::new(krajewski2024::Krajewski2024::fitted(info, expansion, self.sets()?.0))
+            }
+            "clark2022" => {
+                let published = published(clark2022::Clark2022::published(None))?;
+                let tokens = self.fixed.ok_or("`fixed` is missing: the training tokens")?;
+                let (info, coefficients) = (self.info(&published.info), self.sets()?.0);
+                Box::new(clark2022::Clark2022 { info, coefficients, tokens })
+            }
+            "hoffmann2022" => {
+                let published = published(dense::hoffmann(None))?;
+                let (coefficients, _): (dense::Coefficients, _) = self.sets()?;
+                Box::new(published.fitted(self.info(published.info()), coefficients.slice()))
+            }
+            other => {
+                return Err(format!("form `{other}` is not known; there is {}", FORMS.join(", ")));
+            }
+        })
+    }
+
+    /// The coefficients and their draws as the form's own type.
+    fn sets<T: DeserializeOwned>(&self) -> Result<(T, Vec<T>), String> {
+        let draws = self.draws.iter().map(|draw| self.set(draw)).collect::<Result<_, _>>()?;
+        Ok((self.set(&self.coefficients)?, draws))
+    }
+
+    fn set<T: DeserializeOwned>(&self, values: &[f64]) -> Result<T, String> {
+        if values.len() != self.names.len() {
+            return Err(format!("{} names but {} values", self.names.len(), values.len()));
+        }
+        let named: Map<String, Value> =
+            self.names.iter().cloned().zip(values.iter().map(|&v| Value::from(v))).collect();
+        // A value that is not finite becomes null here and is refused by its type.
+        serde_json::from_value(Value::Object(named)).map_err(|e| format!("coefficients: {e}"))
+    }
+
+    /// The form's description with this file's source and ranges.
+    fn info(&self, form: &LawInfo) -> LawInfo {
+        LawInfo {
+            id: format!("{} (file)", self.form),
+            title: format!("Coefficients from a file, in the form of: {}", form.title),
+            source: self.source.clone(),
+            fitted_to: "see the file's `fit`".into(),
+            variants: Vec::new(),
+            ranges: self.ranges.clone(),
+            ..form.clone()
+        }
+    }
+}
+
+/// Forms that a file can hold and a fit can make.
+pub const FORMS: [&str; 7] = [
+    "ludziejewski2025",
+    "yun2024",
+    "zhao2025",
+    "krajewski2024",
+    "clark2022",
+    "abnar2025",
+    "hoffmann2022",
+];
+
+fn published<T>(law: Result<T>) -> Result<T, String> {
+    law.map_err(|e| e.to_string())
+}
+
+/// Names and values of coefficients, in the order of their declaration.
+///
+/// # Errors
+/// A message when the type is no struct of numbers.
+pub fn named<T: Serialize>(coefficients: &T) -> Result<BTreeMap<String, f64>, String> {
+    let value = serde_json::to_value(coefficients).map_err(|e| e.to_string())?;
+    serde_json::from_value(value).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::law::{Inputs, Question, Variable, ask, load, load_scaling};
+
+    fn file(form: &str, coefficients: BTreeMap<String, f64>) -> LawFile {
+        LawFile {
+            schema: SCHEMA.into(),
+            schema_version: SCHEMA_VERSION.into(),
+            form: form.into(),
+            source: "test".into(),
+            names: coefficients.keys().cloned().collect(),
+            coefficients: coefficients.into_values().collect(),
+            residual_nats: 0.004,
+            fixed: None,
+            ranges: Vec::new(),
+            draws: Vec::new(),
+            fit: None,
+        }
+    }
+
+    fn ludziejewski() -> LawFile {
+        let published = ludziejewski2025::Ludziejewski2025::published().unwrap();
+        file("ludziejewski2025", named(&published.coefficients).unwrap())
+    }
+
+    fn written(file: &LawFile) -> tempfile::NamedTempFile {
+        let at = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
+        std::fs::write(at.path(), serde_json::to_vec(file).unwrap()).unwrap();
+        at
+    }
+
+    #[test]
+    fn a_published_law_survives_its_file() {
+        let inputs = [(Variable::Experts, 8.0), (Variable::NActive, 1e9), (Variable::Tokens, 2e10)];
+        let inputs = Inputs::new(inputs).unwrap();
+        let at = written(&ludziejewski());
+        let from_file =
+            ask(load_file(at.path()).unwrap().as_ref(), &inputs, Question::Loss).unwrap();
+        let published = load("ludziejewski2025", None).unwrap();
+        let published = ask(published.as_ref(), &inputs, Question::Loss).unwrap();
+        assert!((from_file.loss_nats - published.loss_nats).abs() < 1e-15);
+        assert!(from_file.in_fit_range, "a file without ranges has none to leave");
+    }
+
+    #[test]
+    fn a_ranking_takes_a_file_with_its_draws() {
+        let mut with_draws = ludziejewski();
+        with_draws.draws = vec![with_draws.coefficients.clone(); 3];
+        let at = written(&with_draws);
+        let law = load_scaling(at.path().to_str().unwrap()).unwrap();
+        assert_eq!(law.drawn_slices(8).len(), 3);
+        assert_eq!(law.drawn_slices(8)[0], law.slice(8).unwrap());
+        assert!((law.residual_nats() - 0.004).abs() < 1e-12);
+    }
+
+    #[test]
+    fn bad_files_are_refused_with_the_reason() {
+        let good = ludziejewski();
+        let cases: [(LawFile, &str); 5] = [
+            (LawFile { schema: "other".into(), ..good.clone() }, "schema"),
+            (LawFile { form: "tian2025".into(), ..good.clone() }, "form `tian2025`"),
+            (LawFile { names: good.names[1..].to_vec(), ..good.clone() }, "names but"),
+            (LawFile { residual_nats: -1.0, ..good.clone() }, "residual_nats"),
+            (
+                LawFile {
+                    names: good.names[1..].to_vec(),
+                    coefficients: good.coefficients[1..].to_vec(),
+                    ..good.clone()
+                },
+                "missing field `a`",
+            ),
+        ];
+        for (bad, reason) in cases {
+            let at = written(&bad);
+            let error = load_file(at.path()).err().unwrap();
+            assert_eq!(error.exit_code(), 3);
+            assert!(error.to_string().contains(reason), "{error}");
+        }
+        let at = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(at.path(), b"{\"schema\": \"moe-frontier.law\", ").unwrap();
+        assert_eq!(load_file(at.path()).err().unwrap().exit_code(), 3);
+        assert_eq!(load_file(Path::new("/no/such/file.json")).err().unwrap().exit_code(), 7);
+    }
+
+    #[test]
+    fn a_value_that_is_no_number_is_refused() {
+        let mut text = serde_json::to_value(ludziejewski()).unwrap();
+        text["coefficients"][0] = Value::Null;
+        let at = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(at.path(), text.to_string()).unwrap();
+        assert_eq!(load_file(at.path()).err().unwrap().exit_code(), 3);
+    }
+}

@@ -1,0 +1,146 @@
+//! Errors of predictions against measured points: overall and by model, device and engine.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::plan::points::{Point, Prediction};
+use crate::stats::quantile;
+
+/// Errors over a group of rows, as shares (0.1 is 10 %). `None` where no row has the figure.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Errors {
+    /// Rows of the group.
+    pub n: usize,
+    /// Rows with a prediction that count: not refused, not excluded.
+    pub n_predicted: usize,
+    /// Rows among those with a measured time per output token.
+    pub n_tpot: usize,
+    /// Mean absolute relative error of the time per output token.
+    pub tpot_mape: Option<f64>,
+    /// Its median.
+    pub tpot_median_ape: Option<f64>,
+    /// Its 90th percentile.
+    pub tpot_p90_ape: Option<f64>,
+    /// Mean signed relative error: above 0 predicts too slow.
+    pub tpot_bias: Option<f64>,
+    /// Median absolute relative error of the time to first token.
+    pub ttft_median_ape: Option<f64>,
+    /// Median absolute relative error of output tokens per second.
+    pub output_rate_median_ape: Option<f64>,
+}
+
+/// Errors overall and by group.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// All rows.
+    #[serde(flatten)]
+    pub all: Errors,
+    /// Rows of overloaded runs, which count nowhere else.
+    pub overloaded: Errors,
+    /// By model as the file names it.
+    pub by_model: BTreeMap<String, Errors>,
+    /// By device.
+    pub by_gpu: BTreeMap<String, Errors>,
+    /// By engine.
+    pub by_engine: BTreeMap<String, Errors>,
+    /// By model, device and engine together.
+    pub by_group: BTreeMap<String, Errors>,
+}
+
+/// A point with its prediction, if there is one.
+pub type Scored<'a> = (&'a Point, Option<&'a Prediction>);
+
+/// Summarises predictions.
+pub fn summarise(rows: &[Scored]) -> Summary {
+    let by = |name: fn(&Point) -> String| {
+        let mut groups: BTreeMap<String, Vec<Scored>> = BTreeMap::new();
+        for row in rows {
+            groups.entry(name(row.0)).or_default().push(*row);
+        }
+        groups.into_iter().map(|(name, rows)| (name, errors(&rows))).collect()
+    };
+    Summary {
+        all: errors(rows),
+        overloaded: overloaded(rows),
+        by_model: by(|p| p.model.clone()),
+        by_gpu: by(|p| p.gpu.clone()),
+        by_engine: by(|p| p.engine.clone()),
+        by_group: by(|p| format!("{} / {} / {}", p.model, p.gpu, p.engine)),
+    }
+}
+
+/// Relative error of the time per output token of a row that counts.
+pub fn tpot_error(row: &Scored) -> Option<f64> {
+    let (point, prediction) = row;
+    let measured = point.measured.tpot?;
+    counted(point).then_some(())?;
+    Some((*prediction)?.served.tpot / measured - 1.0)
+}
+
+/// Relative error of the time to first token of a row that counts.
+pub fn ttft_error(row: &Scored) -> Option<f64> {
+    let (point, prediction) = row;
+    let measured = point.measured.ttft?;
+    counted(point).then_some(())?;
+    Some((*prediction)?.served.ttft / measured - 1.0)
+}
+
+fn output_rate_error(row: &Scored) -> Option<f64> {
+    let (point, prediction) = row;
+    let measured = point.measured.output_rate?;
+    counted(point).then_some(())?;
+    Some((*prediction)?.output_rate / measured - 1.0)
+}
+
+/// Errors of overloaded rows as if they counted.
+fn overloaded(rows: &[Scored]) -> Errors {
+    let points: Vec<(Point, Option<&Prediction>)> = rows
+        .iter()
+        .filter(|(p, _)| p.excluded.as_ref().is_some_and(|why| why.starts_with("overloaded")))
+        .map(|(p, r)| (Point { excluded: None, ..(*p).clone() }, *r))
+        .collect();
+    errors(&points.iter().map(|(p, r)| (p, *r)).collect::<Vec<Scored>>())
+}
+
+fn counted(point: &Point) -> bool {
+    point.excluded.is_none()
+}
+
+fn errors(rows: &[Scored]) -> Errors {
+    let tpot: Vec<f64> = rows.iter().filter_map(tpot_error).collect();
+    let absolute = sorted(tpot.iter().copied());
+    let ttft = sorted(rows.iter().filter_map(ttft_error));
+    let rate = sorted(rows.iter().filter_map(output_rate_error));
+    let mean = |values: &[f64]| {
+        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    };
+    Errors {
+        n: rows.len(),
+        n_predicted: rows.iter().filter(|(p, r)| counted(p) && r.is_some()).count(),
+        n_tpot: tpot.len(),
+        tpot_mape: mean(&absolute),
+        tpot_median_ape: quantile(&absolute, 0.5),
+        tpot_p90_ape: quantile(&absolute, 0.9),
+        tpot_bias: mean(&tpot),
+        ttft_median_ape: quantile(&ttft, 0.5),
+        output_rate_median_ape: quantile(&rate, 0.5),
+    }
+}
+
+fn sorted(errors: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut absolute: Vec<f64> = errors.map(f64::abs).collect();
+    absolute.sort_by(f64::total_cmp);
+    absolute
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_predicted_has_no_error() {
+        let summary = summarise(&[]);
+        assert_eq!((summary.all.n, summary.all.tpot_mape), (0, None));
+    }
+}

@@ -1,0 +1,395 @@
+//! Measured points of running servers, and what the serving model predicts for each.
+//!
+//! One row of a CSV file is one deployment under one load. A row that cannot be predicted is kept
+//! with its reason; a row that says something impossible about itself (saturated, implausible) is
+//! predicted where possible but stays out of errors and fits, by name.
+
+use std::path::Path;
+
+use crate::config::{DType, DeviceSpec, MoeModel, preset};
+use crate::cost::{
+    Breakdown, Deployment, EngineCosts, Layout, Lengths, MemoryBudget, Served, Traffic,
+};
+use crate::profile::engine_tables::EngineTables;
+use crate::profile::flat_table::{FlatTable, Row};
+use crate::profile::{KernelTimes, Source};
+use crate::units::{Bytes, Seconds};
+use crate::{Error, Result};
+
+/// `InferenceX` draws lengths evenly from 80-100 % of the nominal ones.
+const INFERENCEX_MEAN_LENGTH: f64 = 0.9;
+/// Requests of each client in its closed-loop runs.
+pub const REQUESTS_PER_CLIENT: f64 = 10.0;
+/// An open loop that completes less than this share of what was offered is overloaded: its batch is
+/// set by what the engine admits and by how long the run lasted, not by the rate.
+pub const OVERLOAD_SHARE: f64 = 0.9;
+/// Requests of an overloaded run of vllm-cost-meter, as its rows tell: at 100 and 200 req/s offered,
+/// p99 of TTFT plus decoding end within `requests / done` seconds for 620-655 requests.
+pub const OVERLOAD_REQUESTS: f64 = 640.0;
+/// Drivers report 6.9 % more memory than the nominal gigabytes: 81,559 MiB on an H100 of 80 GB,
+/// 143,771 MiB on an H200 of 141 GB.
+pub const REPORTED_OVER_NOMINAL: f64 = 1.069;
+/// Share of memory that engines take.
+pub const USABLE_SHARE: f64 = 0.9;
+/// Activations, graphs, communication buffers and the runtime.
+pub const RESERVE: Bytes = Bytes(3.5e9);
+
+/// What a server was measured at.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Measured {
+    /// Time to first token.
+    pub ttft: Option<Seconds>,
+    /// Time per output token after the first.
+    pub tpot: Option<Seconds>,
+    /// Output tokens per second of the whole deployment.
+    pub output_rate: Option<f64>,
+}
+
+/// A deployment and its load, resolved.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The model in the formats it was served in.
+    pub model: MoeModel,
+    /// The device.
+    pub device: DeviceSpec,
+    /// How it was spread.
+    pub layout: Layout,
+    /// Mean lengths.
+    pub lengths: Lengths,
+    /// The load.
+    pub traffic: Traffic,
+}
+
+/// One row of a file of points.
+#[derive(Clone, Debug)]
+pub struct Point {
+    /// Name in the file, or its row.
+    pub id: String,
+    /// Model as the file names it.
+    pub model: String,
+    /// Device as the file names it.
+    pub gpu: String,
+    /// Engine in lower case.
+    pub engine: String,
+    /// Where the row was published or recorded: rows of one origin ran on one kind of host.
+    pub origin: String,
+    /// Measured figures.
+    pub measured: Measured,
+    /// What to predict, or why it cannot be predicted.
+    pub setup: Result<Setup, String>,
+    /// Why the row stays out of errors and fits, if it does.
+    pub excluded: Option<String>,
+}
+
+/// Reads a CSV of points.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be read; [`Error::BadFile`] when it is no table, lacks a column or
+/// holds a number that is none.
+pub fn read(path: &Path) -> Result<Vec<Point>> {
+    let table = FlatTable::read(path)?;
+    for column in ["model", "gpu", "engine", "isl", "osl", "concurrency_or_rate"] {
+        if !table.has(column) {
+            return Err(Error::bad_file(table.location(), format!("no column `{column}`")));
+        }
+    }
+    table.rows().enumerate().map(|(index, row)| point(index, &row)).collect()
+}
+
+fn point(index: usize, row: &Row) -> Result<Point> {
+    let text = |column: &str| row.text(column).unwrap_or_default().to_owned();
+    let optional = |column: &str| -> Result<Option<f64>> {
+        match row.text(column) {
+            None => Ok(None),
+            Some(_) => row.number(column).map(Some),
+        }
+    };
+    let ms = |column: &str| -> Result<Option<Seconds>> {
+        let value = optional(column)?;
+        if value.is_some_and(|v| v <= 0.0) {
+            return Err(row.bad(format!("`{column}` is not above zero")));
+        }
+        Ok(value.map(Seconds::from_ms))
+    };
+    let measured = Measured {
+        ttft: ms("ttft_ms")?,
+        tpot: ms("tpot_ms")?,
+        output_rate: optional("output_tok_s_total")?,
+    };
+    Ok(Point {
+        id: row.text("source_id").map_or_else(|| format!("row {}", index + 1), str::to_owned),
+        model: text("model"),
+        gpu: text("gpu"),
+        engine: text("engine").to_lowercase(),
+        origin: text("source"),
+        measured,
+        setup: setup(row),
+        excluded: excluded(row),
+    })
+}
+
+/// Why a row must not enter errors or fits.
+fn excluded(row: &Row) -> Option<String> {
+    if let Some(flag) = row.text("quality_flag") {
+        return Some(flag.split([' ', '(']).next().unwrap_or(flag).to_owned());
+    }
+    let (offered, done) = offered_and_done(row.text("concurrency_or_rate")?)?;
+    (done < OVERLOAD_SHARE * offered).then(|| {
+        format!("overloaded: {done} of {offered} req/s completed; the queue sets its figures")
+    })
+}
+
+fn setup(row: &Row) -> Result<Setup, String> {
+    let model = model(row)?;
+    let gpu = row.text("gpu").unwrap_or_default();
+    let device = device(gpu)?;
+    let layout = layout(row)?;
+    layout.validate(&model).map_err(|e| e.to_string())?;
+    let length = |column: &str| -> Result<f64, String> {
+        let text = row.text(column).unwrap_or_default();
+        let value: Option<f64> = text.parse().ok();
+        value
+            .filter(|v| v.is_finite() && *v >= 1.0)
+            .ok_or_else(|| format!("{column} is `{text}`, not a number of tokens"))
+    };
+    let mut lengths = Lengths { input: length("isl")?, output: length("osl")? };
+    if row.text("source").is_some_and(|s| s.contains("InferenceX")) {
+        lengths.input *= INFERENCEX_MEAN_LENGTH;
+        lengths.output *= INFERENCEX_MEAN_LENGTH;
+    }
+    let traffic = traffic(row)?;
+    Ok(Setup { model, device, layout, lengths, traffic })
+}
+
+/// The model of a row by its name on the Hub, in the formats of the row.
+fn model(row: &Row) -> Result<MoeModel, String> {
+    let name = row.text("model").unwrap_or_default();
+    let plain = name.rsplit('/').next().unwrap_or(name).to_lowercase();
+    let plain = plain.trim_start_matches("meta-");
+    let known = preset::names()
+        .filter(|known| plain.starts_with(&known.to_lowercase()))
+        .max_by_key(|known| known.len());
+    // The reasoning model has the shape of its base model.
+    let known = match known {
+        None if plain == "r1" || plain.starts_with("deepseek-r1") => Some("DeepSeek-V3"),
+        other => other,
+    };
+    let known = known.ok_or_else(|| format!("model `{name}` is not known"))?;
+    let mut model = preset::load(known).map_err(|e| e.to_string())?.model;
+    let precision = row.text("weights_precision").unwrap_or_default().to_lowercase();
+    set_precision(&mut model, &precision)?;
+    Ok(model)
+}
+
+/// Stores a model's weights in a precision as servers name it; empty leaves them as published.
+///
+/// # Errors
+/// A sentence that names the accepted ones.
+pub fn set_precision(model: &mut MoeModel, precision: &str) -> Result<(), String> {
+    let both = |dtype: DType| (dtype, dtype);
+    let (experts, dense) = match precision {
+        "" => return Ok(()),
+        "bf16" | "bfloat16" | "bf16/fp16" => both(DType::Bf16),
+        "fp16" | "float16" | "f16" => both(DType::F16),
+        "fp8" | "fp8_block" => both(DType::Fp8),
+        "int8" => both(DType::Int8),
+        "int4" => (DType::Int4, DType::Bf16),
+        p if p.starts_with("mxfp4") => (DType::Mxfp4, DType::Bf16),
+        p => {
+            return Err(format!(
+                "weights in `{p}` are not known; bf16, fp16, fp8, int8, int4 and mxfp4 are"
+            ));
+        }
+    };
+    (model.expert_dtype, model.dense_dtype) = (experts, dense);
+    Ok(())
+}
+
+fn device(gpu: &str) -> Result<DeviceSpec, String> {
+    // A row that leaves the variant open is taken as the one whose price its source names.
+    let name = if gpu == "h100_80gb" { "h100_nvl" } else { gpu };
+    DeviceSpec::load(name).map_err(|_| format!("device `{gpu}` is not known"))
+}
+
+/// Parallelism as the files write it: `tp8`, `tp8pp1 moe_tp8 moe_ep1`, `DEP4`, `TP8 (attn DP)`.
+fn layout(row: &Row) -> Result<Layout, String> {
+    let text = row.text("parallelism").unwrap_or_default();
+    let gpus: Option<usize> = row.text("n_gpus").and_then(|t| t.parse().ok());
+    let lower = text.to_lowercase();
+    let number_after = |prefix: &str| -> Option<usize> {
+        lower.split_whitespace().find_map(|word| {
+            let digits = word.strip_prefix(prefix)?;
+            let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+            digits[..end].parse().ok()
+        })
+    };
+    let unknown = || format!("parallelism `{text}` is not understood");
+    if lower.contains("pp") && !lower.contains("pp1") {
+        return Err(format!("pipeline parallelism (`{text}`) is not modelled"));
+    }
+    let layout = if let Some(ranks) = number_after("dep") {
+        Layout { attention_tp: 1, attention_dp: ranks, moe_tp: 1, moe_ep: ranks }
+    } else if let Some(ranks) = number_after("tep") {
+        Layout { attention_tp: ranks, attention_dp: 1, moe_tp: 1, moe_ep: ranks }
+    } else if lower.contains("attn dp") {
+        let ranks = number_after("tp").ok_or_else(unknown)?;
+        // Engines that spread attention over sequences spread experts over the same ranks.
+        Layout { attention_tp: 1, attention_dp: ranks, moe_tp: 1, moe_ep: ranks }
+    } else if let Some(ranks) = number_after("tp") {
+        let dp = number_after("dp").unwrap_or(1);
+        let moe_ep = number_after("moe_ep").or_else(|| number_after("ep"));
+        let moe_ep = moe_ep.unwrap_or(1);
+        let moe_tp = number_after("moe_tp").unwrap_or((ranks * dp / moe_ep).max(1));
+        Layout { attention_tp: ranks, attention_dp: dp, moe_tp, moe_ep }
+    } else {
+        return Err(unknown());
+    };
+    match gpus {
+        Some(gpus) if gpus != layout.devices() => {
+            Err(format!("`{text}` uses {} devices, the row has {gpus}", layout.devices()))
+        }
+        _ => Ok(layout),
+    }
+}
+
+fn traffic(row: &Row) -> Result<Traffic, String> {
+    let text = row.text("concurrency_or_rate").unwrap_or_default();
+    if row.text("workload").is_some_and(|w| w.contains("static batch")) {
+        return Err("a static batch has no steady state: no TTFT and TPOT to compare".into());
+    }
+    if text.starts_with("max load") {
+        return Ok(Traffic::Offline);
+    }
+    if let Some((offered, done)) = offered_and_done(text) {
+        if done < OVERLOAD_SHARE * offered {
+            return Ok(Traffic::Burst(OVERLOAD_REQUESTS));
+        }
+        return Ok(Traffic::Open(done));
+    }
+    let concurrency: Option<f64> = text.parse().ok();
+    concurrency
+        .filter(|c| c.is_finite() && *c >= 1.0)
+        .map(|concurrency| Traffic::Closed {
+            concurrency,
+            requests_per_client: REQUESTS_PER_CLIENT,
+        })
+        .ok_or_else(|| format!("load `{text}` is neither a concurrency nor a rate"))
+}
+
+/// `25 req/s offered, 20.57 done`.
+fn offered_and_done(text: &str) -> Option<(f64, f64)> {
+    let (offered, done) = text.split_once(" req/s offered, ")?;
+    let done = done.split(' ').next()?;
+    let positive = |t: &str| t.parse().ok().filter(|v: &f64| v.is_finite() && *v > 0.0);
+    Some((positive(offered)?, positive(done)?))
+}
+
+impl Point {
+    /// Rows that share engine constants: one engine on one kind of host.
+    pub fn group(&self) -> String {
+        let origin = self.origin.split([';', ',']).next().unwrap_or_default().trim();
+        if origin.is_empty() { self.engine.clone() } else { format!("{} ({origin})", self.engine) }
+    }
+}
+
+/// What the model says about one point.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prediction {
+    /// Steady state.
+    pub served: Served,
+    /// Output tokens per second of the whole deployment.
+    pub output_rate: f64,
+}
+
+impl Prediction {
+    /// Where the step's times come from.
+    pub fn source(&self) -> Source {
+        self.served.step.source
+    }
+
+    /// Mean step by part.
+    pub fn step(&self) -> &Breakdown {
+        &self.served.step
+    }
+}
+
+/// Predicts one setup with the given engine constants.
+///
+/// # Errors
+/// A sentence: what cannot be predicted and why.
+pub fn predict(
+    setup: &Setup,
+    engine: &str,
+    costs: &EngineCosts,
+    tables: Option<&EngineTables>,
+) -> Result<Prediction> {
+    let times = KernelTimes::new(tables, &setup.device, engine)?;
+    predict_with(setup, costs, &times)
+}
+
+/// The same with kernel times at hand.
+///
+/// # Errors
+/// As [`predict`].
+pub fn predict_with(setup: &Setup, costs: &EngineCosts, times: &KernelTimes) -> Result<Prediction> {
+    let deployment = Deployment { model: &setup.model, layout: setup.layout, times, costs };
+    deployment.validate()?;
+    let budget = MemoryBudget {
+        device: Bytes(setup.device.memory_bytes * REPORTED_OVER_NOMINAL),
+        usable_share: USABLE_SHARE,
+        reserve: RESERVE,
+    };
+    let served = deployment.serve(&setup.traffic, &setup.lengths, budget.usable())?;
+    Ok(Prediction { served, output_rate: served.requests_per_s * setup.lengths.output })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: &str = "model,gpu,n_gpus,parallelism,engine,weights_precision,isl,osl,concurrency_or_rate,tpot_ms\n";
+
+    fn one(row: &str) -> Result<Point> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.csv");
+        std::fs::write(&path, format!("{HEADER}{row}\n")).unwrap();
+        read(&path).map(|mut points| points.remove(0))
+    }
+
+    #[test]
+    fn parallelism_and_load_are_read_as_files_write_them() {
+        for (text, devices, expected) in [
+            ("tp8pp1 moe_tp8 moe_ep1", 8, Layout::tensor(8)),
+            ("tp2", 2, Layout::tensor(2)),
+            ("DEP4", 4, Layout { attention_tp: 1, attention_dp: 4, moe_tp: 1, moe_ep: 4 }),
+            ("TP8 (attn DP)", 8, Layout { attention_tp: 1, attention_dp: 8, moe_tp: 1, moe_ep: 8 }),
+            ("tp4 ep4", 4, Layout { attention_tp: 4, attention_dp: 1, moe_tp: 1, moe_ep: 4 }),
+        ] {
+            let row = format!("Qwen/Qwen3-30B-A3B,h100,{devices},{text},vLLM,bf16,100,10,4,5");
+            assert_eq!(one(&row).unwrap().setup.unwrap().layout, expected, "{text}");
+        }
+        let open = one("gpt-oss-20b,h200,1,tp1,vllm,,100,10,\"25 req/s offered, 20.5 done\",5");
+        let open = open.unwrap();
+        assert_eq!(open.setup.unwrap().traffic, Traffic::Burst(OVERLOAD_REQUESTS));
+        assert!(open.excluded.unwrap().contains("overloaded"));
+    }
+
+    #[test]
+    fn what_cannot_be_predicted_says_why() {
+        for (row, why) in [
+            ("nobody/knows,h100,1,tp1,vllm,bf16,100,10,4,5", "knows"),
+            ("mixtral-8x7b,mi300x,1,tp1,vllm,bf16,100,10,4,5", "mi300x"),
+            ("mixtral-8x7b,h100,64,tp8,vllm,bf16,100,10,4,5", "64"),
+            ("mixtral-8x7b,h100,2,tp2,vllm,int3,100,10,4,5", "int3"),
+            ("mixtral-8x7b,h100,2,tp2,vllm,bf16,mixed,10,4,5", "mixed"),
+            ("mixtral-8x7b,h100,2,see there,vllm,bf16,100,10,4,5", "see there"),
+            ("mixtral-8x7b,h100,2,tp2,vllm,bf16,100,10,words,5", "words"),
+            ("mixtral-8x7b,h100,8,tp4pp2,vllm,bf16,100,10,4,5", "pipeline"),
+        ] {
+            let reason = one(row).unwrap().setup.unwrap_err();
+            assert!(reason.contains(why), "{row}: {reason}");
+        }
+        assert_eq!(one("mixtral-8x7b,h100,2,tp2,vllm,bf16,1,1,1,x").unwrap_err().exit_code(), 3);
+        assert_eq!(one("mixtral-8x7b,h100,2,tp2,vllm,bf16,1,1,1,-1").unwrap_err().exit_code(), 3);
+    }
+}

@@ -1,0 +1,157 @@
+//! The accuracy page: predictions against every measured point, as Markdown. Files out, no new numbers.
+
+use std::fmt::Write;
+
+use crate::plan::accuracy::{Errors, Scored, Summary, tpot_error, ttft_error};
+use crate::plan::calibrate::Calibration;
+use crate::units::Seconds;
+
+/// Rows shown among the worst.
+const WORST: usize = 10;
+
+/// One way of predicting the same rows.
+pub struct Way<'a> {
+    /// Heading.
+    pub name: &'a str,
+    /// What it used, as one sentence.
+    pub how: &'a str,
+    /// Rows with their predictions.
+    pub rows: Vec<Scored<'a>>,
+    /// Errors of them.
+    pub summary: Summary,
+}
+
+/// The page.
+pub fn page(
+    points: &str,
+    ways: &[Way],
+    calibrations: &[Calibration],
+    not_counted: &[(String, usize)],
+) -> String {
+    let mut text = String::from("# Accuracy of the serving model\n\n");
+    let _ = writeln!(
+        text,
+        "Every row of `{points}`, predicted and compared. Errors are of the time per output token \
+(TPOT) and of the time to first token (TTFT), relative to the measured value. Rows with a quality \
+flag and overloaded rows (less than 90 % of the offered rate completed) do not count; they are \
+listed below by reason.\n"
+    );
+    for way in ways {
+        let _ = writeln!(text, "## {}\n\n{}\n", way.name, way.how);
+        table(&mut text, &way.summary);
+        worst(&mut text, &way.rows);
+    }
+    constants(&mut text, calibrations);
+    text.push_str("## Rows that do not count\n\n| rows | reason |\n|---|---|\n");
+    for (reason, rows) in not_counted {
+        let _ = writeln!(text, "| {rows} | {} |", cell(reason));
+    }
+    text
+}
+
+fn table(text: &mut String, summary: &Summary) {
+    text.push_str(
+        "| group | rows | used | with TPOT | TPOT MAPE | median | p90 | bias | TTFT median | tokens/s median |\n\
+         |---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    line(text, "**all**", &summary.all);
+    line(text, "overloaded (not in all)", &summary.overloaded);
+    for (name, errors) in summary.by_gpu.iter().chain(&summary.by_engine).chain(&summary.by_group) {
+        line(text, name, errors);
+    }
+    text.push('\n');
+}
+
+fn line(text: &mut String, name: &str, e: &Errors) {
+    let percent = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.1} %", v * 100.0));
+    let _ = writeln!(
+        text,
+        "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+        cell(name),
+        e.n,
+        e.n_predicted,
+        e.n_tpot,
+        percent(e.tpot_mape),
+        percent(e.tpot_median_ape),
+        percent(e.tpot_p90_ape),
+        percent(e.tpot_bias),
+        percent(e.ttft_median_ape),
+        percent(e.output_rate_median_ape)
+    );
+}
+
+fn worst(text: &mut String, rows: &[Scored]) {
+    let mut errors: Vec<(f64, &Scored)> =
+        rows.iter().filter_map(|r| tpot_error(r).map(|e| (e, r))).collect();
+    errors.sort_by(|a, b| b.0.abs().total_cmp(&a.0.abs()));
+    text.push_str(
+        "The ten worst by TPOT:\n\n| row | group | measured TPOT, ms | predicted | error | TTFT error |\n|---|---|---|---|---|---|\n",
+    );
+    for (error, row) in errors.into_iter().take(WORST) {
+        let (point, prediction) = row;
+        let measured = point.measured.tpot.map_or(0.0, Seconds::as_ms);
+        let predicted = prediction.map_or(0.0, |p| p.served.tpot.as_ms());
+        let ttft = ttft_error(row).map_or("-".to_owned(), |e| format!("{:+.0} %", e * 100.0));
+        let _ = writeln!(
+            text,
+            "| {} | {} / {} / {} | {measured:.2} | {predicted:.2} | {:+.0} % | {ttft} |",
+            cell(&point.id),
+            cell(&point.model),
+            cell(&point.gpu),
+            cell(&point.engine),
+            error * 100.0
+        );
+    }
+    text.push('\n');
+}
+
+fn constants(text: &mut String, calibrations: &[Calibration]) {
+    text.push_str(
+        "## Calibrated constants\n\nFitted to all rows of a group (the cross-validated errors above \
+use fits without the row's fold); 95 % intervals.\n\n| group | rows | left out | constant | value | from | to |\n|---|---|---|---|---|---|---|\n",
+    );
+    for c in calibrations.iter().filter(|c| !c.fitted.is_empty()) {
+        for f in &c.fitted {
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} | {:.3} | {:.3} | {:.3} |",
+                cell(&c.group),
+                c.rows,
+                c.left_out.len(),
+                f.name,
+                f.value,
+                f.lo,
+                f.hi
+            );
+        }
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | request_ms | {:.1} | | |",
+            cell(&c.group),
+            c.rows,
+            c.left_out.len(),
+            c.costs.request_s * 1e3
+        );
+    }
+    text.push('\n');
+}
+
+/// Text that cannot break a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::accuracy::summarise;
+
+    #[test]
+    fn a_page_of_nothing_is_still_a_page_and_cells_cannot_break_it() {
+        let way =
+            Way { name: "Zero-shot", how: "Defaults.", rows: Vec::new(), summary: summarise(&[]) };
+        let page = page("p.csv", &[way], &[], &[("a|b\nc".into(), 2)]);
+        assert!(page.contains("| **all** | 0 | 0 | 0 | - |"), "{page}");
+        assert!(page.contains("| 2 | a\\|b c |"), "{page}");
+    }
+}
