@@ -34,7 +34,7 @@ test *flags:
 ci:
     bash .ci/run
 
-# Run a bench: router, grouped_gemm or moe_layer; all without a name
+# Run a bench: router, grouped_gemm, moe_layer or cost_model; all without a name
 [group('bench')]
 bench name='':
     cargo bench {{ if name == '' { '--benches' } else { '--bench ' + name } }}

@@ -158,6 +158,9 @@ pub fn run(args: &MeasureArgs, output: Output) -> Result<()> {
         budget: Duration::from_secs_f64(args.time_budget.0.min(86_400.0)),
         rule: if args.quick { BlockRule::QUICK } else { BlockRule::FULL },
     };
+    if args.top_k == 0 {
+        return Err(Error::usage("--top-k", "a token visits at least one expert"));
+    }
     if let Some(experts) = request.experts.iter().find(|e| **e < args.top_k) {
         return Err(Error::usage(
             "--top-k",
@@ -279,6 +282,8 @@ fn text(profile: &Profile) -> String {
     };
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::NOTHING);
+    // Long reasons wrap within their column.
+    table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic).set_width(100);
     table.set_header([
         "hidden",
         "inter",
@@ -358,6 +363,6 @@ mod tests {
         profile.cells[1].latency = crate::measure::record::LatencyRecord::Absent("oom".into());
         let text = text(&profile);
         assert!(text.contains("read 20.0 GB/s") && text.contains("oom"), "{text}");
-        assert!(text.lines().all(|l| l.chars().count() <= 120), "{text}");
+        assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");
     }
 }

@@ -59,6 +59,9 @@ pub enum Command {
     Doctor(doctor::Args),
     /// Loss laws: list them, evaluate them, find the best size for a budget.
     #[command(subcommand)]
+    #[command(
+        after_help = "Example: moe-frontier law optimal --experts 8 --train-flops 1e21 --json"
+    )]
     Law(law::Command),
     /// Third-party measured tables into a file that `estimate` and `size` read.
     Import(import::ImportArgs),
@@ -89,5 +92,47 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Size(args) => size::run(&args, output),
         Command::Accuracy(args) => accuracy::run(&args, output),
         Command::Estimate(args) => estimate::run(&args, output),
+    }
+}
+
+/// What clap says of wrong arguments as one line: what is wrong, then its tips. The usage that it
+/// prints below is what `--help` shows.
+pub fn usage_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let joined = |part: &str| part.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut parts = text.split("\n\n").map(joined).filter(|part| !part.is_empty());
+    let mut line = parts.next().unwrap_or_else(|| "error: wrong arguments".to_owned());
+    for tip in parts.filter(|part| part.starts_with("tip:")) {
+        line += "; ";
+        line += &tip;
+    }
+    line + "; --help shows the usage"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(arguments: &[&str]) -> String {
+        let all = [&["moe-frontier"], arguments].concat();
+        usage_line(&Cli::try_parse_from(all).unwrap_err())
+    }
+
+    #[test]
+    fn wrong_arguments_are_told_in_one_line() {
+        let wrong = line(&["rank", "--price", "nan"]);
+        assert!(wrong.starts_with("error: invalid value 'nan' for '--price <PRICE>'"), "{wrong}");
+        assert!(wrong.contains("write 1e21"), "{wrong}");
+        assert!(
+            line(&["rank", "--prise", "1"]).contains("tip: a similar argument exists: '--price'")
+        );
+        assert!(line(&["report"]).contains("were not provided: <RANK_JSON>"));
+        assert!(
+            line(&["compare", "a", "b", "--fail-on", "x"]).contains("[possible values: slower]")
+        );
+        for all in [wrong, line(&["rank", "a\n\nb"]), line(&["nothing"])] {
+            assert_eq!(all.lines().count(), 1, "{all}");
+            assert!(!all.contains("Usage:"), "{all}");
+        }
     }
 }

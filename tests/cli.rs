@@ -1,0 +1,575 @@
+//! The program itself against its contract: help, exit codes, one-line errors, streams, files and
+//! signals. What commands compute is tested where it is computed.
+//!
+//! Stored profiles are kept in temporary folders; the user's are never read or written.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use clap::CommandFactory;
+use clap::error::ErrorKind;
+use moe_frontier::cli::Cli;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The program, started in a folder that also holds its stored profiles.
+fn program(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_moe-frontier"));
+    command.args(arguments).current_dir(folder);
+    command.env("MOE_FRONTIER_PROFILES", folder.join("profiles"));
+    command
+}
+
+fn output(folder: &Path, arguments: &[&str]) -> Output {
+    program(folder, arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// What a successful call prints.
+fn printed(folder: &Path, arguments: &[&str]) -> String {
+    let output = output(folder, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Ends with this code and one line on stderr that contains `word`, and prints no result.
+fn refused(folder: &Path, arguments: &[&str], code: i32, word: &str) {
+    let output = output(folder, arguments);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {message}");
+    let errors: Vec<&str> = message.lines().filter(|l| !l.starts_with("warning: ")).collect();
+    assert_eq!(errors.len(), 1, "{arguments:?}: {message}");
+    assert!(errors[0].starts_with("error: ") && errors[0].contains(word), "{message}");
+    assert!(output.stdout.is_empty(), "{arguments:?}");
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|e| e.unwrap().file_name().to_str().unwrap().to_owned()).collect();
+    names.sort();
+    names
+}
+
+/// A profile of small layers that this machine measured, as text; measured once.
+fn profile() -> &'static str {
+    static PROFILE: OnceLock<String> = OnceLock::new();
+    PROFILE.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let flags = "measure --quick --dtype f32 --experts 4,8 --top-k 1 --hidden 64,128 \
+                     --tokens 1,16 --time-budget 5s --out p.json";
+        printed(folder.path(), &flags.split_whitespace().collect::<Vec<_>>());
+        fs::read_to_string(folder.path().join("p.json")).unwrap()
+    })
+}
+
+/// Every command and subcommand, as the words that call it.
+fn commands() -> Vec<Vec<String>> {
+    fn walk(command: &clap::Command, words: &[String], all: &mut Vec<Vec<String>>) {
+        for sub in command.get_subcommands().filter(|s| s.get_name() != "help") {
+            let words = [words, &[sub.get_name().to_owned()]].concat();
+            all.push(words.clone());
+            walk(sub, &words, all);
+        }
+    }
+    let mut all = Vec::new();
+    walk(&Cli::command(), &[], &mut all);
+    all
+}
+
+#[test]
+fn the_help_of_every_command_shows_an_example_and_fits() {
+    let folder = tempfile::tempdir().unwrap();
+    let commands = commands();
+    assert!(commands.len() >= 8, "{commands:?}");
+    for words in commands {
+        let mut arguments: Vec<&str> = words.iter().map(String::as_str).collect();
+        arguments.push("--help");
+        let help = printed(folder.path(), &arguments);
+        let example = help.split_once("Example").map(|(_, after)| after).unwrap_or_default();
+        let call = format!("moe-frontier {}", words[0]);
+        assert!(example.contains(&call), "{words:?} has no example:\n{help}");
+    }
+}
+
+/// Every flag that takes a number, with the words of its command.
+fn numeric_flags() -> Vec<(Vec<String>, String)> {
+    let mut flags = Vec::new();
+    for words in commands() {
+        let root = Cli::command();
+        let command = words.iter().fold(&root, |c, w| c.find_subcommand(w).unwrap());
+        for flag in command.get_arguments().filter_map(|a| a.get_long()) {
+            let accepts = |value: &str| refusal(&words, flag, value) != Some(true);
+            // A number of some kind is fine, and a word is not.
+            let numbers = ["1", "1s", "0.5", "2"];
+            if numbers.iter().any(|n| accepts(n)) && !accepts("word") {
+                flags.push((words.clone(), flag.to_owned()));
+            }
+        }
+    }
+    flags
+}
+
+/// Parses a command with one flag; whether the flag's value was refused, `None` if nothing was.
+fn refusal(words: &[String], flag: &str, value: &str) -> Option<bool> {
+    let given = format!("--{flag}={value}");
+    let arguments = ["moe-frontier"].into_iter().chain(words.iter().map(String::as_str));
+    let error = Cli::command().try_get_matches_from(arguments.chain([given.as_str()])).err()?;
+    Some(matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue))
+}
+
+#[test]
+fn no_numeric_flag_takes_what_is_not_a_number() {
+    let flags = numeric_flags();
+    assert!(flags.len() >= 30, "{} flags", flags.len());
+    for (words, flag) in &flags {
+        for value in ["nan", "NaN", "-nan", "inf", "-inf", "infinity", "1e999", "", "-1", "1x"] {
+            assert_eq!(refusal(words, flag, value), Some(true), "{words:?} --{flag}={value}");
+        }
+    }
+}
+
+#[test]
+fn zero_is_refused_where_it_has_no_meaning() {
+    for (words, flag) in numeric_flags() {
+        let may_be_zero = ["seed", "skew", "shared-ratio", "sparsity"].contains(&flag.as_str());
+        // Checked against the other flags, not when it is parsed.
+        let checked_later = ["top-k", "reference-experts"].contains(&flag.as_str());
+        if may_be_zero || checked_later {
+            continue;
+        }
+        let refused = ["0", "0s"].iter().all(|zero| refusal(&words, &flag, zero) == Some(true));
+        assert!(refused, "{words:?} --{flag}=0");
+    }
+}
+
+#[test]
+fn wrong_flags_end_with_two_and_say_what_is_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases: &[(&str, &str)] = &[
+        ("frobnicate", "unrecognized subcommand 'frobnicate'"),
+        ("rank --prise 1", "a similar argument exists: '--price'"),
+        ("rank --experts 0", "--experts"),
+        ("rank --experts abc", "write 8, 1,2,4"),
+        ("rank --experts -4", "unexpected argument '-4'"),
+        ("rank --price 0", "--price"),
+        ("rank --price=-3", "--price"),
+        ("rank --train-price 0", "--train-price"),
+        ("rank --train-price=-0.5", "--train-price"),
+        ("rank --mfu nan", "--mfu"),
+        ("rank --train-flops inf", "--train-flops"),
+        ("rank --tpot 20", "a duration needs a unit"),
+        ("rank --draws 0", "--draws"),
+        ("rank --train-flops 1e21 --target-loss 2.4", "cannot be used with"),
+        ("rank --rate 5 --utilisation 0.5", "cannot be used with"),
+        ("rank --profile h100 --experts 4,8 --reference-experts 5", "--reference-experts"),
+        ("rank --profile h100 --train-device h10", "h100"),
+        ("rank --profile h10", "h100"),
+        ("rank --profile h100 --law ludziejewsky2025", "ludziejewski2025"),
+        ("law optimal --experts 8", "--train-flops"),
+        ("law eval --experts 8 --tokens 1B", "--n-active"),
+        ("law eval --law hofmann2022 --n-total 1B --tokens 1B", "hoffmann2022"),
+        ("measure --experts 4 --top-k 8", "8 exceeds the 4 experts"),
+        ("measure --top-k 0", "--top-k"),
+        ("measure --routing sideways", "sideways"),
+        ("measure --dtype fp64", "bf16 and f32"),
+        ("measure --device tpu", "gpu:N"),
+        ("device show h10", "h100"),
+        ("preset show mixtral", "Mixtral-8x7B"),
+        ("compare one.json", "<NEW>"),
+        ("import aiconfigurator", "<FILE>"),
+    ];
+    for (arguments, word) in cases {
+        refused(folder.path(), &arguments.split(' ').collect::<Vec<_>>(), 2, word);
+    }
+    assert!(names(folder.path()).is_empty(), "{:?}", names(folder.path()));
+}
+
+#[test]
+fn a_file_that_cannot_be_used_ends_with_three_or_seven() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let files = [
+        ("empty.json", ""),
+        ("cut.json", "{\"schema\": \"moe-frontier/profile\", \"schema_ver"),
+        ("foreign.json", "{\"schema\": \"someone/else\", \"schema_version\": \"1.0\"}"),
+        ("list.json", "[1, 2]"),
+        ("nan.json", "{\"schema\": NaN}"),
+        ("words.json", "this is no JSON"),
+    ];
+    for (name, content) in files {
+        fs::write(at.join(name), content).unwrap();
+    }
+    fs::write(at.join("bytes.json"), [0xff, 0x00, 0xfe, 0x80]).unwrap();
+    fs::create_dir(at.join("folder.json")).unwrap();
+    let before = names(at);
+    let all = before.iter().map(String::as_str).filter(|n| *n != "folder.json");
+    for name in all {
+        refused(at, &["rank", "--profile", name], 3, name);
+        refused(at, &["report", name], 3, name);
+        refused(at, &["compare", name, name], 3, name);
+        refused(at, &["import", "aiconfigurator", name], 3, name);
+    }
+    for name in ["missing.json", "folder.json"] {
+        refused(at, &["rank", "--profile", name], 7, name);
+        refused(at, &["report", name], 7, name);
+        refused(at, &["compare", name, name], 7, name);
+        refused(at, &["import", "aiconfigurator", name], 7, name);
+    }
+    assert_eq!(names(at), before, "something was written");
+}
+
+#[test]
+fn a_loss_below_the_floor_of_the_law_ends_with_five() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases =
+        ["rank --profile h100 --target-loss 0.5", "law optimal --experts 8 --target-loss 0.5"];
+    for arguments in cases {
+        refused(folder.path(), &arguments.split(' ').collect::<Vec<_>>(), 5, "floor");
+    }
+    assert!(names(folder.path()).is_empty());
+}
+
+#[test]
+fn what_cannot_be_written_ends_with_seven_before_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::write(at.join("file"), "mine").unwrap();
+    refused(at, &["rank", "--profile", "h100", "--out", "file"], 7, "file");
+    refused(at, &["rank", "--profile", "h100", "--out", "file/below"], 7, "file");
+    refused(at, &["measure", "--out", "no/p.json"], 7, "no/p.json");
+    refused(at, &["measure", "--out", "."], 7, "it is a folder");
+    assert_eq!(names(at), ["file"]);
+    assert_eq!(fs::read(at.join("file")).unwrap(), b"mine");
+}
+
+#[test]
+fn an_existing_output_is_kept_without_force() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::write(at.join("mine.json"), "mine").unwrap();
+    fs::write(at.join("table.csv"), "a,b\n1,2\n").unwrap();
+    refused(at, &["measure", "--out", "mine.json"], 7, "--force");
+    refused(at, &["import", "aiconfigurator", "table.csv", "--out", "mine.json"], 7, "--force");
+    assert_eq!(fs::read(at.join("mine.json")).unwrap(), b"mine");
+}
+
+#[test]
+fn rank_prints_one_document_with_its_schema_first_and_the_fields_of_the_contract() {
+    let folder = tempfile::tempdir().unwrap();
+    let document =
+        printed(folder.path(), &["rank", "--profile", "h100", "--json", "--draws", "100"]);
+    let head: String = document.split_whitespace().take(5).collect();
+    assert_eq!(head, "{\"schema\":\"moe-frontier/rank\",\"schema_version\":\"1.0\",");
+    let mut documents = serde_json::Deserializer::from_str(&document).into_iter::<Value>();
+    let report = documents.next().unwrap().unwrap();
+    assert!(documents.next().is_none(), "more than one document");
+    for field in
+        ["candidates", "frontier", "crossovers", "decision_map", "profile", "law", "assumptions"]
+    {
+        assert!(!report[field].is_null(), "no {field}");
+    }
+    let candidates = report["candidates"].as_array().unwrap();
+    assert!(!candidates.is_empty());
+    for candidate in candidates {
+        for field in [
+            "experts",
+            "top_k",
+            "n_active",
+            "n_total",
+            "tokens",
+            "loss_nats",
+            "kind",
+            "train_flops",
+            "train_usd",
+            "serve_usd_per_million_output_tokens",
+            "output_tokens_per_s_per_gpu",
+            "gpus",
+            "tpot_ms",
+            "ttft_ms",
+            "p_best",
+            "tokens_per_param",
+            "extrapolation",
+            "binding",
+            "latency_source",
+        ] {
+            assert!(candidate.get(field).is_some(), "no {field} in {candidate}");
+        }
+        let kind = candidate["kind"].as_str().unwrap();
+        assert!(["loss_optimal", "iso_loss", "over_trained"].contains(&kind), "{kind}");
+    }
+    let stored = fs::read_to_string(folder.path().join("out/rank.json")).unwrap();
+    assert_eq!(stored, document, "stdout and file differ");
+}
+
+#[test]
+fn every_json_result_is_one_document_with_its_schema_first() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [
+        "law list --json",
+        "law eval --experts 8 --n-active 1B --tokens 20B --json",
+        "law optimal --experts 8 --train-flops 1e21 --json",
+        "preset list --json",
+        "preset show deepseek-v3 --json",
+        "device list --json",
+        "device show h200 --json",
+    ] {
+        let document = printed(folder.path(), &arguments.split(' ').collect::<Vec<_>>());
+        let head: String = document.split_whitespace().collect();
+        assert!(head.starts_with("{\"schema\":\"moe-frontier"), "{arguments}: {document}");
+        assert!(head.split("\",\"").nth(1).is_some_and(|f| f.starts_with("schema_version\":")));
+        serde_json::from_str::<Value>(&document).unwrap();
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
+    let run = |seed: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let flags = ["rank", "--profile", "h100", "--json", "--draws", "100", "--seed", seed];
+        let document = printed(folder.path(), &flags);
+        let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+        for name in names(&folder.path().join("out")) {
+            let content = fs::read(folder.path().join("out").join(&name)).unwrap();
+            files.push((name, content));
+        }
+        (document, files)
+    };
+    let (first, second, other) = (run("7"), run("7"), run("8"));
+    assert_eq!(first.0, second.0);
+    for (a, b) in first.1.iter().zip(&second.1) {
+        assert!(a == b, "{} differs between two runs", a.0);
+    }
+    assert_eq!(first.1.len(), second.1.len());
+    assert_ne!(first.0, other.0);
+}
+
+#[test]
+fn rank_leaves_all_the_files_it_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = printed(folder.path(), &["rank", "--profile", "h100", "--draws", "100"]);
+    let files = names(&folder.path().join("out"));
+    let (_, more) = text.split_once("report.html and ").unwrap();
+    let more: usize = more.split_whitespace().next().unwrap().parse().unwrap();
+    assert_eq!(files.len(), more + 2, "{files:?}");
+    for stem in ["cost_frontier", "total_cost", "decision_map_traffic", "layer_latency"] {
+        for ending in ["svg", "png"] {
+            assert!(files.contains(&format!("{stem}.{ending}")), "{stem}.{ending}");
+        }
+    }
+    for name in &files {
+        assert!(fs::metadata(folder.path().join("out").join(name)).unwrap().len() > 100, "{name}");
+    }
+    let page = printed(folder.path(), &["report", "out/rank.json", "--out", "again"]);
+    for line in page.lines() {
+        let name = Path::new(line).file_name().unwrap();
+        let (old, new) = (folder.path().join("out").join(name), folder.path().join(line));
+        assert!(fs::read(old).unwrap() == fs::read(new).unwrap(), "{line} was drawn differently");
+    }
+}
+
+#[test]
+fn text_is_never_wider_than_a_hundred_columns() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [
+        "rank --profile h100 --draws 100",
+        "rank --profile h100 --train-flops 1e24 --rate 1000 --tpot 10ms --draws 100",
+        "law list",
+        "law eval --experts 8 --n-active 1B --tokens 20B",
+        "law optimal --experts 64 --train-flops 1e25",
+        "preset list",
+        "preset show deepseek-v3",
+        "device list",
+        "device show h100",
+        "doctor",
+    ] {
+        let text = printed(folder.path(), &arguments.split(' ').collect::<Vec<_>>());
+        for line in text.lines() {
+            assert!(line.chars().count() <= 100, "{arguments}: {line}");
+        }
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [
+        vec!["rank", "--profile", "h100", "--json", "--draws", "50"],
+        vec!["preset", "list"],
+        vec!["rank", "--help"],
+    ] {
+        let mut child = program(folder.path(), &arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {message}");
+        assert!(!message.contains("panicked") && !message.contains("error:"), "{message}");
+    }
+}
+
+#[test]
+fn a_stored_profile_is_ranked_without_measuring() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::write(at.join("p.json"), profile()).unwrap();
+    let flags = "rank --profile p.json --include-noisy --json --draws 50 --train-flops 1e15 \
+                 --experts 4,8 --tpot 100s";
+    let output = output(at, &flags.split_whitespace().collect::<Vec<_>>());
+    let message = text(&output.stderr);
+    assert!(!message.contains("measuring") && !message.contains("panicked"), "{message}");
+    // A busy machine can leave no cell that may be used; that is refused, never guessed.
+    match output.status.code() {
+        Some(0) => {
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(report["profile"]["origin"], "p.json");
+            assert!(report["profile"]["cells"].as_u64().unwrap() >= 1);
+        }
+        Some(4) => assert!(message.contains("usable"), "{message}"),
+        _ => panic!("{message}"),
+    }
+    assert!(!at.join("profiles").exists(), "a stored profile needs no other");
+}
+
+#[test]
+fn a_cut_or_changed_profile_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = profile();
+    for part in [1, 3, 7, 9] {
+        fs::write(folder.path().join("cut.json"), &whole[..whole.len() * part / 10]).unwrap();
+        refused(folder.path(), &["rank", "--profile", "cut.json"], 3, "cut.json");
+    }
+    let changed = whole.replacen("median_ps\": ", "median_ps\": 1", 1);
+    let changed =
+        if changed == whole { whole.replacen("median_ps\":", "median_ps\":1", 1) } else { changed };
+    assert_ne!(changed, whole);
+    fs::write(folder.path().join("changed.json"), changed).unwrap();
+    refused(folder.path(), &["rank", "--profile", "changed.json"], 3, "changed.json");
+}
+
+#[test]
+fn a_profile_compared_with_itself_has_no_slower_cell() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("p.json"), profile()).unwrap();
+    let gate = ["compare", "p.json", "p.json", "--fail-on", "slower", "--json"];
+    let document: Value = serde_json::from_str(&printed(folder.path(), &gate)).unwrap();
+    assert_eq!(document["slower"], 0);
+}
+
+/// Measures this machine in seconds. On one that is slow or busy no cell may fit the time: that has
+/// its own exit code, and then nothing may have been written.
+#[test]
+fn rank_measures_this_machine_when_nothing_is_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let flags = "rank --profile auto --time-budget 3s --draws 50 --train-flops 1e16 --json";
+    let output = output(at, &flags.split(' ').collect::<Vec<_>>());
+    let message = text(&output.stderr);
+    match output.status.code() {
+        Some(0) => {
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(report["schema"], "moe-frontier/rank");
+            assert!(report["profile"]["origin"].as_str().unwrap().starts_with("measured now"));
+            assert_eq!(names(&at.join("profiles")).len(), 1);
+            assert!(at.join("out/report.html").is_file());
+        }
+        Some(4) => {
+            eprintln!("SKIPPED in part: this machine measures nothing in 3 s: {message}");
+            assert!(output.stdout.is_empty() && !at.join("out/rank.json").exists());
+        }
+        _ => panic!("{message}"),
+    }
+}
+
+/// Sends a signal to a measurement that has begun; what it printed, and its exit code.
+#[cfg(unix)]
+fn stopped_by(signal: &str, folder: &TempDir, out: &[&str]) -> (String, Option<i32>) {
+    let flags = "measure --dtype f32 --experts 8 --top-k 1 --hidden 128 --time-budget 300s";
+    let arguments: Vec<&str> = flags.split(' ').chain(out.iter().copied()).collect();
+    let mut child = program(folder.path(), &arguments)
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut message = String::new();
+    while !message.contains("measuring") {
+        assert!(stderr.read_line(&mut message).unwrap() > 0, "ended by itself: {message}");
+    }
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    let sent = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if sent.elapsed() > Duration::from_secs(120) {
+            child.kill().unwrap();
+            panic!("{signal} did not end the measurement");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    stderr.read_to_string(&mut message).unwrap();
+    (message, status.code())
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_measurement_leaves_nothing() {
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+        for out in [vec!["--out", "p.json"], vec![]] {
+            let folder = tempfile::tempdir().unwrap();
+            let (message, ended) = stopped_by(signal, &folder, &out);
+            assert_eq!(ended, Some(code), "{signal}: {message}");
+            assert_eq!(message.matches("error: ").count(), 1, "{message}");
+            assert!(message.contains("nothing was written"), "{message}");
+            assert!(names(folder.path()).is_empty(), "{:?}", names(folder.path()));
+        }
+    }
+}
+
+/// What the program prints on a terminal that `script` makes.
+#[cfg(target_os = "linux")]
+fn on_a_terminal(folder: &Path, no_color: Option<&str>) -> Option<String> {
+    let call = format!(
+        "{} rank --profile h100 --draws 50 2>/dev/null",
+        env!("CARGO_BIN_EXE_moe-frontier")
+    );
+    let mut script = Command::new("script");
+    script.args(["-qec", &call, "/dev/null"]).current_dir(folder).stdin(Stdio::null());
+    script.env("MOE_FRONTIER_PROFILES", folder).env("TERM", "xterm").env_remove("NO_COLOR");
+    if let Some(value) = no_color {
+        script.env("NO_COLOR", value);
+    }
+    let output = script.output().ok()?;
+    assert!(output.status.success(), "{}", text(&output.stdout));
+    Some(text(&output.stdout))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn no_color_is_honoured_on_a_terminal_and_pipes_have_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let piped = printed(folder.path(), &["rank", "--profile", "h100", "--draws", "50"]);
+    assert!(!piped.contains('\u{1b}'));
+    let Some(coloured) = on_a_terminal(folder.path(), None) else {
+        eprintln!("SKIPPED: no `script` to make a terminal with");
+        return;
+    };
+    assert!(coloured.contains('\u{1b}'), "no colour on a terminal: {coloured}");
+    let plain = on_a_terminal(folder.path(), Some("1")).unwrap();
+    assert!(!plain.contains('\u{1b}'), "{plain}");
+    assert!(plain.replace("\r\n", "\n").contains(piped.lines().next().unwrap()));
+}
