@@ -22,8 +22,8 @@ pub mod progress;
 pub mod rank;
 pub mod report;
 pub mod signals;
-pub mod store;
 pub mod size;
+pub mod store;
 
 pub use output::Output;
 
