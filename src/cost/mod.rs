@@ -6,6 +6,7 @@ mod memory;
 mod money;
 mod steady;
 mod step;
+pub mod yun2024;
 
 pub use geometry::Geometry;
 pub use load::LoadModel;
