@@ -236,7 +236,9 @@ fn flatten(stream: TokenStream, tokens: &mut Vec<Token>) {
                 push(open.into(), line);
                 let mut inner = Vec::new();
                 flatten(group.stream(), &mut inner);
-                inner.into_iter().for_each(|t| push(t.text, t.line));
+                for t in inner {
+                    push(t.text, t.line);
+                }
                 push(close.into(), group.span_close().start().line);
             }
         }

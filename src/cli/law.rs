@@ -8,6 +8,7 @@ use crate::law::{self, Evaluation, Inputs, LawInfo, LossLaw, Question, Variable}
 use crate::units::{Flops, Nats};
 use crate::{Error, Result};
 
+mod claims;
 mod fit;
 
 /// The law commands.
@@ -29,6 +30,9 @@ pub enum Command {
     /// Fit the coefficients of a law's form to training runs.
     #[command(after_help = fit::EXAMPLE)]
     Fit(fit::FitArgs),
+    /// Print what the seed papers claim beside what is computed here.
+    #[command(after_help = "Example:\n  moe-frontier law claims --json")]
+    Claims(claims::ClaimsArgs),
 }
 
 /// Which law.
@@ -146,6 +150,7 @@ pub fn run(command: Command, output: Output) -> Result<()> {
         Command::Eval(args) => eval(&args, output),
         Command::Optimal(args) => optimal(&args, output),
         Command::Fit(args) => fit::run(&args, output),
+        Command::Claims(args) => claims::run(&args, output),
     }
 }
 
@@ -193,7 +198,7 @@ fn describe(info: &LawInfo) -> String {
 /// A label and a value of up to 100 columns a line, continued under the value.
 fn wrapped(label: &str, value: &str) -> String {
     const WIDTH: usize = 100;
-    let indent = " ".repeat(label.len());
+    let indent = " ".repeat(label.trim_start_matches('\n').len());
     let mut text = String::new();
     let mut line = label.to_owned();
     for word in value.split(' ') {

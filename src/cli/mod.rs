@@ -22,6 +22,7 @@ pub mod progress;
 pub mod rank;
 pub mod report;
 pub mod signals;
+pub mod size;
 pub mod store;
 
 pub use output::Output;
@@ -64,6 +65,8 @@ pub enum Command {
     Law(law::Command),
     /// Third-party measured tables into a file that `estimate` and `size` read.
     Import(import::ImportArgs),
+    /// GPUs, layout and replicas for a request rate under a service level.
+    Size(Box<size::SizeArgs>),
     /// The page that compares the serving model with measured servers.
     Accuracy(accuracy::AccuracyArgs),
     /// TTFT, TPOT, throughput, memory and cost of one deployment, or of a file of measured points.
@@ -86,6 +89,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Law(command) => law::run(command, output),
         Command::Import(args) => import::run(args, output),
         Command::Rank(args) => rank::run(&args, output),
+        Command::Size(args) => size::run(&args, output),
         Command::Accuracy(args) => accuracy::run(&args, output),
         Command::Estimate(args) => estimate::run(&args, output),
     }

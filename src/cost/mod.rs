@@ -11,6 +11,7 @@ mod serving;
 mod simulate;
 mod steady;
 mod step;
+pub mod yun2024;
 
 pub use deployment::{Breakdown, Deployment, Layout, StepLoad};
 pub use engine_costs::{EngineCosts, Layers};

@@ -8,6 +8,8 @@ use crate::config::unknown_name;
 use crate::{Error, Result};
 
 pub mod abnar2025;
+pub mod bounded;
+pub mod claims;
 pub mod clark2022;
 pub mod dense;
 mod evaluation;

@@ -83,7 +83,7 @@ impl PowerLawSlice {
     /// Tokens that `n_active` parameters need to reach `loss`.
     ///
     /// # Errors
-    /// [`Error::Infeasible`] when that many parameters never reach it.
+    /// [`crate::Error::Infeasible`] when that many parameters never reach it.
     pub fn tokens_for_loss(&self, n_active: f64, loss: Nats) -> Result<f64> {
         let floor = self.m * n_active.powf(self.mu) + self.c;
         let factor = self.factor(n_active);
@@ -95,7 +95,7 @@ impl PowerLawSlice {
     /// Parameters that reach `loss` on `tokens` tokens.
     ///
     /// # Errors
-    /// [`Error::Infeasible`] when that many tokens never reach it.
+    /// [`crate::Error::Infeasible`] when that many tokens never reach it.
     pub fn n_for_loss(&self, tokens: f64, loss: Nats) -> Result<f64> {
         if self.is_coupled() {
             let curve = |n: f64| self.loss(n, tokens).0;
@@ -114,7 +114,7 @@ impl PowerLawSlice {
     /// `L - c = K (F/6)^(-p q / (p + q))`. With a factor `N^k` it is searched.
     ///
     /// # Errors
-    /// [`Error::Infeasible`] when the loss is not above the law's floor.
+    /// [`crate::Error::Infeasible`] when the loss is not above the law's floor.
     pub fn budget_for_loss(&self, loss: Nats) -> Result<Flops> {
         if self.is_coupled() {
             let curve = |budget: f64| self.optimum(Flops(budget)).loss.0;

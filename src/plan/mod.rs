@@ -20,4 +20,5 @@ pub mod rank;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod sensitivity;
+pub mod size;
 pub mod summary;

@@ -15,3 +15,4 @@ pub use table::{rank_text, text_table};
 pub use write::write_all;
 
 pub mod accuracy;
+pub mod serving_plot;

@@ -17,6 +17,7 @@ mod file;
 mod one;
 mod times;
 
+pub(crate) use one::load_model;
 pub(crate) use times::TimesCache;
 
 /// Predicts TTFT, TPOT, throughput, memory and cost of a deployment.
@@ -121,7 +122,11 @@ fn file_name(path: Option<&Path>) -> Option<String> {
 }
 
 /// Refuses tables of another device unless a transfer was asked for.
-fn check_device(tables: Option<&EngineTables>, device: &str, transfer: bool) -> Result<()> {
+pub(crate) fn check_device(
+    tables: Option<&EngineTables>,
+    device: &str,
+    transfer: bool,
+) -> Result<()> {
     let Some(tables) = tables else { return Ok(()) };
     let own = crate::config::DeviceSpec::of_driver_name(&tables.device);
     if transfer || own.is_some_and(|d| d.name == device) {
@@ -136,7 +141,7 @@ fn check_device(tables: Option<&EngineTables>, device: &str, transfer: bool) -> 
 }
 
 /// Engine defaults with the calibration of that engine, if any.
-fn resolve(engine: &str, calibrations: &[Calibration]) -> EngineCosts {
+pub(crate) fn resolve(engine: &str, calibrations: &[Calibration]) -> EngineCosts {
     costs_of(engine, calibrations).map_or_else(|| EngineCosts::of(engine), |c| c.costs.clone())
 }
 

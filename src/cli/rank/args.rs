@@ -28,7 +28,7 @@ pub struct RankArgs {
     #[arg(long, help_heading = "Measurements")]
     pub include_noisy: bool,
 
-    /// Loss law, by identifier.
+    /// Loss law: an identifier that `law list` shows, or a file that `law fit` wrote.
     #[arg(long, default_value = "ludziejewski2025", help_heading = "What is compared")]
     pub law: String,
     /// Expert counts; 1 is the dense model beside them [default: 1,4,8,16,32].

@@ -11,7 +11,7 @@ use crate::cli::store;
 use crate::config::{DType, DeviceSpec};
 use crate::kernels::MoeBackend;
 use crate::kernels::cpu::CpuBackend;
-use crate::measure::record::{Device, Profile};
+use crate::measure::record::{Cell, Device, Profile};
 use crate::measure::sampling::BlockRule;
 use crate::measure::{Request, Session};
 use crate::plan::outcome::ProfileUsed;
@@ -119,11 +119,12 @@ impl Choice {
         widths: &[(usize, usize)],
         experts: &[usize],
     ) -> Result<Latencies> {
+        let auto = args.profile == "auto";
         match self {
-            Self::Stored { origin, profile } => {
-                from_profile(&profile, origin, args.include_noisy || args.profile == "auto")
+            Self::Stored { origin, profile } if !auto || covers(&profile, widths, experts) => {
+                from_profile(&profile, origin, args.include_noisy || auto)
             }
-            Self::MeasureNow => {
+            Self::Stored { .. } | Self::MeasureNow => {
                 let profile = measure(request(args, widths, experts))?;
                 let origin = match keep(&profile) {
                     Ok(path) => format!("measured now, kept as {}", path.display()),
@@ -157,6 +158,20 @@ fn newest_of_this_machine(args: &RankArgs) -> Option<Choice> {
     let (path, profile) =
         store::newest(&folder, &device.sha256(), &backend.kernel_sha256(), transfers)?;
     Some(Choice::Stored { origin: path.display().to_string(), profile: Box::new(profile) })
+}
+
+/// Whether a profile's cells lie within a factor of two of every layer asked about.
+fn covers(profile: &Profile, widths: &[(usize, usize)], experts: &[usize]) -> bool {
+    let span = |of: fn(&Cell) -> usize| {
+        let values = || profile.cells.iter().filter(|c| c.is_usable()).map(of);
+        Some((values().min()?, values().max()?))
+    };
+    let within = |value: usize, span: Option<(usize, usize)>| {
+        span.is_some_and(|(low, high)| low <= 2 * value && value <= 2 * high)
+    };
+    let (hidden, inter, most) = (span(|c| c.hidden), span(|c| c.inter), span(|c| c.experts));
+    widths.iter().all(|w| within(w.0, hidden) && within(w.1, inter))
+        && experts.iter().all(|e| most.is_some_and(|(_, high)| *e <= 2 * high))
 }
 
 fn of_profile(device: &Device) -> Serving {
@@ -287,6 +302,15 @@ mod tests {
         let serving = of_profile(&device);
         assert!(serving.is_cpu && serving.memory.0 > 0.0);
         assert!(serving.price.unwrap().1.contains("stated"));
+    }
+
+    #[test]
+    fn a_profile_covers_layers_within_a_factor_of_two() {
+        let profile = crate::profile::synthetic::profile(&[(512, 1536), (1024, 3072)], 0.01);
+        assert!(covers(&profile, &[(256, 768), (2048, 6144)], &[1, 64]));
+        assert!(!covers(&profile, &[(200, 600)], &[8]));
+        assert!(!covers(&profile, &[(4096, 6144)], &[8]));
+        assert!(!covers(&profile, &[(512, 1536)], &[65]));
     }
 
     #[test]

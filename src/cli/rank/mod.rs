@@ -10,6 +10,7 @@ pub use args::RankArgs;
 
 use crate::cli::output::{Output, warn};
 use crate::files::{create_folder, write_atomic};
+use crate::law::ExpertScaling;
 use crate::plan::budget::layer_widths;
 use crate::plan::inputs::RankInputs;
 use crate::plan::outcome::RankReport;
@@ -62,14 +63,25 @@ fn answer(args: &RankArgs) -> Result<RankReport> {
         profile: used,
         law_id: published.info().id.clone(),
         law_source: published.info().source.clone(),
-        law_uncertainty: format!(
-            "independent normal residuals of {} nats for each expert count; no covariance of the coefficients is published",
-            law.residual_nats()
-        ),
+        law_uncertainty: uncertainty(law.as_ref(), &inputs.experts),
         assumptions: ledger.into_entries(),
         warnings,
     };
     rank(law.as_ref(), model.as_ref(), &inputs, provenance)
+}
+
+/// How the law's coefficients are drawn for the probabilities.
+fn uncertainty(law: &dyn ExpertScaling, experts: &[usize]) -> String {
+    let residual = law.residual_nats();
+    let drawn = experts.first().map_or(0, |&e| law.drawn_slices(e).len());
+    if drawn > 0 {
+        return format!(
+            "{drawn} joint resamples of the fitted coefficients, and independent normal residuals of {residual} nats for each expert count"
+        );
+    }
+    format!(
+        "independent normal residuals of {residual} nats for each expert count; no covariance of the coefficients is published"
+    )
 }
 
 fn note_latencies(ledger: &mut assumptions::Ledger, inputs: &RankInputs, dtype: &str) {

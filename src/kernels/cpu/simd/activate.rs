@@ -1,4 +1,4 @@
-//! SiLU and SwiGLU over whole blocks, in code that compilers turn into vectors.
+//! `SiLU` and SwiGLU over whole blocks, in code that compilers turn into vectors.
 
 #![expect(
     clippy::inline_always,

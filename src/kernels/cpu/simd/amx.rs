@@ -45,11 +45,16 @@ pub(super) fn processor_has_it() -> bool {
 /// Whether the processor has AMX, the system saves its registers, and this process may use them.
 pub(super) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| processor_has_it() && system_saves_tiles() && permitted())
+}
+
+/// Whether tile instructions may be executed: [`is_available`], or a test carries them out in software.
+fn executable() -> bool {
     #[cfg(test)]
     if super::amx_emulator::is_installed() {
         return true;
     }
-    *AVAILABLE.get_or_init(|| processor_has_it() && system_saves_tiles() && permitted())
+    is_available()
 }
 
 /// Whether the operating system saves tile configuration and data (bits 17 and 18 of XCR0).
@@ -295,7 +300,7 @@ impl Format for Tiles {
         a: Operand<bf16>,
         out: &mut [bf16],
     ) {
-        assert!(is_available(), "{} has no tiles", isa.label());
+        assert!(executable(), "tiles were asked for as {} where there are none", isa.label());
         let columns = gate.len() / k;
         let mut h = [0.0; SUMS];
         for first in (0..BLOCK).step_by(SIDE) {
@@ -331,7 +336,7 @@ impl Format for Tiles {
     }
 
     fn down(isa: Isa, w: &[bf16], k: usize, a: Operand<bf16>, out: &mut [f32]) {
-        assert!(is_available(), "{} has no tiles", isa.label());
+        assert!(executable(), "tiles were asked for as {} where there are none", isa.label());
         let columns = w.len() / k;
         if columns < BLOCK {
             out.fill(0.0);
@@ -357,6 +362,111 @@ impl Format for Tiles {
                 }
             }
             first = second + rows;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::cpu::simd::amx_emulator;
+    use crate::kernels::cpu::{CpuBackend, blocks};
+    use crate::kernels::{LayerWeights, MoeShape, RouterSpec, WeightData, reference};
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+    use rand_distr::StandardNormal;
+
+    fn normal(rng: &mut ChaCha8Rng, count: usize, scale: f32) -> Vec<f32> {
+        (0..count).map(|_| rng.sample::<f32, _>(StandardNormal) * scale).collect()
+    }
+
+    fn narrowed(values: &[f32]) -> Vec<bf16> {
+        values.iter().map(|&v| bf16::from_f32(v)).collect()
+    }
+
+    #[test]
+    fn every_place_of_a_block_is_taken_once() {
+        for rows in [16, 32, 48] {
+            let mut taken = vec![false; rows * BLOCK];
+            for (row, column) in (0..rows).flat_map(|r| (0..BLOCK).map(move |c| (r, c))) {
+                let place = place(rows, row, column);
+                assert!(!std::mem::replace(&mut taken[place], true), "{rows} {row} {column}");
+            }
+            assert!(taken.iter().all(|&t| t));
+        }
+    }
+
+    /// Integers are exact in any order, so a product must come out to the bit.
+    #[test]
+    fn products_of_integers_are_exact() {
+        let emulated = amx_emulator::install();
+        let before = amx_emulator::executed();
+        for (k, columns, rows) in
+            [(32, 16, 16), (64, 64, 32), (33, 5, 1), (100, 40, 17), (7, 33, 40)]
+        {
+            let mut rng = ChaCha8Rng::seed_from_u64(k as u64);
+            let mut small = |count: usize| -> Vec<f32> {
+                (0..count).map(|_| f32::from(rng.random_range(-4i8..=4))).collect()
+            };
+            let (w, x) = (small(columns * k), small(rows * k));
+            let padded = rows.next_multiple_of(SIDE);
+            let mut a = vec![bf16::NAN; padded * blocks::padded(k)];
+            for (block, a) in a.chunks_exact_mut(padded * BLOCK).enumerate() {
+                for row in 0..padded {
+                    let columns = block * BLOCK..((block + 1) * BLOCK).min(k);
+                    let values = if row < rows { &x[row * k..][columns] } else { &[] };
+                    Tiles::put_row(a, padded, row, values);
+                }
+            }
+            let mut out = vec![f32::NAN; rows * BLOCK];
+            let a = Operand { values: &a, rows: padded };
+            Tiles::down(Isa::Amx, &narrowed(&w), k, a, &mut out);
+            for (row, out) in out.chunks_exact(BLOCK).enumerate() {
+                for (n, &got) in out.iter().enumerate() {
+                    let exact: f32 = if n < columns {
+                        (0..k).map(|i| w[n * k + i] * x[row * k + i]).sum()
+                    } else {
+                        0.0
+                    };
+                    assert!((got - exact).abs() <= 0.0, "k {k} row {row} n {n}: {got} not {exact}");
+                }
+            }
+        }
+        // Where the processor has no tiles, the kernel's own instructions were carried out here.
+        assert_eq!(emulated, amx_emulator::executed() > before);
+    }
+
+    #[test]
+    fn whole_layers_stay_within_the_bounds_of_bf16_activations() {
+        amx_emulator::install();
+        // Not `with_isa`, which asks the processor.
+        let backend = CpuBackend { isa: Isa::Amx, pool: None }.with_threads(2).unwrap();
+        for (seed, (experts, top_k, hidden, inter, gated, tokens)) in [
+            (1, 1, 32, 16, true, 1),
+            (3, 2, 70, 45, true, 19),
+            (2, 1, 33, 66, false, 40),
+            (4, 4, 64, 96, true, 33),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let shape = MoeShape { experts, top_k, hidden, inter, gated };
+            let mut rng = ChaCha8Rng::seed_from_u64(seed as u64);
+            let w13 = narrowed(&normal(&mut rng, shape.w13_len().unwrap(), 0.15));
+            let w2 = narrowed(&normal(&mut rng, shape.w2_len().unwrap(), 0.15));
+            let (w13, w2) = (WeightData::Bf16(w13), WeightData::Bf16(w2));
+            let weights = LayerWeights::new(shape, w13, w2).unwrap();
+            let x = normal(&mut rng, tokens * hidden, 1.0);
+            let logits = normal(&mut rng, tokens * experts, 1.0);
+            let routed = reference::route(&logits, experts, top_k, &RouterSpec::softmax()).unwrap();
+            let out = backend.forward(&weights, &x, &routed).unwrap();
+            let activations = Isa::Amx.activations(weights.dtype());
+            let exact = reference::layer_in(&weights, &x, &routed, activations);
+            for (i, (&got, exact)) in out.iter().zip(&exact).enumerate() {
+                let off = (f64::from(got) - exact.value).abs();
+                assert!(off <= exact.bound, "{shape:?} element {i}: {got}, not {exact:?}");
+            }
+            assert_eq!(out, backend.forward(&weights, &x, &routed).unwrap());
         }
     }
 }

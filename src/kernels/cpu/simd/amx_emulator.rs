@@ -97,8 +97,8 @@ fn execute(code: &[u8; 16], registers: &[i64; 23], tiles: &mut Registers) -> Opt
         (0x49, 0, false) if reg == 0 => {
             let operand = address(code, registers)?;
             // SAFETY: LDTILECFG reads 64 bytes, as the kernel's configuration has.
-            tiles
-                .configure(unsafe { std::ptr::read_unaligned(operand.base as *const [u8; 64]) })?;
+            let config = unsafe { std::ptr::read_unaligned(operand.base as *const [u8; 64]) };
+            tiles.configure(config)?;
             Some(operand.length)
         }
         (0x4b, 3 | 2, false) if rm == 4 && tiles.configured => {
@@ -184,7 +184,7 @@ struct Address {
     length: i64,
 }
 
-/// Decodes the memory operand behind opcode and ModRM byte.
+/// Decodes the memory operand behind opcode and `ModRM` byte.
 fn address(code: &[u8; 16], registers: &[i64; 23]) -> Option<Address> {
     let (second, modrm) = (code[1], code[4]);
     let (extend_index, extend_base) =
@@ -225,5 +225,6 @@ fn general(registers: &[i64; 23], number: usize) -> Option<usize> {
         REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI, REG_R8, REG_R9,
         REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
     ];
-    usize::try_from(registers[*order.get(number)? as usize]).ok()
+    let place = usize::try_from(*order.get(number)?).ok()?;
+    usize::try_from(registers[place]).ok()
 }

@@ -1,5 +1,9 @@
 //! NEON, which every aarch64 processor has: 32 registers of 4 lanes.
 
+#![cfg_attr(
+    not(test),
+    expect(clippy::wildcard_imports, reason = "intrinsics carry their module in their names")
+)]
 #![expect(
     clippy::inline_always,
     reason = "the micro-kernel is only fast when its parts are inlined into it"
@@ -57,6 +61,7 @@ impl<W: Widen> Lanes for Neon<W> {
     type Register = float32x4_t;
     type Sums = float32x4_t;
     const STEP: usize = 4;
+    const SINGLE_ROWS: usize = 0;
     const ZERO: W = W::ZERO;
 
     #[inline(always)]

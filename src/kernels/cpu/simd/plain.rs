@@ -19,6 +19,7 @@ impl<W: Weight> Lanes for Plain<W> {
     type Register = [f32; 4];
     type Sums = [f32; 4];
     const STEP: usize = 4;
+    const SINGLE_ROWS: usize = 0;
     const ZERO: W = W::ZERO;
 
     #[inline(always)]

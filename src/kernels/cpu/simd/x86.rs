@@ -1,6 +1,10 @@
 //! The instructions of x86-64: AVX-512 with and without bf16 products, AVX2, and the SSE2 that every
 //! such processor has.
 
+#![cfg_attr(
+    not(test),
+    expect(clippy::wildcard_imports, reason = "intrinsics carry their module in their names")
+)]
 #![expect(
     clippy::inline_always,
     reason = "code takes on the instruction set of its caller only when it is inlined into it"
@@ -167,6 +171,7 @@ impl<W: Widen> Lanes for Avx512<W> {
     type Register = __m512;
     type Sums = __m512;
     const STEP: usize = 16;
+    const SINGLE_ROWS: usize = 0;
     const ZERO: W = W::ZERO;
 
     #[inline(always)]
@@ -197,7 +202,7 @@ impl<W: Widen> Lanes for Avx512<W> {
     #[inline(always)]
     unsafe fn prefetch(from: *const W) {
         // SAFETY: a prefetch never faults, wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
 }
 
@@ -207,6 +212,7 @@ impl Lanes for Avx512Bf16 {
     type Register = __m512bh;
     type Sums = __m512;
     const STEP: usize = 32;
+    const SINGLE_ROWS: usize = 4;
     const ZERO: bf16 = bf16::ZERO;
 
     #[inline(always)]
@@ -237,7 +243,7 @@ impl Lanes for Avx512Bf16 {
     #[inline(always)]
     unsafe fn prefetch(from: *const bf16) {
         // SAFETY: a prefetch never faults, wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
 }
 
@@ -247,6 +253,7 @@ impl<W: Widen> Lanes for Avx2<W> {
     type Register = __m256;
     type Sums = __m256;
     const STEP: usize = 8;
+    const SINGLE_ROWS: usize = 0;
     const ZERO: W = W::ZERO;
 
     #[inline(always)]
@@ -277,7 +284,7 @@ impl<W: Widen> Lanes for Avx2<W> {
     #[inline(always)]
     unsafe fn prefetch(from: *const W) {
         // SAFETY: a prefetch never faults, wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
 }
 
@@ -287,6 +294,7 @@ impl<W: Widen> Lanes for Sse2<W> {
     type Register = __m128;
     type Sums = __m128;
     const STEP: usize = 4;
+    const SINGLE_ROWS: usize = 0;
     const ZERO: W = W::ZERO;
 
     #[inline(always)]
@@ -324,6 +332,6 @@ impl<W: Widen> Lanes for Sse2<W> {
     #[inline(always)]
     unsafe fn prefetch(from: *const W) {
         // SAFETY: a prefetch never faults, wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
 }

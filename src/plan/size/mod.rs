@@ -1,0 +1,203 @@
+//! Deployment sizing: devices, layout, batch limit and replicas for a request rate under a service level.
+//!
+//! Every valid layout on every device is priced by the birth-death chain of its engine; the smallest
+//! number of replicas that keeps all percentiles at the peak rate is found by bisection; the cheapest
+//! plans are then simulated and given another replica where the simulation misses a limit.
+
+mod curve;
+mod search;
+
+pub use curve::{Load, PlanCurve};
+pub use search::{Choice, Failure, SizeAnswer, size};
+
+use serde::Serialize;
+
+use crate::config::{DeviceSpec, MoeModel};
+use crate::cost::{EngineCosts, Lengths, Spread};
+use crate::units::{Seconds, UsdPerHour};
+
+/// What a limit is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Arrival to first token, queue included.
+    Ttft,
+    /// (End-to-end - TTFT) / (outputs - 1): the first token excluded.
+    Tpot,
+}
+
+/// Which value of the distribution over requests is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Statistic {
+    /// Mean.
+    Mean,
+    /// Median.
+    P50,
+    /// 90th percentile.
+    P90,
+    /// 99th percentile.
+    P99,
+}
+
+impl Statistic {
+    /// Every statistic.
+    pub const ALL: [Self; 4] = [Self::Mean, Self::P50, Self::P90, Self::P99];
+
+    /// The share of requests below it; `None` for the mean.
+    pub const fn share(self) -> Option<f64> {
+        match self {
+            Self::Mean => None,
+            Self::P50 => Some(0.5),
+            Self::P90 => Some(0.9),
+            Self::P99 => Some(0.99),
+        }
+    }
+
+    /// Its name in flags.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::P50 => "p50",
+            Self::P90 => "p90",
+            Self::P99 => "p99",
+        }
+    }
+}
+
+/// One promise to the clients.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limit {
+    /// What is limited.
+    pub metric: Metric,
+    /// Which value of it.
+    pub statistic: Statistic,
+    /// The most it may be, in seconds.
+    pub most: Seconds,
+}
+
+impl std::fmt::Display for Limit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let metric = match self.metric {
+            Metric::Ttft => "ttft",
+            Metric::Tpot => "tpot",
+        };
+        write!(f, "{metric}_{}", self.statistic.label())
+    }
+}
+
+/// Everything that a size depends on, resolved.
+#[derive(Clone, Debug)]
+pub struct SizeInputs {
+    /// The model in the formats it is served in.
+    pub model: MoeModel,
+    /// Devices to choose from, each with its price.
+    pub devices: Vec<(DeviceSpec, UsdPerHour)>,
+    /// Engine whose kernels and constants are used.
+    pub engine: String,
+    /// Its constants.
+    pub costs: EngineCosts,
+    /// Mean lengths.
+    pub lengths: Lengths,
+    /// How lengths vary, for the simulation.
+    pub spread: Spread,
+    /// Mean requests per second.
+    pub rate: f64,
+    /// Peak over mean rate: capacity is for the peak, dollars are over the mean.
+    pub peak_over_mean: f64,
+    /// Shape of the gaps between arrivals: 1 is Poisson, below is burstier.
+    pub burstiness: f64,
+    /// Promises.
+    pub limits: Vec<Limit>,
+    /// Replicas beyond those needed (1 is N+1).
+    pub spare: usize,
+    /// Most devices of a deployment.
+    pub max_gpus: usize,
+    /// Requests of each simulation.
+    pub requests: usize,
+    /// Seed of the simulations.
+    pub seed: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Result as Fallible;
+    use crate::config::preset;
+    use crate::profile::KernelTimes;
+
+    fn inputs(rate: f64) -> SizeInputs {
+        let device = DeviceSpec::load("h100").unwrap();
+        let price = device.price().unwrap().0;
+        let limit =
+            |metric, seconds| Limit { metric, statistic: Statistic::P99, most: Seconds(seconds) };
+        SizeInputs {
+            model: preset::load("mixtral-8x7b").unwrap().model,
+            devices: vec![(device, price)],
+            engine: "vllm".into(),
+            costs: EngineCosts::of("vllm"),
+            lengths: Lengths { input: 1000.0, output: 200.0 },
+            spread: Spread::Geometric,
+            rate,
+            peak_over_mean: 1.2,
+            burstiness: 1.0,
+            limits: vec![limit(Metric::Ttft, 2.0), limit(Metric::Tpot, 0.06)],
+            spare: 1,
+            max_gpus: 512,
+            requests: 4_000,
+            seed: 1,
+        }
+    }
+
+    fn run(inputs: &SizeInputs) -> Fallible<SizeAnswer> {
+        let times = KernelTimes::new(None, &inputs.devices[0].0, &inputs.engine).unwrap();
+        size(inputs, &|_| Ok(&times))
+    }
+
+    #[test]
+    fn a_sized_deployment_keeps_its_limits_in_the_simulation_and_has_its_spare() {
+        let inputs = inputs(20.0);
+        let answer = run(&inputs).unwrap();
+        let best = &answer.best;
+        let simulated = best.simulated.as_ref().unwrap();
+        assert!(simulated.ttft_s.p99.value <= 2.0 && simulated.tpot_s.p99.value <= 0.06);
+        assert!(best.replicas >= 2);
+        let utilisation = best.utilisation(&inputs);
+        assert!(utilisation > 0.0 && utilisation <= 1.0 / 1.2 + 1e-3, "{utilisation}");
+        for other in &answer.others {
+            assert!(other.usd_per_hour() >= best.usd_per_hour() || other.simulated.is_some());
+        }
+        // What a request costs does not depend on how it is split.
+        let (input, output) = best.usd_per_million(&inputs);
+        let per_request = best.usd_per_hour() / 3600.0 / inputs.rate;
+        let split = (1000.0 * input + 200.0 * output) / 1e6;
+        assert!((split / per_request - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn more_traffic_never_costs_less_and_tighter_limits_never_do() {
+        let cost = |rate: f64, tpot: f64| {
+            let mut inputs = inputs(rate);
+            inputs.limits[1].most = Seconds(tpot);
+            run(&inputs).unwrap().best.usd_per_hour()
+        };
+        assert!(cost(5.0, 0.06) <= cost(20.0, 0.06) && cost(20.0, 0.06) < cost(100.0, 0.06));
+        assert!(cost(20.0, 0.06) <= cost(20.0, 0.02));
+    }
+
+    #[test]
+    fn an_impossible_level_names_the_nearest_one() {
+        let mut inputs = inputs(20.0);
+        inputs.limits[1].most = Seconds(0.0005);
+        let error = run(&inputs).unwrap_err();
+        assert_eq!(error.exit_code(), 5);
+        assert!(error.to_string().contains("tpot_p99"), "{error}");
+        inputs.limits[1].most = Seconds(0.06);
+        inputs.max_gpus = 2;
+        let error = run(&inputs).unwrap_err();
+        assert!(error.exit_code() == 5 && error.to_string().contains("--max-gpus"), "{error}");
+        inputs.max_gpus = 1;
+        let error = run(&inputs).unwrap_err();
+        assert!(error.to_string().contains("memory"), "{error}");
+    }
+}
