@@ -140,15 +140,31 @@ fn no_numeric_flag_takes_what_is_not_a_number() {
 
 #[test]
 fn zero_is_refused_where_it_has_no_meaning() {
-    for (words, flag) in numeric_flags() {
-        let may_be_zero = ["seed", "skew", "shared-ratio", "sparsity"].contains(&flag.as_str());
-        // Checked against the other flags, not when it is parsed.
-        let checked_later = ["top-k", "reference-experts"].contains(&flag.as_str());
-        if may_be_zero || checked_later {
-            continue;
+    let flags = numeric_flags();
+    for flag in [
+        "draws",
+        "experts",
+        "isl",
+        "lifetime-tokens",
+        "mfu",
+        "osl",
+        "price",
+        "rate",
+        "replica-sizes",
+        "target-loss",
+        "time-budget",
+        "tokens",
+        "tpot",
+        "train-flops",
+        "train-price",
+        "utilisation",
+    ] {
+        let mut users = flags.iter().filter(|(_, f)| f == flag).peekable();
+        assert!(users.peek().is_some(), "no command takes --{flag}");
+        for (words, _) in users {
+            let refused = ["0", "0s"].iter().all(|zero| refusal(words, flag, zero) == Some(true));
+            assert!(refused, "{words:?} --{flag}=0");
         }
-        let refused = ["0", "0s"].iter().all(|zero| refusal(&words, &flag, zero) == Some(true));
-        assert!(refused, "{words:?} --{flag}=0");
     }
 }
 
@@ -229,8 +245,11 @@ fn a_file_that_cannot_be_used_ends_with_three_or_seven() {
 }
 
 #[test]
-fn a_loss_below_the_floor_of_the_law_ends_with_five() {
+fn what_nothing_meets_ends_with_five_and_the_nearest_that_can_be_met() {
     let folder = tempfile::tempdir().unwrap();
+    let tight = "rank --profile h100 --train-flops 1e24 --tpot 1ms";
+    refused(folder.path(), &tight.split(' ').collect::<Vec<_>>(), 5, "nearest feasible --tpot");
+    fs::remove_dir(folder.path().join("out")).unwrap();
     let cases =
         ["rank --profile h100 --target-loss 0.5", "law optimal --experts 8 --target-loss 0.5"];
     for arguments in cases {
@@ -382,7 +401,7 @@ fn text_is_never_wider_than_a_hundred_columns() {
     let folder = tempfile::tempdir().unwrap();
     for arguments in [
         "rank --profile h100 --draws 100",
-        "rank --profile h100 --train-flops 1e24 --rate 1000 --tpot 10ms --draws 100",
+        "rank --profile h100 --train-flops 1e24 --rate 1000 --draws 100",
         "law list",
         "law eval --experts 8 --n-active 1B --tokens 20B",
         "law optimal --experts 64 --train-flops 1e25",
