@@ -163,13 +163,15 @@ struct ListDocument {
 
 fn list(output: Output) -> Result<()> {
     let laws = law::infos()?;
-    let document = ListDocument { schema: "moe-frontier.law-list", schema_version: "1.0", laws };
+    let document = ListDocument { schema: "moe-frontier/law-list", schema_version: "1.0", laws };
     output.result(&document, || document.laws.iter().map(describe).collect::<Vec<_>>().join("\n"))
 }
 
 /// A paragraph about one law.
 fn describe(info: &LawInfo) -> String {
-    let mut text = format!("{}\n  {}\n  {}\n", info.id, info.title, info.source);
+    let mut text = format!("{}\n", info.id);
+    text.push_str(&wrapped("  ", &info.title));
+    text.push_str(&wrapped("  ", &info.source));
     let mut line = |label: &str, value: &str| {
         text.push_str(&wrapped(&format!("  {label:<10}"), value));
     };
@@ -232,7 +234,7 @@ fn eval(args: &EvalArgs, output: Output) -> Result<()> {
     ];
     let own = own.into_iter().filter_map(|(variable, value)| Some((variable, value?)));
     let inputs = Inputs::new(args.model.pairs().chain(own))?;
-    print("moe-frontier.law-eval", law::ask(law.as_ref(), &inputs, Question::Loss)?, output)
+    print("moe-frontier/law-eval", law::ask(law.as_ref(), &inputs, Question::Loss)?, output)
 }
 
 fn optimal(args: &OptimalArgs, output: Output) -> Result<()> {
@@ -243,7 +245,7 @@ fn optimal(args: &OptimalArgs, output: Output) -> Result<()> {
         (None, Some(loss)) => Question::Target(Nats(loss)),
         _ => return Err(Error::usage("--train-flops", "give it or --target-loss, one of the two")),
     };
-    print("moe-frontier.law-optimal", law::ask(law.as_ref(), &inputs, question)?, output)
+    print("moe-frontier/law-optimal", law::ask(law.as_ref(), &inputs, question)?, output)
 }
 
 fn print(schema: &'static str, evaluation: Evaluation, output: Output) -> Result<()> {
@@ -312,14 +314,14 @@ mod tests {
         let inputs = Inputs::new([(Variable::Experts, 8.0)]).unwrap();
         let evaluation = law::ask(law.as_ref(), &inputs, Question::Budget(Flops(1e21))).unwrap();
         let document = EvaluationDocument {
-            schema: "moe-frontier.law-optimal",
+            schema: "moe-frontier/law-optimal",
             schema_version: "1.0",
             evaluation,
         };
         let json = serde_json::to_string(&document).unwrap();
         assert!(
             json.starts_with(
-                r#"{"schema":"moe-frontier.law-optimal","schema_version":"1.0","law""#
+                r#"{"schema":"moe-frontier/law-optimal","schema_version":"1.0","law""#
             )
         );
         for field in ["loss_nats", "n_active", "n_total", "tokens", "train_flops", "in_fit_range"] {

@@ -2,7 +2,7 @@
 //!
 //! ```json
 //! {
-//!   "schema": "moe-frontier.law", "schema_version": "1.0",
+//!   "schema": "moe-frontier/law", "schema_version": "1.0",
 //!   "form": "hoffmann2022", "source": "our runs",
 //!   "names": ["e", "a", "b", "alpha", "beta"],
 //!   "coefficients": [1.8, 480.0, 2000.0, 0.35, 0.37],
@@ -27,7 +27,7 @@ use crate::law::{
 use crate::{Error, Result, files};
 
 /// Schema of the file.
-pub const SCHEMA: &str = "moe-frontier.law";
+pub const SCHEMA: &str = "moe-frontier/law";
 /// Version of the schema.
 pub const SCHEMA_VERSION: &str = "1.0";
 /// Largest file that is read; thousands of draws take about a megabyte.
@@ -277,7 +277,7 @@ mod tests {
             assert!(error.to_string().contains(reason), "{error}");
         }
         let at = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(at.path(), b"{\"schema\": \"moe-frontier.law\", ").unwrap();
+        std::fs::write(at.path(), b"{\"schema\": \"moe-frontier/law\", ").unwrap();
         assert_eq!(load_file(at.path()).err().unwrap().exit_code(), 3);
         assert_eq!(load_file(Path::new("/no/such/file.json")).err().unwrap().exit_code(), 7);
     }

@@ -30,7 +30,7 @@ pub(super) fn run(args: &ClaimsArgs, output: Output) -> Result<()> {
     let total = |experts, n| law.closure(experts, n).ok().map(|c| c.n_total);
     let cost = "total parameters, as a stand-in for the cost of serving a token";
     let claims = claims::claims(law.as_ref() as &dyn ExpertScaling, &args.law, &total, cost)?;
-    let document = Document { schema: "moe-frontier.law-claims", schema_version: "1.0", claims };
+    let document = Document { schema: "moe-frontier/law-claims", schema_version: "1.0", claims };
     output.result(&document, || text(&document.claims))
 }
 
