@@ -186,7 +186,7 @@ impl CellState {
                 return Ok(true);
             }
         }
-        let before = Load::read();
+        let before = Load::read_settled();
         let Some(taken) = self.time_block(layer, sets.len(), common, stop)? else {
             return Ok(false);
         };

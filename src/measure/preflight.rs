@@ -26,6 +26,24 @@ impl Load {
         Self::parse(&average, &stat)
     }
 
+    /// Reads the counters once this program's own threads, which look for work for a moment after
+    /// their last, have gone to sleep: the fewest runnable threads of a few readings.
+    pub fn read_settled() -> Self {
+        const READINGS: usize = 3;
+        const APART: Duration = Duration::from_micros(300);
+        let mut settled = Self::default();
+        for _ in 0..READINGS {
+            std::thread::sleep(APART);
+            let now = Self::read();
+            let fewest = settled.runnable.into_iter().chain(now.runnable).min();
+            settled = Self { runnable: fewest, ..now };
+            if fewest.is_none_or(|runnable| runnable <= 1) {
+                break;
+            }
+        }
+        settled
+    }
+
     /// Parses `/proc/loadavg` and the first line of `/proc/stat`.
     fn parse(average: &str, stat: &str) -> Self {
         let mut fields = average.split_whitespace();
@@ -103,6 +121,13 @@ mod tests {
         assert!(load(1, 50, 2000).is_contended(&before, 2, 2));
         assert!(!Load::default().is_contended(&Load::default(), 2, 2));
         assert_eq!(load(1, 5, 1000).steal_since(&before), None);
+    }
+
+    #[test]
+    fn a_settled_reading_has_what_a_reading_has() {
+        let (plain, settled) = (Load::read(), Load::read_settled());
+        assert_eq!(plain.runnable.is_some(), settled.runnable.is_some());
+        assert!(settled.ticks >= plain.ticks);
     }
 
     #[test]
