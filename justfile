@@ -53,3 +53,9 @@ rank *flags:
 [group('report')]
 report ranking='out/rank.json' *flags:
     cargo run --release -- report {{ ranking }} {{ flags }}
+
+# Import the kernel tables of DATA and compare predictions with its measured servers: reports/accuracy.md
+[group('report')]
+accuracy data=env('MOE_FRONTIER_DATA', '../shared/data'):
+    cargo run --release -- import aiconfigurator {{ data }}/aiconfigurator/*.csv --out target/h100.tables.json --force
+    cargo run --release -- accuracy --points {{ data }}/serving_points/dev.csv --profile target/h100.tables.json --force
