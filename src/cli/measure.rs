@@ -260,6 +260,13 @@ impl Observer for Bar {
         let progress = self.progress.get_or_insert_with(|| Progress::new(&self.what, total as u64));
         progress.update(done as u64, total as u64, what);
     }
+
+    fn notice(&mut self, message: &str) {
+        match &self.progress {
+            Some(progress) => progress.aside(|| warn(message)),
+            None => warn(message),
+        }
+    }
 }
 
 impl Bar {

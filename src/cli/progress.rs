@@ -58,6 +58,14 @@ impl Progress {
         }
     }
 
+    /// Writes something else to stderr without the bar in between.
+    pub fn aside(&self, write: impl FnOnce()) {
+        match &self.bar {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
     /// Removes the bar, or prints how long it took.
     pub fn finish(self) {
         if let Some(bar) = &self.bar {

@@ -147,8 +147,8 @@ impl CellState {
     }
 
     /// Whether another block would add something.
-    pub(super) const fn is_alive(&self) -> bool {
-        self.failure.is_none()
+    pub(super) fn is_alive(&self) -> bool {
+        self.failure.is_none() && self.check.is_none_or(|c| c.output == CheckOutcome::Pass)
     }
 
     /// Takes the block of one round; `false` when the run was stopped.

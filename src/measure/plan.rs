@@ -112,7 +112,6 @@ impl Plan {
             for &shape in &shapes {
                 let spec = CellSpec { shape, tokens };
                 let cost = plan.expected_s(&spec, machine)?;
-                // The very first cells are the plan's reason to exist.
                 if cost <= left && (explicit || cost <= CELL_SHARE * planned) {
                     left -= cost;
                     plan.cells.push(spec);

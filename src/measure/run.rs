@@ -39,11 +39,16 @@ const OVERRUN: f64 = 1.1;
 pub trait Observer {
     /// `done` of `total` steps are over; `what` is being worked on.
     fn step(&mut self, done: usize, total: usize, what: &str);
+
+    /// Something that the reader of the result should know.
+    fn notice(&mut self, message: &str);
 }
 
 /// An observer that says nothing.
 impl Observer for () {
     fn step(&mut self, _done: usize, _total: usize, _what: &str) {}
+
+    fn notice(&mut self, _message: &str) {}
 }
 
 /// The processor, the backend and the clock of a run.
@@ -308,7 +313,13 @@ impl Rounds<'_, '_> {
             // Outputs are checked once, so that time does not come again.
             let repeated = start.elapsed().saturating_sub(self.checking());
             if round == 1 {
-                self.drop_least_wanted(repeated, budget);
+                let dropped = self.drop_least_wanted(repeated, budget);
+                if dropped > 0 {
+                    observer.notice(&format!(
+                        "not measured: the {dropped} least wanted cells, after a first round that \
+                         took longer than planned; raise --time-budget"
+                    ));
+                }
             }
             let next_end = start.elapsed() + repeated / round;
             if round == last || (round >= ROUNDS && next_end > budget) {
@@ -392,19 +403,21 @@ impl Rounds<'_, '_> {
     }
 
     /// After the first round the real cost is known: what the rest cannot hold is dropped, the least
-    /// wanted first.
-    fn drop_least_wanted(&mut self, round: Duration, budget: Duration) {
+    /// wanted first. Returns how many.
+    fn drop_least_wanted(&mut self, round: Duration, budget: Duration) -> usize {
         let allowed = budget.as_secs_f64() * OVERRUN / f64::from(ROUNDS);
         let needed = round.as_secs_f64();
         let busy: f64 = self.cells.iter().map(CellState::busy_s).sum();
         // What is not spent in timed launches (ceilings, inputs) shrinks with the cells as well.
         let overhead = needed / busy.max(f64::MIN_POSITIVE);
         let mut left = needed;
+        let planned = self.cells.len();
         while left > allowed && self.cells.len() > 1 {
             if let Some(cell) = self.cells.pop() {
                 left -= cell.busy_s() * overhead;
             }
         }
+        planned - self.cells.len()
     }
 
     fn records(&self) -> Vec<super::record::Cell> {
@@ -504,5 +517,101 @@ mod tests {
         let stop = AtomicBool::new(true);
         let error = session.run(&plan(), invocation(), &mut (), &stop).unwrap_err();
         assert_eq!(error.exit_code(), 130);
+    }
+
+    /// Keeps what it is told.
+    #[derive(Default)]
+    struct Listener(Vec<String>);
+
+    impl Observer for Listener {
+        fn step(&mut self, _done: usize, _total: usize, _what: &str) {}
+
+        fn notice(&mut self, message: &str) {
+            self.0.push(message.to_owned());
+        }
+    }
+
+    #[test]
+    fn cells_that_turn_out_too_slow_are_dropped_aloud() {
+        let backend = CpuBackend::new();
+        let session = session(&backend);
+        let mut plan = plan();
+        plan.request.budget = Duration::from_millis(1);
+        let mut heard = Listener::default();
+        let stop = AtomicBool::new(false);
+        let profile = session.run(&plan, invocation(), &mut heard, &stop).unwrap();
+        assert!(profile.cells.len() < plan.cells.len());
+        let dropped = plan.cells.len() - profile.cells.len();
+        assert_eq!(heard.0.len(), 1);
+        assert!(heard.0[0].contains(&format!("the {dropped} least wanted")), "{:?}", heard.0);
+        assert!(profile.cells.iter().all(|c| c.blocks.len() >= 6));
+    }
+
+    /// The processor with one wrong value in every output.
+    struct Wrong(CpuBackend);
+
+    impl MoeBackend for Wrong {
+        fn name(&self) -> &'static str {
+            "wrong"
+        }
+        fn description(&self) -> String {
+            self.0.description()
+        }
+        fn kernel(&self, stage: Stage) -> &'static str {
+            self.0.kernel(stage)
+        }
+        fn activations(&self, weights: DType) -> DType {
+            self.0.activations(weights)
+        }
+        fn kernel_sha256(&self) -> String {
+            self.0.kernel_sha256()
+        }
+        fn load<'a>(
+            &'a self,
+            sets: &'a [LayerWeights],
+            router: &RouterSpec,
+            max_tokens: usize,
+        ) -> Result<Box<dyn LoadedLayer + 'a>> {
+            Ok(Box::new(WrongLayer(self.0.load(sets, router, max_tokens)?)))
+        }
+    }
+
+    struct WrongLayer<'a>(Box<dyn LoadedLayer + 'a>);
+
+    impl LoadedLayer for WrongLayer<'_> {
+        fn set_input(&mut self, x: &[f32], logits: &[f32]) -> Result<()> {
+            self.0.set_input(x, logits)
+        }
+        fn run(&mut self, stage: Stage, set: usize) -> Result<()> {
+            self.0.run(stage, set)
+        }
+        fn routed(&mut self) -> Result<crate::kernels::Routed> {
+            self.0.routed()
+        }
+        fn output(&mut self) -> Result<Vec<f32>> {
+            let mut output = self.0.output()?;
+            output[0] += 1.0;
+            Ok(output)
+        }
+        fn poison(&mut self) -> Result<()> {
+            self.0.poison()
+        }
+    }
+
+    #[test]
+    fn a_kernel_with_a_wrong_output_is_refused_and_not_timed() {
+        let backend = Wrong(CpuBackend::new());
+        let right = CpuBackend::new();
+        let session = Session { backend: &backend, ..session(&right) };
+        let stop = AtomicBool::new(false);
+        let profile = session.run(&plan(), invocation(), &mut (), &stop).unwrap();
+        for cell in &profile.cells {
+            // With many tokens the spoilt one may not be among those compared.
+            if cell.tokens == 1 {
+                assert_eq!((cell.status, cell.blocks.len()), (Status::Refused, 0));
+                assert!(cell.latency.interval().is_none());
+            }
+        }
+        crate::profile::validate::validate("test", &profile).unwrap();
     }
 }

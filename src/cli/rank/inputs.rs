@@ -37,7 +37,7 @@ pub(super) struct Resolved {
     reference: usize,
 }
 
-/// Resolves every flag; the weights' width is settled by the profile later.
+/// Resolves every flag.
 ///
 /// # Errors
 /// [`Error::Usage`] for values that contradict each other, [`Error::Unfit`] for a device without a
@@ -100,8 +100,7 @@ pub(super) fn resolve(
         lifetime,
         device,
         training,
-        // Both executed formats are known only with the profile; 16 bits are what is measured here.
-        weight_bits: DType::Bf16.bits(),
+        weight_bits: serving.weight_bits,
         kv_group,
         ranges,
         draws: args.draws as usize,

@@ -36,6 +36,8 @@ pub(super) struct Serving {
     pub(super) name: String,
     /// All memory of one device.
     pub(super) memory: Bytes,
+    /// Bits of one weight in the profile, or in what will be measured.
+    pub(super) weight_bits: f64,
     /// Whether it is a host processor, alone by itself.
     pub(super) is_cpu: bool,
     /// Known price of one device, with its source.
@@ -92,14 +94,19 @@ impl Choice {
     /// What is known of the serving device now.
     pub(super) fn serving(&self) -> Serving {
         match self {
-            Self::Stored { profile, .. } => of_profile(&profile.key.device),
+            Self::Stored { profile, .. } => {
+                let first = profile.cells.iter().find(|c| c.is_usable());
+                let weight_bits = first.map_or(DType::Bf16.bits(), |c| c.weight_bits);
+                Serving { weight_bits, ..of_device(&profile.key.device) }
+            }
             Self::MeasureNow => {
                 let backend = CpuBackend::new();
-                of_profile(&Device::Cpu(Session::cpu(&backend).device().clone()))
+                of_device(&Device::Cpu(Session::cpu(&backend).device().clone()))
             }
             Self::Published(spec) => Serving {
                 name: spec.name.clone(),
                 memory: Bytes(spec.memory_bytes),
+                weight_bits: DType::Bf16.bits(),
                 is_cpu: false,
                 price: spec
                     .price()
@@ -174,7 +181,7 @@ fn covers(profile: &Profile, widths: &[(usize, usize)], experts: &[usize]) -> bo
         && experts.iter().all(|e| most.is_some_and(|(_, high)| *e <= 2 * high))
 }
 
-fn of_profile(device: &Device) -> Serving {
+fn of_device(device: &Device) -> Serving {
     let (is_cpu, price) = match device {
         Device::Cpu(cpu) => {
             let price = UsdPerHour(USD_PER_THREAD_HOUR * cpu.threads as f64);
@@ -188,6 +195,7 @@ fn of_profile(device: &Device) -> Serving {
     Serving {
         name: device.name().to_owned(),
         memory: Bytes(device.memory_bytes() as f64),
+        weight_bits: DType::Bf16.bits(),
         is_cpu,
         price: price.or_else(|| {
             let (usd, p) = spec.as_ref()?.price()?;
@@ -299,9 +307,19 @@ mod tests {
     fn a_processor_has_a_stated_price_and_stands_alone() {
         let backend = CpuBackend::new();
         let device = Device::Cpu(Session::cpu(&backend).device().clone());
-        let serving = of_profile(&device);
+        let serving = of_device(&device);
         assert!(serving.is_cpu && serving.memory.0 > 0.0);
         assert!(serving.price.unwrap().1.contains("stated"));
+    }
+
+    #[test]
+    fn the_budget_is_sought_with_the_bits_of_the_stored_weights() {
+        let mut profile = crate::profile::synthetic::profile(&[(512, 1536)], 0.01);
+        for cell in &mut profile.cells {
+            cell.weight_bits = 32.0;
+        }
+        let stored = Choice::Stored { origin: "p.json".into(), profile: Box::new(profile) };
+        assert!((stored.serving().weight_bits - 32.0).abs() < 1e-12);
     }
 
     #[test]
