@@ -1,43 +1,25 @@
 //! Laws from files in the ranking: their joint draws reach the probabilities, and a law with another
 //! architecture (two experts a token, every second layer) goes through the whole chain.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-use moe_frontier::cost::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
+mod common;
+
+use common::{h100, provenance};
+use moe_frontier::cost::ServiceLevel;
 use moe_frontier::law;
 use moe_frontier::law::file::{LawFile, SCHEMA, SCHEMA_VERSION};
-use moe_frontier::plan::inputs::{
-    Demand, Lifetime, Limits, Ranges, RankInputs, ServingDevice, Target,
-};
-use moe_frontier::plan::outcome::{ProfileUsed, RankReport};
-use moe_frontier::plan::rank::{Provenance, rank};
-use moe_frontier::profile::{RooflineModel, Source};
-use moe_frontier::units::{Bytes, Flops, FlopsPerSecond, UsdPerHour};
+use moe_frontier::plan::inputs::{Demand, Ranges, RankInputs, Target};
+use moe_frontier::plan::outcome::RankReport;
+use moe_frontier::plan::rank::rank;
+use moe_frontier::units::Flops;
 
 fn inputs(loss_sigma: f64) -> RankInputs {
     RankInputs {
         experts: vec![4, 8, 16, 32],
         target: Target::Budget { budget: Flops(1e22), experts: 4 },
-        limits: Limits { max_tokens_per_param: 414.0, max_train_factor: 3.5 },
-        lengths: Lengths { input: 1000.0, output: 1000.0 },
-        prefill_chunk: 2048.0,
         demand: Demand::Rate(20.0),
         level: ServiceLevel { tpot: None, ttft: None },
-        lifetime: Lifetime::Tokens(1e12),
-        device: ServingDevice {
-            memory: MemoryBudget { device: Bytes(80e9), usable_share: 0.9, reserve: Bytes(3.5e9) },
-            price: UsdPerHour(1.69),
-            replica_sizes: vec![1, 2, 4, 8],
-            link: Link { latency: moe_frontier::units::Seconds(5e-6), bytes_per_s: 200e9 },
-        },
-        training: TrainingPrice {
-            peak: FlopsPerSecond(989e12),
-            mfu: 0.4,
-            price: UsdPerHour(1.69),
-            overhead: 0.0,
-        },
-        weight_bits: 16.0,
-        kv_group: 1.0,
         // Nothing but the law is drawn.
         ranges: Ranges {
             mfu: (0.4, 0.4),
@@ -48,7 +30,7 @@ fn inputs(loss_sigma: f64) -> RankInputs {
             loss_sigma,
         },
         draws: 200,
-        seed: 1,
+        ..common::inputs()
     }
 }
 
@@ -56,27 +38,7 @@ fn report(law: &LawFile) -> RankReport {
     let file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
     std::fs::write(file.path(), serde_json::to_vec(law).unwrap()).unwrap();
     let law = law::load_scaling(file.path().to_str().unwrap()).unwrap();
-    let device = RooflineModel::new(3.35e12, 989e12, 0.8, 0.5, 60e-6).unwrap();
-    let provenance = Provenance {
-        profile: ProfileUsed {
-            origin: "test".into(),
-            device: "H100 roofline".into(),
-            source: Source::Roofline,
-            dtype: "bf16".into(),
-            measured_utc: None,
-            cells: None,
-            noise_floor_rel: None,
-            transfer_error_rel: None,
-            read_bytes_per_s: 0.8 * 3.35e12,
-            gemm_flops_per_s: 0.5 * 989e12,
-        },
-        law_id: "file".into(),
-        law_source: "test".into(),
-        law_uncertainty: "test".into(),
-        assumptions: Vec::new(),
-        warnings: Vec::new(),
-    };
-    rank(law.as_ref(), &device, &inputs(0.0), provenance).unwrap()
+    rank(law.as_ref(), &h100(), &inputs(0.0), provenance()).unwrap()
 }
 
 fn file(form: &str, named: &[(&str, f64)]) -> LawFile {
