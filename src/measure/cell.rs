@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::check;
 use super::data::Inputs;
-use super::plan::CellSpec;
+use super::plan::{CYCLE_PER_CACHE, CellSpec};
 use super::preflight::Load;
 use super::record::{
     Block, Cell, CheckOutcome, CheckRecord, Flag, LatencyRecord, Op, RoutingRecord, RunCeilings,
@@ -268,7 +268,7 @@ impl CellState {
         let active = self.inputs.mean(|d| d.load.active() as f64);
         let times: Vec<f64> = self.samples.iter().map(|s| s.1).collect();
         let mut summary = self.summary(&times, common.width);
-        if self.cycle_bytes(sets, bits) < common.cache_bytes {
+        if self.cycle_bytes(sets, bits) < CYCLE_PER_CACHE * common.cache_bytes {
             summary.flags.push(Flag::CacheResident);
         }
         Cell {
