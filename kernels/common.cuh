@@ -1,0 +1,180 @@
+// What all kernels share: the workspace's layout, parameter structs, the arena, conversions.
+//
+// No PTX here (ptx.cuh) and no host header. Every struct is mirrored by a `#[repr(C)]` struct in
+// src/gpu/params.rs; config_check.cu writes sizes and offsets, and a test compares the two.
+//
+// One layer, with T tokens, k experts per token, P = T * k pairs (pair p = token * k + slot), E
+// experts, hidden size H and inner size I:
+//
+//   router    logits [T, E]                    -> topk_ids, topk_weights [P]
+//   align     topk_ids                         -> sorted_pairs, pair_rows, tiles, expert offsets
+//   up        x [T, H], w13 [E, 2, I, H]       -> h [rows, I]     (gathered, SwiGLU)
+//   down      h, w2 [E, H, I]                  -> y [rows, H]
+//   combine   y, pair_rows, topk_weights       -> out [T, H]
+//
+// `rows` are the pairs grouped by expert, each expert's segment padded to a multiple of `block_m`.
+// Padding rows of h and y are exact zeros. Rounding: x and weights bf16; sums f32; h bf16; y bf16;
+// the weighted sum f32; out bf16.
+
+#pragma once
+
+#include "ptx.cuh"
+
+// Most experts and most choices per token; the host refuses more.
+constexpr u32 kMaxExperts = 1024;
+constexpr u32 kMaxTopK = 32;
+
+// Status bits, set by kernels and read by the host after a synchronisation.
+constexpr u32 kStatusNonFiniteLogit = 1;  // a logit is NaN: it was taken as -infinity
+constexpr u32 kStatusBadExpertId = 2;     // an id is not below E: its pair was dropped
+constexpr u32 kStatusCapacity = 4;        // a table would have overflowed: nothing was written past it
+
+// A run of rows of one expert that one block multiplies at a time.
+struct Tile {
+    i32 expert;
+    i32 row0;  // first padded row; a multiple of block_m
+    i32 rows;  // rows that hold a pair, 1 to block_m
+    i32 unused;
+};
+
+// First 256 bytes of the workspace.
+struct WorkspaceHeader {
+    u32 num_tiles;
+    u32 padded_rows;
+    u32 status;
+    u32 active_experts;
+    // Counters that blocks take their order from. 0 between launches: the last arriver resets its
+    // own. 0: router (fused align), 1: align, 2..: free.
+    u32 tickets[60];
+};
+static_assert(sizeof(WorkspaceHeader) == 256, "the header is 256 bytes");
+
+// How scores become choices and weights; values as in src/gpu/params.rs.
+enum RouterScoring : u32 {
+    kSoftmax = 0,          // softmax over all experts
+    kSoftmaxOverTopK = 1,  // softmax over the chosen experts
+    kSigmoid = 2,          // sigmoid; the bias moves the choice, not the weight
+    kSoftplusSqrt = 3,     // sqrt(softplus); bias as above
+    kPrototype = 4,        // k groups of E / k experts, the best of each by softmax in its group
+};
+
+// Where align puts its results; also embedded in the router for the fused small case.
+struct AlignParams {
+    const i32* topk_ids;  // [pairs]
+    i32* expert_count;    // [experts] rows without padding
+    i32* expert_offsets;  // [experts + 1] first padded row; the last is the number of padded rows
+    i32* sorted_pairs;    // [capacity_rows] pair of each padded row, -1 for padding
+    i32* pair_rows;       // [pairs] padded row of each pair: the inverse; -1 for a dropped pair
+    Tile* tiles;          // [capacity_tiles]
+    i32* block_counts;    // [blocks, experts] scratch of the large case
+    WorkspaceHeader* header;
+    u32 pairs;
+    u32 experts;
+    u32 block_m;          // rows a tile, a power of two from 1 to 256
+    u32 capacity_rows;
+    u32 capacity_tiles;
+    u32 pairs_per_block;  // large case: pairs that each block of the histogram and scatter takes
+};
+
+struct RouterParams {
+    const void* logits;  // [tokens, experts] f32 or bf16 by kernel name
+    const float* bias;   // [experts], or null
+    i32* topk_ids;       // [tokens, top_k + shared]
+    float* topk_weights; // the same
+    WorkspaceHeader* header;
+    u64 logits_stride;   // elements between rows
+    u32 tokens;
+    u32 experts;
+    u32 top_k;
+    u32 scoring;         // RouterScoring
+    u32 n_group;
+    u32 topk_group;
+    u32 group_top1;      // 1: a group's score is its best expert's; 0: the sum of its two best
+    u32 renormalize;
+    float scaling;
+    u32 shared;          // 1: one more slot, expert `experts`, weight 1
+    u32 fuse_align;      // 1: the last block to finish also aligns
+    u32 unused;
+    AlignParams align;   // read when fuse_align is 1
+};
+
+// One grouped product. `up`: a = x gathered by sorted_pairs, b = w13, out = h. `down`: a = h,
+// b = w2, out = y.
+struct GemmParams {
+    const bf16* a;            // up: [tokens, depth] with row stride a_stride; down: [rows, depth]
+    const void* b;            // up: [experts, 2, columns, depth]; down: [experts, columns, depth]
+    const float* b_scale;     // 8-bit weights: one scale a 128 x 128 block, [experts, (2,) ceil(columns/128), ceil(depth/128)]; else null
+    bf16* out;                // [rows, columns]
+    const WorkspaceHeader* header;
+    const Tile* tiles;
+    const i32* sorted_pairs;
+    const float* topk_weights;  // fast combine only: weight by pair
+    float* accumulate;          // fast combine only: [tokens, columns] f32, zero before
+    u64 a_stride;             // elements; a multiple of 8
+    u64 accumulate_stride;    // elements
+    u32 columns;              // up: I, down: H; a multiple of 8
+    u32 depth;                // up: H, down: I; a multiple of 8
+    u32 top_k;                // slots per token: pair / top_k is its token
+    u32 gate_first;           // 1: gate rows precede up rows in w13
+};
+
+struct CombineParams {
+    const bf16* y;              // [rows, hidden]
+    const i32* pair_rows;       // [tokens * top_k]
+    const float* topk_weights;  // [tokens * top_k]
+    bf16* out;                  // [tokens, hidden] with row stride out_stride; or null
+    float* out_f32;             // the same in f32; or null. One of both is set
+    u64 out_stride;             // elements; a multiple of 8
+    u32 tokens;
+    u32 hidden;                 // a multiple of 8
+    u32 top_k;
+    u32 unused;
+};
+
+// ---- conversions ------------------------------------------------------------------------------
+
+DEVICE float to_f32(bf16 v) { return bits_float((u32)v.bits << 16); }
+// The two halves of a register that holds two bf16.
+DEVICE float low_f32(u32 pair) { return bits_float(pair << 16); }
+DEVICE float high_f32(u32 pair) { return bits_float(pair & 0xffff0000u); }
+DEVICE bf16 to_bf16(float v) { return bf16{(u16)(pack_bf16x2(v, 0.0f) & 0xffffu)}; }
+
+// silu(gate) * up, within 8 ulp of f32: the approximate exponential and reciprocal are enough, since
+// the product is rounded to bf16. Large negative gates give -0 and not NaN: e^-gate is infinite, and
+// its reciprocal 0.
+DEVICE float swiglu(float gate, float up) {
+    return gate * rcp_approx(1.0f + exp_approx(-gate)) * up;
+}
+
+template <typename T>
+DEVICE T min_of(T a, T b) {
+    return a < b ? a : b;
+}
+template <typename T>
+DEVICE T max_of(T a, T b) {
+    return a > b ? a : b;
+}
+DEVICE constexpr u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
+
+// ---- shared memory ------------------------------------------------------------------------------
+
+// Hands out the block's dynamic shared memory in order. Every thread takes the same buffers. The
+// launch asks for the sum of all sizes plus the alignment slack of each (`ALIGN` - 1 at most), since
+// the start of dynamic shared memory is only known to be 16-byte aligned.
+class Arena {
+public:
+    DEVICE Arena() : next_(dynamic_smem()) {}
+
+    // `count` values of T whose shared-space address is a multiple of `align`, a power of two.
+    template <typename T>
+    DEVICE T* take(u32 count, u32 align) {
+        u32 address = smem_addr(next_);
+        u8* start = next_ + (((address + align - 1) & ~(align - 1)) - address);
+        next_ = start + count * (u32)sizeof(T);
+        smem_region(start, count * (u32)sizeof(T));
+        return (T*)start;
+    }
+
+private:
+    u8* next_;
+};
