@@ -5,12 +5,14 @@
 //! driver that is too old; each of these is a value that says so. No kernel is launched that was not
 //! checked against the limits of its device.
 
+pub mod capsule;
 pub mod driver;
 pub mod launch;
 mod memory;
 pub mod params;
 mod tensor_map;
 
+pub use capsule::{Capsule, CapsuleOptions, Delivery};
 pub use driver::{GpuFacts, NoGpu, probe};
 pub use launch::{DeviceFacts, Launch, Launcher};
 pub use memory::{DeviceAddress, Region};
