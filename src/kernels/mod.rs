@@ -12,6 +12,7 @@ pub mod cpu;
 pub mod gpu;
 pub mod reference;
 mod routing;
+pub mod stages;
 mod weights;
 
 pub use routing::{Alignment, Routed, RouterSpec};
