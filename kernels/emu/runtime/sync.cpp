@@ -73,7 +73,8 @@ void meet_lanes(const char* wrapper, u64 shape, u32 mask, void* argument,
     if (group.mask != mask)
         fail(kDivergence, "lanes meet with the mask 0x%08x here and 0x%08x in %s", mask, group.mask,
              group.wrapper);
-    if (std::strcmp(group.wrapper, wrapper) != 0 || group.shape != shape)
+    bool same = group.wrapper == wrapper || std::strcmp(group.wrapper, wrapper) == 0;
+    if (!same || group.shape != shape)
         fail(kDivergence, "lanes of one warp (mask 0x%08x) are in %s and in %s at the same time",
              mask, group.wrapper, wrapper);
     group.arguments[lane] = argument;
