@@ -137,6 +137,7 @@ constexpr u32 kColumnsOf = kProduct == kUp ? S::kWeightRows / 2 : S::kWeightRows
 template <class S, Product kProduct>
 class Loader {
 public:
+    // The block has a work item at least.
     DEVICE Loader(const GemmParams& p, Sequence sequence, u32 a_ring, u32 b_ring)
         : p_(p), sequence_(sequence), index_(block_index()), k_(0) {
         row_ = thread_index() / S::kChunksPerRow;
@@ -144,7 +145,7 @@ public:
         const u32 offset = S::offset(row_, chunk_);
         a_to_ = a_ring + offset;
         b_to_ = b_ring + offset;
-        if (index_ < sequence_.count()) start();
+        start();
     }
 
     // Copies the next step into `stage`; nothing once all work is copied. The caller commits.
@@ -257,8 +258,8 @@ private:
 template <class S>
 using Accumulators = float[S::kFragmentsM][S::kFragmentsN][4];
 
-// First weight row, within a stage, of this warp's pair of fragments `pair`. `up`: a warp holds gate
-// and up of the same columns, half of its pairs each.
+// First weight row, within a stage, of this warp's pair of fragments `pair`. `up`: a warp holds
+// gate and up of the same columns, half of its pairs each.
 template <class S, Product kProduct>
 DEVICE u32 weight_row(u32 warp_n, u32 pair) {
     constexpr u32 kPairs = S::kFragmentsN / 2;
@@ -410,6 +411,7 @@ DEVICE void grouped_gemm(const GemmParams& p) {
     num_tiles -= min_of(num_tiles, 1u);
 #endif
     const Sequence sequence{num_tiles, ceil_div(p.columns, kColumns)};
+    if (block_index() >= sequence.count()) return;
     Loader<S, kProduct> loader(p, sequence, a_ring, b_ring);
 #pragma unroll
     for (u32 stage = 0; stage + 1 < S::kStages; ++stage) {
@@ -418,8 +420,8 @@ DEVICE void grouped_gemm(const GemmParams& p) {
     }
 
     // ldmatrix lanes: 0-15 name the 16 rows of an A fragment at its first 8 of depth, 16-31 at the
-    // second; of two B fragments, lanes 0-7 and 8-15 the first 8 weight rows at both halves of depth,
-    // 16-31 the other 8.
+    // second 8. Of two B fragments, lanes 0-7 and 8-15 name the first 8 weight rows at both halves
+    // of depth, 16-31 the other 8 rows.
     const u32 lane = thread_index() % kWarpSize;
     const u32 warp = thread_index() / kWarpSize;
     const u32 a_first = a_ring + S::offset(warp / S::kWarpsN * S::kWarpM + lane % 16, lane / 16);
@@ -440,8 +442,8 @@ DEVICE void grouped_gemm(const GemmParams& p) {
         }
 #pragma unroll 1
         for (u32 k = 0; k < p.depth; k += S::kDepthStep) {
-            // This thread's copies of the stage have landed; after the barrier everybody's have, and
-            // everybody has read the stage before, which is copied into next.
+            // This thread's copies of the stage have landed. After the barrier everybody's have, and
+            // everybody has read the stage before it, which is copied into next.
 #ifndef MUTANT_CP_ASYNC_WAIT_MISSING
             cp_async_wait<(i32)S::kStages - 2>();
 #endif
