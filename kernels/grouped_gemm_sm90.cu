@@ -405,11 +405,19 @@ DEVICE void produce_down(const TensorMap& w2, const TensorMap& h, const Schedule
 template <typename T>
 using Sums = float[T::kN / 2];
 
-// Multiplies the tile's stages into the sums. One batch of wgmma stays in flight while the next stage
+// Multiplies the tile's stages into the sums, which begin at zero: were they left to the first product
+// to define, they would be live around the loop over tiles, once for each case. One batch of wgmma stays in flight while the next stage
 // is awaited; a stage is released when the batch that read it is complete.
 template <typename T, u32 LIVE>
 DEVICE void multiply(Sums<T> (&d)[LIVE], Ring<T::kStages>& ring, const Shared<T>& shared, u32 steps,
                      u32 consumer) {
+#pragma unroll
+    for (u32 block = 0; block < LIVE; ++block) {
+#pragma unroll
+        for (u32 i = 0; i < T::kN / 2; ++i) {
+            d[block][i] = 0.0f;
+        }
+    }
     u32 reading = 0;  // stage of the batch in flight
 #pragma unroll 1
     for (u32 k = 0; k < steps; ++k) {
@@ -423,7 +431,7 @@ DEVICE void multiply(Sums<T> (&d)[LIVE], Ring<T::kStages>& ring, const Shared<T>
 #pragma unroll
             for (u32 step = 0; step < kTileK / kWgmmaK; ++step) {
                 // 16 elements along the depth are 32 bytes; descriptors count 16-byte units.
-                wgmma_bf16<T::kN>(d[block], a + 2 * step, b + 2 * step, k + step > 0);
+                wgmma_bf16<T::kN>(d[block], a + 2 * step, b + 2 * step, 1);
             }
         }
         wgmma_commit();
