@@ -59,8 +59,8 @@
 //             the same for y; fast adds weight * product to accumulate[token], in no fixed order:
 //             it alone is not reproducible.
 //
-// Faults planted for the tests: MUTANT_NO_FULL_WAIT, MUTANT_NO_EMPTY_WAIT, MUTANT_EARLY_RELEASE,
-// MUTANT_NO_PROXY_FENCE, MUTANT_SWAPPED_GATE_UP, MUTANT_K_TAIL_DROPPED, MUTANT_LAST_TILE_DROPPED.
+// Faults planted for the tests: MUTANT_NO_FULL_WAIT, MUTANT_NO_EMPTY_WAIT, MUTANT_RELEASE_BEFORE_WAIT,
+// MUTANT_NO_PROXY_FENCE, MUTANT_SWAPPED_GATE_UP, MUTANT_DROPPED_K_TAIL, MUTANT_DROPPED_LAST_TILE.
 
 #include "common.cuh"
 
@@ -251,10 +251,10 @@ struct Schedule {
     DEVICE explicit Schedule(const GemmParams& p)
         : tiles(p.tiles), num_tiles(p.header->num_tiles),
           column_blocks(ceil_div(p.columns, T::kColumns)) {
-#ifdef MUTANT_LAST_TILE_DROPPED
+#ifdef MUTANT_DROPPED_LAST_TILE
         num_tiles -= num_tiles > 0 ? 1 : 0;
 #endif
-#ifdef MUTANT_K_TAIL_DROPPED
+#ifdef MUTANT_DROPPED_K_TAIL
         steps = max_of(p.depth / kTileK, 1u);
 #else
         steps = ceil_div(p.depth, kTileK);
@@ -299,11 +299,12 @@ struct Gather {
     static constexpr u32 kChunks = kRowBytes / 16;
     static constexpr u32 kRowsPerPass = kWarpgroup / kChunks;
     static constexpr u32 kPasses = T::kM / kRowsPerPass;
-    static constexpr u32 kNoToken = 0xffffffffu;
     static_assert(kRowsPerPass % 8 == 0, "a thread has the same swizzle in each pass");
     static_assert(kWgmmaM % kRowsPerPass == 0, "a pass lies in one block of 64 rows");
+    static_assert(kPasses <= 32, "one bit a pass");
 
-    u32 tokens[kPasses];
+    u32 tokens[kPasses];  // 0 where there is none
+    u32 present;          // bit a pass: its row has a token
     u32 live_rows;  // rows of blocks that hold a row at all: nobody reads the others
 
     DEVICE static u32 row() { return thread_index() % kWarpgroup / kChunks; }
@@ -311,24 +312,27 @@ struct Gather {
 
     DEVICE void find_tokens(const GemmParams& p, const Work& work) {
         live_rows = ceil_div(work.rows, kWgmmaM) * kWgmmaM;
+        present = 0;
 #pragma unroll
         for (u32 pass = 0; pass < kPasses; ++pass) {
             const u32 r = pass * kRowsPerPass + row();
             const i32 pair = r < work.rows ? p.sorted_pairs[work.row0 + r] : -1;
-            tokens[pass] = pair < 0 ? kNoToken : (u32)pair / p.top_k;
+            tokens[pass] = pair < 0 ? 0 : (u32)pair / p.top_k;
+            present |= pair < 0 ? 0 : 1u << pass;
         }
     }
 
     // Rows without a token and columns past the depth arrive as zeros.
     DEVICE void copy(const GemmParams& p, u32 stage_address, u32 k) const {
         const u32 column = k * kTileK + chunk() * 8;
+        const u32 inside = column < p.depth ? present : 0;
         const u32 to = stage_address + row() * kRowBytes + ((chunk() ^ (row() & 7)) << 4);
 #pragma unroll
         for (u32 pass = 0; pass < kPasses; ++pass) {
             if (pass * kRowsPerPass < live_rows) {
-                const bool inside = tokens[pass] != kNoToken && column < p.depth;
-                const u64 from = inside ? (u64)tokens[pass] * p.a_stride + column : 0;
-                cp_async16(to + pass * kRowsPerPass * kRowBytes, p.a + from, inside ? 16 : 0);
+                const u64 from = (u64)tokens[pass] * p.a_stride + column;
+                cp_async16(to + pass * kRowsPerPass * kRowBytes, p.a + from,
+                           (inside >> pass & 1) * 16);
             }
         }
     }
@@ -435,7 +439,7 @@ DEVICE void multiply(Sums<T> (&d)[LIVE], Ring<T::kStages>& ring, const Shared<T>
             }
         }
         wgmma_commit();
-#ifdef MUTANT_EARLY_RELEASE
+#ifdef MUTANT_RELEASE_BEFORE_WAIT
         shared.release(ring.stage);
         wgmma_wait<1>();
 #else
@@ -448,7 +452,7 @@ DEVICE void multiply(Sums<T> (&d)[LIVE], Ring<T::kStages>& ring, const Shared<T>
         ring.next();
     }
     wgmma_wait<0>();
-#ifndef MUTANT_EARLY_RELEASE
+#ifndef MUTANT_RELEASE_BEFORE_WAIT
     shared.release(reading);
 #endif
 #pragma unroll
