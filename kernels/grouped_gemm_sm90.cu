@@ -7,8 +7,8 @@
 // the `fast` kernel at the end.
 //
 // One block is 384 threads: warpgroup 0 produces (it requests the operands), warpgroups 1 and 2
-// consume (they multiply). Every consumer holds 128 f32 sums a thread, the most that leaves room for
-// addresses, so a warpgroup's tile is 64 x 256 or 128 x 128. A block's tile is
+// consume (they multiply). Every consumer holds 128 f32 sums a thread, the most that leaves room
+// for addresses, so a warpgroup's tile is 64 x 256 or 128 x 128. A block's tile is
 //
 //   cooperative   both consumers work on one tile, on blocks of 64 rows in turn: 128 x 256 (each
 //                 byte of shared memory feeds most products) or 256 x 128 (each weight byte is read
@@ -16,8 +16,8 @@
 //   ping-pong     each consumer has a tile of its own, every second one: while one writes its
 //                 results, the other keeps the tensor cores busy. For short sums (down with I below
 //                 about 1024), where the epilogue is not small beside the loop, and for 64-row
-//                 tiles. The ring hands the stages out in tile order, which staggers the two without
-//                 a barrier between them.
+//                 tiles. The ring hands the stages out in tile order, which staggers the two
+//                 without a barrier between them.
 //
 // `up` puts gate and up rows of the same columns in one stage, so that both factors of an output
 // stand in one thread: SwiGLU costs no exchange.
@@ -39,12 +39,12 @@
 //   down_fast_m128n256               128      256      256      {64, 256, 1}     222256
 //
 //   grid      (blocks, 1): one an SM, or fewer; any number is correct. Work is read from the header
-//             and the tiles on the device: num_tiles x ceil(p.columns / columns) of the table, which
-//             stays below 2^31.
+//             and the tiles on the device: num_tiles x ceil(p.columns / columns of the table),
+//             which stays below 2^31.
 //   block     384 threads; dynamic shared memory as in the table (more than 48 KB: raise the
 //             function's limit first); launches may be programmatic dependent ones.
-//   block_m   the tile table was made by align with exactly this block_m; sorted_pairs, h and y have
-//             padded_rows rows, segments padded to it.
+//   block_m   the tile table was made by align with exactly this block_m; sorted_pairs, h and y
+//             have padded_rows rows at least, segments padded to block_m.
 //   maps      bf16, 128-byte swizzle, zero fill, boxes in elements, innermost dimension first:
 //     up       (w13, h, GemmParams): w13 4-D {H, I, 2, E}, box from the table; h 2-D
 //              {I, capacity_rows}, box {64, 64}
@@ -54,13 +54,16 @@
 //   p         up reads a (= x), a_stride, header, tiles, sorted_pairs, columns, depth, top_k and
 //             gate_first; down reads header, tiles, columns and depth; fast also sorted_pairs,
 //             topk_weights, top_k, accumulate (16-byte aligned, zero or a sum to add to) and
-//             accumulate_stride (a multiple of 4). b, b_scale and out are not read: the maps say it.
+//             accumulate_stride (a multiple of 4). b, b_scale and out are not read: the maps have
+//             them.
 //   results   up writes each row of h of every tile, padding rows as zeros, columns below I; down
 //             the same for y; fast adds weight * product to accumulate[token], in no fixed order:
 //             it alone is not reproducible.
 //
-// Faults planted for the tests: MUTANT_NO_FULL_WAIT, MUTANT_NO_EMPTY_WAIT, MUTANT_RELEASE_BEFORE_WAIT,
-// MUTANT_NO_PROXY_FENCE, MUTANT_SWAPPED_GATE_UP, MUTANT_DROPPED_K_TAIL, MUTANT_DROPPED_LAST_TILE.
+// Faults planted for the tests: MUTANT_NO_FULL_WAIT, MUTANT_NO_EMPTY_WAIT,
+// MUTANT_RELEASE_BEFORE_WAIT, MUTANT_NO_PROXY_FENCE, MUTANT_NO_STORE_FENCE, MUTANT_NO_STORE_WAIT,
+// MUTANT_SWAPPED_GATE_UP, MUTANT_DROPPED_K_TAIL, MUTANT_DROPPED_LAST_TILE, MUTANT_LAST_ROW_DROPPED,
+// MUTANT_PADDING_UNWRITTEN.
 
 #include "common.cuh"
 
@@ -90,11 +93,11 @@ constexpr u32 kBlockBytes = kWgmmaM * kRowBytes;
 constexpr u32 kChunk = 64;
 // Swizzle atoms are 8 rows of 128 bytes.
 constexpr u32 kSwizzleAlign = 1024;
-// Steps the gather runs ahead of its hand-over: its copies have two steps' time to arrive before the
-// producer waits for them. One more would be more than the ring holds (see the assertion below).
+// Steps the gather runs ahead of its hand-over: its copies have two steps' time to arrive before
+// the producer waits for them. One more would not fit the ring (see the assertion below).
 constexpr u32 kLag = 2;
-// Row pitch of the f32 staging tile of the fast epilogue: 64 sums and 32 bytes, so that four rows of
-// 8-byte stores fall into different banks; a multiple of 16 for the bulk copies.
+// Row pitch of the f32 staging tile of the fast epilogue: 64 sums and 32 bytes, so that four rows
+// of 8-byte stores fall into different banks; a multiple of 16 for the bulk copies.
 constexpr u32 kScatterPitch = kChunk * 4 + 32;
 // Opt-in shared memory of a Hopper block.
 constexpr u32 kSharedLimit = 232448;
@@ -305,7 +308,7 @@ struct Gather {
 
     u32 tokens[kPasses];  // 0 where there is none
     u32 present;          // bit a pass: its row has a token
-    u32 live_rows;  // rows of blocks that hold a row at all: nobody reads the others
+    u32 live_rows;        // rows of blocks that hold a row at all: nobody reads the others
 
     DEVICE static u32 row() { return thread_index() % kWarpgroup / kChunks; }
     DEVICE static u32 chunk() { return thread_index() % kChunks; }
@@ -316,7 +319,12 @@ struct Gather {
 #pragma unroll
         for (u32 pass = 0; pass < kPasses; ++pass) {
             const u32 r = pass * kRowsPerPass + row();
-            const i32 pair = r < work.rows ? p.sorted_pairs[work.row0 + r] : -1;
+#ifdef MUTANT_LAST_ROW_DROPPED
+            const u32 rows = work.rows - 1;
+#else
+            const u32 rows = work.rows;
+#endif
+            const i32 pair = r < rows ? p.sorted_pairs[work.row0 + r] : -1;
             tokens[pass] = pair < 0 ? 0 : (u32)pair / p.top_k;
             present |= pair < 0 ? 0 : 1u << pass;
         }
@@ -409,9 +417,10 @@ DEVICE void produce_down(const TensorMap& w2, const TensorMap& h, const Schedule
 template <typename T>
 using Sums = float[T::kN / 2];
 
-// Multiplies the tile's stages into the sums, which begin at zero: were they left to the first product
-// to define, they would be live around the loop over tiles, once for each case. One batch of wgmma stays in flight while the next stage
-// is awaited; a stage is released when the batch that read it is complete.
+// Multiplies the tile's stages into the sums. These begin at zero: were they left to the first
+// product to define, the compiler would hold them live around the loop over tiles, once for each
+// case. One batch of wgmma stays in flight while the next stage is awaited; a stage is released once
+// the batch that read it is complete.
 template <typename T, u32 LIVE>
 DEVICE void multiply(Sums<T> (&d)[LIVE], Ring<T::kStages>& ring, const Shared<T>& shared, u32 steps,
                      u32 consumer) {
@@ -466,12 +475,13 @@ DEVICE void multiply(Sums<T> (&d)[LIVE], Ring<T::kStages>& ring, const Shared<T>
 
 // ---- epilogues ----------------------------------------------------------------------------------
 
-// Sums of a thread, by the manual's layout of wgmma's D: d[4j + 2i + b] is row 16 warp + lane/4 + 8i,
-// column 8j + 2 (lane % 4) + b.
+// Place of a thread's sums, by the PTX manual's layout of wgmma's D: d[4j + 2i + b] is row
+// 16 warp + lane / 4 + 8i, column 8j + 2 (lane % 4) + b.
 struct Lane {
     u32 warp;
     u32 lane;
-    DEVICE Lane() : warp(thread_index() % kWarpgroup / kWarpSize), lane(thread_index() % kWarpSize) {}
+    DEVICE Lane()
+        : warp(thread_index() % kWarpgroup / kWarpSize), lane(thread_index() % kWarpSize) {}
     DEVICE u32 row(u32 i) const { return 16 * warp + lane / 4 + 8 * i; }
     DEVICE u32 column() const { return 2 * (lane % 4); }
 };
@@ -496,7 +506,8 @@ DEVICE u32 output_pair(const Sums<T>& d, u32 j, u32 i, bool gate_first) {
 template <typename T>
 class RowStore {
 public:
-    DEVICE RowStore(const TensorMap& map, const GemmParams& p, const Shared<T>& shared, u32 consumer)
+    DEVICE RowStore(const TensorMap& map, const GemmParams& p, const Shared<T>& shared,
+                    u32 consumer)
         : map_(map), columns_(p.columns), gate_first_(p.gate_first != 0), consumer_(consumer),
           buffers_(shared.epilogue + consumer * 2 * T::kBufferBytes) {
 #ifdef MUTANT_SWAPPED_GATE_UP
@@ -527,6 +538,9 @@ public:
     }
 
     DEVICE void store_zeros(const Work& work, u32 block) {
+#ifdef MUTANT_PADDING_UNWRITTEN
+        return;
+#endif
         const u32 zeros[4] = {};
         for (u32 chunk = 0; chunk < T::kColumns / kChunk; ++chunk) {
             if (work.column0 + chunk * kChunk < columns_) {
@@ -553,9 +567,11 @@ private:
 
     // The other buffer may still be on its way; this one was committed before it.
     DEVICE void await_buffer() {
+#ifndef MUTANT_NO_STORE_WAIT
         if (leads()) {
             bulk_wait_read<1>();
         }
+#endif
         named_sync(1 + consumer_, kWarpgroup);
     }
 
@@ -569,7 +585,9 @@ private:
     }
 
     DEVICE void send(const Work& work, u32 block, u32 chunk) {
+#ifndef MUTANT_NO_STORE_FENCE
         fence_proxy_async();
+#endif
         named_sync(1 + consumer_, kWarpgroup);
         if (leads()) {
             tma_store_2d(map_, buffer(), (i32)(work.column0 + chunk * kChunk),
@@ -587,8 +605,8 @@ private:
     u32 turn_ = 0;
 };
 
-// Adds weighted f32 rows to the tokens they belong to: sums go to a staging tile, each of whose rows
-// one thread sends as a bulk addition.
+// Adds weighted f32 rows to the tokens they belong to: sums go to a staging tile, each of whose
+// rows one thread sends as a bulk addition.
 template <typename T>
 class Scatter {
 public:
