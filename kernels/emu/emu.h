@@ -11,11 +11,15 @@
 
 #include "../ptx.cuh"
 
-// When asynchronous work (copies, products) is delivered. Each finds other faults: run all three.
+// When asynchronous work is delivered. Each finds other faults: run all three.
 enum EmuMode {
-    kEmuLate,    // at the wait for it, or when no thread can move: finds reads before the wait
-    kEmuEarly,   // at issue: finds stages that are filled again while they are still being read
-    kEmuRandom,  // any time and order
+    // Everything at the wait for it, or when no thread can move: finds reads before the wait.
+    kEmuLate,
+    // Loads (cp.async, TMA) at issue, what reads shared memory (wgmma, TMA stores) late: finds
+    // stages that are filled again while they are still being read.
+    kEmuEarly,
+    // Any time and order.
+    kEmuRandom,
 };
 
 struct EmuOptions {

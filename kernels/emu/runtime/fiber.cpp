@@ -6,7 +6,7 @@
 
 #include <sys/mman.h>
 
-#include <cinttypes>
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -147,6 +147,14 @@ void print_wait(const Thread& thread) {
             last = &thread;
         }
         tell();
+        for (const auto& [address, barrier] : block->mbarriers) {
+            if (barrier.waiting.empty()) continue;
+            std::fprintf(stderr,
+                         "  block %u,%u barrier 0x%x: phase %u, %u of %u arrivals and %lld bytes to "
+                         "come\n",
+                         block->threads[0].block, block->threads[0].block_y, address, barrier.phase,
+                         barrier.pending, barrier.count, barrier.bytes);
+        }
     }
     std::fflush(stderr);
     std::_Exit(kDeadlock);
@@ -316,6 +324,8 @@ void start_block(Grid& grid) {
         thread.smem_bytes = launch.shared_bytes;
         thread.smem_start = block->arena_start;
         thread.owner = block;
+        // As ptxas shares the register file among a block's threads, one block to the device.
+        thread.registers = std::min(255u, 65536u / launch.block) & ~7u;
         prepare_stack(thread, i);
 #if defined(EMU_THREAD)
         thread.context.thread_fiber = __tsan_create_fiber(0);
@@ -339,11 +349,14 @@ void release_stack(Thread& thread) {
 
 void end_block(Block* block) {
     Grid& grid = *block->grid;
-    check_bulk_ended(*block);
-    check_products_ended(*block);
+    end_block_bulk(*block);
+    end_block_barriers(*block);
+    end_block_products(*block);
     end_block_memory(*block);
     for (Thread& thread : block->threads) release_stack(thread);
+    for (Thread& thread : block->threads) thread.copy_context.destroy();
     for (Warp& warp : block->warps) warp.context.destroy();
+    block->bulk_context.destroy();
     if (!block->let_dependents) grid.let_dependents++;
     grid.live--;
     grid.finished++;

@@ -51,10 +51,11 @@ struct Copy {
 
 // An accumulator of wgmma between issue and the point where it may be read.
 struct Accumulator {
-    float* registers;     // the kernel's array, which holds NaN meanwhile
+    float* registers;     // the kernel's array; what is not handed back holds NaN
     u32 count;
-    u32 last_op;          // number of the last product into it
+    u32 last_product;     // number of the last product into it
     float value[128];
+    bool handed_back[128];
 };
 
 // One warp's quarter of a wgmma: 16 rows by n columns by 16.
@@ -64,24 +65,35 @@ struct Product {
     u32 n;
     u32 accumulate;
     u32 number;  // counts up by warp
-    u32 group;
-    float* lanes[32];  // the kernel's accumulators
+    Accumulator* lanes[32];
 };
 
-// A TMA copy or bulk operation in flight. A plain value, run once.
+// What the host holds in the 128 bytes of a TensorMap.
+struct MapRecord {
+    u64 magic;
+    u8* base;
+    u64 dims[4];     // elements, innermost first
+    u64 strides[4];  // bytes; strides[0] is that of an element
+    u32 box[4];
+    u32 rank;
+    u32 element_bytes;
+    u32 swizzle;  // 0 or 128
+};
+static_assert(sizeof(MapRecord) <= sizeof(TensorMap), "a record fits the map it stands for");
+
+// A TMA copy or bulk reduction in flight.
 struct BulkOp {
     enum Type { kLoad, kStore, kReduce } type;
     Thread* issuer;
-    TensorMap map;
+    MapRecord map;
+    i32 coordinates[4];
     u32 shared;
+    u32 bytes;
     u32 barrier;
     float* global;
-    u32 bytes;
-    u32 rank;
-    i32 coordinates[4];
     u32 group;
-    bool delivered;
-    u64 source_hash;  // of the shared bytes at issue: the source must not change until it is read
+    u64 source_sum;         // of the source at issue: it must not change until it is read
+    std::vector<u8> taken;  // a store's source, once read
 };
 
 // ---- threads, warps, blocks -------------------------------------------------------------------------
@@ -104,13 +116,16 @@ struct Thread : EmuThread {
     SyncToken copy_issued;
     SyncToken copy_done;
 
-    u32 bulk_groups = 0;
+    u32 bulk_groups = 0;  // committed so far
+    SyncToken bulk_issued;
+    SyncToken bulk_done;
+
     std::vector<Accumulator*> accumulators;
     bool registers_fenced = false;  // a wgmma_fence since an accumulator was last handed back
+    u32 registers = 0;              // a thread's share; changed by setmaxnreg
 
     u32 proxy_epoch = 1;  // counts fence_proxy_async
     u32 mbar_epoch = 1;   // counts fence_mbar_init
-    u32 registers = 0;    // setmaxnreg; 0 as launched
 
     bool fenced = false;                  // fence_gpu since the last atomic that released
     std::vector<const void*> atomics;     // relaxed atomics since the last fence_gpu
@@ -133,16 +148,20 @@ struct LaneGroup {
 
 struct Warp {
     LaneGroup groups[32];  // by lowest lane of the mask: disjoint masks may meet at the same time
-    u32 ended = 0;         // lanes
+    u32 ended = 0;  // lanes
     u32 lanes = 0;
-    // wgmma of this warp.
-    std::vector<Product> products;
-    u32 products_issued = 0;
-    u32 products_done = 0;  // numbers below this are done; they complete in order
-    u32 product_groups = 0;
-    std::vector<u32> group_end;  // first product number after each committed group
-    std::vector<u64> product_log;  // shapes and descriptors, compared between the warps of a group
+
+    // wgmma: products are executed in order, each warp's for itself.
+    std::vector<Product> products;  // not executed yet
+    u32 issued = 0;
+    u32 executed = 0;               // products below this number
+    u32 waited = 0;                 // products below this number may be read
+    std::vector<u32> group_ends;    // number after the last product of each committed group
+    u32 groups_finished = 0;        // groups whose products were all executed
+    std::vector<Product> log;       // all of this warp, to compare with its warpgroup
     OpContext context;
+    SyncToken issue_token;
+    SyncToken group_tokens[8];      // by group
 };
 
 struct Barrier {
@@ -184,6 +203,9 @@ struct Block {
     // By 4 bytes of the arena: thread (plus 1) and proxy epoch of the last tracked ordinary store.
     std::vector<u32> marks;
     std::vector<BulkOp> bulk;
+    OpContext bulk_context;
+    u32 free_registers = 0;  // given up by setmaxnreg_dec
+    std::vector<Thread*> waiting_for_registers;
     u32 ended = 0;
     bool let_dependents = false;
 };
@@ -254,7 +276,18 @@ bool deliver_bulk(Block& block);
 bool deliver_product(Block& block);
 // Reports work that the ended thread or block left behind.
 void check_copies_ended(Thread& thread);
-void check_bulk_ended(Block& block);
-void check_products_ended(Block& block);
+void check_bulk_ended(Thread& thread);
+void check_products_ended(Thread& thread);
+// At the end of a block: finishes stores, compares what its barriers and warps are left with.
+void end_block_bulk(Block& block);
+void end_block_barriers(Block& block);
+void end_block_products(Block& block);
+
+// ---- mbarrier.cpp ------------------------------------------------------------------------------------------
+
+// The barrier at the address; reports one that was not initialised or that was written over.
+Mbarrier& mbarrier_at(Block& block, u32 address);
+// A delivered copy's bytes.
+void complete_bytes(Block& block, u32 address, u32 bytes);
 
 }  // namespace emu

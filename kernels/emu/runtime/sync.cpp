@@ -95,6 +95,8 @@ void meet_lanes(const char* wrapper, u64 shape, u32 mask, void* argument,
 void thread_ended(Thread& thread) {
     Block& b = *thread.owner;
     check_copies_ended(thread);
+    check_bulk_ended(thread);
+    check_products_ended(thread);
     for (u32 id = 0; id < 16; id++) {
         const Barrier& barrier = b.barriers[id];
         bool all_expected = barrier.arrived > 0 && barrier.expected == b.threads.size();
