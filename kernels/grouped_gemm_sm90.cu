@@ -419,8 +419,8 @@ using Sums = float[T::kN / 2];
 
 // Multiplies the tile's stages into the sums. These begin at zero: were they left to the first
 // product to define, the compiler would hold them live around the loop over tiles, once for each
-// case. One batch of wgmma stays in flight while the next stage is awaited; a stage is released once
-// the batch that read it is complete.
+// case. One batch of wgmma stays in flight while the next stage is awaited; a stage is released
+// once the batch that read it is complete.
 template <typename T, u32 LIVE>
 DEVICE void multiply(Sums<T> (&d)[LIVE], Ring<T::kStages>& ring, const Shared<T>& shared, u32 steps,
                      u32 consumer) {
