@@ -16,8 +16,7 @@
 //   ping-pong     each consumer has a tile of its own, every second one: while one writes its
 //                 results, the other keeps the tensor cores busy. For short sums (down with I below
 //                 about 1024), where the epilogue is not small beside the loop, and for 64-row
-//                 tiles. The ring hands the stages out in tile order, which staggers the two
-//                 without a barrier between them.
+//                 tiles. They take turns in the loop.
 //
 // `up` puts gate and up rows of the same columns in one stage, so that both factors of an output
 // stand in one thread: SwiGLU costs no exchange.
@@ -417,13 +416,36 @@ DEVICE void produce_down(const TensorMap& w2, const TensorMap& h, const Schedule
 template <typename T>
 using Sums = float[T::kN / 2];
 
+// Turns of ping-pong consumers: a loop over stages begins when the one before it, which is the
+// other consumer's, has seen all of its stages. Two loops at once would only share the tensor cores, and
+// a consumer more than one pass of the ring ahead of a barrier could not tell the passes apart: the
+// pass it awaits has the parity of the last but one.
+template <typename T>
+struct Turn {
+    bool follows;   // another tile of this block came before
+    bool precedes;  // another comes after
+
+    // Barriers 1 and 2 are the epilogues'.
+    DEVICE static u32 barrier(u32 consumer) { return 1 + kConsumers + consumer; }
+    DEVICE void await(u32 consumer) const {
+        if (T::kPingpong && follows) {
+            named_sync(barrier(consumer), kConsumers * kWarpgroup);
+        }
+    }
+    DEVICE void pass_on(u32 consumer) const {
+        if (T::kPingpong && precedes) {
+            named_arrive(barrier(1 - consumer), kConsumers * kWarpgroup);
+        }
+    }
+};
+
 // Multiplies the tile's stages into the sums. These begin at zero: were they left to the first
 // product to define, the compiler would hold them live around the loop over tiles, once for each
 // case. One batch of wgmma stays in flight while the next stage is awaited; a stage is released
 // once the batch that read it is complete.
 template <typename T, u32 LIVE>
 DEVICE void multiply(Sums<T> (&d)[LIVE], Ring<T::kStages>& ring, const Shared<T>& shared, u32 steps,
-                     u32 consumer) {
+                     u32 consumer, const Turn<T>& turn) {
 #pragma unroll
     for (u32 block = 0; block < LIVE; ++block) {
 #pragma unroll
@@ -431,6 +453,7 @@ DEVICE void multiply(Sums<T> (&d)[LIVE], Ring<T::kStages>& ring, const Shared<T>
             d[block][i] = 0.0f;
         }
     }
+    turn.await(consumer);
     u32 reading = 0;  // stage of the batch in flight
 #pragma unroll 1
     for (u32 k = 0; k < steps; ++k) {
@@ -460,6 +483,7 @@ DEVICE void multiply(Sums<T> (&d)[LIVE], Ring<T::kStages>& ring, const Shared<T>
         reading = ring.stage;
         ring.next();
     }
+    turn.pass_on(consumer);
     wgmma_wait<0>();
 #ifndef MUTANT_RELEASE_BEFORE_WAIT
     shared.release(reading);
@@ -705,9 +729,9 @@ private:
 // them while wgmma owns them, and serialise.
 template <typename T, u32 LIVE, typename Sink>
 DEVICE void live_tile(Sink& sink, const Work& work, Ring<T::kStages>& ring,
-                      const Shared<T>& shared, u32 steps, u32 consumer) {
+                      const Shared<T>& shared, u32 steps, u32 consumer, const Turn<T>& turn) {
     Sums<T> d[LIVE];
-    multiply<T, LIVE>(d, ring, shared, steps, consumer);
+    multiply<T, LIVE>(d, ring, shared, steps, consumer, turn);
 #pragma unroll
     for (u32 block = 0; block < T::kBlocks; ++block) {
         if (block < LIVE) {
@@ -756,11 +780,12 @@ DEVICE void consume(Sink sink, const Schedule<T>& schedule, const Shared<T>& sha
         if (index + stride < schedule.total) {
             next = schedule.at(index + stride);
         }
+        const Turn<T> turn = {index != block_index(), index + grid_blocks() < schedule.total};
         sink.prepare(work);
         if (block_row<T>(consumer, T::kBlocks - 1) < work.rows) {
-            live_tile<T, T::kBlocks>(sink, work, ring, shared, steps, consumer);
+            live_tile<T, T::kBlocks>(sink, work, ring, shared, steps, consumer, turn);
         } else if (T::kBlocks == 2 && block_row<T>(consumer, 0) < work.rows) {
-            live_tile<T, 1>(sink, work, ring, shared, steps, consumer);
+            live_tile<T, 1>(sink, work, ring, shared, steps, consumer, turn);
         } else {
             empty_tile<T>(sink, work, ring, shared, steps);
         }
