@@ -9,6 +9,7 @@
 
 pub mod candle;
 pub mod cpu;
+pub mod math;
 pub mod reference;
 mod routing;
 mod weights;
