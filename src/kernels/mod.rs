@@ -10,6 +10,7 @@
 pub mod candle;
 pub mod cpu;
 pub mod gpu;
+pub mod math;
 pub mod reference;
 mod routing;
 pub mod stages;

@@ -148,6 +148,7 @@ fn scoring(scoring: Scoring) -> Result<RouterScoring> {
         Scoring::Softmax => RouterScoring::Softmax,
         Scoring::SoftmaxOverTopK => RouterScoring::SoftmaxOverTopK,
         Scoring::Sigmoid => RouterScoring::Sigmoid,
+        Scoring::SoftplusSqrt => RouterScoring::SoftplusSqrt,
         Scoring::Prototype => RouterScoring::Prototype,
         Scoring::SparseMixer => {
             return Err(Error::usage("scoring", "sparse_mixer is counted but not executed here"));
