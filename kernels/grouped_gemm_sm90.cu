@@ -417,7 +417,7 @@ template <typename T>
 using Sums = float[T::kN / 2];
 
 // Turns of ping-pong consumers: a loop over stages begins when the one before it, which is the
-// other consumer's, has seen all of its stages. Two loops at once would only share the tensor cores, and
+// other consumer's, has seen all of its stages. Two loops would only share the tensor cores, and
 // a consumer more than one pass of the ring ahead of a barrier could not tell the passes apart: the
 // pass it awaits has the parity of the last but one.
 template <typename T>
