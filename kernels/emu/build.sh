@@ -38,7 +38,7 @@ address)
     kernel_flags="-O1 $sanitize" runtime_flags="-O1 $sanitize" link_flags="$sanitize" ;;
 thread)
     # The runtime is not watched itself: it tells the sanitizer what it does for the kernel.
-    kernel_flags="-O1 -fsanitize=thread" runtime_flags="-O2 -DEMU_THREAD"
+    kernel_flags="-O1 -fsanitize=thread" runtime_flags="-O2 -DEMU_THREAD -include runtime/untracked.h"
     link_flags="-fsanitize=thread" ;;
 *)
     echo "build.sh: no build of kind '$kind'" >&2; exit 2 ;;

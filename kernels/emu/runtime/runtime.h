@@ -147,7 +147,8 @@ struct LaneGroup {
 };
 
 struct Warp {
-    LaneGroup groups[32];  // by lowest lane of the mask: disjoint masks may meet at the same time
+    LaneGroup groups[32];  // as many as there are lanes may meet under different masks
+    u32 meeting = 0;       // groups that some lanes wait in
     u32 ended = 0;  // lanes
     u32 lanes = 0;
 
