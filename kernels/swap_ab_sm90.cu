@@ -24,9 +24,9 @@
 // waves of one a block, tiles of one expert next to each other, so that its weights are read at one
 // time and come from memory once. The units that do not fill a wave are dealt first. If they are
 // few and deep, all blocks share them by splitting the depth (stream-K): each block writes its sums
-// to `partials`, and the last to finish a unit, by ticket, adds them in order of depth. Blocks never
-// wait for each other. Results are the same in every run with the same grid, tile table and shape;
-// another grid may split elsewhere and round differently.
+// to `partials`, and the last to finish a unit, by ticket, adds them in order of depth. Blocks
+// never wait for each other. Results are the same in every run with the same grid, tile table and
+// shape; another grid may split elsewhere and round differently.
 //
 // The narrower tile of 64 + 64 rows, whose warpgroups would split the depth, is not here: splitting
 // the depth between blocks fills idle multiprocessors better (any number of them) with one source.
