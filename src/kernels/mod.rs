@@ -104,6 +104,17 @@ pub trait LoadedLayer {
     /// device fails.
     fn run(&mut self, stage: Stage, set: usize) -> Result<()>;
 
+    /// Runs one stage once with each weight set of `sets`, back to back, and returns how many
+    /// nanoseconds all of them took by the device's own clock. `None`, and nothing is run, where the
+    /// device has no clock beside the host's.
+    ///
+    /// # Errors
+    /// As [`LoadedLayer::run`].
+    fn time(&mut self, stage: Stage, sets: &[usize]) -> Result<Option<u64>> {
+        let _ = (stage, sets);
+        Ok(None)
+    }
+
     /// What the router chose.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use super::record::{
     Status, TimingMode,
 };
 use super::sampling::{BlockRule, BlockSamples, Summary, summarise, take_block, warm_up};
-use super::timing::{Clock, Launch};
+use super::timing::{Clock, Launch, host_time};
 use super::work::{expert_bytes, of_launch};
 use crate::Result;
 use crate::config::DType;
@@ -31,6 +31,7 @@ pub(super) struct Common<'a> {
     pub(super) activations: DType,
     pub(super) routing: String,
     pub(super) seed: u64,
+    pub(super) timing: TimingMode,
     pub(super) width: f64,
     pub(super) cache_bytes: f64,
     pub(super) clock: &'a dyn Clock,
@@ -69,6 +70,19 @@ struct Cursor {
     launches: usize,
 }
 
+impl Cursor {
+    /// The set of weights of the next launch, of `sets`.
+    const fn advance(&mut self, sets: usize) -> usize {
+        // Launches of one sample share their experts, so each takes other weights.
+        if self.launches > 0 {
+            self.set = (self.set + 1) % sets;
+        }
+        self.launches += 1;
+        self.last_set = self.set;
+        self.set
+    }
+}
+
 /// A layer with the inputs of one cell, ready to be launched.
 struct Timed<'a, 'b> {
     layer: &'a mut (dyn LoadedLayer + 'b),
@@ -79,13 +93,18 @@ struct Timed<'a, 'b> {
 
 impl Launch for Timed<'_, '_> {
     fn launch(&mut self, _turn: usize) -> Result<()> {
-        // Launches of one sample share their experts, so each takes other weights.
-        if self.cursor.launches > 0 {
-            self.cursor.set = (self.cursor.set + 1) % self.sets;
+        let set = self.cursor.advance(self.sets);
+        self.layer.run(Stage::Layer, set)
+    }
+
+    fn time(&mut self, clock: &dyn Clock, first: usize, launches: u32) -> Result<u64> {
+        let mut cursor = *self.cursor;
+        let sets: Vec<usize> = (0..launches).map(|_| cursor.advance(self.sets)).collect();
+        if let Some(ns) = self.layer.time(Stage::Layer, &sets)? {
+            *self.cursor = cursor;
+            return Ok(ns);
         }
-        self.cursor.launches += 1;
-        self.cursor.last_set = self.cursor.set;
-        self.layer.run(Stage::Layer, self.cursor.set)
+        host_time(self, clock, first, launches)
     }
 
     fn prepare(&mut self) -> Result<()> {
@@ -275,7 +294,7 @@ impl CellState {
             op: Op::MoeLayer,
             kernel: common.kernel.0.to_owned(),
             kernel_sha256: common.kernel.1.to_owned(),
-            timing: TimingMode::Cpu,
+            timing: common.timing,
             status: summary.status,
             flags: summary.flags,
             hidden: shape.hidden,
