@@ -4,5 +4,7 @@
 //! driver that is too old; each of these is a value that says so.
 
 pub mod driver;
+pub mod monitor;
 
 pub use driver::{GpuFacts, NoGpu, probe};
+pub use monitor::{Condition, Monitor};

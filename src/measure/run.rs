@@ -121,6 +121,7 @@ impl<'a> Session<'a> {
             activations: self.backend.activations(request.dtype),
             routing: request.routing.to_string(),
             seed: request.seed,
+            target: self.target,
             timing: self.target.timing(),
             width: self.target.width(),
             cache_bytes: self.target.cache_bytes(),

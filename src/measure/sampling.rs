@@ -105,6 +105,7 @@ impl BlockSamples {
             samples: self.samples_ns.len(),
             launches_per_sample: self.launches_per_sample,
             contended,
+            sm_clock_mhz: None,
         })
     }
 }
@@ -265,6 +266,7 @@ mod tests {
                 samples: 1,
                 launches_per_sample: 1,
                 contended: false,
+                sm_clock_mhz: None,
             })
             .collect()
     }

@@ -8,6 +8,7 @@ use super::sampling::{BlockRule, CPU_WIDTH};
 use super::timing::{Launch, MonotonicClock};
 use crate::Result;
 use crate::config::DType;
+use crate::gpu::Condition;
 use crate::kernels::{LayerWeights, MoeBackend};
 
 /// Read buffer in multiples of the last-level cache, and its least size.
@@ -40,6 +41,11 @@ pub trait Target {
 
     /// Threads of the host that the kernels keep busy.
     fn host_threads(&self) -> usize;
+
+    /// What was seen of clocks and throttling since the last call. The default has nothing to tell.
+    fn condition(&self) -> Condition {
+        Condition::default()
+    }
 
     /// Sizes of the ceiling tests.
     fn sizes(&self) -> Sizes;
