@@ -1,10 +1,20 @@
-//! The CUDA driver, found at run time. One of the two places where `unsafe` is allowed.
+//! The CUDA driver, found at run time, and what it is given. One of the two places where `unsafe` is
+//! allowed.
 //!
 //! Promised to callers: nothing here panics or aborts when there is no driver, no device or a
-//! driver that is too old; each of these is a value that says so.
+//! driver that is too old; each of these is a value that says so. No kernel is launched that was not
+//! checked against the limits of its device.
 
 pub mod driver;
+pub mod launch;
+mod memory;
 pub mod monitor;
+pub mod params;
+mod tensor_map;
 
 pub use driver::{GpuFacts, NoGpu, probe};
+pub use launch::{DeviceFacts, Launch, Launcher};
+pub use memory::{DeviceAddress, Region};
 pub use monitor::{Condition, Monitor};
+pub use params::ParamBytes;
+pub use tensor_map::{Element, MAX_RANK, Swizzle, TensorMap};
