@@ -5,13 +5,20 @@
 //! driver that is too old; each of these is a value that says so. No kernel is launched that was not
 //! checked against the limits of its device.
 
+pub mod cublas;
+pub mod cuda;
 pub mod driver;
+pub mod images;
 pub mod launch;
+pub mod libraries;
 mod memory;
 pub mod monitor;
+mod nvrtc;
 pub mod params;
 mod tensor_map;
 
+pub use cublas::{Cublas, Product};
+pub use cuda::{CudaDevice, Graph, Origin};
 pub use driver::{GpuFacts, NoGpu, probe};
 pub use launch::{DeviceFacts, Launch, Launcher};
 pub use memory::{DeviceAddress, Region};
