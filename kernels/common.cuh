@@ -220,8 +220,11 @@ DEVICE float log1p_f32(float x) {
 // 1 / (1 + e^-x).
 DEVICE float sigmoid_f32(float x) { return div_rn(1.0f, add_rn(1.0f, exp_f32(-x))); }
 
-// sqrt(log(1 + e^x)).
+// sqrt(log(1 + e^x)); infinity counts as the largest finite number, so that weights can be divided by
+// their sum.
 DEVICE float sqrt_softplus_f32(float x) {
+    constexpr float kLargest = 3.40282347e38f;
+    x = x > kLargest ? kLargest : x;
     float tail = log1p_f32(exp_f32(x > 0.0f ? -x : x));
     return sqrt_rn(x > 0.0f ? add_rn(x, tail) : tail);
 }

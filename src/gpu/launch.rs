@@ -1,7 +1,7 @@
 //! Launching kernels, whoever executes them: the one seam between plans and devices.
 //!
 //! A [`Launcher`] has memory and a stream on which copies and kernels run in the order that they were
-//! asked for. Two exist: the CUDA driver, and the launch capsule, which runs the same launches in
+//! asked for. Two exist: the CUDA driver, and [`crate::gpu::Capsule`], which runs the same launches in
 //! the host emulator. Every launch is checked against the device's limits before it goes out.
 
 use crate::gpu::{DeviceAddress, ParamBytes, Region, TensorMap};

@@ -5,6 +5,7 @@
 //! driver that is too old; each of these is a value that says so. No kernel is launched that was not
 //! checked against the limits of its device.
 
+pub mod capsule;
 pub mod cublas;
 pub mod cuda;
 pub mod driver;
@@ -17,6 +18,7 @@ mod nvrtc;
 pub mod params;
 mod tensor_map;
 
+pub use capsule::{Capsule, CapsuleOptions, Delivery};
 pub use cublas::{Cublas, Product};
 pub use cuda::{CudaDevice, Graph, Origin};
 pub use driver::{GpuFacts, NoGpu, probe};

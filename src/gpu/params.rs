@@ -277,6 +277,16 @@ device_structs! {
         gate_first: u32,
     }
 
+    /// One grouped product whose blocks may share units of work.
+    pub struct SplitGemmParams {
+        /// The product.
+        gemm: GemmParams,
+        /// Scratch `f32[2 * blocks, 256 * block_m]`; or null: units are never shared.
+        partials: DeviceAddress,
+        /// `u32[2 * blocks]`, 0 between launches.
+        tickets: DeviceAddress,
+    }
+
     /// The weighted sum of each token's rows.
     pub struct CombineParams {
         /// `bf16[rows, hidden]`.
@@ -386,6 +396,7 @@ mod tests {
         contiguous::<AlignParams>();
         contiguous::<RouterParams>();
         contiguous::<GemmParams>();
+        contiguous::<SplitGemmParams>();
         contiguous::<CombineParams>();
         assert_eq!(size_of::<WorkspaceHeader>(), 256);
         assert_eq!(size_of::<Tile>(), 16);

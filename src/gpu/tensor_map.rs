@@ -78,8 +78,8 @@ impl TensorMap {
             box_dims: [1; MAX_RANK],
             swizzle: Swizzle::Bytes128,
         };
-        if dims.is_empty() || dims.len() > MAX_RANK {
-            return Err(invalid(format!("{} dimensions, need 1 to {MAX_RANK}", dims.len())));
+        if !(2..=MAX_RANK).contains(&dims.len()) {
+            return Err(invalid(format!("{} dimensions, need 2 to {MAX_RANK}", dims.len())));
         }
         for (i, &(size, stride, edge)) in dims.iter().enumerate() {
             map.dims[i] = size;
@@ -104,8 +104,8 @@ impl TensorMap {
     /// [`Error::Usage`] naming the size.
     pub fn validate(&self) -> Result<()> {
         let size = u64::from(self.element.bytes());
-        if !(1..=MAX_RANK).contains(&self.rank) {
-            return Err(invalid(format!("{} dimensions, need 1 to {MAX_RANK}", self.rank)));
+        if !(2..=MAX_RANK).contains(&self.rank) {
+            return Err(invalid(format!("{} dimensions, need 2 to {MAX_RANK}", self.rank)));
         }
         if self.base.is_null() || !self.base.0.is_multiple_of(16) {
             return Err(invalid(format!("its base {:#x} is no multiple of 16", self.base.0)));
@@ -171,15 +171,16 @@ mod tests {
             error.to_string()
         };
         let good = (64, 1, 64);
-        assert!(refused(8, &[good]).contains("multiple of 16"));
-        assert!(refused(0, &[good]).contains("multiple of 16"));
-        assert!(refused(16, &[]).contains("dimensions"));
+        let outer = (4, 64, 4);
+        assert!(refused(8, &[good, outer]).contains("multiple of 16"));
+        assert!(refused(0, &[good, outer]).contains("multiple of 16"));
+        assert!(refused(16, &[good]).contains("dimensions"));
         assert!(refused(16, &[good; 5]).contains("dimensions"));
-        assert!(refused(16, &[(64, 2, 64)]).contains("contiguous"));
-        assert!(refused(16, &[(0, 1, 64)]).contains("0 elements"));
+        assert!(refused(16, &[(64, 2, 64), outer]).contains("contiguous"));
+        assert!(refused(16, &[(0, 1, 64), outer]).contains("0 elements"));
         assert!(refused(16, &[good, (4, 60, 4)]).contains("stride 1 is 120"));
         assert!(refused(16, &[good, (4, 64, 257)]).contains("box edge 1"));
-        assert!(refused(16, &[(128, 1, 128)]).contains("256 bytes"));
+        assert!(refused(16, &[(128, 1, 128), outer]).contains("256 bytes"));
         assert!(refused(16, &[good, (4, u64::MAX, 4)]).contains("stride"));
     }
 }

@@ -9,8 +9,11 @@
 
 pub mod candle;
 pub mod cpu;
+pub mod gpu;
+pub mod math;
 pub mod reference;
 mod routing;
+pub mod stages;
 mod weights;
 
 pub use routing::{Alignment, Routed, RouterSpec};

@@ -34,12 +34,13 @@ pub use align::align;
 pub use router::route;
 
 /// Sources that decide what the kernels do, for their hash.
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     include_str!("mod.rs"),
     include_str!("align.rs"),
     include_str!("blocks.rs"),
     include_str!("gemm.rs"),
     include_str!("router.rs"),
+    include_str!("../math.rs"),
 ];
 
 /// Most threads of a backend.
