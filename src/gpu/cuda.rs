@@ -18,7 +18,7 @@ use cudarc::nvrtc::Ptx;
 
 use super::driver::{GpuFacts, probe};
 use super::images::{self, Capability};
-use super::launch::{DeviceFacts, Launch, Launcher};
+use super::launch::{DeviceFacts, Launch, Launcher, Recording};
 use super::memory::{DeviceAddress, Region};
 use super::nvrtc;
 use super::tensor_map::{Element, Swizzle, TensorMap};
@@ -56,14 +56,23 @@ pub struct CudaDevice {
     stream: Arc<CudaStream>,
     memory: BTreeMap<u64, CudaSlice<u8>>,
     modules: HashMap<&'static str, (Arc<CudaModule>, Origin)>,
-    functions: HashMap<&'static str, CudaFunction>,
+    /// Kernels with the dynamic shared memory that they were allowed.
+    functions: HashMap<&'static str, (CudaFunction, u32)>,
     /// Kernels launched since the last time that all was known to be well: an asynchronous error
     /// does not say whose it is.
     in_flight: Vec<&'static str>,
+    /// Recordings by number; forgotten ones leave a gap.
+    graphs: Vec<Option<Graph>>,
+    /// Byte of the last flush: the next one writes another.
+    flushed: u8,
 }
 
 /// A recorded sequence of launches that is replayed with one call.
-pub struct Graph(CudaGraph);
+struct Graph(CudaGraph);
+
+// SAFETY: the driver's graph objects may be used from any thread, one at a time; this one is reached
+// through `&mut CudaDevice` alone, and every call binds the context to its thread first.
+unsafe impl Send for Graph {}
 
 impl CudaDevice {
     /// Opens the device with this number.
@@ -105,6 +114,8 @@ impl CudaDevice {
             modules: HashMap::new(),
             functions: HashMap::new(),
             in_flight: Vec::new(),
+            graphs: Vec::new(),
+            flushed: 0,
         })
     }
 
@@ -152,33 +163,6 @@ impl CudaDevice {
             .ok_or_else(|| self.error(format!("`{kernel}` was not loaded")))
     }
 
-    /// Records the launches of `work` instead of running them.
-    ///
-    /// # Errors
-    /// Whatever `work` reports; [`Error::Device`] when it did what cannot be recorded.
-    pub fn capture(&mut self, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<Graph> {
-        use sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as THIS_THREAD;
-        self.stream.begin_capture(THIS_THREAD).map_err(|e| self.failed("capture", e))?;
-        let done = work(self);
-        // Ended in any case: a stream left in capture runs nothing any more.
-        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
-        done?;
-        let graph = graph
-            .map_err(|e| self.failed("capture", e))?
-            .ok_or_else(|| self.error("nothing was captured".into()))?;
-        graph.upload().map_err(|e| self.failed("graph", e))?;
-        Ok(Graph(graph))
-    }
-
-    /// Runs a recorded sequence.
-    ///
-    /// # Errors
-    /// [`Error::Device`] when the driver refuses.
-    pub fn replay(&mut self, graph: &Graph) -> Result<()> {
-        self.in_flight.push("a graph");
-        graph.0.launch().map_err(|e| self.failed("graph", e))
-    }
-
     /// Nanoseconds that `work` takes on the device, between two events on its stream.
     ///
     /// # Errors
@@ -197,16 +181,27 @@ impl CudaDevice {
         Ok(f64::from(milliseconds) * 1e6)
     }
 
+    fn replay(&mut self, recording: Recording) -> Result<()> {
+        let graph = self.graphs.get(recording.0).and_then(Option::as_ref);
+        let Some(Graph(graph)) = graph else {
+            return Err(Error::usage("recording", "was not made by this device, or forgotten"));
+        };
+        graph.launch().map_err(|e| self.failed("graph", e))
+    }
+
     fn function(&mut self, kernel: &'static str, shared_bytes: u32) -> Result<CudaFunction> {
         use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SHARED;
         if !self.functions.contains_key(kernel) {
             let function = self.module_of(kernel)?.load_function(kernel);
             let function = function.map_err(|e| self.failed(kernel, e))?;
-            self.functions.insert(kernel, function);
+            self.functions.insert(kernel, (function, SHARED_WITHOUT_OPT_IN));
         }
-        let function = self.functions.get(kernel).cloned();
-        let function = function.ok_or_else(|| self.error(format!("`{kernel}` was not loaded")))?;
-        if shared_bytes > SHARED_WITHOUT_OPT_IN {
+        let Some((function, allowed)) = self.functions.get_mut(kernel) else {
+            return Err(self.error(format!("`{kernel}` was not loaded")));
+        };
+        let function = function.clone();
+        if shared_bytes > *allowed {
+            *allowed = shared_bytes;
             // Below the device's limit: `Launch::check` compared the two.
             let bytes = i32::try_from(shared_bytes).unwrap_or(i32::MAX);
             function.set_attribute(SHARED, bytes).map_err(|e| self.failed(kernel, e))?;
@@ -406,6 +401,40 @@ impl Launcher for CudaDevice {
             )
         };
         status.result().map_err(|e| self.failed(launch.kernel, e))
+    }
+
+    fn record(
+        &mut self,
+        work: &mut dyn FnMut(&mut dyn Launcher) -> Result<()>,
+    ) -> Result<Option<Recording>> {
+        use sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as THIS_THREAD;
+        // Kernels are loaded when first launched, which a recording does not allow.
+        work(self)?;
+        self.synchronize()?;
+        self.stream.begin_capture(THIS_THREAD).map_err(|e| self.failed("capture", e))?;
+        let done = work(self);
+        // Ended in any case: a stream left in capture runs nothing any more.
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        done?;
+        let graph = graph
+            .map_err(|e| self.failed("capture", e))?
+            .ok_or_else(|| self.error("nothing was captured".into()))?;
+        graph.upload().map_err(|e| self.failed("graph", e))?;
+        self.graphs.push(Some(Graph(graph)));
+        Ok(Some(Recording(self.graphs.len() - 1)))
+    }
+
+    fn time(&mut self, recording: Recording, flush: Region) -> Result<f64> {
+        // Not zeros, and not the same twice: an unchanged line need not leave the cache.
+        self.flushed = self.flushed % 250 + 1;
+        self.fill(flush, self.flushed)?;
+        self.elapsed_ns(|device| device.replay(recording))
+    }
+
+    fn forget(&mut self, recording: Recording) {
+        if let Some(graph) = self.graphs.get_mut(recording.0) {
+            *graph = None;
+        }
     }
 
     fn synchronize(&mut self) -> Result<()> {

@@ -20,9 +20,9 @@ mod tensor_map;
 
 pub use capsule::{Capsule, CapsuleOptions, Delivery};
 pub use cublas::{Cublas, Product};
-pub use cuda::{CudaDevice, Graph, Origin};
+pub use cuda::{CudaDevice, Origin};
 pub use driver::{GpuFacts, NoGpu, probe};
-pub use launch::{DeviceFacts, Launch, Launcher};
+pub use launch::{DeviceFacts, Launch, Launcher, Recording};
 pub use memory::{DeviceAddress, Region};
 pub use monitor::{Condition, Monitor};
 pub use params::ParamBytes;

@@ -18,7 +18,7 @@ use super::work::{expert_bytes, of_launch};
 use crate::Result;
 use crate::config::DType;
 use crate::gpu::Condition;
-use crate::kernels::{LayerWeights, LoadedLayer, Stage};
+use crate::kernels::{Arithmetic, LayerWeights, LoadedLayer, Stage};
 use crate::stats::interval::median;
 
 /// Busy time of the launches before a cell's first block: clocks rise and pages are touched.
@@ -33,8 +33,8 @@ pub(super) struct Common<'a> {
     /// Name and hash of the kernels.
     pub(super) kernel: (&'a str, &'a str),
     pub(super) dtype: DType,
-    /// Format in which the backend multiplies activations with such weights.
-    pub(super) activations: DType,
+    /// Where the backend rounds with such weights.
+    pub(super) arithmetic: Arithmetic,
     pub(super) routing: String,
     pub(super) seed: u64,
     pub(super) timing: TimingMode,
@@ -213,7 +213,7 @@ impl CellState {
     ) -> Result<bool> {
         if self.check.is_none() {
             let start = common.clock.now_ns();
-            let record = check::run(layer, sets, &self.inputs, (0, 0), common.activations)?;
+            let record = check::run(layer, sets, &self.inputs, (0, 0), common.arithmetic)?;
             self.checking_ns += common.clock.now_ns().saturating_sub(start);
             self.check = Some(record);
             if record.output != CheckOutcome::Pass {
@@ -298,7 +298,7 @@ impl CellState {
         let Some(before) = self.check else { return };
         let start = clock.now_ns();
         let (draw, set) = (self.cursor.draw, self.cursor.last_set);
-        match check::output(layer, &sets[set], &self.inputs, draw, common.activations) {
+        match check::output(layer, &sets[set], &self.inputs, draw, common.arithmetic) {
             Ok(after) => self.check = Some(check::both(before, after)),
             Err(error) => self.failure = Some(error.to_string()),
         }

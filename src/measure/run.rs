@@ -118,7 +118,7 @@ impl<'a> Session<'a> {
         let common = Common {
             kernel: (self.backend.kernel(Stage::Layer), &kernel_sha256),
             dtype: request.dtype,
-            activations: self.backend.activations(request.dtype),
+            arithmetic: self.backend.arithmetic(request.dtype),
             routing: request.routing.to_string(),
             seed: request.seed,
             target: self.target,
@@ -382,6 +382,7 @@ fn unix_seconds() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::Arithmetic;
     use crate::kernels::cpu::CpuBackend;
     use crate::measure::ceilings::Sizes;
     use crate::measure::plan::Request;
@@ -504,8 +505,8 @@ mod tests {
         fn kernel(&self, stage: Stage) -> &'static str {
             self.0.kernel(stage)
         }
-        fn activations(&self, weights: DType) -> DType {
-            self.0.activations(weights)
+        fn arithmetic(&self, weights: DType) -> Arithmetic {
+            self.0.arithmetic(weights)
         }
         fn kernel_sha256(&self) -> String {
             self.0.kernel_sha256()
