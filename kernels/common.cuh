@@ -120,6 +120,14 @@ struct GemmParams {
     u32 gate_first;           // 1: gate rows precede up rows in w13
 };
 
+// One grouped product whose blocks may share a tile: each sums a part of the depth, and the last to
+// finish adds the parts in order of depth.
+struct SplitGemmParams {
+    GemmParams gemm;
+    float* partials;  // [2 * blocks, 256 * block_m] scratch; or null: tiles are never shared
+    u32* tickets;     // [2 * blocks]; 0 between launches: the last to arrive resets its own
+};
+
 struct CombineParams {
     const bf16* y;              // [rows, hidden]
     const i32* pair_rows;       // [tokens * top_k]
