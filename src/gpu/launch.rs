@@ -110,6 +110,10 @@ impl Launch {
     }
 }
 
+/// A recorded sequence of launches, by the number that its launcher knows it by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Recording(pub usize);
+
 /// Something that has device memory and runs kernels on it.
 ///
 /// Copies, fills and launches happen in the order of the calls. A region handed to a call must come
@@ -161,6 +165,35 @@ pub trait Launcher {
     /// # Errors
     /// [`Error::Device`] when the device fails, be it by a kernel launched before.
     fn synchronize(&mut self) -> Result<()>;
+
+    /// Records what `work` launches, after running it once. `None`, and nothing is run, where a device
+    /// cannot replay a recording.
+    ///
+    /// # Errors
+    /// Whatever `work` reports; [`Error::Device`] when it did what cannot be recorded.
+    fn record(
+        &mut self,
+        work: &mut dyn FnMut(&mut dyn Launcher) -> Result<()>,
+    ) -> Result<Option<Recording>> {
+        let _ = work;
+        Ok(None)
+    }
+
+    /// Replays a recording and returns the nanoseconds that it took by the device's own clock. Before
+    /// it, and not in its time, `flush` is overwritten: it pushes what the recording reads out of the
+    /// caches, and keeps the device busy until the recording is queued behind it.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a recording of somebody else; [`Error::Device`] when the device fails.
+    fn time(&mut self, recording: Recording, flush: Region) -> Result<f64> {
+        let _ = (recording, flush);
+        Err(Error::usage("recording", "this device cannot replay"))
+    }
+
+    /// Gives a recording's memory back.
+    fn forget(&mut self, recording: Recording) {
+        let _ = recording;
+    }
 
     /// Checks a launch and sends it out.
     ///

@@ -6,15 +6,24 @@
 //! checked against the limits of its device.
 
 pub mod capsule;
+pub mod cublas;
+pub mod cuda;
 pub mod driver;
+pub mod images;
 pub mod launch;
+pub mod libraries;
 mod memory;
+pub mod monitor;
+mod nvrtc;
 pub mod params;
 mod tensor_map;
 
 pub use capsule::{Capsule, CapsuleOptions, Delivery};
+pub use cublas::{Cublas, Product};
+pub use cuda::{CudaDevice, Origin};
 pub use driver::{GpuFacts, NoGpu, probe};
-pub use launch::{DeviceFacts, Launch, Launcher};
+pub use launch::{DeviceFacts, Launch, Launcher, Recording};
 pub use memory::{DeviceAddress, Region};
+pub use monitor::{Condition, Monitor};
 pub use params::ParamBytes;
 pub use tensor_map::{Element, MAX_RANK, Swizzle, TensorMap};

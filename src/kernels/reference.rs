@@ -209,6 +209,8 @@ pub struct Exact {
 
 /// Unit roundoff of f32, 2^-24.
 const F32: f64 = 5.960_464_477_539_063e-8;
+/// Unit of one addition inside tensor cores. 2^-22 is assumed until it is measured.
+pub(crate) const TENSOR_CORE: f64 = 2.384_185_791_015_625e-7;
 /// Unit roundoff of bf16, 2^-9.
 const BF16: f64 = 1.953_125e-3;
 
@@ -220,22 +222,53 @@ pub fn layer(weights: &LayerWeights, x: &[f32], routed: &Routed) -> Vec<Exact> {
     layer_in(weights, x, routed, DType::F32)
 }
 
-/// The same for a backend that keeps activations in another format ([`MoeBackend::activations`]).
+/// Where a backend rounds, for the bounds that its results are held to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arithmetic {
+    /// Format in which activations meet weights.
+    pub activations: DType,
+    /// Format of each expert's rows before their weighted sum, and of the output.
+    pub rows: DType,
+    /// Whether sums run in tensor cores, which do not round each addition to nearest.
+    pub tensor_cores: bool,
+}
+
+impl Arithmetic {
+    /// Single precision throughout.
+    pub const SINGLE: Self =
+        Self { activations: DType::F32, rows: DType::F32, tensor_cores: false };
+
+    /// What the CUDA kernels do: bf16 between the stages, sums in single precision.
+    pub const CUDA: Self = Self { activations: DType::Bf16, rows: DType::Bf16, tensor_cores: true };
+}
+
+impl From<DType> for Arithmetic {
+    /// Single precision but for the activations.
+    fn from(activations: DType) -> Self {
+        Self { activations, ..Self::SINGLE }
+    }
+}
+
+/// The same for a backend with an arithmetic of its own ([`MoeBackend::arithmetic`]).
 ///
 /// With bf16 the reference is fed the rounded inputs, so that their rounding is no error. Rounding the
 /// activated values is: each is off by at most `2^-9 |h|`, independently of the others, so a product
 /// over them may be off by `4 sqrt(sum (2^-9 h w)^2)`, almost seven standard deviations, in addition to
-/// the bound for f32 arithmetic. Every other format is taken as single precision.
+/// the bound for f32 arithmetic. Rows and output in bf16 add `2^-9` of each value. Every other format is
+/// taken as single precision.
 ///
-/// [`MoeBackend::activations`]: crate::kernels::MoeBackend::activations
+/// [`MoeBackend::arithmetic`]: crate::kernels::MoeBackend::arithmetic
 pub fn layer_in(
     weights: &LayerWeights,
     x: &[f32],
     routed: &Routed,
-    activations: DType,
+    arithmetic: impl Into<Arithmetic>,
 ) -> Vec<Exact> {
+    let Arithmetic { activations, rows, tensor_cores } = arithmetic.into();
     let narrow = activations == DType::Bf16;
     let unit = if narrow { BF16 } else { 0.0 };
+    let row_unit = if rows == DType::Bf16 { BF16 } else { 0.0 };
+    let sum_unit = if tensor_cores { TENSOR_CORE } else { F32 };
     let rounded: Vec<f32>;
     let x = if narrow {
         rounded = x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect();
@@ -249,28 +282,35 @@ pub fn layer_in(
         vec![Exact { value: 0.0, bound: f64::from(f32::MIN_POSITIVE) }; tokens * s.hidden];
     for (pair, (&id, &weight)) in routed.ids.iter().zip(&routed.weights).enumerate() {
         let (expert, token) = (id as usize, pair / s.top_k);
-        let h = gate_up(weights, expert, &x[token * s.hidden..(token + 1) * s.hidden]);
+        let x = &x[token * s.hidden..(token + 1) * s.hidden];
+        let h = gate_up_in(weights, expert, x, sum_unit);
         let weight = f64::from(weight);
         for (n, out) in out[token * s.hidden..(token + 1) * s.hidden].iter_mut().enumerate() {
-            let y = down(weights, expert, &h, n, unit);
+            let y = down(weights, expert, &h, n, (unit, sum_unit));
             let term = weight * y.value;
             out.value += term;
+            let row_bound = y.bound + row_unit * (y.value.abs() + y.bound);
             // Rounding of the product and of the running sum, at most top_k additions.
-            out.bound += weight.abs() * y.bound + (s.top_k as f64 + 2.0) * F32 * term.abs();
+            out.bound += weight.abs() * row_bound + (s.top_k as f64 + 2.0) * F32 * term.abs();
         }
     }
     for exact in &mut out {
-        exact.bound += F32 * exact.value.abs();
+        exact.bound += F32 * exact.value.abs() + row_unit * (exact.value.abs() + exact.bound);
     }
     out
 }
 
 /// Activated hidden values of one token in one expert, `[inter]`.
 pub fn gate_up(weights: &LayerWeights, expert: usize, x: &[f32]) -> Vec<Exact> {
+    gate_up_in(weights, expert, x, F32)
+}
+
+/// The same where one addition is good to `sum_unit`.
+fn gate_up_in(weights: &LayerWeights, expert: usize, x: &[f32], sum_unit: f64) -> Vec<Exact> {
     let s = &weights.shape;
     let row = |half: usize, i: usize| {
         let start = ((expert * s.halves() + half) * s.inter + i) * s.hidden;
-        dot(s.hidden, |k| (f64::from(x[k]), weights.w13.get(start + k)))
+        dot(s.hidden, sum_unit, |k| (f64::from(x[k]), weights.w13.get(start + k)))
     };
     let activated = |i: usize| {
         let gate = row(0, i);
@@ -289,11 +329,17 @@ pub fn gate_up(weights: &LayerWeights, expert: usize, x: &[f32]) -> Vec<Exact> {
 }
 
 /// One output value of the second product for one token in one expert, whose activated values are
-/// rounded with unit roundoff `unit`.
-fn down(weights: &LayerWeights, expert: usize, h: &[Exact], n: usize, unit: f64) -> Exact {
+/// rounded with unit roundoff `unit`, where one addition is good to `sum_unit`.
+fn down(
+    weights: &LayerWeights,
+    expert: usize,
+    h: &[Exact],
+    n: usize,
+    (unit, sum_unit): (f64, f64),
+) -> Exact {
     let s = &weights.shape;
     let start = (expert * s.hidden + n) * s.inter;
-    let product = dot(s.inter, |k| (h[k].value, weights.w2.get(start + k)));
+    let product = dot(s.inter, sum_unit, |k| (h[k].value, weights.w2.get(start + k)));
     let (mut carried, mut squares) = (0.0, 0.0);
     for (k, h) in h.iter().enumerate() {
         let w = weights.w2.get(start + k).abs();
@@ -304,12 +350,12 @@ fn down(weights: &LayerWeights, expert: usize, h: &[Exact], n: usize, unit: f64)
 }
 
 /// Sum of products with the error bound of f32 accumulation.
-fn dot(length: usize, pair: impl Fn(usize) -> (f64, f64)) -> Exact {
+fn dot(length: usize, sum_unit: f64, pair: impl Fn(usize) -> (f64, f64)) -> Exact {
     let (mut value, mut absolute) = (0.0, 0.0);
     for k in 0..length {
         let (a, b) = pair(k);
         value += a * b;
         absolute += (a * b).abs();
     }
-    Exact { value, bound: F32 * value.abs() + 4.0 * (length as f64).sqrt() * F32 * absolute }
+    Exact { value, bound: F32 * value.abs() + 4.0 * (length as f64).sqrt() * sum_unit * absolute }
 }

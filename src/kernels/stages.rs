@@ -7,12 +7,9 @@
 
 use half::bf16;
 
-use crate::kernels::reference::Exact;
 use crate::kernels::LayerWeights;
+use crate::kernels::reference::{Exact, TENSOR_CORE};
 
-/// Unit of one addition inside tensor cores. They do not round each to nearest; 2^-22 is assumed until
-/// it is measured.
-pub const TENSOR_CORE: f64 = 2.384_185_791_015_625e-7;
 /// Unit roundoff of f32, 2^-24.
 const F32: f64 = 5.960_464_477_539_063e-8;
 /// Room for one rounding to bf16, 2^-8.

@@ -72,7 +72,10 @@ pub(crate) fn folder() -> PathBuf {
 pub(crate) fn driver(build: Build) -> Option<PathBuf> {
     if !has_compiler() {
         let compiler = compiler();
-        assert!(std::env::var_os("CI").is_none(), "no C++ compiler `{compiler}` to run the kernels");
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "no C++ compiler `{compiler}` to run the kernels"
+        );
         eprintln!("SKIPPED: no C++ compiler `{compiler}` (set CXX); the kernels were not run");
         return None;
     }

@@ -95,10 +95,9 @@ fn experts_of(case: &Case, rng: &mut ChaCha8Rng) -> Vec<i32> {
     let (experts, top_k) = (case.shape.experts, case.shape.top_k);
     let token = |_| -> Vec<i32> {
         match case.spread {
-            Spread::Uniform => rand::seq::index::sample(rng, experts, top_k)
-                .iter()
-                .map(signed)
-                .collect(),
+            Spread::Uniform => {
+                rand::seq::index::sample(rng, experts, top_k).iter().map(signed).collect()
+            }
             Spread::Last => (experts - top_k..experts).map(signed).collect(),
             Spread::TileEdge => vec![1; top_k],
         }
@@ -222,12 +221,7 @@ struct Expected {
     poison: u32,
 }
 
-fn prepare(
-    kernel: &'static ProductKernel,
-    case: Case,
-    seed: u64,
-    batch: &mut Batch,
-) -> Outcome {
+fn prepare(kernel: &'static ProductKernel, case: Case, seed: u64, batch: &mut Batch) -> Outcome {
     let rng = &mut suite::rng(seed);
     let s = case.shape;
     let small = |n: usize| u32::try_from(n).unwrap();
@@ -382,13 +376,16 @@ impl Expected {
 
     fn check_sums(&self, out: &[f32], stride: u64) -> Outcome {
         let s = &self.case.shape;
-        let mut exact =
-            vec![Exact { value: 0.0, bound: f64::from(f32::MIN_POSITIVE) }; s.hidden * self.case.tokens];
+        let mut exact = vec![
+            Exact { value: 0.0, bound: f64::from(f32::MIN_POSITIVE) };
+            s.hidden * self.case.tokens
+        ];
         for (row, &pair) in self.table.sorted_pairs.iter().enumerate() {
             let Ok(pair) = usize::try_from(pair) else { continue };
             let weight = f64::from(self.topk_weights[pair]);
             let start = pair / s.top_k * s.hidden;
-            for (sum, term) in exact[start..start + s.hidden].iter_mut().zip(self.exact(row, pair)) {
+            for (sum, term) in exact[start..start + s.hidden].iter_mut().zip(self.exact(row, pair))
+            {
                 sum.value += weight * term.value;
                 // Product and sum are rounded once each, whatever the order of the slots.
                 let rounded = 2.0 * s.top_k as f64 * f64::from(f32::EPSILON) * term.value.abs();
@@ -399,7 +396,8 @@ impl Expected {
         for (i, exact) in exact.into_iter().enumerate() {
             let (token, n) = (i / s.hidden, i % s.hidden);
             let got = f64::from(out[token * stride + n]);
-            self.compare(got, exact, false).map_err(|e| format!("token {token}, column {n}: {e}"))?;
+            self.compare(got, exact, false)
+                .map_err(|e| format!("token {token}, column {n}: {e}"))?;
         }
         let gap = (0..self.case.tokens).flat_map(|t| &out[t * stride + s.hidden..(t + 1) * stride]);
         match gap.into_iter().position(|&v| v.to_bits() != 0) {
@@ -422,4 +420,3 @@ impl Expected {
         if fits { Ok(()) } else { Err(format!("{got}, not {} +- {}", exact.value, exact.bound)) }
     }
 }
-

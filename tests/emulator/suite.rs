@@ -40,7 +40,12 @@ impl Run {
     }
 
     pub(crate) fn label(&self) -> String {
-        format!("{} build, {} delivery, seed {}", self.build.label(), self.delivery.label(), self.seed)
+        format!(
+            "{} build, {} delivery, seed {}",
+            self.build.label(),
+            self.delivery.label(),
+            self.seed
+        )
     }
 
     pub(crate) fn poison(&self) -> u32 {

@@ -23,8 +23,8 @@ use sha2::{Digest, Sha256};
 
 use crate::config::DType;
 use crate::kernels::{
-    Alignment, LayerWeights, LoadedLayer, MoeBackend, MoeShape, Routed, RouterSpec, Stage,
-    WeightData,
+    Alignment, Arithmetic, LayerWeights, LoadedLayer, MoeBackend, MoeShape, Routed, RouterSpec,
+    Stage, WeightData,
 };
 use crate::{Error, Result};
 
@@ -174,8 +174,8 @@ impl MoeBackend for CpuBackend {
         }
     }
 
-    fn activations(&self, weights: DType) -> DType {
-        self.isa.activations(weights)
+    fn arithmetic(&self, weights: DType) -> Arithmetic {
+        self.isa.activations(weights).into()
     }
 
     fn kernel_sha256(&self) -> String {

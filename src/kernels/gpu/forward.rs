@@ -11,7 +11,7 @@ use crate::kernels::gpu::launches::{
 use crate::kernels::gpu::{
     Combine, LogitFormat, Matrix, MoeOptions, Piece, Plan, Workspace, options,
 };
-use crate::kernels::{MoeShape, RouterSpec};
+use crate::kernels::{MoeShape, RouterSpec, Stage};
 use crate::{Error, Result};
 
 /// A layer's weights on a device.
@@ -102,6 +102,37 @@ pub fn moe_forward(
     Ok(())
 }
 
+/// Runs one stage of a layer, on what the stages before it left in the workspace.
+///
+/// # Errors
+/// [`Error::Usage`] for a batch that needs more than one pass, or for a router or combine that this
+/// input or these options do without; else as [`moe_forward`].
+pub fn moe_stage(
+    launcher: &mut dyn Launcher,
+    stage: Stage,
+    plan: &Plan,
+    layer: &LayerBuffers,
+    opt: &MoeOptions,
+    input: &MoeInput,
+    workspace: &Workspace,
+) -> Result<()> {
+    if stage == Stage::Layer {
+        return moe_forward(launcher, plan, layer, opt, input, workspace);
+    }
+    options::validate(&layer.shape, opt.weights)?;
+    if input.tokens == 0 {
+        return Ok(());
+    }
+    if plan.chunk_tokens < input.tokens || input.tokens > workspace.layout().max_tokens {
+        return Err(Error::usage("stage", "a stage by itself takes a batch in one pass"));
+    }
+    // The router's last block would align as well.
+    let apart = Plan { fuse_align: false, ..plan.clone() };
+    let chunk =
+        Chunk { plan: &apart, layer, opt, input, workspace, first: 0, tokens: input.tokens };
+    chunk.stage(launcher, stage)
+}
+
 /// Zeroes the output that fast mode adds to.
 fn clear_output(launcher: &mut dyn Launcher, layer: &LayerBuffers, input: &MoeInput) -> Result<()> {
     let hidden = layer.shape.hidden as u64;
@@ -126,7 +157,7 @@ struct Chunk<'a> {
 
 impl Chunk<'_> {
     fn run(&self, launcher: &mut dyn Launcher) -> Result<()> {
-        let overlaps = self.opt.overlap && launcher.facts().compute_capability.0 >= 9;
+        let overlaps = self.overlaps(launcher);
         let weights = self.route(launcher, overlaps)?;
         let up = self.up(overlaps)?;
         product(launcher, &up)?;
@@ -135,6 +166,37 @@ impl Chunk<'_> {
         if self.opt.combine == Combine::Fast {
             return Ok(());
         }
+        self.combine(launcher, weights, overlaps)
+    }
+
+    fn overlaps(&self, launcher: &dyn Launcher) -> bool {
+        self.opt.overlap && launcher.facts().compute_capability.0 >= 9
+    }
+
+    fn stage(&self, launcher: &mut dyn Launcher, stage: Stage) -> Result<()> {
+        let overlaps = self.overlaps(launcher);
+        let refused = |what: &str| Err(Error::usage("stage", what.to_owned()));
+        match stage {
+            Stage::Layer => self.run(launcher),
+            Stage::Router => match self.input.routing {
+                Routing::Chosen { .. } => refused("the caller chose the experts: no router runs"),
+                Routing::Logits { .. } => self.router(launcher, overlaps).map(|_| ()),
+            },
+            Stage::Align => self.align(launcher, overlaps).map(|_| ()),
+            Stage::GateUp => product(launcher, &self.up(overlaps)?),
+            Stage::Down => {
+                let up = self.up(overlaps)?;
+                product(launcher, &self.down(&up, self.pair_weights()?)?)
+            }
+            Stage::Combine if self.opt.combine == Combine::Fast => {
+                refused("fast mode has no combine: the second product adds")
+            }
+            Stage::Combine => self.combine(launcher, self.pair_weights()?, overlaps),
+        }
+    }
+
+    fn combine(&self, launcher: &mut dyn Launcher, weights: Region, overlaps: bool) -> Result<()> {
+        let shape = &self.layer.shape;
         let size = self.opt.combine.output_bytes();
         combine(
             launcher,
@@ -146,8 +208,8 @@ impl Chunk<'_> {
                 out: self.input.out.rows_from(u64::from(self.first), size)?,
                 out_f32: self.opt.combine == Combine::F32,
                 tokens: self.tokens,
-                hidden: up.hidden,
-                top_k: up.top_k,
+                hidden: self::size(shape.hidden)?,
+                top_k: self::size(shape.top_k)?,
                 overlaps,
             },
         )
@@ -155,45 +217,66 @@ impl Chunk<'_> {
 
     /// Routes if need be, aligns, and returns where the weights of the pairs lie.
     fn route(&self, launcher: &mut dyn Launcher, overlaps: bool) -> Result<Region> {
-        let shape = &self.layer.shape;
-        let (experts, top_k) = (size(shape.experts)?, size(shape.top_k)?);
-        let pairs = options::pairs(shape, self.tokens)?;
-        let buffers = AlignBuffers::of(self.workspace)?;
-        let block_m = self.plan.block_m;
-        match self.input.routing {
-            Routing::Chosen { ids, weights } => {
-                let start = 4 * u64::from(self.first) * u64::from(top_k);
-                let bytes = 4 * u64::from(pairs);
-                let topk_ids = ids.part(start, bytes)?;
-                let buffers = AlignBuffers { topk_ids, ..buffers };
-                align(launcher, &buffers, (pairs, experts, block_m), overlaps)?;
-                weights.part(start, bytes)
-            }
-            Routing::Logits { logits, format } => {
-                let topk_weights = self.workspace.piece(Piece::TopkWeights)?;
-                let router = RouterLaunch {
-                    logits: logits.rows_from(u64::from(self.first), format.bytes())?,
-                    format,
-                    tokens: self.tokens,
-                    experts,
-                    top_k,
-                    spec: &self.layer.router,
-                    bias: self.layer.bias,
-                    group_top1: false,
-                    shared: false,
-                    topk_ids: buffers.topk_ids,
-                    topk_weights,
-                    header: buffers.header,
-                    align: self.plan.fuse_align.then_some((buffers, block_m)),
-                    overlaps,
-                };
-                router_topk(launcher, &router)?;
-                if !self.plan.fuse_align {
-                    align(launcher, &buffers, (pairs, experts, block_m), overlaps)?;
-                }
-                Ok(topk_weights)
+        if matches!(self.input.routing, Routing::Logits { .. }) {
+            self.router(launcher, overlaps)?;
+            if self.plan.fuse_align {
+                return self.pair_weights();
             }
         }
+        self.align(launcher, overlaps)?;
+        self.pair_weights()
+    }
+
+    fn router(&self, launcher: &mut dyn Launcher, overlaps: bool) -> Result<()> {
+        let Routing::Logits { logits, format } = self.input.routing else {
+            return Ok(());
+        };
+        let shape = &self.layer.shape;
+        let buffers = AlignBuffers::of(self.workspace)?;
+        let router = RouterLaunch {
+            logits: logits.rows_from(u64::from(self.first), format.bytes())?,
+            format,
+            tokens: self.tokens,
+            experts: size(shape.experts)?,
+            top_k: size(shape.top_k)?,
+            spec: &self.layer.router,
+            bias: self.layer.bias,
+            group_top1: false,
+            shared: false,
+            topk_ids: buffers.topk_ids,
+            topk_weights: self.workspace.piece(Piece::TopkWeights)?,
+            header: buffers.header,
+            align: self.plan.fuse_align.then_some((buffers, self.plan.block_m)),
+            overlaps,
+        };
+        router_topk(launcher, &router)
+    }
+
+    fn align(&self, launcher: &mut dyn Launcher, overlaps: bool) -> Result<()> {
+        let shape = &self.layer.shape;
+        let pairs = options::pairs(shape, self.tokens)?;
+        let mut buffers = AlignBuffers::of(self.workspace)?;
+        if let Routing::Chosen { ids, .. } = self.input.routing {
+            buffers.topk_ids = self.of_pairs(ids)?;
+        }
+        align(launcher, &buffers, (pairs, size(shape.experts)?, self.plan.block_m), overlaps)
+    }
+
+    /// Where the weights of this chunk's pairs lie: the router's, or the caller's.
+    fn pair_weights(&self) -> Result<Region> {
+        match self.input.routing {
+            Routing::Logits { .. } => self.workspace.piece(Piece::TopkWeights),
+            Routing::Chosen { weights, .. } => self.of_pairs(weights),
+        }
+    }
+
+    /// This chunk's part of the caller's 4-byte values, one a pair.
+    fn of_pairs(&self, values: Region) -> Result<Region> {
+        let top_k = self.layer.shape.top_k as u64;
+        values.part(
+            4 * u64::from(self.first) * top_k,
+            4 * u64::from(options::pairs(&self.layer.shape, self.tokens)?),
+        )
     }
 
     fn up(&self, overlaps: bool) -> Result<ProductLaunch> {

@@ -6,6 +6,7 @@
 //!
 //! Order of one layer: router (which also aligns when there are few pairs), align, up, down, combine.
 
+mod backend;
 mod forward;
 pub mod launches;
 mod options;
@@ -13,7 +14,8 @@ mod plan;
 mod registry;
 mod workspace;
 
-pub use forward::{LayerBuffers, MoeInput, Routing, moe_forward};
+pub use backend::GpuBackend;
+pub use forward::{LayerBuffers, MoeInput, Routing, moe_forward, moe_stage};
 pub use launches::Matrix;
 pub use options::{Combine, LogitFormat, MoeOptions, WeightFormat};
 pub use plan::{Plan, Thresholds};
