@@ -38,7 +38,7 @@ std::vector<u8*> free_arenas;
 
 const Buffer* find_buffer(const u8* pointer) {
     if (last_buffer && pointer >= last_buffer->start &&
-        pointer <= last_buffer->start + last_buffer->bytes)
+        pointer < last_buffer->start + last_buffer->bytes)
         return last_buffer;
     auto after = std::upper_bound(buffers.begin(), buffers.end(), pointer,
                                   [](const u8* p, const Buffer& b) { return p < b.start; });
