@@ -131,6 +131,11 @@ DEVICE u64 policy_evict_last() {
     asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(p));
     return p;
 }
+DEVICE u64 policy_evict_normal() {
+    u64 p;
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(p));
+    return p;
+}
 // Read-only data that is used once: past L1, and in L2 as the policy says.
 DEVICE u32x4 ld_stream(const void* pointer, u64 policy) {
     u32x4 v;
@@ -196,7 +201,7 @@ DEVICE u32x4 ld_shared(u32 address) {
                  : "memory");
     return v;
 }
-// Stores that TMA or wgmma will read go through these two, so that the emulator can hold the
+// Stores that TMA or wgmma will read go through these three, so that the emulator can hold the
 // writer to its proxy fence.
 DEVICE void st_shared(u32 address, u32x4 v) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y),
@@ -205,6 +210,10 @@ DEVICE void st_shared(u32 address, u32x4 v) {
 }
 DEVICE void st_shared_u32(u32 address, u32 v) {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+}
+// Two neighbouring words; the address is a multiple of 8.
+DEVICE void st_shared_u32x2(u32 address, u32 low, u32 high) {
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(low), "r"(high) : "memory");
 }
 DEVICE u32 atom_add_shared(u32* pointer, u32 v) {
     u32 old;

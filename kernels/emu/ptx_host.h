@@ -96,6 +96,7 @@ DEVICE u32 redux_add(u32 mask, u32 value) { return emu_redux_add(mask, value); }
 
 DEVICE u64 policy_evict_first() { return 1; }
 DEVICE u64 policy_evict_last() { return 2; }
+DEVICE u64 policy_evict_normal() { return 3; }
 DEVICE u32x4 ld_stream(const void* pointer, u64) {
     emu_read_only(pointer, 16, "ld_stream");
     return *(const u32x4*)pointer;
@@ -153,6 +154,11 @@ DEVICE void st_shared(u32 address, u32x4 v) {
 }
 DEVICE void st_shared_u32(u32 address, u32 v) {
     *(u32*)emu_shared_store(address, 4, 4, "st_shared_u32") = v;
+}
+DEVICE void st_shared_u32x2(u32 address, u32 low, u32 high) {
+    u32* pair = (u32*)emu_shared_store(address, 8, 8, "st_shared_u32x2");
+    pair[0] = low;
+    pair[1] = high;
 }
 DEVICE u32 atom_add_shared(u32* pointer, u32 v) {
     emu_shared(smem_addr(pointer), 4, 4, "atom_add_shared");
