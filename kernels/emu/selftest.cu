@@ -389,11 +389,13 @@ selftest_barrier(GRID_CONSTANT LaneParams p) {
 
 // ---- arithmetic ---------------------------------------------------------------------------------------------------
 
-// One thread writes results of the scalar wrappers, in the order that selftest.cpp lists.
+// One thread writes results of the scalar wrappers, in the order that selftest.cpp lists; each of
+// two blocks in a row of its own.
 KERNEL(1, 1)
 selftest_scalars(GRID_CONSTANT LaneParams p) {
     u32 i = 0;
-    auto put = [&](float v) { p.out[i++] = float_bits(v); };
+    u32* out = p.out + block_index_y() * 16;
+    auto put = [&](float v) { out[i++] = float_bits(v); };
     put(fma_rn(1.0f + 0x1p-23f, 1.0f - 0x1p-23f, -1.0f));
     put(add_rn(mul_rn(1.0f + 0x1p-23f, 1.0f - 0x1p-23f), -1.0f));
     put(div_rn(1.0f, 3.0f));
@@ -402,8 +404,8 @@ selftest_scalars(GRID_CONSTANT LaneParams p) {
     put(rcp_approx(4.0f));
     put(rcp_approx(bits_float(0x7f800000)));
     put(bits_float(pack_bf16x2(1.0f + 0x1p-8f, 1.0f + 0x1p-8f + 0x1p-7f)));
-    p.out[i++] = pack_bf16x2(bits_float(0x7fc00001), bits_float(0xff800000));
-    p.out[i++] = count_ones(0xf0f1);
-    p.out[i++] = lowest_bit(0x50);
-    p.out[i++] = block_index_y() * 256 + block_threads();
+    out[i++] = pack_bf16x2(bits_float(0x7fc00001), bits_float(0xff800000));
+    out[i++] = count_ones(0xf0f1);
+    out[i++] = lowest_bit(0x50);
+    out[i++] = block_index_y() * 256 + block_threads();
 }

@@ -193,9 +193,11 @@ struct Region {
 
 struct Block {
     Grid* grid = nullptr;
-    u8* arena = nullptr;   // start of dynamic shared memory
-    u32 arena_start = 0;   // its shared-space address
-    u8* mapping = nullptr;
+    u8* arena = nullptr;    // start of dynamic shared memory
+    u32 arena_start = 0;    // its shared-space address
+    u8* mapping = nullptr;  // the memory that it lies in
+    u32 mapping_bytes = 0;
+    u8* stacks = nullptr;   // mapped for this block, if it was
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     Barrier barriers[16];
