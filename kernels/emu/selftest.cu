@@ -55,7 +55,7 @@ DEVICE void product(const TensorMap& a_map, const TensorMap& b_map, const Tensor
     if (group == 0) {
         setmaxnreg_dec<24>();
         if (thread_index() != 0) return;
-        u64 policy = policy_evict_first();
+        u64 policy = p.depth > kDepth ? policy_evict_first() : policy_evict_normal();
         for (u32 k = 0; k < steps; k++) {
             u32 s = k % kStages;
             u32 parity = (k / kStages) & 1;
@@ -345,10 +345,9 @@ selftest_reduce(GRID_CONSTANT GridParams p) {
     u8* held = arena.take<u8>(512, 16);
     u32 lane = thread_index();
     u32 from = smem_addr(held);
-    for (u32 i = 0; i < 4; i++) {
-        float v = (float)(lane * 4 + i + block_index());
-        st_shared_u32(from + lane * 16 + i * 4, float_bits(v));
-    }
+    auto value = [&](u32 i) { return float_bits((float)(lane * 4 + i + block_index())); };
+    for (u32 i = 0; i < 2; i++) st_shared_u32(from + lane * 16 + i * 4, value(i));
+    st_shared_u32x2(from + lane * 16 + 8, value(2), value(3));
     fence_proxy_async();
     warp_sync(kFullWarp);
     griddep_launch();

@@ -80,6 +80,11 @@ emu_switch_stacks:
 extern "C" void emu_switch_stacks(void** save, void* load);
 
 namespace emu {
+
+#if defined(EMU_THREAD)
+void* scheduler_fiber = nullptr;
+#endif
+
 namespace {
 
 // Enough for the largest kernel with the address sanitizer's red zones; only touched pages count.
@@ -99,9 +104,6 @@ u64 idle_polls = 0;
 // Stacks of ended blocks, for the next.
 std::vector<u8*> free_stacks;
 
-#if defined(EMU_THREAD)
-void* scheduler_fiber = nullptr;
-#endif
 #if defined(__SANITIZE_ADDRESS__)
 void* scheduler_fake_stack = nullptr;
 const void* scheduler_bottom = nullptr;
@@ -362,9 +364,11 @@ void end_block(Block* block) {
     end_block_products(*block);
     end_block_memory(*block);
     release_stacks(*block);
-    for (Thread& thread : block->threads) thread.copy_context.destroy();
+    for (Thread& thread : block->threads) {
+        thread.copy_context.destroy();
+        thread.bulk_context.destroy();
+    }
     for (Warp& warp : block->warps) warp.context.destroy();
-    block->bulk_context.destroy();
     if (!block->let_dependents) grid.let_dependents++;
     grid.live--;
     grid.finished++;

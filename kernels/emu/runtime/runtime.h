@@ -117,6 +117,9 @@ struct Thread : EmuThread {
     SyncToken copy_done;
 
     u32 bulk_groups = 0;  // committed so far
+    // Of this thread's operations alone: one that another thread's had used would have seen what
+    // that thread had.
+    OpContext bulk_context;
     SyncToken bulk_issued;
     SyncToken bulk_done;
 
@@ -206,7 +209,6 @@ struct Block {
     // By 4 bytes of the arena: thread (plus 1) and proxy epoch of the last tracked ordinary store.
     std::vector<u32> marks;
     std::vector<BulkOp> bulk;
-    OpContext bulk_context;
     u32 free_registers = 0;  // given up by setmaxnreg_dec
     std::vector<Thread*> waiting_for_registers;
     u32 ended = 0;
