@@ -3,8 +3,8 @@
 // have no other path, and every faster kernel is compared with this one.
 //
 // Entry points, with M = block_m of the tile table (exactly that value): 16, 32, 64, 128 of `bf16`
-// and 16, 32, 64 of `w8`, which has e4m3 weights with one f32 scale for each 128 x 128 block of them
-// and bf16 rows.
+// and 16, 32, 64 of `w8`, which has bf16 rows and e4m3 weights with one f32 scale for each 128 x 128
+// block of them.
 //
 //   grouped_gemm_{bf16,w8}_up_m{M}         a = x, b = w13 -> out = h [rows, I], padding rows zero
 //   grouped_gemm_{bf16,w8}_down_m{M}       a = h, b = w2 -> out = y [rows, H], padding rows zero
@@ -27,8 +27,8 @@
 //   shared bytes = stages * depth step * (2 M + element bytes * columns of `down`) + 256, the last
 //   for the alignment of two buffers. All fit the 99 KB of sm_86, sm_89 and sm_120; above 48 KB the
 //   function's limit is raised first. Any grid >= 1 gives the same bits (`down_fast` aside); best
-//   is SMs * resident blocks, and never more than num_tiles_bound * ceil(columns / columns a block),
-//   which must stay below 2^32. columns and depth are multiples of 8, depth of 16 for `w8`; a, b,
+//   is SMs * resident blocks, never more than num_tiles_bound * ceil(columns / columns a block), a
+//   product that stays below 2^32. columns and depth are multiples of 8, depth of 16 for `w8`; a, b,
 //   out are 16-byte aligned, a_stride a multiple of 8 (read by `up`; `down` reads rows of `depth`
 //   elements). `up` reads sorted_pairs, top_k and gate_first, `down` none of them, `down_fast`
 //   sorted_pairs, top_k, topk_weights, accumulate and accumulate_stride, but not out. b_scale is
@@ -56,7 +56,7 @@
 //   w8 32     160, 134   162, 134   174, 148   160, 152   160, 154
 //   w8 64     228, 227   228, 227   243, 239   238, 236   238, 234
 //
-// Expected share of the floor, not measured: 65 to 75 % of the dense bf16 rate on Ampere and 60 % on
+// Expected share of the floor, not measured: 65 to 75 % of the dense bf16 rate on Ampere, 60 % on
 // Hopper, whose full rate only wgmma reaches (`w8`: half of that, by its tile); 75 to 85 % of the
 // read bandwidth where weights are the floor.
 //
@@ -76,7 +76,7 @@
 #include "common.cuh"
 
 // Tiles that share a sweep over the columns: 8 tiles of 128 rows by 2048 of depth are 4 MB, which
-// stay in any cache above.
+// every level-2 cache since sm_80 holds.
 constexpr u32 kGroupTiles = 8;
 // Edge of the blocks of 8-bit weights that share a scale.
 constexpr u32 kScaleBlock = 128;
