@@ -131,6 +131,11 @@ DEVICE u64 policy_evict_last() {
     asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(p));
     return p;
 }
+DEVICE u64 policy_evict_normal() {
+    u64 p;
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(p));
+    return p;
+}
 // Read-only data that is used once: past L1, and in L2 as the policy says.
 DEVICE u32x4 ld_stream(const void* pointer, u64 policy) {
     u32x4 v;
@@ -196,7 +201,7 @@ DEVICE u32x4 ld_shared(u32 address) {
                  : "memory");
     return v;
 }
-// Stores that TMA or wgmma will read go through these two, so that the emulator can hold the
+// Stores that TMA or wgmma will read go through these three, so that the emulator can hold the
 // writer to its proxy fence.
 DEVICE void st_shared(u32 address, u32x4 v) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y),
@@ -205,6 +210,10 @@ DEVICE void st_shared(u32 address, u32x4 v) {
 }
 DEVICE void st_shared_u32(u32 address, u32 v) {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+}
+// Two neighbouring words; the address is a multiple of 8.
+DEVICE void st_shared_u32x2(u32 address, u32 low, u32 high) {
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(low), "r"(high) : "memory");
 }
 DEVICE u32 atom_add_shared(u32* pointer, u32 v) {
     u32 old;
@@ -455,6 +464,26 @@ DEVICE u64 global_nanoseconds() {
     u64 t;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
     return t;
+}
+// Cycles of this multiprocessor since some moment; differences are good within one multiprocessor.
+DEVICE u64 sm_clock() {
+    u64 t;
+    asm volatile("mov.u64 %0, %%clock64;" : "=l"(t));
+    return t;
+}
+// Number of the multiprocessor that runs this block.
+DEVICE u32 sm_index() {
+    u32 index;
+    asm volatile("mov.u32 %0, %%smid;" : "=r"(index));
+    return index;
+}
+// Waits until the host writes `value` to memory that both see, or `limit` nanoseconds have passed.
+DEVICE void wait_flag_sys(const u32* pointer, u32 value, u64 limit) {
+    u64 start = global_nanoseconds();
+    u32 seen;
+    do {
+        asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(seen) : "l"(pointer) : "memory");
+    } while (seen != value && global_nanoseconds() - start < limit);
 }
 
 #else

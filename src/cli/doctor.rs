@@ -8,9 +8,9 @@ use crate::cli::store;
 use crate::gpu::driver::{self, GpuFacts};
 use crate::kernels::MoeBackend;
 use crate::kernels::cpu::CpuBackend;
+use crate::measure::host;
 use crate::measure::preflight::Load;
 use crate::measure::record::{CpuDevice, Device};
-use crate::measure::{Session, host};
 use crate::units::Bytes;
 
 /// What was found: processor, kernels, GPU driver, stored profiles.
@@ -57,7 +57,7 @@ pub fn run(_args: &Args, output: Output) -> Result<()> {
 
 fn look() -> Findings {
     let backend = CpuBackend::new();
-    let cpu = Session::cpu(&backend).device().clone();
+    let cpu = host::cpu(rayon::current_num_threads());
     let (gpus, gpu_unused_because) = match driver::probe() {
         Ok(found) => {
             let named = found.iter().map(describe).collect();

@@ -15,7 +15,7 @@ use crate::files::check_writable;
 use crate::kernels::cpu::CpuBackend;
 use crate::measure::record::{Cell, Profile};
 use crate::measure::sampling::BlockRule;
-use crate::measure::{Invocation, Observer, Plan, Request, Session, preflight};
+use crate::measure::{CpuTarget, Invocation, Observer, Plan, Request, Session, Target, preflight};
 use crate::profile::format;
 use crate::profile::latency::{Ceilings, Source};
 use crate::profile::validate::query_of;
@@ -225,10 +225,11 @@ pub fn in_pool<T: Send>(
 /// See [`Session::run`].
 pub fn measure(request: Request) -> Result<Profile> {
     let backend = CpuBackend::new();
-    let session = Session::cpu(&backend);
-    let device = session.device();
-    let cores = std::thread::available_parallelism().map_or(device.threads, usize::from);
-    if !preflight::wait_until_quiet(device.threads, cores, QUIET) {
+    let target = CpuTarget::default();
+    let session = Session::new(&backend, &target);
+    let threads = target.host_threads();
+    let cores = std::thread::available_parallelism().map_or(threads, usize::from);
+    if !preflight::wait_until_quiet(threads, cores, QUIET) {
         warn("other programs use the processor: intervals will be wide and cells flagged");
     }
     let machine = session.machine(request.dtype)?;
@@ -237,7 +238,7 @@ pub fn measure(request: Request) -> Result<Profile> {
         warn(&format!("not measured: {left_out}"));
     }
     let stop = Stop::listen()?;
-    let what = format!("measuring {} cells on {}", plan.cells.len(), device.name);
+    let what = format!("measuring {} cells on {}", plan.cells.len(), target.device().name());
     let mut bar = Bar { progress: None, what };
     let argv = std::env::args().skip(1).collect();
     let invocation =

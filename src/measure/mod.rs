@@ -11,9 +11,11 @@ pub mod preflight;
 pub mod record;
 pub mod run;
 pub mod sampling;
+pub mod target;
 pub mod timing;
 pub mod work;
 
 pub use plan::{Plan, Request};
 pub use record::{Cell, Profile, Status};
 pub use run::{Invocation, Observer, Session};
+pub use target::{CpuTarget, Target};

@@ -13,7 +13,7 @@ use crate::kernels::MoeBackend;
 use crate::kernels::cpu::CpuBackend;
 use crate::measure::record::{Cell, Device, Profile};
 use crate::measure::sampling::BlockRule;
-use crate::measure::{Request, Session};
+use crate::measure::{CpuTarget, Request, Target};
 use crate::plan::outcome::ProfileUsed;
 use crate::profile::table::{Outside, Policy, Transfer};
 use crate::profile::{LatencyModel, LatencyTable, RooflineModel, Source, format};
@@ -99,10 +99,7 @@ impl Choice {
                 let weight_bits = first.map_or(DType::Bf16.bits(), |c| c.weight_bits);
                 Serving { weight_bits, ..of_device(&profile.key.device) }
             }
-            Self::MeasureNow => {
-                let backend = CpuBackend::new();
-                of_device(&Device::Cpu(Session::cpu(&backend).device().clone()))
-            }
+            Self::MeasureNow => of_device(&CpuTarget::default().device()),
             Self::Published(spec) => Serving {
                 name: spec.name.clone(),
                 memory: Bytes(spec.memory_bytes),
@@ -157,7 +154,7 @@ fn newest_of_this_machine(args: &RankArgs) -> Option<Choice> {
         return None;
     }
     let backend = CpuBackend::new();
-    let device = Device::Cpu(Session::cpu(&backend).device().clone());
+    let device = CpuTarget::default().device();
     let folder = store::folder().ok()?;
     let transfers = |profile: &Profile| {
         LatencyTable::new(profile, policy(true)).is_ok_and(|t| t.transfer_error().is_some())
@@ -305,8 +302,7 @@ mod tests {
 
     #[test]
     fn a_processor_has_a_stated_price_and_stands_alone() {
-        let backend = CpuBackend::new();
-        let device = Device::Cpu(Session::cpu(&backend).device().clone());
+        let device = CpuTarget::default().device();
         let serving = of_device(&device);
         assert!(serving.is_cpu && serving.memory.0 > 0.0);
         assert!(serving.price.unwrap().1.contains("stated"));
