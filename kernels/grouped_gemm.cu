@@ -3,8 +3,8 @@
 // have no other path, and every faster kernel is compared with this one.
 //
 // Entry points, with M = block_m of the tile table (exactly that value): 16, 32, 64, 128 of `bf16`
-// and 16, 32, 64 of `w8`, which has bf16 rows and e4m3 weights with one f32 scale for each 128 x 128
-// block of them.
+// and 16, 32, 64 of `w8`, whose rows are bf16 and whose weights are e4m3 with an f32 scale for each
+// block of 128 x 128.
 //
 //   grouped_gemm_{bf16,w8}_up_m{M}         a = x, b = w13 -> out = h [rows, I], padding rows zero
 //   grouped_gemm_{bf16,w8}_down_m{M}       a = h, b = w2 -> out = y [rows, H], padding rows zero
@@ -28,9 +28,9 @@
 //   for the alignment of two buffers. All fit the 99 KB of sm_86, sm_89 and sm_120; above 48 KB the
 //   function's limit is raised first. Any grid >= 1 gives the same bits (`down_fast` aside); best
 //   is SMs * resident blocks, never more than num_tiles_bound * ceil(columns / columns a block), a
-//   product that stays below 2^32. columns and depth are multiples of 8, depth of 16 for `w8`; a, b,
-//   out are 16-byte aligned, a_stride a multiple of 8 (read by `up`; `down` reads rows of `depth`
-//   elements). `up` reads sorted_pairs, top_k and gate_first, `down` none of them, `down_fast`
+//   product that stays below 2^32. columns and depth are multiples of 8, depth of 16 for `w8`; a, b
+//   and out are 16-byte aligned; a_stride is a multiple of 8 (`up` reads it; `down` reads rows of
+//   `depth` elements). `up` reads sorted_pairs, top_k and gate_first, `down` none, `down_fast`
 //   sorted_pairs, top_k, topk_weights, accumulate and accumulate_stride, but not out. b_scale is
 //   read by `w8` only: [experts, 2, ceil(columns / 128), ceil(depth / 128)] for `up`, without the 2
 //   for `down`. A NaN code of e4m3 reads as 480 of its sign: weights are checked where they are
