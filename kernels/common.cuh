@@ -23,6 +23,8 @@
 // Most experts and most choices per token; the host refuses more.
 constexpr u32 kMaxExperts = 1024;
 constexpr u32 kMaxTopK = 32;
+// Most groups of a group-limited choice.
+constexpr u32 kMaxGroups = 32;
 
 // Status bits, set by kernels and read by the host after a synchronisation.
 constexpr u32 kStatusNonFiniteLogit = 1;  // a logit is NaN: it was taken as -infinity
@@ -118,6 +120,14 @@ struct GemmParams {
     u32 gate_first;           // 1: gate rows precede up rows in w13
 };
 
+// One grouped product whose blocks may share a tile: each sums a part of the depth, and the last to
+// finish adds the parts in order of depth.
+struct SplitGemmParams {
+    GemmParams gemm;
+    float* partials;  // [2 * blocks, 256 * block_m] scratch; or null: tiles are never shared
+    u32* tickets;     // [2 * blocks]; 0 between launches: the last to arrive resets its own
+};
+
 struct CombineParams {
     const bf16* y;              // [rows, hidden]
     const i32* pair_rows;       // [tokens * top_k]
@@ -128,6 +138,24 @@ struct CombineParams {
     u32 tokens;
     u32 hidden;                 // a multiple of 8
     u32 top_k;
+    u32 unused;
+};
+
+// What the kernels of probe.cu and probe_sm90.cu read and write.
+struct ProbeParams {
+    const void* from;
+    void* to;
+    u32* flag;     // gate only: memory that the host writes
+    u64 bytes;     // size of `from`, or of what is written; a multiple of 16
+    u64 limit_ns;  // gate only: longest wait
+    u32 variant;   // which of several
+    u32 seed;      // of the flush's pattern
+};
+
+// Where config_check.cu writes.
+struct ConfigCheckParams {
+    u32* words;
+    u32 capacity;  // words
     u32 unused;
 };
 
@@ -144,6 +172,105 @@ DEVICE bf16 to_bf16(float v) { return bf16{(u16)(pack_bf16x2(v, 0.0f) & 0xffffu)
 // its reciprocal 0.
 DEVICE float swiglu(float gate, float up) {
     return gate * rcp_approx(1.0f + exp_approx(-gate)) * up;
+}
+
+// ---- exact arithmetic -----------------------------------------------------------------------------
+//
+// Ids and weights of the router agree with the CPU bit for bit, so these use only operations that IEEE
+// 754 rounds in one way, in the order in which src/kernels/math.rs repeats them. Results that are not
+// a number have unspecified bits. Denormals are kept, in arguments and results.
+
+// e^x to 1.1 ulp over the whole range: 0 below -104, infinity above 88.73, denormals rounded once.
+// Cody and Waite's reduction x = n ln 2 + r, then a minimax polynomial of (e^r - 1 - r) / r^2.
+DEVICE float exp_f32(float x) {
+    // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+    constexpr float kRound = 12582912.0f;
+    // Both ends lie beyond the last argument with a result of its own; NaN passes both comparisons.
+    x = x > 89.0f ? 89.0f : x;
+    x = x < -104.0f ? -104.0f : x;
+    float shifted = fma_rn(x, 1.44269502f, kRound);
+    float n = add_rn(shifted, -kRound);
+    // ln 2 in two parts; products of the first with |n| <= 150 are exact.
+    float r = fma_rn(n, -0.693145752f, x);
+    r = fma_rn(n, -1.42860677e-6f, r);
+    float p = 1.382096903e-3f;
+    p = fma_rn(p, r, 8.369827643e-3f);
+    p = fma_rn(p, r, 4.166829586e-2f);
+    p = fma_rn(p, r, 1.666651219e-1f);
+    p = fma_rn(p, r, 4.999999404e-1f);
+    p = fma_rn(mul_rn(p, r), r, r);
+    p = add_rn(p, 1.0f);
+    // 2^n as two factors, since n runs from -150 to 128: the first product is exact, the second
+    // rounds once into the denormals.
+    u32 integer = float_bits(shifted) - float_bits(kRound);
+    u32 half = (u32)((i32)integer >> 1);
+    p = mul_rn(p, bits_float((half + 127) << 23));
+    return mul_rn(p, bits_float((integer - half + 127) << 23));
+}
+
+// log(1 + x) to 1.3 ulp: -infinity at -1, NaN below. 1 + x = 2^e (1 + m) with m in [-0.25, 0.5], where
+// m is computed with one rounding (after N. Juffa); then a minimax polynomial of log(1 + m).
+DEVICE float log1p_f32(float x) {
+    // Zero, infinity and NaN are their own results; what is below -1 has none.
+    if (!(x > -1.0f && x < bits_float(0x7f800000u)) || x == 0.0f) {
+        return x < -1.0f ? bits_float(0x7fc00000u) : x == -1.0f ? bits_float(0xff800000u) : x;
+    }
+    float sum = add_rn(x, 1.0f);
+    u32 exponent = (float_bits(sum) - 0x3f400000u) & 0xff800000u;
+    // x 2^-e + (2^-e - 1); 2^-e as a quarter of 4 * 2^-e, which is never denormal.
+    float scaled = bits_float(float_bits(x) - exponent);
+    float four = bits_float(0x40800000u - exponent);
+    float m = add_rn(scaled, fma_rn(0.25f, four, -1.0f));
+    float p = -4.507638887e-2f;
+    p = fma_rn(p, m, 1.046531573e-1f);
+    p = fma_rn(p, m, -1.316335201e-1f);
+    p = fma_rn(p, m, 1.447872370e-1f);
+    p = fma_rn(p, m, -1.664709896e-1f);
+    p = fma_rn(p, m, 1.999080926e-1f);
+    p = fma_rn(p, m, -2.500010133e-1f);
+    p = fma_rn(p, m, 3.333345056e-1f);
+    p = fma_rn(p, m, -0.5f);
+    p = fma_rn(mul_rn(p, m), m, m);
+    // e ln 2; the integer is converted through the rounding constant of exp_f32.
+    u32 e = (u32)((i32)exponent >> 23);
+    float n = add_rn(bits_float(e + float_bits(12582912.0f)), -12582912.0f);
+    return fma_rn(n, 0.693147182f, p);
+}
+
+// 1 / (1 + e^-x).
+DEVICE float sigmoid_f32(float x) { return div_rn(1.0f, add_rn(1.0f, exp_f32(-x))); }
+
+// sqrt(log(1 + e^x)); infinity counts as the largest finite number, so that weights can be divided by
+// their sum.
+DEVICE float sqrt_softplus_f32(float x) {
+    constexpr float kLargest = 3.40282347e38f;
+    x = x > kLargest ? kLargest : x;
+    float tail = log1p_f32(exp_f32(x > 0.0f ? -x : x));
+    return sqrt_rn(x > 0.0f ? add_rn(x, tail) : tail);
+}
+
+// e^(x - max) for a softmax: 1 where both are the same infinity, and 0 for every x when nothing is
+// above -infinity, so that a row without a finite logit has the weight 0.
+DEVICE float softmax_power(float x, float max) {
+    if (max == bits_float(0xff800000u)) {
+        return 0.0f;
+    }
+    return x == max ? 1.0f : exp_f32(add_rn(x, -max));
+}
+
+// p / sum, and 0 when the sum is 0.
+DEVICE float share_of(float p, float sum) { return sum > 0.0f ? div_rn(p, sum) : 0.0f; }
+
+// The order in which the router sums, on every device: value i (an expert id, or a slot of the chosen)
+// belongs to lane i mod 32; each lane adds its values in ascending order to 0; then the lanes are
+// added as a tree, lane l and lane l ^ d for d = 16, 8, 4, 2, 1, so that all end with the same sum.
+// A lane without a value holds 0, so a row of at most `lanes` values (a power of two) may start at
+// d = lanes / 2.
+DEVICE float lane_sum(float value, u32 lanes) {
+    for (u32 d = lanes / 2; d > 0; d /= 2) {
+        value = add_rn(value, bits_float(shfl_xor(kFullWarp, float_bits(value), d)));
+    }
+    return value;
 }
 
 template <typename T>

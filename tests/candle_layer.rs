@@ -8,11 +8,11 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Module, Tensor, Var};
 use candle_nn::VarBuilder;
 use half::{bf16, f16};
-use moe_frontier::config::{self, Scoring};
+use moe_frontier::config::Scoring;
 use moe_frontier::kernels::candle::{MoeLayer, MoeLayerConfig, NaiveLayer, RoutedExperts};
 use moe_frontier::kernels::cpu::CpuBackend;
 use moe_frontier::kernels::{
-    LayerWeights, MoeBackend, MoeShape, Routed, RouterSpec, WeightData, reference,
+    Arithmetic, LayerWeights, MoeBackend, MoeShape, Routed, RouterSpec, WeightData, reference,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -68,19 +68,19 @@ fn weights(shape: MoeShape, dtype: DType) -> LayerWeights {
 
 /// The exact output for the values of `x` and `logits` as they are, with the module's bounds.
 fn exact(weights: &LayerWeights, x: &Tensor, logits: &Tensor) -> Vec<reference::Exact> {
-    exact_in(weights, x, logits, CpuBackend::new().activations(weights.dtype()))
+    exact_in(weights, x, logits, CpuBackend::new().arithmetic(weights.dtype()))
 }
 
 fn exact_in(
     weights: &LayerWeights,
     x: &Tensor,
     logits: &Tensor,
-    activations: config::DType,
+    arithmetic: Arithmetic,
 ) -> Vec<reference::Exact> {
     let s = weights.shape;
     let routed =
         reference::route(&values(logits), s.experts, s.top_k, &RouterSpec::softmax()).unwrap();
-    reference::layer_in(weights, &values(x), &routed, activations)
+    reference::layer_in(weights, &values(x), &routed, arithmetic)
 }
 
 /// `unit` is the unit roundoff of the output's format, on top of the bound for f32 arithmetic.

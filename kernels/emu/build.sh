@@ -29,7 +29,7 @@ cache=${cache:-$out.cache}
 mkdir -p "$cache"
 
 cxx=${CXX:-c++}
-flags="-std=c++17 -g1 -ffp-contract=off -Wall -Wextra -Werror -Wno-psabi -I$here/.. -I$here"
+flags="-std=c++17 -g1 -ffp-contract=off -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas -Wno-maybe-uninitialized -I$here/.. -I$here"
 case $kind in
 plain)
     kernel_flags="-O2" runtime_flags="-O2" link_flags="" ;;

@@ -92,6 +92,8 @@ pub enum Scoring {
     SoftmaxOverTopK,
     /// Sigmoid; a per-expert bias moves the choice but not the weight (DeepSeek-V3).
     Sigmoid,
+    /// Square root of softplus; a bias as with the sigmoid (checkpoints that declare it).
+    SoftplusSqrt,
     /// SparseMixer's per-pick thresholded softmax (Phi-3.5-MoE): counted, not executed here.
     SparseMixer,
     /// `top_k` groups of experts, top-1 by softmax inside each group (expert prototyping, M6-T).

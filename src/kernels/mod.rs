@@ -9,10 +9,14 @@
 
 pub mod candle;
 pub mod cpu;
+pub mod gpu;
+pub mod math;
 pub mod reference;
 mod routing;
+pub mod stages;
 mod weights;
 
+pub use reference::Arithmetic;
 pub use routing::{Alignment, Routed, RouterSpec};
 pub use weights::{LayerWeights, MAX_EXPERTS, MoeShape, WeightData};
 
@@ -65,11 +69,11 @@ pub trait MoeBackend: Send + Sync {
     /// Name of the kernels that execute a stage.
     fn kernel(&self, stage: Stage) -> &'static str;
 
-    /// The format in which activations meet weights of a format, for the bounds that results are held
-    /// to ([`reference::layer_in`]). Sums are single precision or better in any case.
-    fn activations(&self, weights: DType) -> DType {
+    /// Where results are rounded with weights of a format, for the bounds that they are held to
+    /// ([`reference::layer_in`]).
+    fn arithmetic(&self, weights: DType) -> Arithmetic {
         let _ = weights;
-        DType::F32
+        Arithmetic::SINGLE
     }
 
     /// SHA-256 over the sources and settings that the stages' code is made from.
@@ -103,6 +107,17 @@ pub trait LoadedLayer {
     /// [`crate::Error::Usage`] for a NaN logit or an unknown set; [`crate::Error::Device`] when the
     /// device fails.
     fn run(&mut self, stage: Stage, set: usize) -> Result<()>;
+
+    /// Runs one stage once with each weight set of `sets`, back to back, and returns how many
+    /// nanoseconds all of them took by the device's own clock. `None`, and nothing is run, where the
+    /// device has no clock beside the host's.
+    ///
+    /// # Errors
+    /// As [`LoadedLayer::run`].
+    fn time(&mut self, stage: Stage, sets: &[usize]) -> Result<Option<u64>> {
+        let _ = (stage, sets);
+        Ok(None)
+    }
 
     /// What the router chose.
     ///

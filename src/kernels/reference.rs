@@ -3,12 +3,14 @@
 use half::bf16;
 
 use crate::config::{DType, Scoring};
+use crate::kernels::math::{self, LaneSum};
 use crate::kernels::{Alignment, LayerWeights, Routed, RouterSpec};
 use crate::{Error, Result};
 
 /// Chooses `top_k` of `experts` experts for each token from `logits` `[tokens, experts]`.
 ///
-/// Scores are computed in single precision, as routers do: the choice must agree exactly.
+/// Scores are computed in single precision, as routers do, with the operations and in the order of
+/// [`math`]: the choice and the weights must agree exactly.
 ///
 /// # Errors
 /// [`Error::Usage`] for a NaN logit or settings that do not fit.
@@ -19,21 +21,62 @@ pub fn route(logits: &[f32], experts: usize, top_k: usize, spec: &RouterSpec) ->
         if row.iter().any(|l| l.is_nan()) {
             return Err(nan_logit(token));
         }
-        let (scores, choice) = scores(row, spec);
-        let ids = choose(&choice, top_k, spec);
-        let mut weights = chosen_weights(&ids, &scores, row, spec);
-        let sum: f32 = weights.iter().sum();
-        if spec.config.renormalize && sum > 0.0 {
-            for w in &mut weights {
-                *w /= sum;
-            }
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "weights are f32 by definition")]
-        let scale = spec.config.scaling_factor as f32;
-        routed.ids.extend(ids.iter().map(|&id| u32::try_from(id).unwrap_or(u32::MAX)));
-        routed.weights.extend(weights.iter().map(|w| w * scale));
+        route_row(row, top_k, spec, false, &mut routed);
     }
     Ok(routed)
+}
+
+/// What GPU routers can do beyond [`RouterSpec`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceRouting {
+    /// A group's score is its best expert's instead of the sum of its two best.
+    pub group_top1: bool,
+    /// Every token gets one more slot: expert `experts` with the weight 1.
+    pub shared: bool,
+}
+
+/// The choice as a GPU makes it, `[tokens, top_k]` or `[tokens, top_k + 1]` with a shared expert; and
+/// whether a logit was NaN. A GPU cannot refuse a logit in the middle of a launch: it takes NaN for
+/// -infinity and says so afterwards.
+///
+/// # Errors
+/// [`Error::Usage`] for settings that do not fit.
+pub fn route_as_device(
+    logits: &[f32],
+    experts: usize,
+    top_k: usize,
+    spec: &RouterSpec,
+    device: DeviceRouting,
+) -> Result<(Routed, bool)> {
+    spec.validate(experts, top_k)?;
+    let (mut routed, mut nan) = (Routed::default(), false);
+    for row in logits.chunks_exact(experts) {
+        nan |= row.iter().any(|l| l.is_nan());
+        let row: Vec<f32> = row.iter().map(|&l| ordered(l)).collect();
+        route_row(&row, top_k, spec, device.group_top1, &mut routed);
+        if device.shared {
+            routed.ids.push(u32::try_from(experts).unwrap_or(u32::MAX));
+            routed.weights.push(1.0);
+        }
+    }
+    Ok((routed, nan))
+}
+
+/// Appends the choice for one row without NaN.
+fn route_row(row: &[f32], top_k: usize, spec: &RouterSpec, group_top1: bool, routed: &mut Routed) {
+    let (scores, choice) = scores(row, top_k, spec);
+    let ids = choose(&choice, top_k, spec, group_top1);
+    let mut weights = chosen_weights(&ids, &scores, row, spec);
+    let sum = LaneSum::of(&weights, 0);
+    if spec.config.renormalize && sum > 0.0 {
+        for w in &mut weights {
+            *w /= sum;
+        }
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "weights are f32 by definition")]
+    let scale = spec.config.scaling_factor as f32;
+    routed.ids.extend(ids.iter().map(|&id| u32::try_from(id).unwrap_or(u32::MAX)));
+    routed.weights.extend(weights.iter().map(|w| w * scale));
 }
 
 /// The error for a logit that is not a number.
@@ -41,42 +84,44 @@ pub(crate) fn nan_logit(token: usize) -> Error {
     Error::usage("router logits", format!("token {token} has a logit that is not a number"))
 }
 
+/// NaN counts as -infinity.
+fn ordered(value: f32) -> f32 {
+    if value.is_nan() { f32::NEG_INFINITY } else { value }
+}
+
 /// Score of each expert as returned, and as used for the choice.
-fn scores(row: &[f32], spec: &RouterSpec) -> (Vec<f32>, Vec<f32>) {
+fn scores(row: &[f32], top_k: usize, spec: &RouterSpec) -> (Vec<f32>, Vec<f32>) {
     let scores: Vec<f32> = match spec.config.scoring {
-        Scoring::Sigmoid => row.iter().map(|&l| 1.0 / (1.0 + (-l).exp())).collect(),
+        Scoring::Sigmoid => row.iter().map(|&l| math::sigmoid(l)).collect(),
+        Scoring::SoftplusSqrt => row.iter().map(|&l| math::sqrt_softplus(l)).collect(),
         Scoring::SoftmaxOverTopK => row.to_vec(),
-        _ => softmax(row),
+        Scoring::Prototype => {
+            let size = row.len() / top_k;
+            row.chunks(size).enumerate().flat_map(|(g, group)| softmax(group, g * size)).collect()
+        }
+        Scoring::Softmax | Scoring::SparseMixer => softmax(row, 0),
     };
     let biased = |i: usize| scores[i] + spec.bias.get(i).copied().unwrap_or(0.0);
     let choice = match spec.config.scoring {
+        Scoring::Sigmoid | Scoring::SoftplusSqrt => (0..row.len()).map(biased).collect(),
         // Softmax keeps the order of the logits but merges close ones by rounding: choose by logit.
-        Scoring::Sigmoid => (0..row.len()).map(biased).collect(),
         _ if spec.bias.is_empty() => row.to_vec(),
         _ => (0..row.len()).map(biased).collect(),
     };
     (scores, choice)
 }
 
-/// Softmax that is well defined for infinities: all -inf (or several +inf) share equally.
-fn softmax(row: &[f32]) -> Vec<f32> {
+/// Softmax that is well defined for infinities: several +inf share equally, and where all are -inf the
+/// weights are 0. The first value has the index `first` in the order of the sum.
+fn softmax(row: &[f32], first: usize) -> Vec<f32> {
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let powers: Vec<f32> = row.iter().map(|&l| relative_power(l, max)).collect();
-    let sum: f32 = powers.iter().sum();
-    powers.iter().map(|p| p / sum).collect()
-}
-
-/// `e^(logit - max)`, which is 1 where both are the same infinity.
-#[expect(
-    clippy::float_cmp,
-    reason = "equality is what is meant: the difference of infinities is NaN"
-)]
-pub(crate) fn relative_power(logit: f32, max: f32) -> f32 {
-    if logit == max { 1.0 } else { (logit - max).exp() }
+    let powers: Vec<f32> = row.iter().map(|&l| math::softmax_power(l, max)).collect();
+    let sum = LaneSum::of(&powers, first);
+    powers.iter().map(|&p| math::share_of(p, sum)).collect()
 }
 
 /// The `top_k` experts of highest score, highest first; ties go to the lowest id.
-fn choose(choice: &[f32], top_k: usize, spec: &RouterSpec) -> Vec<usize> {
+fn choose(choice: &[f32], top_k: usize, spec: &RouterSpec, group_top1: bool) -> Vec<usize> {
     let experts = choice.len();
     if spec.config.scoring == Scoring::Prototype {
         let size = experts / top_k;
@@ -86,10 +131,13 @@ fn choose(choice: &[f32], top_k: usize, spec: &RouterSpec) -> Vec<usize> {
     if groups == 1 {
         return best(choice, 0..experts, top_k);
     }
-    // A group's score is the sum of its two best experts (DeepSeek-V3).
-    let group_scores: Vec<f32> = (0..groups)
-        .map(|g| best(choice, g * size..(g + 1) * size, 2).iter().map(|&i| choice[i]).sum())
-        .collect();
+    // A group's score is the sum of its two best experts (DeepSeek-V3), or its best (DeepSeek-V2).
+    // Infinities of both signs have no sum.
+    let counted = if group_top1 { 1 } else { 2 };
+    let score = |g: usize| -> f32 {
+        best(choice, g * size..(g + 1) * size, counted).iter().map(|&i| choice[i]).sum()
+    };
+    let group_scores: Vec<f32> = (0..groups).map(|g| ordered(score(g))).collect();
     let kept = best(&group_scores, 0..groups, spec.config.topk_group);
     let mut order: Vec<usize> = (0..experts).filter(|i| kept.contains(&(i / size))).collect();
     sort_descending(&mut order, choice);
@@ -112,12 +160,7 @@ fn sort_descending(order: &mut [usize], values: &[f32]) {
 
 fn chosen_weights(ids: &[usize], scores: &[f32], row: &[f32], spec: &RouterSpec) -> Vec<f32> {
     match spec.config.scoring {
-        Scoring::SoftmaxOverTopK => softmax(&ids.iter().map(|&i| row[i]).collect::<Vec<_>>()),
-        Scoring::Prototype => {
-            let size = row.len() / ids.len();
-            let groups = ids.iter().enumerate();
-            groups.map(|(g, &i)| softmax(&row[g * size..(g + 1) * size])[i - g * size]).collect()
-        }
+        Scoring::SoftmaxOverTopK => softmax(&ids.iter().map(|&i| row[i]).collect::<Vec<_>>(), 0),
         _ => ids.iter().map(|&i| scores[i]).collect(),
     }
 }
@@ -166,6 +209,8 @@ pub struct Exact {
 
 /// Unit roundoff of f32, 2^-24.
 const F32: f64 = 5.960_464_477_539_063e-8;
+/// Unit of one addition inside tensor cores. 2^-22 is assumed until it is measured.
+pub(crate) const TENSOR_CORE: f64 = 2.384_185_791_015_625e-7;
 /// Unit roundoff of bf16, 2^-9.
 const BF16: f64 = 1.953_125e-3;
 
@@ -177,22 +222,53 @@ pub fn layer(weights: &LayerWeights, x: &[f32], routed: &Routed) -> Vec<Exact> {
     layer_in(weights, x, routed, DType::F32)
 }
 
-/// The same for a backend that keeps activations in another format ([`MoeBackend::activations`]).
+/// Where a backend rounds, for the bounds that its results are held to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arithmetic {
+    /// Format in which activations meet weights.
+    pub activations: DType,
+    /// Format of each expert's rows before their weighted sum, and of the output.
+    pub rows: DType,
+    /// Whether sums run in tensor cores, which do not round each addition to nearest.
+    pub tensor_cores: bool,
+}
+
+impl Arithmetic {
+    /// Single precision throughout.
+    pub const SINGLE: Self =
+        Self { activations: DType::F32, rows: DType::F32, tensor_cores: false };
+
+    /// What the CUDA kernels do: bf16 between the stages, sums in single precision.
+    pub const CUDA: Self = Self { activations: DType::Bf16, rows: DType::Bf16, tensor_cores: true };
+}
+
+impl From<DType> for Arithmetic {
+    /// Single precision but for the activations.
+    fn from(activations: DType) -> Self {
+        Self { activations, ..Self::SINGLE }
+    }
+}
+
+/// The same for a backend with an arithmetic of its own ([`MoeBackend::arithmetic`]).
 ///
 /// With bf16 the reference is fed the rounded inputs, so that their rounding is no error. Rounding the
 /// activated values is: each is off by at most `2^-9 |h|`, independently of the others, so a product
 /// over them may be off by `4 sqrt(sum (2^-9 h w)^2)`, almost seven standard deviations, in addition to
-/// the bound for f32 arithmetic. Every other format is taken as single precision.
+/// the bound for f32 arithmetic. Rows and output in bf16 add `2^-9` of each value. Every other format is
+/// taken as single precision.
 ///
-/// [`MoeBackend::activations`]: crate::kernels::MoeBackend::activations
+/// [`MoeBackend::arithmetic`]: crate::kernels::MoeBackend::arithmetic
 pub fn layer_in(
     weights: &LayerWeights,
     x: &[f32],
     routed: &Routed,
-    activations: DType,
+    arithmetic: impl Into<Arithmetic>,
 ) -> Vec<Exact> {
+    let Arithmetic { activations, rows, tensor_cores } = arithmetic.into();
     let narrow = activations == DType::Bf16;
     let unit = if narrow { BF16 } else { 0.0 };
+    let row_unit = if rows == DType::Bf16 { BF16 } else { 0.0 };
+    let sum_unit = if tensor_cores { TENSOR_CORE } else { F32 };
     let rounded: Vec<f32>;
     let x = if narrow {
         rounded = x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect();
@@ -206,28 +282,35 @@ pub fn layer_in(
         vec![Exact { value: 0.0, bound: f64::from(f32::MIN_POSITIVE) }; tokens * s.hidden];
     for (pair, (&id, &weight)) in routed.ids.iter().zip(&routed.weights).enumerate() {
         let (expert, token) = (id as usize, pair / s.top_k);
-        let h = gate_up(weights, expert, &x[token * s.hidden..(token + 1) * s.hidden]);
+        let x = &x[token * s.hidden..(token + 1) * s.hidden];
+        let h = gate_up_in(weights, expert, x, sum_unit);
         let weight = f64::from(weight);
         for (n, out) in out[token * s.hidden..(token + 1) * s.hidden].iter_mut().enumerate() {
-            let y = down(weights, expert, &h, n, unit);
+            let y = down(weights, expert, &h, n, (unit, sum_unit));
             let term = weight * y.value;
             out.value += term;
+            let row_bound = y.bound + row_unit * (y.value.abs() + y.bound);
             // Rounding of the product and of the running sum, at most top_k additions.
-            out.bound += weight.abs() * y.bound + (s.top_k as f64 + 2.0) * F32 * term.abs();
+            out.bound += weight.abs() * row_bound + (s.top_k as f64 + 2.0) * F32 * term.abs();
         }
     }
     for exact in &mut out {
-        exact.bound += F32 * exact.value.abs();
+        exact.bound += F32 * exact.value.abs() + row_unit * (exact.value.abs() + exact.bound);
     }
     out
 }
 
 /// Activated hidden values of one token in one expert, `[inter]`.
 pub fn gate_up(weights: &LayerWeights, expert: usize, x: &[f32]) -> Vec<Exact> {
+    gate_up_in(weights, expert, x, F32)
+}
+
+/// The same where one addition is good to `sum_unit`.
+fn gate_up_in(weights: &LayerWeights, expert: usize, x: &[f32], sum_unit: f64) -> Vec<Exact> {
     let s = &weights.shape;
     let row = |half: usize, i: usize| {
         let start = ((expert * s.halves() + half) * s.inter + i) * s.hidden;
-        dot(s.hidden, |k| (f64::from(x[k]), weights.w13.get(start + k)))
+        dot(s.hidden, sum_unit, |k| (f64::from(x[k]), weights.w13.get(start + k)))
     };
     let activated = |i: usize| {
         let gate = row(0, i);
@@ -246,11 +329,17 @@ pub fn gate_up(weights: &LayerWeights, expert: usize, x: &[f32]) -> Vec<Exact> {
 }
 
 /// One output value of the second product for one token in one expert, whose activated values are
-/// rounded with unit roundoff `unit`.
-fn down(weights: &LayerWeights, expert: usize, h: &[Exact], n: usize, unit: f64) -> Exact {
+/// rounded with unit roundoff `unit`, where one addition is good to `sum_unit`.
+fn down(
+    weights: &LayerWeights,
+    expert: usize,
+    h: &[Exact],
+    n: usize,
+    (unit, sum_unit): (f64, f64),
+) -> Exact {
     let s = &weights.shape;
     let start = (expert * s.hidden + n) * s.inter;
-    let product = dot(s.inter, |k| (h[k].value, weights.w2.get(start + k)));
+    let product = dot(s.inter, sum_unit, |k| (h[k].value, weights.w2.get(start + k)));
     let (mut carried, mut squares) = (0.0, 0.0);
     for (k, h) in h.iter().enumerate() {
         let w = weights.w2.get(start + k).abs();
@@ -261,12 +350,12 @@ fn down(weights: &LayerWeights, expert: usize, h: &[Exact], n: usize, unit: f64)
 }
 
 /// Sum of products with the error bound of f32 accumulation.
-fn dot(length: usize, pair: impl Fn(usize) -> (f64, f64)) -> Exact {
+fn dot(length: usize, sum_unit: f64, pair: impl Fn(usize) -> (f64, f64)) -> Exact {
     let (mut value, mut absolute) = (0.0, 0.0);
     for k in 0..length {
         let (a, b) = pair(k);
         value += a * b;
         absolute += (a * b).abs();
     }
-    Exact { value, bound: F32 * value.abs() + 4.0 * (length as f64).sqrt() * F32 * absolute }
+    Exact { value, bound: F32 * value.abs() + 4.0 * (length as f64).sqrt() * sum_unit * absolute }
 }

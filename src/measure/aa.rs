@@ -31,9 +31,7 @@ impl Aa {
             let mut slot = Vec::with_capacity(SLOT_SAMPLES);
             for turn in 0..SLOT_SAMPLES {
                 kernel.prepare()?;
-                let before = clock.now_ns();
-                kernel.launch(turn)?;
-                slot.push(clock.now_ns().saturating_sub(before).max(1) as f64);
+                slot.push(kernel.time(clock, turn, 1)?.max(1) as f64);
             }
             slots.push(slot);
         }

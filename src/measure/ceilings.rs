@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::data;
 use super::record::RunCeilings;
 use super::sampling::whole;
-use super::timing::{Clock, Launch};
+use super::timing::{Clock, Launch, host_time};
 use super::work::of_launch;
 use crate::config::DType;
 use crate::kernels::{LayerWeights, LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage};
@@ -145,6 +145,15 @@ impl Launch for DenseTest<'_> {
         self.layer.run(Stage::GateUp, 0)?;
         self.layer.run(Stage::Down, 0)
     }
+
+    fn time(&mut self, clock: &dyn Clock, first: usize, launches: u32) -> Result<u64> {
+        let sets = vec![0; launches as usize];
+        let up = self.layer.time(Stage::GateUp, &sets)?;
+        match (up, self.layer.time(Stage::Down, &sets)?) {
+            (Some(up), Some(down)) => Ok(up + down),
+            _ => host_time(self, clock, first, launches),
+        }
+    }
 }
 
 /// A dense f32 product by candle: where it is faster than our kernels, it is the ceiling.
@@ -201,34 +210,40 @@ pub struct CeilingSamples {
     pub read: Vec<f64>,
     /// FLOP/s of each dense product by our kernels.
     pub dense: Vec<f64>,
-    /// FLOP/s of each dense product by candle.
-    pub candle: Vec<f64>,
+    /// FLOP/s of each dense product by somebody else: candle, cuBLAS.
+    pub peer: Vec<f64>,
     /// Nanoseconds of each dispatch.
     pub dispatch_ns: Vec<f64>,
 }
 
 impl CeilingSamples {
-    /// The ceilings that these samples amount to.
+    /// The ceilings that these samples amount to. Our dense product runs on `dtype` by `kernel`, the
+    /// other, if there is one, on what `peer` names.
     ///
     /// # Errors
     /// [`Error::Unfit`] when a rate has no sample.
-    pub fn record(&self, dtype: DType, kernel: &str) -> Result<RunCeilings> {
+    pub fn record(
+        &self,
+        (kernel, dtype): (&str, DType),
+        (peer_name, peer_dtype): (&str, DType),
+    ) -> Result<RunCeilings> {
         let rate = |samples: &[f64]| {
             let usual = median(samples)
                 .ok_or_else(|| Error::unfit("ceilings", "a rate was never measured"))?;
             Ok::<_, Error>((usual, samples.iter().copied().fold(usual, f64::max)))
         };
         let (read, read_best) = rate(&self.read)?;
-        let (dense, candle) = (rate(&self.dense)?, rate(&self.candle)?);
-        let ours = dense.0 >= candle.0;
-        let gemm = if ours { dense } else { candle };
+        let dense = rate(&self.dense)?;
+        let peer = if self.peer.is_empty() { (0.0, 0.0) } else { rate(&self.peer)? };
+        let ours = dense.0 >= peer.0;
+        let gemm = if ours { dense } else { peer };
         Ok(RunCeilings {
             read_bytes_per_s: read,
             read_best_bytes_per_s: read_best,
             gemm_flops_per_s: gemm.0,
-            gemm_best_flops_per_s: dense.1.max(candle.1),
-            gemm_dtype: if ours { dtype } else { DType::F32 },
-            gemm_kernel: if ours { kernel.to_owned() } else { CandleTest::NAME.to_owned() },
+            gemm_best_flops_per_s: dense.1.max(peer.1),
+            gemm_dtype: if ours { dtype } else { peer_dtype },
+            gemm_kernel: if ours { kernel } else { peer_name }.to_owned(),
             dispatch_ps: whole(median(&self.dispatch_ns).unwrap_or(0.0) * 1000.0),
         })
     }
@@ -274,16 +289,17 @@ mod tests {
         let samples = CeilingSamples {
             read: vec![1e9, 3e9, 2e9],
             dense: vec![5.0, 6.0, 7.0],
-            candle: vec![8.0, 1.0, 2.0],
+            peer: vec![8.0, 1.0, 2.0],
             dispatch_ns: vec![1000.0],
         };
-        let record = samples.record(DType::Bf16, "ours").unwrap();
+        let (ours, peer) = (("ours", DType::Bf16), (CandleTest::NAME, DType::F32));
+        let record = samples.record(ours, peer).unwrap();
         assert_eq!((record.read_bytes_per_s, record.read_best_bytes_per_s), (2e9, 3e9));
         assert_eq!((record.gemm_flops_per_s, record.gemm_best_flops_per_s), (6.0, 8.0));
         assert_eq!((record.gemm_kernel.as_str(), record.dispatch_ps), ("ours", 1_000_000));
         let slow = CeilingSamples { dense: vec![1.0], ..samples };
-        let record = slow.record(DType::Bf16, "ours").unwrap();
+        let record = slow.record(ours, peer).unwrap();
         assert_eq!(record.gemm_kernel, CandleTest::NAME);
-        assert_eq!(CeilingSamples::default().record(DType::Bf16, "x").unwrap_err().exit_code(), 4);
+        assert_eq!(CeilingSamples::default().record(ours, peer).unwrap_err().exit_code(), 4);
     }
 }

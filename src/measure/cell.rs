@@ -1,6 +1,6 @@
 //! One cell while it is being measured: its inputs, its blocks, and the record that becomes of them.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::check;
@@ -12,27 +12,35 @@ use super::record::{
     Status, TimingMode,
 };
 use super::sampling::{BlockRule, BlockSamples, Summary, summarise, take_block, warm_up};
-use super::timing::{Clock, Launch};
+use super::target::Target;
+use super::timing::{Clock, Launch, host_time};
 use super::work::{expert_bytes, of_launch};
 use crate::Result;
 use crate::config::DType;
-use crate::kernels::{LayerWeights, LoadedLayer, Stage};
+use crate::gpu::Condition;
+use crate::kernels::{Arithmetic, LayerWeights, LoadedLayer, Stage};
 use crate::stats::interval::median;
 
 /// Busy time of the launches before a cell's first block: clocks rise and pages are touched.
 const WARM_UP_NS: u64 = 5_000_000;
+
+/// Pauses after a block during which the device was slowed down, before the next attempt.
+const COOLING: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(20), Duration::ZERO];
 
 /// What all cells of a run share.
 pub(super) struct Common<'a> {
     /// Name and hash of the kernels.
     pub(super) kernel: (&'a str, &'a str),
     pub(super) dtype: DType,
-    /// Format in which the backend multiplies activations with such weights.
-    pub(super) activations: DType,
+    /// Where the backend rounds with such weights.
+    pub(super) arithmetic: Arithmetic,
     pub(super) routing: String,
     pub(super) seed: u64,
+    pub(super) timing: TimingMode,
     pub(super) width: f64,
     pub(super) cache_bytes: f64,
+    pub(super) target: &'a dyn Target,
     pub(super) clock: &'a dyn Clock,
     pub(super) rule: BlockRule,
     pub(super) threads: usize,
@@ -52,6 +60,10 @@ pub(super) struct CellState {
     check: Option<CheckRecord>,
     checking_ns: u64,
     failure: Option<String>,
+    /// Slowed down in every attempt at a block.
+    throttled: bool,
+    /// The power limit held the clock in some block.
+    power_limited: bool,
 }
 
 /// Place in the cycle through draws and weight sets.
@@ -69,6 +81,19 @@ struct Cursor {
     launches: usize,
 }
 
+impl Cursor {
+    /// The set of weights of the next launch, of `sets`.
+    const fn advance(&mut self, sets: usize) -> usize {
+        // Launches of one sample share their experts, so each takes other weights.
+        if self.launches > 0 {
+            self.set = (self.set + 1) % sets;
+        }
+        self.launches += 1;
+        self.last_set = self.set;
+        self.set
+    }
+}
+
 /// A layer with the inputs of one cell, ready to be launched.
 struct Timed<'a, 'b> {
     layer: &'a mut (dyn LoadedLayer + 'b),
@@ -79,13 +104,18 @@ struct Timed<'a, 'b> {
 
 impl Launch for Timed<'_, '_> {
     fn launch(&mut self, _turn: usize) -> Result<()> {
-        // Launches of one sample share their experts, so each takes other weights.
-        if self.cursor.launches > 0 {
-            self.cursor.set = (self.cursor.set + 1) % self.sets;
+        let set = self.cursor.advance(self.sets);
+        self.layer.run(Stage::Layer, set)
+    }
+
+    fn time(&mut self, clock: &dyn Clock, first: usize, launches: u32) -> Result<u64> {
+        let mut cursor = *self.cursor;
+        let sets: Vec<usize> = (0..launches).map(|_| cursor.advance(self.sets)).collect();
+        if let Some(ns) = self.layer.time(Stage::Layer, &sets)? {
+            *self.cursor = cursor;
+            return Ok(ns);
         }
-        self.cursor.launches += 1;
-        self.cursor.last_set = self.cursor.set;
-        self.layer.run(Stage::Layer, self.cursor.set)
+        host_time(self, clock, first, launches)
     }
 
     fn prepare(&mut self) -> Result<()> {
@@ -112,6 +142,8 @@ impl CellState {
             check: None,
             checking_ns: 0,
             failure: None,
+            throttled: false,
+            power_limited: false,
         }
     }
 
@@ -148,7 +180,9 @@ impl CellState {
 
     /// Whether another block would add something.
     pub(super) fn is_alive(&self) -> bool {
-        self.failure.is_none() && self.check.is_none_or(|c| c.output == CheckOutcome::Pass)
+        self.failure.is_none()
+            && !self.throttled
+            && self.check.is_none_or(|c| c.output == CheckOutcome::Pass)
     }
 
     /// Takes the block of one round; `false` when the run was stopped.
@@ -179,7 +213,7 @@ impl CellState {
     ) -> Result<bool> {
         if self.check.is_none() {
             let start = common.clock.now_ns();
-            let record = check::run(layer, sets, &self.inputs, (0, 0), common.activations)?;
+            let record = check::run(layer, sets, &self.inputs, (0, 0), common.arithmetic)?;
             self.checking_ns += common.clock.now_ns().saturating_sub(start);
             self.check = Some(record);
             if record.output != CheckOutcome::Pass {
@@ -187,8 +221,9 @@ impl CellState {
             }
         }
         let before = Load::read_settled();
-        let Some(taken) = self.time_block(layer, sets.len(), common, stop)? else {
-            return Ok(false);
+        let Some((taken, condition)) = self.unthrottled_block(layer, sets.len(), common, stop)?
+        else {
+            return Ok(!stop.load(Ordering::Relaxed));
         };
         // Waiting threads are counted while ours sleep, stolen time while they worked.
         let during = Load { ticks: Load::read().ticks, ..before };
@@ -197,8 +232,37 @@ impl CellState {
         let first = self.cursor.prepared - taken.samples_ns.len();
         let numbered = taken.per_launch_ps().enumerate();
         self.samples.extend(numbered.map(|(i, ps)| ((first + i) % draws, ps)));
-        self.blocks.extend(taken.record(round, contended));
+        let clock = condition.sm_clock_mhz;
+        self.power_limited |= condition.power_limited;
+        let block = taken.record(round, contended);
+        self.blocks.extend(block.map(|b| Block { sm_clock_mhz: clock, ..b }));
         Ok(true)
+    }
+
+    /// A block during which the device was not slowed down. After a few attempts with a growing pause
+    /// between them the cell is given up: `None`, as after `stop`.
+    fn unthrottled_block(
+        &mut self,
+        layer: &mut dyn LoadedLayer,
+        sets: usize,
+        common: &Common,
+        stop: &AtomicBool,
+    ) -> Result<Option<(BlockSamples, Condition)>> {
+        for pause in COOLING {
+            // What came before the block does not concern it.
+            let _ = common.target.condition();
+            let Some(taken) = self.time_block(layer, sets, common, stop)? else {
+                return Ok(None);
+            };
+            let condition = common.target.condition();
+            if !condition.throttled {
+                return Ok(Some((taken, condition)));
+            }
+            // The void block's samples took their turns of the draws; nothing else remembers them.
+            std::thread::sleep(pause);
+        }
+        self.throttled = true;
+        Ok(None)
     }
 
     fn time_block(
@@ -234,7 +298,7 @@ impl CellState {
         let Some(before) = self.check else { return };
         let start = clock.now_ns();
         let (draw, set) = (self.cursor.draw, self.cursor.last_set);
-        match check::output(layer, &sets[set], &self.inputs, draw, common.activations) {
+        match check::output(layer, &sets[set], &self.inputs, draw, common.arithmetic) {
             Ok(after) => self.check = Some(check::both(before, after)),
             Err(error) => self.failure = Some(error.to_string()),
         }
@@ -268,14 +332,19 @@ impl CellState {
         let active = self.inputs.mean(|d| d.load.active() as f64);
         let times: Vec<f64> = self.samples.iter().map(|s| s.1).collect();
         let mut summary = self.summary(&times, common.width);
-        if self.cycle_bytes(sets, bits) < CYCLE_PER_CACHE * common.cache_bytes {
+        // Cold launches find the cache overwritten, whatever they read.
+        let resident = self.cycle_bytes(sets, bits) < CYCLE_PER_CACHE * common.cache_bytes;
+        if common.timing != TimingMode::Cold && resident {
             summary.flags.push(Flag::CacheResident);
+        }
+        if self.power_limited {
+            summary.flags.push(Flag::PowerLimited);
         }
         Cell {
             op: Op::MoeLayer,
             kernel: common.kernel.0.to_owned(),
             kernel_sha256: common.kernel.1.to_owned(),
-            timing: TimingMode::Cpu,
+            timing: common.timing,
             status: summary.status,
             flags: summary.flags,
             hidden: shape.hidden,
@@ -310,6 +379,9 @@ impl CellState {
         let passed = self.check.is_some_and(|c| c.output == CheckOutcome::Pass);
         let refusal = match &self.failure {
             Some(reason) => Some((Status::Failed, reason.clone())),
+            None if self.throttled => {
+                Some((Status::Throttled, "slowed down by heat or power in every attempt".into()))
+            }
             None if !passed => Some((Status::Refused, "its output is wrong".to_owned())),
             None => None,
         };

@@ -2,13 +2,13 @@
 //!
 //! Before anything is timed, outputs and workspace are filled with NaN, the layer runs, and single
 //! tokens are compared element by element with the plain loops in double precision, within the bound
-//! that the arithmetic (in the number format of the backend's products) allows. After the last timed launch its output is compared in the same way.
+//! that the backend's arithmetic allows. After the last timed launch its output is compared in the same
+//! way.
 
 use super::data::Inputs;
 use super::record::{CheckOutcome, CheckRecord};
 use crate::Result;
-use crate::config::DType;
-use crate::kernels::{LayerWeights, LoadedLayer, Routed, Stage, reference};
+use crate::kernels::{Arithmetic, LayerWeights, LoadedLayer, Routed, Stage, reference};
 
 /// Tokens compared with the reference at most: the first, the last and one in the middle.
 const TOKENS: usize = 3;
@@ -25,12 +25,12 @@ pub fn run(
     sets: &[LayerWeights],
     inputs: &Inputs,
     (draw, set): (usize, usize),
-    activations: DType,
+    arithmetic: Arithmetic,
 ) -> Result<CheckRecord> {
     layer.set_input(&inputs.x, &inputs.draws[draw].logits)?;
     layer.poison()?;
     layer.run(Stage::Layer, set)?;
-    output(layer, &sets[set], inputs, draw, activations)
+    output(layer, &sets[set], inputs, draw, arithmetic)
 }
 
 /// Compares the output that stands in the layer with what it should be for a draw.
@@ -42,7 +42,7 @@ pub fn output(
     weights: &LayerWeights,
     inputs: &Inputs,
     draw: usize,
-    activations: DType,
+    arithmetic: Arithmetic,
 ) -> Result<CheckRecord> {
     let (routed, output) = (layer.routed()?, layer.output()?);
     let shape = &weights.shape;
@@ -59,7 +59,7 @@ pub fn output(
             ids: routed.ids[pairs.clone()].to_vec(),
             weights: routed.weights[pairs].to_vec(),
         };
-        let exact = reference::layer_in(weights, &inputs.x[columns.clone()], &one, activations);
+        let exact = reference::layer_in(weights, &inputs.x[columns.clone()], &one, arithmetic);
         worst = worst.max(worst_ratio(&output[columns], &exact));
     }
     let pass = worst <= 1.0;
@@ -102,6 +102,7 @@ mod tests {
     use super::super::data;
     use super::*;
     use crate::Error;
+    use crate::config::DType;
     use crate::kernels::cpu::CpuBackend;
     use crate::kernels::{MoeBackend, MoeShape, RouterSpec};
 
@@ -139,14 +140,14 @@ mod tests {
         let backend = CpuBackend::new();
         let sets = vec![data::weights(SHAPE, DType::Bf16, 1).unwrap()];
         let inputs = Inputs::draw(&SHAPE, 9, &"uniform".parse().unwrap(), 2).unwrap();
-        let activations = backend.activations(DType::Bf16);
+        let arithmetic = backend.arithmetic(DType::Bf16);
         let load = || backend.load(&sets, &RouterSpec::softmax(), 9).unwrap();
-        let right = run(load().as_mut(), &sets, &inputs, (0, 0), activations).unwrap();
+        let right = run(load().as_mut(), &sets, &inputs, (0, 0), arithmetic).unwrap();
         assert_eq!(right.output, CheckOutcome::Pass);
         assert!(right.worst_ratio_to_bound.unwrap() < 1.0);
         for (element, value) in [(3, 0.5), (8 * 70 + 69, f32::NAN), (4 * 70, f32::INFINITY)] {
             let mut spoilt = Spoilt { inner: load(), element, value };
-            let record = run(&mut spoilt, &sets, &inputs, (0, 0), activations).unwrap();
+            let record = run(&mut spoilt, &sets, &inputs, (0, 0), arithmetic).unwrap();
             assert_eq!(record.output, CheckOutcome::Fail, "{element} {value}");
             assert_eq!(both(right, record).output, CheckOutcome::Fail);
         }

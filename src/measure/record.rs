@@ -12,7 +12,11 @@ use crate::config::DType;
 pub const PROFILE_SCHEMA: &str = "moe-frontier/profile";
 
 /// Version of the profile format that this program writes: a new major means old readers must refuse.
-pub const PROFILE_VERSION: &str = "1.0";
+/// 1.1 added what is known of GPUs: clocks and throttling, error correction, power limit.
+pub const PROFILE_VERSION: &str = "1.1";
+
+/// Versions that this program reads.
+pub const READABLE_VERSIONS: [&str; 2] = ["1.0", PROFILE_VERSION];
 
 /// Version of the measuring protocol. A change that moves numbers raises the major.
 pub const PROTOCOL_VERSION: &str = "1.0";
@@ -150,6 +154,12 @@ pub struct GpuDevice {
     pub l2_bytes: u64,
     /// CUDA version that the driver supports, `major.minor`.
     pub driver_cuda: String,
+    /// Whether errors of the memory are corrected, where the driver tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ecc: Option<bool>,
+    /// Power limit that is enforced, in milliwatts, where the driver tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_limit_mw: Option<u32>,
 }
 
 /// How the cells were measured.
@@ -346,6 +356,8 @@ pub enum Status {
     Noisy,
     /// Fewer blocks than an interval needs.
     Incomplete,
+    /// The device was slowed down by heat or power in every attempt: there is no value.
+    Throttled,
     /// It could not be run.
     Failed,
     /// It ran, but its output or its speed is not credible.
@@ -362,6 +374,8 @@ pub enum Flag {
     Contended,
     /// More than 5 % of the samples lie beyond Tukey's outer fences.
     SevereOutliers,
+    /// The power limit held the clock in some block, as it does on busy cards.
+    PowerLimited,
 }
 
 /// The tokens' way through the experts.
@@ -464,6 +478,9 @@ pub struct Block {
     pub launches_per_sample: u32,
     /// Whether the machine was contended.
     pub contended: bool,
+    /// Clock of the GPU's multiprocessors at the end of the block, where the driver tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sm_clock_mhz: Option<u32>,
 }
 
 /// Counts over all samples of a cell.

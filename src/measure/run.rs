@@ -8,30 +8,25 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::ceilings::{self, CandleTest, CeilingSamples, DenseTest, ReadTest, Sizes};
+use super::ceilings::CeilingSamples;
 use super::cell::{CellState, Common, refuse_impossible};
 use super::data::{self, Inputs};
 use super::plan::{CellSpec, Machine, Plan, ROUNDS};
 use super::preflight::Load;
 use super::record::{
-    CpuDevice, Device, Key, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION, Profile, Provenance,
-    Recipe, RunInfo,
+    Key, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION, Profile, Provenance, Recipe,
+    RunCeilings, RunInfo,
 };
-use super::sampling::{CPU_WIDTH, LOOKS, is_closed};
-use super::timing::{Clock, Launch, MonotonicClock};
+use super::sampling::{LOOKS, is_closed};
+use super::target::{CeilingTests, Target};
+use super::timing::MonotonicClock;
 use super::{aa, host};
+use crate::config::DType;
 use crate::kernels::{LayerWeights, LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage};
 use crate::{Error, Result};
 
-/// Ceiling buffer in multiples of the last-level cache, and its least size.
-const READ_PER_CACHE: f64 = 4.0;
-const READ_AT_LEAST: f64 = 512e6;
 /// Blocks between two samples of read bandwidth: its swings on shared machines last seconds.
 const READ_EVERY: usize = 4;
-/// Dense products timed in each round.
-const DENSE_PER_ROUND: usize = 3;
-/// Cache assumed where the system does not tell.
-const USUAL_CACHE: u64 = 32 << 20;
 /// A plan turned out slower than this much of its budget loses its least wanted cells.
 const OVERRUN: f64 = 1.1;
 
@@ -51,14 +46,12 @@ impl Observer for () {
     fn notice(&mut self, _message: &str) {}
 }
 
-/// The processor, the backend and the clock of a run.
+/// The device, the backend and the host's clock of a run.
 pub struct Session<'a> {
     backend: &'a dyn MoeBackend,
-    device: CpuDevice,
+    target: &'a dyn Target,
     clock: MonotonicClock,
     cores: usize,
-    sizes: Sizes,
-    read_at_least: f64,
 }
 
 /// What a run was started with, for its provenance.
@@ -71,54 +64,36 @@ pub struct Invocation {
 }
 
 impl<'a> Session<'a> {
-    /// A session on this machine's processor with the threads of the current pool.
-    pub fn cpu(backend: &'a dyn MoeBackend) -> Self {
-        let threads = rayon::current_num_threads();
+    /// A session of a backend on the device that it runs on.
+    pub fn new(backend: &'a dyn MoeBackend, target: &'a dyn Target) -> Self {
+        let threads = target.host_threads();
         let cores = std::thread::available_parallelism().map_or(threads, usize::from);
-        let (device, clock) = (host::cpu(threads), MonotonicClock::default());
-        let sizes = Sizes::USUAL;
-        Self { backend, device, clock, cores, sizes, read_at_least: READ_AT_LEAST }
+        Self { backend, target, clock: MonotonicClock::default(), cores }
     }
 
-    /// The processor as the key of a profile names it.
-    pub const fn device(&self) -> &CpuDevice {
-        &self.device
-    }
-
-    /// Rough rates and sizes of this machine, for planning: some hundred milliseconds.
+    /// Rough rates and sizes of the device, for planning: some hundred milliseconds.
     ///
     /// # Errors
     /// Whatever the kernels report.
-    pub fn machine(&self, dtype: crate::config::DType) -> Result<Machine> {
-        let sizes = &self.sizes;
-        let weights = sizes.dense_weights(dtype, 1)?;
-        let mut dense = DenseTest::new(self.backend, &weights, sizes)?;
-        let mut read = ReadTest::new(0, sizes.read_bytes);
-        let bytes = read.bytes();
-        let best = |launch: &mut dyn Launch, work: f64| -> Result<f64> {
-            let mut rate = 0.0_f64;
-            for _ in 0..3 {
-                rate = rate.max(self.rate(launch, work)?);
-            }
-            Ok(rate)
-        };
+    pub fn machine(&self, dtype: DType) -> Result<Machine> {
+        let weights = self.target.sizes().dense_weights(dtype, 1)?;
+        let mut bench = self.bench(&weights)?;
+        for _ in 0..3 {
+            bench.sample_read()?;
+        }
+        bench.sample_rest()?;
+        let found = bench.record(self.backend.kernel(Stage::GateUp), dtype)?;
         Ok(Machine {
-            cache_bytes: self.cache_bytes(),
-            available_bytes: host::memory().available_bytes as f64,
-            read_bytes_per_s: best(&mut read, bytes)?,
-            gemm_flops_per_s: best(&mut dense, sizes.dense_flops())?,
+            cache_bytes: self.target.cache_bytes(),
+            available_bytes: self.target.available_bytes(),
+            read_bytes_per_s: found.read_best_bytes_per_s,
+            gemm_flops_per_s: found.gemm_best_flops_per_s,
         })
     }
 
-    fn cache_bytes(&self) -> f64 {
-        self.device.l3_bytes.or(self.device.l2_bytes).unwrap_or(USUAL_CACHE) as f64
-    }
-
-    /// Work per second of one launch.
-    fn rate(&self, launch: &mut dyn Launch, work: f64) -> Result<f64> {
-        let before = self.clock.now_ns();
-        launch.launch(0)?;
-        Ok(work * 1e9 / self.clock.now_ns().saturating_sub(before).max(1) as f64)
+    fn bench<'b>(&'b self, dense: &'b [LayerWeights]) -> Result<Bench<'b>> {
+        let tests = self.target.ceilings(self.backend, dense)?;
+        Ok(Bench { tests, samples: CeilingSamples::default() })
     }
 
     /// Measures the cells of a plan.
@@ -143,18 +118,20 @@ impl<'a> Session<'a> {
         let common = Common {
             kernel: (self.backend.kernel(Stage::Layer), &kernel_sha256),
             dtype: request.dtype,
-            activations: self.backend.activations(request.dtype),
+            arithmetic: self.backend.arithmetic(request.dtype),
             routing: request.routing.to_string(),
             seed: request.seed,
-            width: CPU_WIDTH,
-            cache_bytes: self.cache_bytes(),
+            target: self.target,
+            timing: self.target.timing(),
+            width: self.target.width(),
+            cache_bytes: self.target.cache_bytes(),
             clock: &self.clock,
-            rule: request.rule,
-            threads: self.device.threads,
+            rule: self.target.rule(request.rule),
+            threads: self.target.host_threads(),
             cores: self.cores,
         };
-        let dense = self.sizes.dense_weights(request.dtype, request.seed)?;
-        let mut bench = Bench::new(self, &dense)?;
+        let dense = self.target.sizes().dense_weights(request.dtype, request.seed)?;
+        let mut bench = self.bench(&dense)?;
         let mut rounds = Rounds {
             plan,
             sets: &sets,
@@ -166,7 +143,7 @@ impl<'a> Session<'a> {
             stop,
         };
         let done = rounds.measure(&mut bench, observer)?;
-        let ceilings = bench.samples.record(request.dtype, self.backend.kernel(Stage::GateUp))?;
+        let ceilings = bench.record(self.backend.kernel(Stage::GateUp), request.dtype)?;
         let cells = rounds.records();
         let (aa_effect_rel, noise_floor_rel, aa_verdict) = rounds.aa.verdict();
         Ok(Profile {
@@ -199,7 +176,7 @@ impl<'a> Session<'a> {
     pub fn key(&self, seed: u64) -> Key {
         let recipe =
             Recipe { data: data::RECIPE.into(), protocol_major: 1, seed: format!("{seed:#x}") };
-        Key::new(Device::Cpu(self.device.clone()), recipe)
+        Key::new(self.target.device(), recipe)
     }
 
     fn load<'s>(
@@ -235,52 +212,23 @@ fn draw_sets(plan: &Plan) -> Result<Vec<(MoeShape, Vec<LayerWeights>)>> {
         .collect()
 }
 
-/// The ceilings, ready to be sampled.
+/// The ceiling tests with what they have found so far.
 struct Bench<'a> {
-    session: &'a Session<'a>,
-    read: ReadTest,
-    dense: DenseTest<'a>,
-    candle: CandleTest,
+    tests: Box<dyn CeilingTests + 'a>,
     samples: CeilingSamples,
 }
 
-impl<'a> Bench<'a> {
-    fn new(session: &'a Session<'a>, dense: &'a [LayerWeights]) -> Result<Self> {
-        // At most an eighth of the memory: a ceiling must not push the machine into swapping.
-        let most = session.device.memory_bytes as f64 / 8.0;
-        let bytes = (READ_PER_CACHE * session.cache_bytes()).max(session.read_at_least).min(most);
-        let mut bench = Self {
-            session,
-            read: ReadTest::new(whole(bytes), session.sizes.read_bytes),
-            dense: DenseTest::new(session.backend, dense, &session.sizes)?,
-            candle: CandleTest::new(&session.sizes)?,
-            samples: CeilingSamples::default(),
-        };
-        // Not counted: the first touch of code and pages.
-        bench.read.launch(0)?;
-        bench.dense.launch(0)?;
-        bench.candle.launch(0)?;
-        Ok(bench)
-    }
-
+impl Bench<'_> {
     fn sample_read(&mut self) -> Result<()> {
-        let bytes = self.read.bytes();
-        let rate = self.session.rate(&mut self.read, bytes)?;
-        self.samples.read.push(rate);
-        Ok(())
+        self.tests.sample_read(&mut self.samples)
     }
 
-    /// One round's samples of everything but read bandwidth.
     fn sample_rest(&mut self) -> Result<()> {
-        let sizes = &self.session.sizes;
-        for _ in 0..DENSE_PER_ROUND {
-            let rate = self.session.rate(&mut self.dense, sizes.dense_flops())?;
-            self.samples.dense.push(rate);
-            let rate = self.session.rate(&mut self.candle, sizes.square_flops())?;
-            self.samples.candle.push(rate);
-        }
-        self.samples.dispatch_ns.push(ceilings::dispatch_ns(&self.session.clock));
-        Ok(())
+        self.tests.sample_rest(&mut self.samples)
+    }
+
+    fn record(&self, kernel: &str, dtype: DType) -> Result<RunCeilings> {
+        self.samples.record((kernel, dtype), self.tests.peer())
     }
 }
 
@@ -431,26 +379,24 @@ fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a positive number of bytes below the machine's memory"
-)]
-fn whole(bytes: f64) -> usize {
-    bytes as usize
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::DType;
+    use crate::kernels::Arithmetic;
     use crate::kernels::cpu::CpuBackend;
+    use crate::measure::ceilings::Sizes;
     use crate::measure::plan::Request;
     use crate::measure::record::Status;
     use crate::measure::sampling::BlockRule;
+    use crate::measure::target::CpuTarget;
 
     /// Blocks of a few milliseconds: what is tested here is the bookkeeping, not the times.
-    const RULE: BlockRule = BlockRule { min_samples: 3, min_busy_ns: 1_000_000, cap_ns: 2_000_000 };
+    const RULE: BlockRule = BlockRule {
+        min_samples: 3,
+        min_busy_ns: 1_000_000,
+        cap_ns: 2_000_000,
+        shortest_sample_ns: 20_000,
+    };
 
     fn plan() -> Plan {
         let request = Request {
@@ -478,24 +424,23 @@ mod tests {
         Invocation { program: "test".into(), argv: vec![] }
     }
 
-    /// A session whose ceilings take milliseconds, also without optimisation.
-    fn session(backend: &CpuBackend) -> Session<'_> {
-        let mut session = Session::cpu(backend);
-        session.device.l3_bytes = Some(1 << 20);
-        session.read_at_least = 4e6;
-        session.sizes = Sizes {
+    /// This processor with ceilings that take milliseconds, also without optimisation.
+    fn target() -> CpuTarget {
+        let mut target = CpuTarget { read_at_least: 4e6, ..CpuTarget::default() };
+        target.device.l3_bytes = Some(1 << 20);
+        target.sizes = Sizes {
             read_bytes: 1 << 20,
             dense: MoeShape { hidden: 128, inter: 128, ..Sizes::USUAL.dense },
             dense_tokens: 64,
             square: 64,
         };
-        session
+        target
     }
 
     #[test]
     fn a_run_leaves_a_profile_that_its_own_reader_accepts() {
-        let backend = CpuBackend::new();
-        let session = session(&backend);
+        let (backend, target) = (CpuBackend::new(), target());
+        let session = Session::new(&backend, &target);
         let stop = AtomicBool::new(false);
         let profile = session.run(&plan(), invocation(), &mut (), &stop).unwrap();
         crate::profile::validate::validate("test", &profile).unwrap();
@@ -512,8 +457,8 @@ mod tests {
 
     #[test]
     fn a_raised_stop_flag_ends_the_run_without_a_profile() {
-        let backend = CpuBackend::new();
-        let session = session(&backend);
+        let (backend, target) = (CpuBackend::new(), target());
+        let session = Session::new(&backend, &target);
         let stop = AtomicBool::new(true);
         let error = session.run(&plan(), invocation(), &mut (), &stop).unwrap_err();
         assert_eq!(error.exit_code(), 130);
@@ -533,8 +478,8 @@ mod tests {
 
     #[test]
     fn cells_that_turn_out_too_slow_are_dropped_aloud() {
-        let backend = CpuBackend::new();
-        let session = session(&backend);
+        let (backend, target) = (CpuBackend::new(), target());
+        let session = Session::new(&backend, &target);
         let mut plan = plan();
         plan.request.budget = Duration::from_millis(1);
         let mut heard = Listener::default();
@@ -560,8 +505,8 @@ mod tests {
         fn kernel(&self, stage: Stage) -> &'static str {
             self.0.kernel(stage)
         }
-        fn activations(&self, weights: DType) -> DType {
-            self.0.activations(weights)
+        fn arithmetic(&self, weights: DType) -> Arithmetic {
+            self.0.arithmetic(weights)
         }
         fn kernel_sha256(&self) -> String {
             self.0.kernel_sha256()
@@ -600,9 +545,8 @@ mod tests {
 
     #[test]
     fn a_kernel_with_a_wrong_output_is_refused_and_not_timed() {
-        let backend = Wrong(CpuBackend::new());
-        let right = CpuBackend::new();
-        let session = Session { backend: &backend, ..session(&right) };
+        let (backend, target) = (Wrong(CpuBackend::new()), target());
+        let session = Session::new(&backend, &target);
         let stop = AtomicBool::new(false);
         let profile = session.run(&plan(), invocation(), &mut (), &stop).unwrap();
         for cell in &profile.cells {

@@ -20,9 +20,14 @@ pub const LOOKS: [u32; 4] = [6, 10, 14, 20];
 /// Half-width of the interval at which a CPU cell closes as valid.
 pub const CPU_WIDTH: f64 = 0.03;
 
-/// A single launch shorter than this is batched: reading the clock takes some 25 ns, and this keeps
-/// it below 0.2 %.
-const SHORTEST_SAMPLE_NS: u64 = 20_000;
+/// The same for a GPU cell.
+pub const GPU_WIDTH: f64 = 0.01;
+
+/// Shortest sample by the host's clock: reading it takes some 25 ns, and this keeps it below 0.2 %.
+const HOST_SAMPLE_NS: u64 = 20_000;
+
+/// Shortest sample by a GPU's events, which resolve half a microsecond: 0.25 %.
+const EVENT_SAMPLE_NS: u64 = 200_000;
 
 /// How long one block lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -34,15 +39,32 @@ pub struct BlockRule {
     pub min_busy_ns: u64,
     /// Busy time after which it ends with at least three samples.
     pub cap_ns: u64,
+    /// Launches shorter than this are batched into one sample.
+    pub shortest_sample_ns: u64,
 }
 
 impl BlockRule {
     /// 20 samples and 200 ms, for cells that are kept and compared.
-    pub const FULL: Self =
-        Self { min_samples: 20, min_busy_ns: 200_000_000, cap_ns: 1_000_000_000 };
+    pub const FULL: Self = Self {
+        min_samples: 20,
+        min_busy_ns: 200_000_000,
+        cap_ns: 1_000_000_000,
+        shortest_sample_ns: HOST_SAMPLE_NS,
+    };
 
     /// 5 samples and 25 ms: many cells in a minute, with wider intervals.
-    pub const QUICK: Self = Self { min_samples: 5, min_busy_ns: 25_000_000, cap_ns: 60_000_000 };
+    pub const QUICK: Self = Self {
+        min_samples: 5,
+        min_busy_ns: 25_000_000,
+        cap_ns: 60_000_000,
+        shortest_sample_ns: HOST_SAMPLE_NS,
+    };
+
+    /// The same rule for a device that is timed by its own events: half the time is enough on a
+    /// processor that nobody else uses.
+    pub const fn for_events(self) -> Self {
+        Self { min_busy_ns: self.min_busy_ns / 2, shortest_sample_ns: EVENT_SAMPLE_NS, ..self }
+    }
 
     /// Whether a block with this much in it is complete.
     const fn is_complete(&self, samples: usize, busy_ns: u64) -> bool {
@@ -83,6 +105,7 @@ impl BlockSamples {
             samples: self.samples_ns.len(),
             launches_per_sample: self.launches_per_sample,
             contended,
+            sm_clock_mhz: None,
         })
     }
 }
@@ -96,11 +119,8 @@ pub fn warm_up(kernel: &mut dyn Launch, clock: &dyn Clock, busy_ns: u64) -> Resu
     let mut shortest = u64::MAX;
     for turn in 0.. {
         kernel.prepare()?;
-        let before = clock.now_ns();
-        kernel.launch(turn)?;
-        let after = clock.now_ns();
-        shortest = shortest.min(after.saturating_sub(before));
-        if turn >= 2 && after.saturating_sub(start) >= busy_ns {
+        shortest = shortest.min(kernel.time(clock, turn, 1)?);
+        if turn >= 2 && clock.now_ns().saturating_sub(start) >= busy_ns {
             break;
         }
     }
@@ -120,7 +140,7 @@ pub fn take_block(
     turn: &mut usize,
     stop: &AtomicBool,
 ) -> Result<Option<BlockSamples>> {
-    let batch = SHORTEST_SAMPLE_NS.div_ceil(launch_ns.max(20)).clamp(1, 1000);
+    let batch = rule.shortest_sample_ns.div_ceil(launch_ns.max(20)).clamp(1, 1000);
     let launches_per_sample = u32::try_from(batch).unwrap_or(1);
     let (mut samples_ns, mut busy_ns) = (Vec::new(), 0);
     let first_turn = *turn;
@@ -129,12 +149,8 @@ pub fn take_block(
             return Ok(None);
         }
         kernel.prepare()?;
-        let before = clock.now_ns();
-        for _ in 0..launches_per_sample {
-            kernel.launch(*turn)?;
-            *turn += 1;
-        }
-        let elapsed = clock.now_ns().saturating_sub(before);
+        let elapsed = kernel.time(clock, *turn, launches_per_sample)?;
+        *turn += launches_per_sample as usize;
         if elapsed == 0 {
             return Err(Error::unfit("sample", "the clock did not advance during a launch"));
         }
@@ -250,6 +266,7 @@ mod tests {
                 samples: 1,
                 launches_per_sample: 1,
                 contended: false,
+                sm_clock_mhz: None,
             })
             .collect()
     }

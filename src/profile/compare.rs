@@ -369,6 +369,8 @@ mod tests {
                 memory_bytes: 1,
                 l2_bytes: 1,
                 driver_cuda: "13.0".into(),
+                ecc: None,
+                power_limit_mw: None,
             });
         };
         let seed: Edit = |p| p.key.recipe.seed = "0x9".into();

@@ -11,7 +11,9 @@ use serde::de::IgnoredAny;
 
 use super::validate;
 use crate::files::{read_capped, write_atomic};
-use crate::measure::record::{PROFILE_SCHEMA, PROFILE_VERSION, Profile, sha256_hex};
+use crate::measure::record::{
+    PROFILE_SCHEMA, PROFILE_VERSION, Profile, READABLE_VERSIONS, sha256_hex,
+};
 use crate::{Error, Result};
 
 /// Longest profile that is read, in bytes.
@@ -94,7 +96,7 @@ fn check_header(path: &Path, bytes: &[u8]) -> Result<()> {
         None => return Err(foreign(path, "no `schema`")),
     }
     match header.schema_version.as_deref() {
-        Some(PROFILE_VERSION) => Ok(()),
+        Some(version) if READABLE_VERSIONS.contains(&version) => Ok(()),
         Some(other) => Err(Error::bad_file(
             path,
             format!("written as version {other}; this program reads {PROFILE_VERSION}"),
@@ -190,9 +192,15 @@ mod tests {
             text(edited("moe-frontier/profile", "moe-frontier/plan")).contains("moe-frontier/plan")
         );
         assert!(
-            text(edited("\"schema_version\": \"1.0\"", "\"schema_version\": \"2.0\""))
-                .contains("reads 1.0")
+            text(edited("\"schema_version\": \"1.1\"", "\"schema_version\": \"2.0\""))
+                .contains("reads 1.1")
         );
+    }
+
+    #[test]
+    fn files_of_the_version_before_are_read() {
+        let older = Profile { schema_version: "1.0".into(), ..small() };
+        assert_eq!(parse(&to_bytes(&older).unwrap()).unwrap(), older);
     }
 
     #[test]

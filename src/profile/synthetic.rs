@@ -85,6 +85,7 @@ pub(crate) fn cell(widths: (usize, usize), experts: usize, tokens: usize, noise:
             samples: 2,
             launches_per_sample: 1,
             contended: false,
+            sm_clock_mhz: None,
         })
         .collect();
     cell.latency = LatencyRecord::Interval(IntervalRecord {

@@ -151,7 +151,7 @@ fn check_value(cell: &Cell) -> Checked {
             check_interval(cell, interval)
         }
         (Status::Valid | Status::Noisy, None) => Err("no value for a finished cell".into()),
-        (Status::Incomplete | Status::Failed | Status::Refused, None) => Ok(()),
+        (Status::Incomplete | Status::Throttled | Status::Failed | Status::Refused, None) => Ok(()),
         (status, Some(_)) => Err(format!("a value for a cell that is {status:?}")),
     }
 }

@@ -23,8 +23,8 @@ use sha2::{Digest, Sha256};
 
 use crate::config::DType;
 use crate::kernels::{
-    Alignment, LayerWeights, LoadedLayer, MoeBackend, MoeShape, Routed, RouterSpec, Stage,
-    WeightData,
+    Alignment, Arithmetic, LayerWeights, LoadedLayer, MoeBackend, MoeShape, Routed, RouterSpec,
+    Stage, WeightData,
 };
 use crate::{Error, Result};
 
@@ -34,12 +34,13 @@ pub use align::align;
 pub use router::route;
 
 /// Sources that decide what the kernels do, for their hash.
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     include_str!("mod.rs"),
     include_str!("align.rs"),
     include_str!("blocks.rs"),
     include_str!("gemm.rs"),
     include_str!("router.rs"),
+    include_str!("../math.rs"),
 ];
 
 /// Most threads of a backend.
@@ -173,8 +174,8 @@ impl MoeBackend for CpuBackend {
         }
     }
 
-    fn activations(&self, weights: DType) -> DType {
-        self.isa.activations(weights)
+    fn arithmetic(&self, weights: DType) -> Arithmetic {
+        self.isa.activations(weights).into()
     }
 
     fn kernel_sha256(&self) -> String {

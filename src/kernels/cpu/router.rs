@@ -2,7 +2,9 @@
 
 use crate::Result;
 use crate::config::Scoring;
-use crate::kernels::reference::{self, nan_logit, relative_power};
+use crate::kernels::cpu::simd::softmax_shares;
+use crate::kernels::math::LaneSum;
+use crate::kernels::reference::{self, nan_logit};
 use crate::kernels::{Routed, RouterSpec};
 
 /// Chooses `top_k` of `experts` experts for each token of `logits` `[tokens, experts]` into `routed`.
@@ -59,19 +61,9 @@ fn choose(row: &[f32], ids: &mut [u32], best: &mut [f32]) {
 
 /// Turns the chosen logits into weights, in the arithmetic of the reference.
 fn weigh(row: &[f32], weights: &mut [f32], spec: &RouterSpec) {
-    let max = weights[0];
-    let power = |l: f32| relative_power(l, max);
-    let over_all = spec.config.scoring == Scoring::Softmax;
-    let sum: f32 = if over_all {
-        row.iter().map(|&l| power(l)).sum()
-    } else {
-        weights.iter().map(|&l| power(l)).sum()
-    };
-    for w in weights.iter_mut() {
-        *w = power(*w) / sum;
-    }
+    softmax_shares((spec.config.scoring == Scoring::Softmax).then_some(row), weights);
     if spec.config.renormalize {
-        let sum: f32 = weights.iter().sum();
+        let sum = LaneSum::of(weights, 0);
         if sum > 0.0 {
             for w in weights.iter_mut() {
                 *w /= sum;

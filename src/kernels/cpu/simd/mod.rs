@@ -17,6 +17,7 @@ mod format;
 mod neon;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod plain;
+mod softmax;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -30,9 +31,10 @@ pub(crate) use amx::Tiles;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use format::Pairs;
 pub(crate) use format::{Activation, Format, Wide};
+pub(crate) use softmax::softmax_shares;
 
 /// Sources that decide what the micro-kernels do, for the hash of the kernels.
-pub(crate) const SOURCES: [&str; 8] = [
+pub(crate) const SOURCES: [&str; 9] = [
     include_str!("mod.rs"),
     include_str!("activate.rs"),
     include_str!("amx.rs"),
@@ -40,6 +42,7 @@ pub(crate) const SOURCES: [&str; 8] = [
     include_str!("format.rs"),
     include_str!("neon.rs"),
     include_str!("plain.rs"),
+    include_str!("softmax.rs"),
     include_str!("x86.rs"),
 ];
 

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Builds target/gpu-bundle: everything that a machine with only a CUDA driver needs to check and time
+the kernels. `just gpu-bundle`
+
+Executables are stripped release builds that open CUDA at run time; nothing in the folder needs cargo,
+a toolkit or a network. `run.sh` is what is started there.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+OUT = ROOT / "target" / "gpu-bundle"
+# The folder is copied by hand and by slow links.
+LIMIT_BYTES = 40 << 20
+TESTS = ["gpu_parity"]
+BENCHES = ["moe_layer", "grouped_gemm", "router"]
+
+
+def cargo(*arguments):
+    """Runs cargo and returns the executables that it built, by target name."""
+    command = ["cargo", *arguments, "--release", "--locked", "--message-format=json-render-diagnostics"]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    messages = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    artifacts = (m for m in messages if m.get("reason") == "compiler-artifact" and m.get("executable"))
+    return {m["target"]["name"]: Path(m["executable"]) for m in artifacts}
+
+
+def output(*command):
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip()
+
+
+def needed_glibc(executable):
+    """Newest version of the C library whose symbols an executable asks for."""
+    symbols = output("objdump", "-T", str(executable))
+    found = {tuple(map(int, word.strip("()").removeprefix("GLIBC_").split("."))) for word in symbols.split()
+             if word.strip("()").startswith("GLIBC_") and word.strip("()")[6:7].isdigit()}
+    return "glibc " + ".".join(map(str, max(found))) if found else "none"
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def executables():
+    built = cargo("build", "--bin", "moe-frontier")
+    for name in TESTS:
+        built |= cargo("test", "--no-run", "--test", name)
+    for name in BENCHES:
+        built |= cargo("bench", "--no-run", "--bench", name)
+    missing = {"moe-frontier", *TESTS, *BENCHES} - built.keys()
+    if missing:
+        sys.exit(f"bundle: cargo built no {', '.join(sorted(missing))}")
+    return {name: built[name] for name in ["moe-frontier", *TESTS, *BENCHES]}
+
+
+def main():
+    built = executables()
+    shutil.rmtree(OUT, ignore_errors=True)
+    (OUT / "bin").mkdir(parents=True)
+    for name, path in built.items():
+        subprocess.run(["strip", "--strip-debug", "-o", OUT / "bin" / name, path], check=True)
+    shutil.copy(ROOT / "kernels" / "bundle" / "run.sh", OUT / "run.sh")
+    shutil.copytree(ROOT / "reports" / "peers", OUT / "peers", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "kernels" / "prebuilt" / "index.toml", OUT / "kernels.toml")
+    files = sorted(path for path in OUT.rglob("*") if path.is_file())
+    manifest = {
+        "commit": output("git", "rev-parse", "HEAD"),
+        "dirty": output("git", "status", "--porcelain") != "",
+        "rustc": output("rustc", "--version"),
+        "needs": max(needed_glibc(OUT / "bin" / name) for name in built),
+        "sha256": {str(path.relative_to(OUT)): sha256(path) for path in files},
+    }
+    (OUT / "MANIFEST.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    sums = "".join(f"{digest}  {name}\n" for name, digest in manifest["sha256"].items())
+    (OUT / "SHA256SUMS").write_text(sums)
+    size = sum(path.stat().st_size for path in OUT.rglob("*") if path.is_file())
+    if size > LIMIT_BYTES:
+        sys.exit(f"bundle: {size / 2**20:.1f} MiB, more than {LIMIT_BYTES >> 20}")
+    archive = OUT.with_suffix(".tar.xz")
+    with tarfile.open(archive, "w:xz") as tar:
+        tar.add(OUT, "gpu-bundle")
+    print(f"{OUT.relative_to(ROOT)}: {size / 2**20:.1f} MiB, {manifest['needs']} or newer")
+    print(f"{archive.relative_to(ROOT)}: {archive.stat().st_size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, subprocess.CalledProcessError) as failure:
+        sys.exit(f"bundle: {failure}")

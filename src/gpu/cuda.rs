@@ -1,0 +1,536 @@
+//! The CUDA driver as a [`Launcher`]: one device, one stream, memory that is accounted for, kernels
+//! that are loaded when first launched, graphs and events.
+//!
+//! Not here: which kernels are launched, and with what.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::c_void;
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+
+use cudarc::driver::result::memcpy_dtoh_sync;
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr,
+    DriverError, result, sys,
+};
+use cudarc::nvrtc::Ptx;
+
+use super::driver::{GpuFacts, probe};
+use super::images::{self, Capability};
+use super::launch::{DeviceFacts, Launch, Launcher, Recording};
+use super::memory::{DeviceAddress, Region};
+use super::nvrtc;
+use super::tensor_map::{Element, Swizzle, TensorMap};
+use crate::{Error, Result};
+
+/// Shared memory of a block above which a kernel must opt in.
+const SHARED_WITHOUT_OPT_IN: u32 = 48 << 10;
+
+/// Where a kernel's machine code came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// An image built in, for this architecture.
+    Prebuilt(&'static str),
+    /// Compiled from its source on this machine.
+    Compiled,
+    /// Portable code, compiled by the driver.
+    Portable,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Prebuilt(arch) => write!(f, "built in for {arch}"),
+            Self::Compiled => write!(f, "compiled here by NVRTC"),
+            Self::Portable => write!(f, "portable code, compiled by the driver"),
+        }
+    }
+}
+
+/// A CUDA device with one stream.
+pub struct CudaDevice {
+    gpu: GpuFacts,
+    facts: DeviceFacts,
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    memory: BTreeMap<u64, CudaSlice<u8>>,
+    modules: HashMap<&'static str, (Arc<CudaModule>, Origin)>,
+    /// Kernels with the dynamic shared memory that they were allowed.
+    functions: HashMap<&'static str, (CudaFunction, u32)>,
+    /// Kernels launched since the last time that all was known to be well: an asynchronous error
+    /// does not say whose it is.
+    in_flight: Vec<&'static str>,
+    /// Recordings by number; forgotten ones leave a gap.
+    graphs: Vec<Option<Graph>>,
+    /// Byte of the last flush: the next one writes another.
+    flushed: u8,
+}
+
+/// A recorded sequence of launches that is replayed with one call.
+struct Graph(CudaGraph);
+
+// SAFETY: the driver's graph objects may be used from any thread, one at a time; this one is reached
+// through `&mut CudaDevice` alone, and every call binds the context to its thread first.
+unsafe impl Send for Graph {}
+
+impl CudaDevice {
+    /// Opens the device with this number.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: no driver, no such device, or the driver refuses.
+    pub fn open(ordinal: u32) -> Result<Self> {
+        let named = format!("gpu:{ordinal}");
+        // Asked first because the CUDA crate panics without a driver.
+        let found = probe().map_err(|reason| Error::device(&named, reason.to_string()))?;
+        let count = found.len();
+        let gpu = found
+            .into_iter()
+            .nth(ordinal as usize)
+            .ok_or_else(|| Error::device(&named, format!("there are {count}, numbered from 0")))?;
+        Self::with(gpu).map_err(|e| Error::device(named, failure(e)))
+    }
+
+    fn with(gpu: GpuFacts) -> Result<Self, DriverError> {
+        use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as SHARED;
+        let context = CudaContext::new(gpu.ordinal as usize)?;
+        // SAFETY: one stream is used and this type orders all its work; events between streams would
+        // be recorded outside graph captures and make them fail.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream()?;
+        let (major, minor) = context.compute_capability()?;
+        let facts = DeviceFacts {
+            compute_capability: (major.unsigned_abs(), minor.unsigned_abs()),
+            sm_count: gpu.sm_count,
+            shared_bytes: context.attribute(SHARED)?.unsigned_abs(),
+            l2_bytes: gpu.l2_bytes,
+        };
+        Ok(Self {
+            gpu,
+            facts,
+            context,
+            stream,
+            memory: BTreeMap::new(),
+            modules: HashMap::new(),
+            functions: HashMap::new(),
+            in_flight: Vec::new(),
+            graphs: Vec::new(),
+            flushed: 0,
+        })
+    }
+
+    /// What the driver says about the device.
+    pub const fn gpu(&self) -> &GpuFacts {
+        &self.gpu
+    }
+
+    /// The stream that everything runs on, for libraries that launch by themselves.
+    pub const fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Bytes that can be allocated, and bytes in all.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the driver does not tell.
+    pub fn free_and_total_bytes(&self) -> Result<(u64, u64)> {
+        let (free, total) = self.context.mem_get_info().map_err(|e| self.failed("memory", e))?;
+        Ok((free as u64, total as u64))
+    }
+
+    /// The device's identity as the management library writes it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the driver does not tell.
+    pub fn uuid(&self) -> Result<String> {
+        let uuid = self.context.uuid().map_err(|e| self.failed("identity", e))?;
+        let number = u128::from_be_bytes(uuid.bytes.map(c_char_bits));
+        let hex = format!("{number:032x}");
+        let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+        Ok(format!("GPU-{a}-{b}-{c}-{d}-{e}"))
+    }
+
+    /// Loads a kernel and says where its code comes from.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when there is no code for this device.
+    pub fn load(&mut self, kernel: &'static str) -> Result<Origin> {
+        self.function(kernel, 0)?;
+        let stem = images::source_of(kernel).map_or("", |source| source.stem);
+        self.modules
+            .get(stem)
+            .map(|(_, origin)| origin.clone())
+            .ok_or_else(|| self.error(format!("`{kernel}` was not loaded")))
+    }
+
+    /// Nanoseconds that `work` takes on the device, between two events on its stream.
+    ///
+    /// # Errors
+    /// Whatever `work` reports; [`Error::Device`] when the driver refuses.
+    pub fn elapsed_ns(&mut self, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<f64> {
+        use sys::CUevent_flags::CU_EVENT_DEFAULT as WITH_TIMING;
+        let record = |device: &Self| {
+            let event = device.stream.record_event(Some(WITH_TIMING));
+            event.map_err(|e| device.failed("event", e))
+        };
+        let before = record(self)?;
+        work(self)?;
+        let after = record(self)?;
+        self.synchronize()?;
+        let milliseconds = before.elapsed_ms(&after).map_err(|e| self.failed("event", e))?;
+        Ok(f64::from(milliseconds) * 1e6)
+    }
+
+    fn replay(&mut self, recording: Recording) -> Result<()> {
+        let graph = self.graphs.get(recording.0).and_then(Option::as_ref);
+        let Some(Graph(graph)) = graph else {
+            return Err(Error::usage("recording", "was not made by this device, or forgotten"));
+        };
+        graph.launch().map_err(|e| self.failed("graph", e))
+    }
+
+    fn function(&mut self, kernel: &'static str, shared_bytes: u32) -> Result<CudaFunction> {
+        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SHARED;
+        if !self.functions.contains_key(kernel) {
+            let function = self.module_of(kernel)?.load_function(kernel);
+            let function = function.map_err(|e| self.failed(kernel, e))?;
+            self.functions.insert(kernel, (function, SHARED_WITHOUT_OPT_IN));
+        }
+        let Some((function, allowed)) = self.functions.get_mut(kernel) else {
+            return Err(self.error(format!("`{kernel}` was not loaded")));
+        };
+        let function = function.clone();
+        if shared_bytes > *allowed {
+            *allowed = shared_bytes;
+            // Below the device's limit: `Launch::check` compared the two.
+            let bytes = i32::try_from(shared_bytes).unwrap_or(i32::MAX);
+            function.set_attribute(SHARED, bytes).map_err(|e| self.failed(kernel, e))?;
+        }
+        Ok(function)
+    }
+
+    fn module_of(&mut self, kernel: &str) -> Result<Arc<CudaModule>> {
+        let source = images::source_of(kernel)
+            .ok_or_else(|| self.error(format!("there is no kernel `{kernel}`")))?;
+        if let Some((module, _)) = self.modules.get(source.stem) {
+            return Ok(Arc::clone(module));
+        }
+        let (image, origin) = self.code(source)?;
+        let module = self.context.load_module(image).map_err(|e| self.failed(source.stem, e))?;
+        self.modules.insert(source.stem, (Arc::clone(&module), origin));
+        Ok(module)
+    }
+
+    /// Machine code for this device: built in, else compiled here, else portable.
+    fn code(&self, source: &images::Source) -> Result<(Ptx, Origin)> {
+        let on: Capability = self.facts.compute_capability;
+        if let Some(image) = images::prebuilt(source.stem, on) {
+            return Ok((Ptx::from_binary(image.image.to_vec()), Origin::Prebuilt(image.arch)));
+        }
+        if !source.runs_on(on) {
+            let (major, minor) = on;
+            return Err(self.error(format!(
+                "{}.cu runs on compute capability 9.0 alone, this device has {major}.{minor}",
+                source.stem
+            )));
+        }
+        let reason = match nvrtc::compile(source, on) {
+            Ok(image) => return Ok((Ptx::from_binary(image), Origin::Compiled)),
+            Err(reason) => reason,
+        };
+        match images::portable(source.stem) {
+            Some(ptx) => {
+                let text = String::from_utf8_lossy(ptx.image).into_owned();
+                Ok((Ptx::from_src(text), Origin::Portable))
+            }
+            None => Err(self.error(format!("no code for {}.cu: {reason}", source.stem))),
+        }
+    }
+
+    fn failed(&self, what: &str, error: DriverError) -> Error {
+        self.error(format!("{what}: {}", failure(error)))
+    }
+
+    fn error(&self, reason: String) -> Error {
+        Error::device(&self.gpu.name, reason)
+    }
+
+    /// An error that may belong to any launch since the last good synchronisation.
+    fn asynchronous(&self, error: DriverError) -> Error {
+        let mut kernels = self.in_flight.clone();
+        kernels.dedup();
+        let since = if kernels.is_empty() { "nothing".to_owned() } else { kernels.join(", ") };
+        self.error(format!("{} (launched since all was well: {since})", failure(error)))
+    }
+
+    /// The allocation that a region is part of.
+    fn holder(&self, region: Region) -> Result<()> {
+        let DeviceAddress(address) = region.address;
+        let inside = self.memory.range(..=address).next_back().is_some_and(|(start, slice)| {
+            let end = start + slice.len() as u64;
+            address.checked_add(region.bytes).is_some_and(|last| last <= end)
+        });
+        if inside {
+            return Ok(());
+        }
+        Err(Error::usage("device memory", "a region that was not allocated on this device"))
+    }
+}
+
+/// The bits of a C character, whose sign differs between platforms.
+const fn c_char_bits(c: std::ffi::c_char) -> u8 {
+    c.to_ne_bytes()[0]
+}
+
+/// A driver error in one line.
+fn failure(error: DriverError) -> String {
+    let name = error.error_name().ok().map(|n| n.to_string_lossy().into_owned());
+    let text = error.error_string().ok().map(|t| t.to_string_lossy().into_owned());
+    match (name, text) {
+        (Some(name), Some(text)) => format!("{name}: {text}"),
+        _ => format!("{error:?}"),
+    }
+}
+
+impl Launcher for CudaDevice {
+    fn facts(&self) -> &DeviceFacts {
+        &self.facts
+    }
+
+    fn allocate(&mut self, bytes: u64) -> Result<Region> {
+        if bytes == 0 {
+            return Err(Error::usage("device memory", "an allocation of 0 bytes"));
+        }
+        let length = usize::try_from(bytes)
+            .map_err(|_| Error::usage("device memory", format!("{bytes} bytes")))?;
+        // SAFETY: the content is unspecified by contract, and `u8` has no invalid value.
+        let slice = unsafe { self.stream.alloc::<u8>(length) }.map_err(|e| {
+            let free = self.context.mem_get_info().map_or(0, |m| m.0);
+            self.error(format!("{bytes} bytes: {}; {free} are free", failure(e)))
+        })?;
+        let (address, _) = slice.device_ptr(&self.stream);
+        let region = Region { address: DeviceAddress(address), bytes };
+        self.memory.insert(address, slice);
+        Ok(region)
+    }
+
+    fn free(&mut self, region: Region) -> Result<()> {
+        let DeviceAddress(address) = region.address;
+        if self.memory.get(&address).is_none_or(|slice| slice.len() as u64 != region.bytes) {
+            return Err(Error::usage("device memory", "freed a region that was not allocated"));
+        }
+        self.memory.remove(&address);
+        Ok(())
+    }
+
+    fn upload(&mut self, to: Region, bytes: &[u8]) -> Result<()> {
+        self.holder(to)?;
+        if bytes.len() as u64 > to.bytes {
+            return Err(Error::usage("upload", format!("{} bytes into {}", bytes.len(), to.bytes)));
+        }
+        // SAFETY: the destination lies inside an allocation of this device and is long enough; the
+        // source is read before the synchronisation below returns.
+        let copied =
+            unsafe { result::memcpy_htod_async(to.address.0, bytes, self.stream.cu_stream()) };
+        copied.map_err(|e| self.failed("upload", e))?;
+        self.synchronize()
+    }
+
+    fn download(&mut self, from: Region, bytes: &mut [u8]) -> Result<()> {
+        self.holder(from)?;
+        if bytes.len() as u64 > from.bytes {
+            let has = from.bytes;
+            return Err(Error::usage("download", format!("{} bytes from {has}", bytes.len())));
+        }
+        self.synchronize()?;
+        // SAFETY: the source lies inside an allocation of this device and is long enough; everything
+        // that writes to it has ended.
+        unsafe { memcpy_dtoh_sync(bytes, from.address.0) }.map_err(|e| self.failed("download", e))
+    }
+
+    fn fill(&mut self, region: Region, byte: u8) -> Result<()> {
+        self.holder(region)?;
+        let length = usize::try_from(region.bytes).unwrap_or(usize::MAX);
+        // SAFETY: the region lies inside an allocation of this device.
+        unsafe { result::memset_d8_async(region.address.0, byte, length, self.stream.cu_stream()) }
+            .map_err(|e| self.failed("fill", e))
+    }
+
+    fn enqueue(&mut self, launch: &Launch) -> Result<()> {
+        let function = self.function(launch.kernel, launch.shared_bytes)?;
+        let maps: Vec<sys::CUtensorMap> =
+            launch.maps.iter().map(|map| self.encode(map)).collect::<Result<_>>()?;
+        // The driver reads 8-byte addresses out of it: aligned as the widest field.
+        let mut params: Vec<u64> = vec![0; launch.params.bytes.len().div_ceil(8)];
+        for (word, bytes) in params.iter_mut().zip(launch.params.bytes.chunks(8)) {
+            let mut whole = [0_u8; 8];
+            whole[..bytes.len()].copy_from_slice(bytes);
+            *word = u64::from_ne_bytes(whole);
+        }
+        let mut arguments: Vec<*mut c_void> =
+            maps.iter().map(|map| std::ptr::from_ref(map).cast_mut().cast()).collect();
+        if !params.is_empty() {
+            arguments.push(params.as_mut_ptr().cast());
+        }
+        let mut overlap = overlapping();
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: 1,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut overlap,
+            numAttrs: u32::from(launch.overlaps),
+        };
+        self.in_flight.push(launch.kernel);
+        self.context.bind_to_thread().map_err(|e| self.failed(launch.kernel, e))?;
+        // SAFETY: the function belongs to this context; grid, block, shared memory and parameter
+        // bytes passed `Launch::check`, the parameter struct is the mirror of the kernel's own
+        // (a test compares the two), the maps precede it as the kernel declares them, and the arrays
+        // outlive the call, which copies them. Addresses in the parameters are those of allocations
+        // that the caller checked for length and alignment.
+        let status = unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                function.cu_function(),
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        status.result().map_err(|e| self.failed(launch.kernel, e))
+    }
+
+    fn record(
+        &mut self,
+        work: &mut dyn FnMut(&mut dyn Launcher) -> Result<()>,
+    ) -> Result<Option<Recording>> {
+        use sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as THIS_THREAD;
+        // Kernels are loaded when first launched, which a recording does not allow.
+        work(self)?;
+        self.synchronize()?;
+        self.stream.begin_capture(THIS_THREAD).map_err(|e| self.failed("capture", e))?;
+        let done = work(self);
+        // Ended in any case: a stream left in capture runs nothing any more.
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        done?;
+        let graph = graph
+            .map_err(|e| self.failed("capture", e))?
+            .ok_or_else(|| self.error("nothing was captured".into()))?;
+        graph.upload().map_err(|e| self.failed("graph", e))?;
+        self.graphs.push(Some(Graph(graph)));
+        Ok(Some(Recording(self.graphs.len() - 1)))
+    }
+
+    fn time(&mut self, recording: Recording, flush: Region) -> Result<f64> {
+        // Not zeros, and not the same twice: an unchanged line need not leave the cache.
+        self.flushed = self.flushed % 250 + 1;
+        self.fill(flush, self.flushed)?;
+        self.elapsed_ns(|device| device.replay(recording))
+    }
+
+    fn forget(&mut self, recording: Recording) {
+        if let Some(graph) = self.graphs.get_mut(recording.0) {
+            *graph = None;
+        }
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.stream.synchronize().map_err(|e| self.asynchronous(e))?;
+        self.context.check_err().map_err(|e| self.asynchronous(e))?;
+        self.in_flight.clear();
+        Ok(())
+    }
+}
+
+impl CudaDevice {
+    /// The driver's form of a tensor map.
+    fn encode(&self, map: &TensorMap) -> Result<sys::CUtensorMap> {
+        use sys::CUtensorMapDataType as Type;
+        let element = match map.element {
+            Element::Bf16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            Element::U8 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            Element::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+        };
+        let swizzle = match map.swizzle {
+            Swizzle::None => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+            Swizzle::Bytes128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
+        let rank = u32::try_from(map.rank).unwrap_or(0);
+        // The innermost stride is the element size and not stated.
+        let strides = &map.strides[1..];
+        let steps = [1_u32; super::tensor_map::MAX_RANK];
+        let mut encoded = MaybeUninit::<sys::CUtensorMap>::uninit();
+        // SAFETY: all arrays hold at least `rank` entries (`rank - 1` strides) and outlive the call;
+        // the map passed `TensorMap::validate` in `Launch::check`. The base is only recorded here.
+        let status = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                encoded.as_mut_ptr(),
+                element,
+                rank,
+                map.base.0 as *mut c_void,
+                map.dims.as_ptr(),
+                strides.as_ptr(),
+                map.box_dims.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        status.result().map_err(|e| self.failed("tensor map", e))?;
+        // SAFETY: the call succeeded and wrote the whole map.
+        Ok(unsafe { encoded.assume_init() })
+    }
+}
+
+/// The attribute that lets a kernel start before the one before it has ended.
+fn overlapping() -> sys::CUlaunchAttribute {
+    // SAFETY: a struct of integers and a union of plain data, for which all-zero is a value.
+    let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+    attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    attribute.value.programmaticStreamSerializationAllowed = 1;
+    attribute
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first device; says why there is none.
+    fn device() -> Option<CudaDevice> {
+        match CudaDevice::open(0) {
+            Ok(device) => Some(device),
+            Err(reason) => {
+                println!("SKIPPED: {reason}");
+                assert_eq!(reason.exit_code(), 6);
+                assert!(!reason.to_string().contains('\n'), "{reason}");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_come_back_as_they_were_sent() {
+        let Some(mut device) = device() else { return };
+        let region = device.store(&[1, 2, 3, 4]).unwrap();
+        device.fill(region.part(1, 2).unwrap(), 9).unwrap();
+        let mut back = [0; 4];
+        device.download(region, &mut back).unwrap();
+        assert_eq!(back, [1, 9, 9, 4]);
+        device.free(region).unwrap();
+        assert_eq!(device.upload(region, &[0]).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn every_kernel_that_runs_on_the_device_loads() {
+        let Some(mut device) = device() else { return };
+        let on = device.facts.compute_capability;
+        for kernel in images::SOURCES.iter().filter(|s| s.runs_on(on)).flat_map(|s| s.kernels) {
+            device.load(kernel).unwrap();
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! The CUDA kernels as a [`MoeBackend`], on whatever launches them.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use half::bf16;
+use sha2::{Digest, Sha256};
+
+use crate::config::DType;
+use crate::gpu::params::{STATUS_BAD_EXPERT_ID, STATUS_CAPACITY, STATUS_NON_FINITE_LOGIT};
+use crate::gpu::{Launcher, Recording, Region};
+use crate::kernels::gpu::{
+    Combine, LayerBuffers, LogitFormat, Matrix, MoeInput, MoeOptions, Piece, Plan, Routing,
+    Thresholds, Workspace, moe_stage,
+};
+use crate::kernels::{
+    Arithmetic, LayerWeights, LoadedLayer, MoeBackend, MoeShape, Routed, RouterSpec, Stage,
+    WeightData,
+};
+use crate::{Error, Result};
+
+/// What the images were made from: changes with every source, flag and image.
+const IMAGES: &str = include_str!("../../../kernels/prebuilt/index.toml");
+
+/// Flushes overwrite this many times the second-level cache: it does not evict strictly by age.
+const FLUSH_PER_L2: u64 = 2;
+
+/// Offset of the status bits in the workspace's header.
+const STATUS_AT: u64 = 8;
+
+/// The kernels on one device.
+pub struct GpuBackend<L> {
+    launcher: Mutex<L>,
+    description: String,
+    options: MoeOptions,
+}
+
+impl<L: Launcher> GpuBackend<L> {
+    /// The backend on a device, which `description` names.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for options that need another input or output than layers have here: 8-bit
+    /// weights, or a single-precision output.
+    pub fn new(launcher: L, description: String, options: MoeOptions) -> Result<Self> {
+        if options.combine != Combine::Bf16 {
+            return Err(Error::usage("combine", "layers have bf16 outputs here"));
+        }
+        if options.weights != super::WeightFormat::Bf16 {
+            return Err(Error::usage("weights", "layers have bf16 weights here"));
+        }
+        Ok(Self { launcher: Mutex::new(launcher), description, options })
+    }
+
+    /// The device, for what is not a layer: ceilings, facts.
+    pub fn launcher(&self) -> MutexGuard<'_, L> {
+        // A call that panicked leaves device memory behind, nothing that others depend on.
+        self.launcher.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What would be launched for a batch.
+    ///
+    /// # Errors
+    /// As [`Plan::choose`].
+    pub fn plan(&self, shape: &MoeShape, tokens: u32) -> Result<Plan> {
+        Plan::choose(shape, tokens, LogitFormat::F32, self.launcher().facts(), &self.options)
+    }
+}
+
+impl<L: Launcher + Send> MoeBackend for GpuBackend<L> {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn description(&self) -> String {
+        self.description.clone()
+    }
+
+    fn kernel(&self, stage: Stage) -> &'static str {
+        match stage {
+            Stage::Router => "cuda_router_topk",
+            Stage::Align => "cuda_align",
+            Stage::GateUp | Stage::Down => "cuda_grouped_gemm",
+            Stage::Combine => "cuda_combine",
+            Stage::Layer => "cuda_moe_layer",
+        }
+    }
+
+    fn arithmetic(&self, _weights: DType) -> Arithmetic {
+        Arithmetic::CUDA
+    }
+
+    fn kernel_sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(IMAGES);
+        hash.update(format!("{:?} {:?}", self.options, Thresholds::INITIAL));
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
+    }
+
+    fn load<'a>(
+        &'a self,
+        sets: &'a [LayerWeights],
+        router: &RouterSpec,
+        max_tokens: usize,
+    ) -> Result<Box<dyn LoadedLayer + 'a>> {
+        Ok(Box::new(GpuLayer::load(self, sets, router, max_tokens)?))
+    }
+}
+
+/// A layer in device memory, with one or more sets of weights.
+struct GpuLayer<'a, L: Launcher> {
+    backend: &'a GpuBackend<L>,
+    shape: MoeShape,
+    max_tokens: u32,
+    sets: Vec<LayerBuffers>,
+    workspace: Workspace,
+    x: Region,
+    logits: Region,
+    out: Region,
+    flush: Region,
+    /// Everything allocated outside the workspace.
+    owned: Vec<Region>,
+    /// The batch that was put in place, and its plan.
+    batch: Option<(u32, Plan)>,
+    recordings: HashMap<(Stage, usize), Recording>,
+}
+
+impl<'a, L: Launcher> GpuLayer<'a, L> {
+    fn load(
+        backend: &'a GpuBackend<L>,
+        sets: &[LayerWeights],
+        router: &RouterSpec,
+        max_tokens: usize,
+    ) -> Result<Self> {
+        let shape = sets
+            .first()
+            .map(|set| set.shape)
+            .ok_or_else(|| Error::usage("weights", "a layer needs at least one set"))?;
+        if sets.iter().any(|set| set.shape != shape) {
+            return Err(Error::usage("weights", "sets of one layer have one shape"));
+        }
+        router.validate(shape.experts, shape.top_k)?;
+        let max_tokens = u32::try_from(max_tokens.max(1))
+            .map_err(|_| Error::usage("tokens", format!("{max_tokens} exceed 32 bits")))?;
+        let mut launcher = backend.launcher();
+        let launcher: &mut L = &mut launcher;
+        let layout = Workspace::bytes(&shape, max_tokens, launcher.facts(), &backend.options)?;
+        let mut owned = Vec::new();
+        let mut allocate = |launcher: &mut L, bytes: u64| -> Result<Region> {
+            let region = launcher.allocate(bytes.max(1))?;
+            owned.push(region);
+            Ok(region)
+        };
+        let tokens = u64::from(max_tokens);
+        let row = tokens * shape.hidden as u64 * 2;
+        let (x, out) = (allocate(launcher, row)?, allocate(launcher, row)?);
+        let logits = allocate(launcher, tokens * shape.experts as u64 * 4)?;
+        let flush = allocate(launcher, FLUSH_PER_L2 * launcher.facts().l2_bytes)?;
+        let bias = match router.bias.as_slice() {
+            [] => None,
+            bias => {
+                let region = allocate(launcher, bias.len() as u64 * 4)?;
+                launcher.upload(region, &bytes_of(bias.iter().map(|b| b.to_ne_bytes())))?;
+                Some(region)
+            }
+        };
+        let mut uploaded = Vec::with_capacity(sets.len());
+        for set in sets {
+            let mut store = |data: &WeightData| -> Result<Region> {
+                let WeightData::Bf16(values) = data else {
+                    return Err(Error::usage("dtype", "the CUDA kernels multiply bf16 weights"));
+                };
+                let region = allocate(launcher, values.len() as u64 * 2)?;
+                launcher.upload(region, &bytes_of(values.iter().map(|v| v.to_ne_bytes())))?;
+                Ok(region)
+            };
+            let (w13, w2) = (store(&set.w13)?, store(&set.w2)?);
+            uploaded.push(LayerBuffers {
+                shape,
+                w13,
+                w2,
+                scales: None,
+                router: router.clone(),
+                bias,
+            });
+        }
+        let workspace = Workspace::new(launcher, layout)?;
+        Ok(Self {
+            backend,
+            shape,
+            max_tokens,
+            sets: uploaded,
+            workspace,
+            x,
+            logits,
+            out,
+            flush,
+            owned,
+            batch: None,
+            recordings: HashMap::new(),
+        })
+    }
+
+    fn batch(&self) -> Result<&(u32, Plan)> {
+        self.batch.as_ref().ok_or_else(|| Error::usage("input", "none was put in place"))
+    }
+
+    fn launch(&self, launcher: &mut dyn Launcher, stage: Stage, set: usize) -> Result<()> {
+        let (tokens, plan) = self.batch()?;
+        let layer = self.sets.get(set).ok_or_else(|| unknown_set(set, self.sets.len()))?;
+        let (hidden, experts) = (self.shape.hidden as u64, self.shape.experts as u64);
+        let input = MoeInput {
+            tokens: *tokens,
+            x: Matrix::dense(self.x, hidden),
+            routing: Routing::Logits {
+                logits: Matrix::dense(self.logits, experts),
+                format: LogitFormat::F32,
+            },
+            out: Matrix::dense(self.out, hidden),
+        };
+        moe_stage(launcher, stage, plan, layer, &self.backend.options, &input, &self.workspace)
+    }
+
+    /// Reads and clears the status bits that kernels set.
+    fn status(&self, launcher: &mut dyn Launcher) -> Result<()> {
+        let at = self.workspace.piece(Piece::Header)?.part(STATUS_AT, 4)?;
+        let mut bits = [0; 4];
+        launcher.download(at, &mut bits)?;
+        let bits = u32::from_ne_bytes(bits);
+        if bits == 0 {
+            return Ok(());
+        }
+        launcher.fill(at, 0)?;
+        Err(match bits {
+            b if b & STATUS_NON_FINITE_LOGIT != 0 => {
+                Error::usage("router logits", "a token has a logit that is not a number")
+            }
+            b if b & STATUS_BAD_EXPERT_ID != 0 => {
+                Error::usage("expert ids", "a pair names an expert that is not there")
+            }
+            b if b & STATUS_CAPACITY != 0 => Error::device(
+                self.backend.name_of_device(),
+                "a table of the workspace is too short",
+            ),
+            b => Error::device(self.backend.name_of_device(), format!("unknown status {b:#x}")),
+        })
+    }
+
+    /// Forgets what was recorded: grids depend on the tokens.
+    fn forget(&mut self, launcher: &mut L) {
+        for (_, recording) in self.recordings.drain() {
+            launcher.forget(recording);
+        }
+    }
+}
+
+impl<L> GpuBackend<L> {
+    fn name_of_device(&self) -> &str {
+        &self.description
+    }
+}
+
+impl<L: Launcher> LoadedLayer for GpuLayer<'_, L> {
+    fn set_input(&mut self, x: &[f32], logits: &[f32]) -> Result<()> {
+        let (hidden, experts) = (self.shape.hidden, self.shape.experts);
+        let tokens = logits.len() / experts;
+        if x.len() != tokens * hidden || logits.len() != tokens * experts {
+            return Err(Error::usage(
+                "input",
+                format!(
+                    "{} values of x and {} logits are not [tokens, {hidden}] and [tokens, {experts}]",
+                    x.len(),
+                    logits.len()
+                ),
+            ));
+        }
+        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+        if tokens > self.max_tokens {
+            return Err(Error::usage(
+                "tokens",
+                format!("{tokens} exceed the {} that there is room for", self.max_tokens),
+            ));
+        }
+        let backend = self.backend;
+        if self.batch.as_ref().is_none_or(|(before, _)| *before != tokens) {
+            let plan = backend.plan(&self.shape, tokens)?;
+            self.forget(&mut backend.launcher());
+            self.batch = Some((tokens, plan));
+        }
+        let mut launcher = backend.launcher();
+        let narrow = x.iter().map(|&v| bf16::from_f32(v).to_ne_bytes());
+        launcher.upload(self.x, &bytes_of(narrow))?;
+        launcher.upload(self.logits, &bytes_of(logits.iter().map(|l| l.to_ne_bytes())))
+    }
+
+    fn run(&mut self, stage: Stage, set: usize) -> Result<()> {
+        let mut launcher = self.backend.launcher();
+        self.launch(&mut *launcher, stage, set)?;
+        launcher.synchronize()?;
+        self.status(&mut *launcher)
+    }
+
+    fn time(&mut self, stage: Stage, sets: &[usize]) -> Result<Option<u64>> {
+        let mut launcher = self.backend.launcher();
+        let mut total = 0.0;
+        for &set in sets {
+            let recording = match self.recordings.get(&(stage, set)) {
+                Some(recording) => *recording,
+                None => {
+                    let made = launcher.record(&mut |l| self.launch(l, stage, set))?;
+                    let Some(made) = made else { return Ok(None) };
+                    self.recordings.insert((stage, set), made);
+                    made
+                }
+            };
+            total += launcher.time(recording, self.flush)?;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a duration in nanoseconds; the cast saturates"
+        )]
+        Ok(Some(total.round() as u64))
+    }
+
+    fn routed(&mut self) -> Result<Routed> {
+        let (tokens, _) = self.batch()?;
+        let pairs = *tokens as usize * self.shape.top_k;
+        let mut launcher = self.backend.launcher();
+        let mut words = |piece| -> Result<Vec<[u8; 4]>> {
+            let mut bytes = vec![0; 4 * pairs];
+            launcher.download(self.workspace.piece(piece)?, &mut bytes)?;
+            Ok(bytes.as_chunks::<4>().0.to_vec())
+        };
+        let ids = words(Piece::TopkIds)?.into_iter().map(u32::from_ne_bytes).collect();
+        let weights = words(Piece::TopkWeights)?.into_iter().map(f32::from_ne_bytes).collect();
+        Ok(Routed { ids, weights })
+    }
+
+    fn output(&mut self) -> Result<Vec<f32>> {
+        let (tokens, _) = self.batch()?;
+        let mut bytes = vec![0; *tokens as usize * self.shape.hidden * 2];
+        self.backend.launcher().download(self.out, &mut bytes)?;
+        Ok(bytes.as_chunks::<2>().0.iter().map(|&b| bf16::from_ne_bytes(b).to_f32()).collect())
+    }
+
+    fn poison(&mut self) -> Result<()> {
+        let mut launcher = self.backend.launcher();
+        // Counters are zero between launches and put back by the kernels; all else may hold anything.
+        let kept = [Piece::Header, Piece::Tickets];
+        for piece in Piece::ALL.into_iter().filter(|piece| !kept.contains(piece)) {
+            if let Ok(region) = self.workspace.piece(piece) {
+                launcher.fill(region, 0xff)?;
+            }
+        }
+        launcher.fill(self.out, 0xff)
+    }
+}
+
+impl<L: Launcher> Drop for GpuLayer<'_, L> {
+    fn drop(&mut self) {
+        let backend = self.backend;
+        let mut launcher = backend.launcher();
+        self.forget(&mut launcher);
+        // What cannot be given back goes with the device; there is nobody to tell here.
+        for region in self.owned.drain(..) {
+            let _ = launcher.free(region);
+        }
+        let _ = self.workspace.clone().free(&mut *launcher);
+    }
+}
+
+fn unknown_set(set: usize, sets: usize) -> Error {
+    Error::usage("weight set", format!("{set} of {sets}"))
+}
+
+fn bytes_of<const N: usize>(values: impl Iterator<Item = [u8; N]>) -> Vec<u8> {
+    values.flatten().collect()
+}

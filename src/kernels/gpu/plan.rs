@@ -1,0 +1,502 @@
+//! Which kernels run a layer: chosen from numbers that the host knows, with the reason in words.
+//!
+//! The choice follows the rows that an expert gets. With uniform routing `A = E (1 - (1 - k/E)^T)`
+//! experts are active, each with `m = T k / A` rows on average. Hot experts are no special case: an
+//! expert with many rows has many tiles. The thresholds are starting points that wait for measured
+//! crossovers.
+
+use std::fmt;
+
+use crate::gpu::DeviceFacts;
+use crate::kernels::MoeShape;
+use crate::kernels::gpu::registry::{product_kernel, router_kernel};
+use crate::kernels::gpu::{
+    Combine, Family, LogitFormat, MoeOptions, PRODUCTS, Product, ProductKernel, WeightFormat,
+    Workspace, WorkspaceLayout, options,
+};
+use crate::{Error, Result};
+
+/// Most pairs that the router's last block aligns by itself, which saves a launch.
+pub(crate) const FUSED_ALIGN_PAIRS: u32 = 1024;
+
+/// Rows per active expert up to which each family is chosen. None is measured yet.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Thresholds {
+    /// Matrix-vector products: the tile holds four rows, and single-precision arithmetic keeps up
+    /// with the stream of weights.
+    pub gemv: f64,
+    /// Hopper tiles of 64 rows; above, tiles of 128.
+    pub rows64: f64,
+    /// Hopper tiles of 128 rows; above, tiles of 256 read each weight once for up to 256 rows.
+    pub rows128: f64,
+    /// Hopper tiles of 256 rows; above, weights are read from the cache anyway and the wider tile of
+    /// 128 rows moves least.
+    pub rows256: f64,
+    /// Inner size from which the second product's wide tile is used: shorter sums leave its epilogue
+    /// uncovered.
+    pub wide_down: usize,
+}
+
+impl Thresholds {
+    /// The starting points.
+    pub const INITIAL: Self =
+        Self { gemv: 4.0, rows64: 64.0, rows128: 128.0, rows256: 256.0, wide_down: 1024 };
+}
+
+/// What to launch for a batch of tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// First product.
+    pub up: &'static ProductKernel,
+    /// Second product.
+    pub down: &'static ProductKernel,
+    /// Router, when it is given logits.
+    pub router: &'static str,
+    /// Rows of a tile.
+    pub block_m: u32,
+    /// Whether the router's last block also aligns.
+    pub fuse_align: bool,
+    /// Tokens that one pass over the workspace takes; at most the tokens asked for.
+    pub chunk_tokens: u32,
+    /// Why.
+    pub reason: String,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} + {} ({})", self.up.name, self.down.name, self.reason)
+    }
+}
+
+impl Plan {
+    /// Plans `tokens` tokens of a layer on a device.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a shape that the kernels do not take, an unknown or unfit kernel name, or
+    /// a workspace limit that not even one token fits; [`Error::Device`] for a device without kernels.
+    pub fn choose(
+        shape: &MoeShape,
+        tokens: u32,
+        logits: LogitFormat,
+        device: &DeviceFacts,
+        opt: &MoeOptions,
+    ) -> Result<Self> {
+        options::validate(shape, opt.weights)?;
+        let chunk_tokens = chunk(shape, tokens, device, opt)?;
+        let products = Products::choose(shape, chunk_tokens, device, opt)?;
+        let pairs = options::pairs(shape, chunk_tokens)?;
+        let mut reason = products.reason;
+        if chunk_tokens < tokens {
+            reason = format!("{reason}; {chunk_tokens} tokens at a time fit the workspace");
+        }
+        Ok(Self {
+            up: products.up,
+            down: products.down,
+            router: router_kernel(logits),
+            block_m: products.up.block_m,
+            fuse_align: pairs <= FUSED_ALIGN_PAIRS,
+            chunk_tokens,
+            reason,
+        })
+    }
+}
+
+/// Most tokens, up to `tokens`, whose workspace fits the limit.
+fn chunk(shape: &MoeShape, tokens: u32, device: &DeviceFacts, opt: &MoeOptions) -> Result<u32> {
+    let bytes = |t: u32| Workspace::bytes(shape, t, device, opt).map(|layout| layout.bytes);
+    let Some(limit) = opt.workspace_limit else {
+        return Ok(tokens);
+    };
+    if tokens == 0 || bytes(tokens)? <= limit {
+        return Ok(tokens);
+    }
+    let least = bytes(1)?;
+    if least > limit {
+        return Err(Error::usage(
+            "workspace limit",
+            format!("{limit} bytes; one token needs {least}"),
+        ));
+    }
+    // The size grows with the tokens, so the largest that fits is found by halving.
+    let (mut fits, mut exceeds) = (1, tokens);
+    while exceeds - fits > 1 {
+        let middle = fits + (exceeds - fits) / 2;
+        if bytes(middle)? <= limit {
+            fits = middle;
+        } else {
+            exceeds = middle;
+        }
+    }
+    Ok(fits)
+}
+
+/// Rows that each active expert gets of `tokens` tokens, and the active experts, under uniform
+/// routing.
+fn expected_rows(shape: &MoeShape, tokens: u32) -> (f64, f64) {
+    let experts = shape.experts as f64;
+    let missed = (1.0 - shape.top_k as f64 / experts).powf(f64::from(tokens));
+    let active = (experts * (1.0 - missed)).max(1.0);
+    (f64::from(tokens) * shape.top_k as f64 / active, active)
+}
+
+/// The two products of a layer.
+pub(crate) struct Products {
+    pub(crate) up: &'static ProductKernel,
+    pub(crate) down: &'static ProductKernel,
+    reason: String,
+}
+
+impl Products {
+    pub(crate) fn choose(
+        shape: &MoeShape,
+        tokens: u32,
+        device: &DeviceFacts,
+        opt: &MoeOptions,
+    ) -> Result<Self> {
+        let (rows, active) = expected_rows(shape, tokens);
+        let planned = path(rows, device, opt)?;
+        let up = match (&opt.up, &opt.down) {
+            (Some(name), _) => named(name, Product::Up, device, opt)?,
+            (None, Some(name)) => {
+                let down = named(name, down_product(opt), device, opt)?;
+                find(Product::Up, down.block_m, down.family, shape, device, opt)?
+            }
+            (None, None) => find(Product::Up, planned.1, planned.0, shape, device, opt)?,
+        };
+        let down = match &opt.down {
+            Some(name) => named(name, down_product(opt), device, opt)?,
+            None => find(down_product(opt), up.block_m, up.family, shape, device, opt)?,
+        };
+        if up.block_m != down.block_m {
+            return Err(Error::usage(
+                "kernel",
+                format!(
+                    "{} has tiles of {} rows, {} of {}",
+                    up.name, up.block_m, down.name, down.block_m
+                ),
+            ));
+        }
+        let reason = if opt.up.is_some() || opt.down.is_some() {
+            "as asked for".into()
+        } else {
+            format!(
+                "{rows:.1} rows for each of {active:.1} active experts expected: {}, {} rows a tile",
+                up.family.label(),
+                up.block_m
+            )
+        };
+        Ok(Self { up, down, reason })
+    }
+}
+
+const fn down_product(opt: &MoeOptions) -> Product {
+    match opt.combine {
+        Combine::Fast => Product::DownFast,
+        Combine::Bf16 | Combine::F32 => Product::Down,
+    }
+}
+
+/// Family and rows of a tile for `rows` rows per active expert.
+fn path(rows: f64, device: &DeviceFacts, opt: &MoeOptions) -> Result<(Family, u32)> {
+    let t = Thresholds::INITIAL;
+    if !Family::Generic.runs_on(device) {
+        let (major, minor) = device.compute_capability;
+        return Err(Error::device(
+            "gpu",
+            format!("compute capability {major}.{minor}; the kernels need 8.0"),
+        ));
+    }
+    let fast = opt.combine == Combine::Fast;
+    if opt.weights == WeightFormat::E4m3 || (rows <= t.gemv && !fast) {
+        return Ok((Family::Gemv, 4));
+    }
+    // Counts scatter around their mean by its square root. An expert that fills a second tile has its
+    // weights read twice, so the tile holds one deviation more than the mean.
+    let with_room = rows + rows.sqrt();
+    let smallest = |sizes: &[u32]| sizes.iter().copied().find(|&s| with_room <= f64::from(s));
+    if !Family::Sm90.runs_on(device) || (fast && rows <= t.rows64) {
+        return Ok((Family::Generic, smallest(&[16, 32, 64]).unwrap_or(128)));
+    }
+    if fast {
+        return Ok((Family::Sm90, 128));
+    }
+    if let Some(block_m) = smallest(&[8, 16, 32, 64]) {
+        return Ok((Family::SwapAb, block_m));
+    }
+    let block_m = match rows {
+        r if r <= t.rows64 => 64,
+        r if r <= t.rows128 => 128,
+        r if r <= t.rows256 => 256,
+        _ => 128,
+    };
+    Ok((Family::Sm90, block_m))
+}
+
+/// A kernel asked for by name.
+fn named(
+    name: &str,
+    product: Product,
+    device: &DeviceFacts,
+    opt: &MoeOptions,
+) -> Result<&'static ProductKernel> {
+    let invalid = |reason: String| Err(Error::usage("kernel", reason));
+    let Some(kernel) = product_kernel(name) else {
+        let known: Vec<&str> = PRODUCTS.iter().map(|k| k.name).collect();
+        return invalid(format!("`{name}` is unknown; there are {}", known.join(", ")));
+    };
+    if kernel.product != product || kernel.weights != opt.weights {
+        return invalid(format!("`{name}` computes another product, or reads other weights"));
+    }
+    if !runs(kernel, device) {
+        return invalid(format!("`{name}` does not run on this device"));
+    }
+    Ok(kernel)
+}
+
+const fn runs(kernel: &ProductKernel, device: &DeviceFacts) -> bool {
+    kernel.family.runs_on(device) && kernel.shared_bytes <= device.shared_bytes
+}
+
+/// The kernel of a product for tiles of `block_m` rows: of the family asked for if it has one.
+fn find(
+    product: Product,
+    block_m: u32,
+    family: Family,
+    shape: &MoeShape,
+    device: &DeviceFacts,
+    opt: &MoeOptions,
+) -> Result<&'static ProductKernel> {
+    let fits = |kernel: &&ProductKernel| {
+        kernel.product == product
+            && kernel.block_m == block_m
+            && kernel.weights == opt.weights
+            && runs(kernel, device)
+    };
+    let wide = shape.inter >= Thresholds::INITIAL.wide_down;
+    let rank = |kernel: &&ProductKernel| {
+        let width = if wide { u32::MAX - kernel.columns } else { kernel.columns };
+        (kernel.family != family, width)
+    };
+    PRODUCTS.iter().filter(fits).min_by_key(rank).ok_or_else(|| {
+        Error::usage(
+            "kernel",
+            format!(
+                "no kernel computes {product:?} with tiles of {block_m} rows and these options"
+            ),
+        )
+    })
+}
+
+// The workspace depends on the plan's products, and the plan's chunks on the workspace: both start
+// from the products alone.
+impl Workspace {
+    /// The layout that `max_tokens` tokens, and any fewer, need.
+    ///
+    /// # Errors
+    /// As [`Plan::choose`].
+    pub fn bytes(
+        shape: &MoeShape,
+        max_tokens: u32,
+        device: &DeviceFacts,
+        opt: &MoeOptions,
+    ) -> Result<WorkspaceLayout> {
+        options::validate(shape, opt.weights)?;
+        let block_m = largest_block_m(shape, max_tokens, device, opt)?;
+        WorkspaceLayout::new(shape, max_tokens, block_m, device, opt)
+    }
+}
+
+/// Most rows of a tile that any number of tokens up to `max_tokens` plans. Rows per expert grow with
+/// the tokens, and the planned tile changes at thresholds alone, so every threshold below the rows of
+/// `max_tokens` is asked.
+fn largest_block_m(
+    shape: &MoeShape,
+    max_tokens: u32,
+    device: &DeviceFacts,
+    opt: &MoeOptions,
+) -> Result<u32> {
+    let products = Products::choose(shape, max_tokens, device, opt)?;
+    if opt.up.is_some() || opt.down.is_some() {
+        return Ok(products.up.block_m);
+    }
+    let t = Thresholds::INITIAL;
+    let (rows, _) = expected_rows(shape, max_tokens);
+    let below = [t.gemv, t.rows64, t.rows128, t.rows256].into_iter().filter(|&t| t <= rows);
+    below
+        .map(|rows| path(rows, device, opt).map(|p| p.1))
+        .try_fold(products.up.block_m, |largest, block_m| Ok(largest.max(block_m?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MIXTRAL: MoeShape =
+        MoeShape { experts: 8, top_k: 2, hidden: 4096, inter: 14336, gated: true };
+    const QWEN3: MoeShape =
+        MoeShape { experts: 128, top_k: 8, hidden: 2048, inter: 768, gated: true };
+    const L4: DeviceFacts = DeviceFacts {
+        compute_capability: (8, 9),
+        sm_count: 58,
+        shared_bytes: 99 * 1024,
+        l2_bytes: 48 << 20,
+    };
+
+    fn plan_with(shape: &MoeShape, tokens: u32, device: &DeviceFacts, opt: &MoeOptions) -> Plan {
+        Plan::choose(shape, tokens, LogitFormat::F32, device, opt).unwrap()
+    }
+
+    fn names(shape: &MoeShape, tokens: u32, device: &DeviceFacts) -> (&'static str, &'static str) {
+        let plan = plan_with(shape, tokens, device, &MoeOptions::default());
+        (plan.up.name, plan.down.name)
+    }
+
+    #[test]
+    fn kernels_follow_the_rows_that_an_expert_gets_on_hopper() {
+        let h100 = &DeviceFacts::H100;
+        let up = |shape, tokens| names(shape, tokens, h100).0;
+        assert_eq!(up(&MIXTRAL, 0), "gemv_bf16_up");
+        assert_eq!(up(&MIXTRAL, 1), "gemv_bf16_up");
+        assert_eq!(up(&QWEN3, 64), "swap_ab_sm90_bf16_up_n8");
+        assert_eq!(up(&QWEN3, 150), "swap_ab_sm90_bf16_up_n16");
+        assert_eq!(up(&QWEN3, 400), "swap_ab_sm90_bf16_up_n32");
+        assert_eq!(up(&QWEN3, 800), "swap_ab_sm90_bf16_up_n64");
+        assert_eq!(up(&QWEN3, 1000), "grouped_gemm_sm90_bf16_up_m64n256");
+        assert_eq!(up(&MIXTRAL, 512), "grouped_gemm_sm90_bf16_up_m128n256");
+        assert_eq!(up(&MIXTRAL, 1024), "grouped_gemm_sm90_bf16_up_m256n128");
+        let large = names(&MIXTRAL, 16_384, h100);
+        assert_eq!(large.1, "grouped_gemm_sm90_bf16_down_m128n256");
+        let short = names(&QWEN3, 16_384, h100);
+        assert_eq!(short.1, "grouped_gemm_sm90_bf16_down_m128n128");
+    }
+
+    #[test]
+    fn other_devices_get_generic_tiles_that_fit_their_shared_memory() {
+        for device in [&DeviceFacts::A100, &L4] {
+            assert_eq!(names(&QWEN3, 1, device).0, "gemv_bf16_up");
+            assert_eq!(names(&QWEN3, 150, device).0, "grouped_gemm_bf16_up_m16");
+            assert_eq!(names(&QWEN3, 400, device).0, "grouped_gemm_bf16_up_m32");
+            assert_eq!(names(&MIXTRAL, 200, device).0, "grouped_gemm_bf16_up_m64");
+            assert_eq!(names(&MIXTRAL, 8192, device).1, "grouped_gemm_bf16_down_m128");
+        }
+    }
+
+    #[test]
+    fn devices_without_kernels_are_told_what_is_needed() {
+        let old = DeviceFacts { compute_capability: (7, 5), ..DeviceFacts::A100 };
+        let opt = MoeOptions::default();
+        let error = Plan::choose(&MIXTRAL, 1, LogitFormat::F32, &old, &opt).unwrap_err();
+        assert_eq!(error.exit_code(), 6);
+        assert!(error.to_string().contains("7.5") && error.to_string().contains("8.0"), "{error}");
+    }
+
+    #[test]
+    fn a_kernel_can_be_asked_for_and_its_partner_has_equal_tiles() {
+        let opt =
+            MoeOptions { up: Some("grouped_gemm_bf16_up_m64".into()), ..MoeOptions::default() };
+        let plan = plan_with(&QWEN3, 8, &DeviceFacts::H100, &opt);
+        assert_eq!(plan.down.name, "grouped_gemm_bf16_down_m64");
+        assert_eq!(plan.reason, "as asked for");
+        let opt = MoeOptions {
+            down: Some("grouped_gemm_sm90_bf16_down_m256n128".into()),
+            ..MoeOptions::default()
+        };
+        let plan = plan_with(&QWEN3, 8, &DeviceFacts::H100, &opt);
+        assert_eq!(plan.up.name, "grouped_gemm_sm90_bf16_up_m256n128");
+    }
+
+    #[test]
+    fn unknown_and_unfit_kernels_are_refused() {
+        let refused = |up: Option<&str>, down: Option<&str>, device: &DeviceFacts| {
+            let opt = MoeOptions {
+                up: up.map(Into::into),
+                down: down.map(Into::into),
+                ..MoeOptions::default()
+            };
+            let error = Plan::choose(&QWEN3, 8, LogitFormat::F32, device, &opt).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            error.to_string()
+        };
+        let h100 = &DeviceFacts::H100;
+        assert!(refused(Some("fastest"), None, h100).contains("grouped_gemm_bf16_up_m16"));
+        assert!(refused(Some("gemv_bf16_down"), None, h100).contains("another product"));
+        assert!(refused(Some("gemv_w8_up"), None, h100).contains("other weights"));
+        let hopper = "grouped_gemm_sm90_bf16_up_m64n256";
+        assert!(refused(Some(hopper), None, &DeviceFacts::A100).contains("this device"));
+        let (up, down) = ("gemv_bf16_up", "grouped_gemm_bf16_down_m16");
+        assert!(refused(Some(up), Some(down), h100).contains("tiles of 4 rows"));
+    }
+
+    #[test]
+    fn fast_mode_plans_kernels_that_add_to_the_output() {
+        let opt = MoeOptions { combine: Combine::Fast, ..MoeOptions::default() };
+        for device in [&DeviceFacts::H100, &DeviceFacts::A100, &L4] {
+            for tokens in [1, 64, 1024, 16_384] {
+                let plan = plan_with(&QWEN3, tokens, device, &opt);
+                assert_eq!(plan.down.product, Product::DownFast, "{plan}");
+            }
+        }
+    }
+
+    #[test]
+    fn eight_bit_weights_have_their_kernels_and_their_multiple() {
+        let opt = MoeOptions { weights: WeightFormat::E4m3, ..MoeOptions::default() };
+        let plan = plan_with(&QWEN3, 4, &DeviceFacts::H100, &opt);
+        assert_eq!((plan.up.name, plan.down.name), ("gemv_w8_up", "gemv_w8_down"));
+        let odd = MoeShape { hidden: 2056, ..QWEN3 };
+        assert!(Plan::choose(&odd, 4, LogitFormat::F32, &DeviceFacts::H100, &opt).is_err());
+    }
+
+    #[test]
+    fn tokens_are_chunked_to_the_workspace_that_is_allowed() {
+        let device = &DeviceFacts::H100;
+        let whole = plan_with(&QWEN3, 16_384, device, &MoeOptions::default());
+        assert_eq!(whole.chunk_tokens, 16_384);
+        let opt = MoeOptions { workspace_limit: Some(300 << 20), ..MoeOptions::default() };
+        let plan = plan_with(&QWEN3, 16_384, device, &opt);
+        assert!((1000..16_384).contains(&plan.chunk_tokens), "{plan}");
+        assert!(plan.reason.contains("at a time"), "{plan}");
+        let bytes = |t| Workspace::bytes(&QWEN3, t, device, &opt).unwrap().bytes;
+        assert!(bytes(plan.chunk_tokens) <= 300 << 20 && bytes(plan.chunk_tokens + 1) > 300 << 20);
+        let tiny = MoeOptions { workspace_limit: Some(1000), ..opt };
+        let error = Plan::choose(&QWEN3, 2, LogitFormat::F32, device, &tiny).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn small_batches_align_in_the_router() {
+        let opt = MoeOptions::default();
+        assert!(plan_with(&QWEN3, 128, &DeviceFacts::H100, &opt).fuse_align);
+        assert!(!plan_with(&QWEN3, 129, &DeviceFacts::H100, &opt).fuse_align);
+    }
+
+    proptest! {
+        /// A workspace made for the most tokens serves every batch below: of any plan, the rows and
+        /// tiles of the worst routing fit.
+        #[test]
+        fn a_workspace_for_the_most_tokens_serves_fewer(
+            experts in 1usize..300,
+            top_k in 1usize..9,
+            most in 1u32..20_000,
+            part in 0.0f64..1.0,
+            hopper in any::<bool>(),
+        ) {
+            let top_k = top_k.min(experts);
+            let shape = MoeShape { experts, top_k, hidden: 64, inter: 64, gated: true };
+            let device = if hopper { DeviceFacts::H100 } else { DeviceFacts::A100 };
+            let opt = MoeOptions::default();
+            let layout = Workspace::bytes(&shape, most, &device, &opt).unwrap();
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below most")]
+            let tokens = (f64::from(most) * part) as u32;
+            let plan = Plan::choose(&shape, tokens, LogitFormat::F32, &device, &opt).unwrap();
+            let pairs = u64::from(tokens) * top_k as u64;
+            let active = (experts as u64).min(pairs);
+            let block_m = u64::from(plan.block_m);
+            prop_assert!(pairs + active * (block_m - 1) <= u64::from(layout.capacity_rows));
+            prop_assert!(pairs / block_m + active <= u64::from(layout.capacity_tiles));
+            let fewer = Workspace::bytes(&shape, tokens, &device, &opt).unwrap();
+            prop_assert!(fewer.bytes <= layout.bytes);
+        }
+    }
+}
