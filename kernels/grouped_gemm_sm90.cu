@@ -92,8 +92,9 @@ constexpr u32 kBlockBytes = kWgmmaM * kRowBytes;
 constexpr u32 kChunk = 64;
 // Swizzle atoms are 8 rows of 128 bytes.
 constexpr u32 kSwizzleAlign = 1024;
-// Steps the gather runs ahead of its hand-over: its copies have two steps' time to arrive before
-// the producer waits for them. One more would not fit the ring (see the assertion below).
+// Steps the gather has under way before it hands the oldest over. Two of them are 96 KB a block,
+// more than the latency of memory asks for (3.35 TB/s for 1 us are 25 KB an SM), and the hand-over
+// comes two steps before a consumer that keeps up needs it.
 constexpr u32 kLag = 2;
 // Row pitch of the f32 staging tile of the fast epilogue: 64 sums and 32 bytes, so that four rows
 // of 8-byte stores fall into different banks; a multiple of 16 for the bulk copies.
@@ -137,7 +138,7 @@ struct Tiling {
                       (FAST || kBufferBytes % kSwizzleAlign == 0),
                   "operands and stores start at swizzle atoms");
     static_assert(kColumns % kChunk == 0, "outputs leave in whole chunks");
-    static_assert(!UP || kLag + 2 <= kStages,
+    static_assert(!UP || kLag + 1 <= kStages,
                   "a step is handed over before the producer needs the stage that waits for it");
     static_assert(kSharedBytes <= kSharedLimit, "shared memory of one block");
 };
@@ -366,6 +367,13 @@ DEVICE void produce_up(const TensorMap& w13, const GemmParams& p, const Schedule
         const Work work = schedule.at(index);
         gather.find_tokens(p, work);
         for (u32 k = 0; k < schedule.steps; ++k) {
+            // Before the next copies, not after: the fence may wait for all that are under way.
+            if (behind == kLag) {
+                cp_async_wait<kLag - 1>();
+                hand_over(shared.full_barrier(late.stage));
+                late.next();
+                behind -= 1;
+            }
             shared.wait_empty(ring);
             if (thread_index() == 0) {
                 const u32 full = shared.full_barrier(ring.stage);
@@ -375,13 +383,7 @@ DEVICE void produce_up(const TensorMap& w13, const GemmParams& p, const Schedule
             }
             gather.copy(p, shared.a(ring.stage), k);
             cp_async_commit();
-            if (behind == kLag) {
-                cp_async_wait<kLag>();
-                hand_over(shared.full_barrier(late.stage));
-                late.next();
-            } else {
-                behind += 1;
-            }
+            behind += 1;
             ring.next();
         }
     }
