@@ -80,6 +80,13 @@ DEVICE void put_router(Words& words) {
     FIELD(RouterParams, fuse_align);
     FIELD(RouterParams, unused);
     FIELD(RouterParams, align);
+    words.put(sizeof(RouterGateParams));
+    FIELD(RouterGateParams, router);
+    FIELD(RouterGateParams, x);
+    FIELD(RouterGateParams, gate);
+    FIELD(RouterGateParams, x_stride);
+    FIELD(RouterGateParams, hidden);
+    FIELD(RouterGateParams, unused);
 }
 
 DEVICE void put_gemm(Words& words) {
