@@ -100,6 +100,16 @@ struct RouterParams {
     AlignParams align;   // read when fuse_align is 1
 };
 
+// Router that computes its logits itself.
+struct RouterGateParams {
+    RouterParams router;  // logits: f32, written by the kernel
+    const bf16* x;        // [tokens, hidden] with row stride x_stride
+    const bf16* gate;     // [experts, hidden]
+    u64 x_stride;         // elements; a multiple of 8
+    u32 hidden;           // a multiple of 8
+    u32 unused;
+};
+
 // One grouped product. `up`: a = x gathered by sorted_pairs, b = w13, out = h. `down`: a = h,
 // b = w2, out = y.
 struct GemmParams {

@@ -30,6 +30,13 @@
 // (top_k + shared) <= 4096 and align.experts = experts + shared <= 1024. The plan uses it up to 1024
 // pairs: 8 warps instead of 16 then still cost less than a launch.
 //
+//   router_topk_gate_bf16   RouterGateParams; grid ceil(experts / 2), 256 threads, meant for tokens <= 16.
+// Computes the logits first, x . gate^T in f32 in a fixed order, into router.logits, which is written
+// here ([tokens, experts] f32 with logits_stride); the last block to finish (tickets[0]) then routes all
+// rows, and aligns with fuse_align. hidden and x_stride are multiples of 8, x and gate 16-byte aligned.
+// Shared memory: the larger of 1024 * ceil(experts / 32) + 20 and, with fuse_align,
+// 22 * align.experts + 144 bytes.
+//
 // Floor: the logits once, 4 or 2 bytes an expert: 5.6 us for 16,384 tokens of 256 f32 at 3 TB/s. At few
 // tokens it is latency: k rounds of two warp reductions, some 60 cycles each.
 
@@ -43,6 +50,14 @@ static_assert(kMaxGroups <= kWarpSize, "each group has a lane of its own, and a 
 
 // Logits a lane requests before it uses the first: 256 experts are one trip to memory.
 constexpr u32 kLoadBatch = 8;
+
+// Tokens and experts whose products with the gate a thread adds up together: the gate is read once for
+// 4 tokens, which covers decode, and 2 experts a block put 256 experts on 128 SMs.
+constexpr u32 kGateTokens = 4;
+constexpr u32 kGateExperts = 2;
+// Vectors of the gate that a thread requests before it uses the first: 4 cover a hidden size of 8192, so
+// that the gate costs one trip to memory.
+constexpr u32 kGateSteps = 4;
 
 constexpr u32 kMinusInfinity = 0xff800000u;
 constexpr u32 kNobody = 0xffffffffu;  // no expert's id
@@ -135,10 +150,12 @@ struct Row {
         bool nan = false;
         for (u32 i = 0; i < count; i += kLoadBatch) {
             float v[kLoadBatch];
+#pragma unroll
             for (u32 b = 0; b < kLoadBatch; ++b) {
                 bool in = exists && i + b < count && expert(i + b) < p.experts;
                 v[b] = in ? raw_logit(expert(i + b)) : 0.0f;
             }
+#pragma unroll
             for (u32 b = 0; b < kLoadBatch; ++b) {
                 if (i + b < count) {
                     bool in = exists && expert(i + b) < p.experts;
@@ -322,20 +339,22 @@ struct Row {
     }
 };
 
-// Routes the rows of this warp among all that the grid takes.
+// Routes rows: this warp those of its own among `warps` warps, of which it is number `warp`.
 template <typename Logit>
-DEVICE void route_rows(const RouterParams& p, Arena& arena) {
-    u32 warp = thread_index() / kWarpSize, lane = thread_index() % kWarpSize;
+DEVICE void route_rows(const RouterParams& p, Arena& arena, u32 warp, u32 warps) {
+    u32 lane = thread_index() % kWarpSize, own = thread_index() / kWarpSize;
     u32 lanes = row_lanes(p.experts), rows = kWarpSize / lanes;
     u32 count = ceil_div(p.experts, kWarpSize);
-    u32* keys = arena.take<u32>(kRouterThreads * count, 4) + warp * kWarpSize * count + lane;
+    u32* keys = arena.take<u32>(kRouterThreads * count, 4) + own * kWarpSize * count + lane;
     u32 tokens = p.tokens;
 #ifdef MUTANT_ROUTER_TAIL
     tokens -= 1;
 #endif
-    u32 token = (block_index() * kRouterWarps + warp) * rows + lane / lanes;
-    Row<Logit> row{p, keys, token, lane % lanes, lanes, count, token < tokens};
-    row.route();
+    for (u32 first = warp * rows; first < tokens; first += warps * rows) {
+        u32 token = first + lane / lanes;
+        Row<Logit> row{p, keys, token, lane % lanes, lanes, count, token < tokens};
+        row.route();
+    }
 }
 
 // Whether this block is the last of the grid to come here; the counter is then 0 again. What every
@@ -360,13 +379,112 @@ DEVICE void route_and_align(const RouterParams& p) {
     griddep_wait();
     griddep_launch();
     Arena arena;
-    route_rows<Logit>(p, arena);
+    u32 warp = block_index() * kRouterWarps + thread_index() / kWarpSize;
+    route_rows<Logit>(p, arena, warp, grid_blocks() * kRouterWarps);
     if (p.fuse_align != 0) {
         // The keys are dead: the align takes the same memory again.
         arena = Arena();
         u32* flag = arena.take<u32>(1, 4);
         if (arrives_last(&p.header->tickets[0], flag)) {
             align_in_one_block(p.align, arena, kRouterWarps);
+        }
+    }
+}
+
+// ---- fused with the gate's product ----------------------------------------------------------------
+
+// Adds to sums[t][e] the products of one vector of x and gate.
+DEVICE void add_products(float (&sum)[kGateTokens][kGateExperts], const u32x4 (&x)[kGateTokens],
+                         const u32x4 (&gate)[kGateExperts]) {
+#pragma unroll
+    for (u32 t = 0; t < kGateTokens; ++t) {
+#pragma unroll
+        for (u32 e = 0; e < kGateExperts; ++e) {
+            const u32 a[4] = {x[t].x, x[t].y, x[t].z, x[t].w};
+            const u32 b[4] = {gate[e].x, gate[e].y, gate[e].z, gate[e].w};
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                sum[t][e] = fma_rn(low_f32(a[i]), low_f32(b[i]), sum[t][e]);
+                sum[t][e] = fma_rn(high_f32(a[i]), high_f32(b[i]), sum[t][e]);
+            }
+        }
+    }
+}
+
+// Logits of kGateTokens tokens and this block's experts. All threads split the hidden size; sums are
+// made in one order: each thread's vectors, the lanes of a warp as a tree, the warps one by one.
+DEVICE void gate_logits(const RouterGateParams& p, float* partial, u32 first_token) {
+    u32 thread = thread_index(), warp = thread / kWarpSize, lane = thread % kWarpSize;
+    u32 first_expert = block_index() * kGateExperts;
+    const RouterParams& r = p.router;
+    float sum[kGateTokens][kGateExperts] = {};
+    constexpr u32 kStep = 8 * kRouterThreads;
+    for (u32 first = 8 * thread; first < p.hidden; first += kGateSteps * kStep) {
+        u32x4 gate[kGateSteps][kGateExperts];
+#pragma unroll
+        for (u32 s = 0; s < kGateSteps; ++s) {
+#pragma unroll
+            for (u32 e = 0; e < kGateExperts; ++e) {
+                u64 expert = min_of(first_expert + e, r.experts - 1);
+                u32 column = first + s * kStep;
+                gate[s][e] = u32x4{0, 0, 0, 0};
+                if (column < p.hidden) {
+                    gate[s][e] = ld_readonly(p.gate + expert * p.hidden + column);
+                }
+            }
+        }
+#pragma unroll
+        for (u32 s = 0; s < kGateSteps; ++s) {
+            u32 column = first + s * kStep;
+            if (column < p.hidden) {
+                u32x4 x[kGateTokens];
+#pragma unroll
+                for (u32 t = 0; t < kGateTokens; ++t) {
+                    u64 token = min_of(first_token + t, r.tokens - 1);
+                    x[t] = ld_readonly(p.x + token * p.x_stride + column);
+                }
+                add_products(sum, x, gate[s]);
+            }
+        }
+    }
+#pragma unroll
+    for (u32 t = 0; t < kGateTokens; ++t) {
+#pragma unroll
+        for (u32 e = 0; e < kGateExperts; ++e) {
+            float of_warp = lane_sum(sum[t][e], kWarpSize);
+            if (lane == 0) {
+                partial[(warp * kGateTokens + t) * kGateExperts + e] = of_warp;
+            }
+        }
+    }
+    block_sync();
+    u32 token = first_token + thread / kGateExperts, expert = first_expert + thread % kGateExperts;
+    if (thread < kGateTokens * kGateExperts && token < r.tokens && expert < r.experts) {
+        float logit = 0.0f;
+        for (u32 w = 0; w < kRouterWarps; ++w) {
+            logit = add_rn(logit, partial[w * kGateTokens * kGateExperts + thread]);
+        }
+        ((float*)r.logits)[token * r.logits_stride + expert] = logit;
+    }
+    block_sync();
+}
+
+DEVICE void route_from_gate(const RouterGateParams& p) {
+    griddep_wait();
+    griddep_launch();
+    Arena arena;
+    float* partial = arena.take<float>(kRouterWarps * kGateTokens * kGateExperts, 4);
+    for (u32 token = 0; token < p.router.tokens; token += kGateTokens) {
+        gate_logits(p, partial, token);
+    }
+    arena = Arena();
+    u32* flag = arena.take<u32>(1, 4);
+    if (arrives_last(&p.router.header->tickets[0], flag)) {
+        route_rows<float>(p.router, arena, thread_index() / kWarpSize, kRouterWarps);
+        if (p.router.fuse_align != 0) {
+            block_sync();
+            arena = Arena();
+            align_in_one_block(p.router.align, arena, kRouterWarps);
         }
     }
 }
@@ -378,4 +496,8 @@ KERNEL(kRouterThreads, 6) router_topk_f32(GRID_CONSTANT RouterParams params) {
 }
 KERNEL(kRouterThreads, 6) router_topk_bf16(GRID_CONSTANT RouterParams params) {
     route_and_align<bf16>(params);
+}
+// One block an SM is all that the grid has, so registers may go to loads in flight.
+KERNEL(kRouterThreads, 2) router_topk_gate_bf16(GRID_CONSTANT RouterGateParams params) {
+    route_from_gate(params);
 }
