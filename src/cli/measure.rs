@@ -1,6 +1,6 @@
 //! `measure`: times MoE layers on a device and writes a latency profile.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -11,7 +11,7 @@ use crate::cli::progress::Progress;
 use crate::cli::signals::Stop;
 use crate::cli::store;
 use crate::config::DType;
-use crate::files::check_writable;
+use crate::files::{check_writable, write_atomic};
 use crate::gpu::CudaDevice;
 use crate::kernels::MoeBackend;
 use crate::kernels::cpu::CpuBackend;
@@ -19,7 +19,7 @@ use crate::kernels::gpu::{GpuBackend, MoeOptions};
 use crate::measure::record::{Cell, Profile};
 use crate::measure::sampling::BlockRule;
 use crate::measure::{
-    CpuTarget, GpuTarget, Invocation, Observer, Plan, Request, Session, Target, preflight,
+    CpuTarget, GpuTarget, Invocation, Observer, Plan, Request, Session, Target, preflight, routings,
 };
 use crate::profile::format;
 use crate::profile::latency::{Ceilings, Source};
@@ -77,7 +77,11 @@ pub struct MeasureArgs {
     /// File to write [default: a new file in the folder of measured profiles].
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Replace an existing file.
+    /// Also write which expert each token visits, of every cell, as JSON: for timing other programs'
+    /// kernels on the same tokens.
+    #[arg(long)]
+    pub routing_out: Option<PathBuf>,
+    /// Replace existing files.
     #[arg(long)]
     pub force: bool,
 }
@@ -167,7 +171,7 @@ pub(super) fn open_gpu(ordinal: u32) -> Result<GpuBackend<CudaDevice>> {
 /// See [`Error`]; nothing is written unless the profile is complete.
 pub fn run(args: &MeasureArgs, output: Output) -> Result<()> {
     let routing: RoutingKind = args.routing.parse()?;
-    if let Some(path) = &args.out {
+    for path in args.out.iter().chain(&args.routing_out) {
         check_writable(path, args.force)?;
     }
     let request = Request {
@@ -191,7 +195,14 @@ pub fn run(args: &MeasureArgs, output: Output) -> Result<()> {
             format!("{} exceeds the {experts} experts of one of the layers", args.top_k),
         ));
     }
-    let profile = in_pool(args.threads, || measure(args.device, request))?;
+    let profile = in_pool(args.threads, || {
+        args.device.open(|backend, target| {
+            measure_on(backend, target, request, |plan| match &args.routing_out {
+                Some(path) => write_routing(path, plan, args.force),
+                None => Ok(()),
+            })
+        })
+    })?;
     let path = match &args.out {
         Some(path) => {
             format::write(path, &profile, args.force)?;
@@ -248,10 +259,23 @@ pub fn in_pool<T: Send>(
 /// # Errors
 /// See [`DeviceChoice::open`] and [`Session::run`].
 pub fn measure(device: DeviceChoice, request: Request) -> Result<Profile> {
-    device.open(|backend, target| measure_on(backend, target, request))
+    device.open(|backend, target| measure_on(backend, target, request, |_| Ok(())))
 }
 
-fn measure_on(backend: &dyn MoeBackend, target: &dyn Target, request: Request) -> Result<Profile> {
+/// Writes the routings of a plan's cells.
+fn write_routing(path: &Path, plan: &Plan, force: bool) -> Result<()> {
+    let mut document =
+        serde_json::to_vec(&routings(plan)?).map_err(|e| Error::unfit("routing", e.to_string()))?;
+    document.push(b'\n');
+    write_atomic(path, &document, force)
+}
+
+fn measure_on(
+    backend: &dyn MoeBackend,
+    target: &dyn Target,
+    request: Request,
+    planned: impl FnOnce(&Plan) -> Result<()>,
+) -> Result<Profile> {
     let session = Session::new(backend, target);
     let threads = target.host_threads();
     let cores = std::thread::available_parallelism().map_or(threads, usize::from);
@@ -266,6 +290,7 @@ fn measure_on(backend: &dyn MoeBackend, target: &dyn Target, request: Request) -
     for left_out in &plan.left_out {
         warn(&format!("not measured: {left_out}"));
     }
+    planned(&plan)?;
     let stop = Stop::listen()?;
     let what = format!("measuring {} cells on {}", plan.cells.len(), target.device().name());
     let mut bar = Bar { progress: None, what };

@@ -19,5 +19,5 @@ pub mod work;
 pub use gpu_target::GpuTarget;
 pub use plan::{Plan, Request};
 pub use record::{Cell, Profile, Status};
-pub use run::{Invocation, Observer, Session};
+pub use run::{Invocation, Observer, Session, routings};
 pub use target::{CpuTarget, Target};
