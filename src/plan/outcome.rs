@@ -9,8 +9,9 @@ use crate::profile::Source;
 
 /// Name of the document kind in `rank.json`.
 pub const SCHEMA: &str = "moe-frontier/rank";
-/// Version of the document; the major number changes when a reader of the old form would be misled.
-pub const SCHEMA_VERSION: &str = "1.0";
+/// Version of the document; the major number changes when a reader of the old form would be misled,
+/// the minor one when fields are added, which documents of an older minor version lack.
+pub const SCHEMA_VERSION: &str = "1.1";
 
 /// The whole answer of `rank`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -130,6 +131,18 @@ pub struct Candidate {
     pub extrapolation: f64,
     /// Training FLOPs, `6 n_active tokens`.
     pub train_flops: f64,
+    /// Peak learning rate that Step Law advises; `null` far outside its runs.
+    #[serde(default)]
+    pub learning_rate: Option<f64>,
+    /// Batch in tokens that Step Law advises; `null` far outside its runs.
+    #[serde(default)]
+    pub batch_tokens: Option<f64>,
+    /// Largest factor by which size or tokens lie outside Step Law's runs; 1 is inside.
+    #[serde(default)]
+    pub hyperparameter_extrapolation: Option<f64>,
+    /// Why there is no learning rate and no batch.
+    #[serde(default)]
+    pub hyperparameters_missing: Option<String>,
     /// Training cost in dollars.
     pub train_usd: f64,
     /// 95 % interval of `train_usd`.

@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use crate::cost::training_flops;
-use crate::law::ExpertScaling;
+use crate::law::{ExpertScaling, step_law};
 use crate::plan::candidates::{Point, geometry};
 use crate::plan::decide::{
     CostTable, best_of_families, changes, cost_table, interval, pair_crossing, win_shares, winner,
@@ -175,6 +175,9 @@ fn candidate(
         Err(reason) => (None, Some(reason.to_string())),
     };
     let of = |f: fn(&Served) -> f64| served.as_ref().map(f);
+    // Step Law counts parameters without the vocabulary.
+    let body = point.n_active - 2.0 * priced.geometry.vocab_params();
+    let advice = step_law::advice(body, point.tokens);
     Candidate {
         experts,
         top_k: priced.geometry.top_k,
@@ -189,6 +192,10 @@ fn candidate(
         loss_nats: law_loss(law, experts, point),
         extrapolation: law.extrapolation(experts, point.n_active, point.tokens).worst(),
         train_flops: training_flops(point.n_active, point.tokens).0,
+        learning_rate: advice.as_ref().ok().map(|(step, _)| step.learning_rate),
+        batch_tokens: advice.as_ref().ok().map(|(step, _)| step.batch_tokens),
+        hyperparameter_extrapolation: advice.as_ref().ok().map(|(_, factor)| *factor),
+        hyperparameters_missing: advice.err(),
         train_usd: inputs.training.cost(point.train_flops()).0,
         train_usd_interval: None,
         serve_usd_per_million_output_tokens: of(|s| s.quote.cost.0),

@@ -63,6 +63,7 @@ pub(super) fn page(report: &RankReport, figures: &[Figure]) -> String {
         view::crossovers(report),
         view::frontier(report),
         view::references(report),
+        view::hyperparameters(report),
         view::sensitivity(report, false),
         view::latencies(report),
     ] {

@@ -19,6 +19,7 @@ pub fn rank_text(report: &RankReport, colour: bool) -> String {
         view::best(report),
         view::totals(report),
         view::references(report),
+        view::hyperparameters(report),
         view::crossovers(report),
         view::latencies(report),
         view::sensitivity(report, true),

@@ -162,6 +162,47 @@ fn refusals(report: &RankReport) -> Option<String> {
     (!reasons.is_empty()).then(|| format!("Not served: {}.", reasons.join("; ")))
 }
 
+/// Learning rate and batch of the recommended candidates.
+pub(super) fn hyperparameters(report: &RankReport) -> Table {
+    let best = best_candidates(report);
+    let row = |c: &&Candidate| {
+        vec![
+            experts(c.experts),
+            count(c.n_active),
+            count(c.tokens),
+            or_none(c.learning_rate, |v| format!("{v:.2e}")),
+            or_none(c.batch_tokens, count),
+            or_none(c.hyperparameter_extrapolation, factor),
+        ]
+    };
+    let missing = best.iter().filter_map(|c| {
+        Some(format!("{}: {}", name(c.experts), c.hyperparameters_missing.as_ref()?))
+    });
+    let missing: Vec<String> = missing.collect();
+    let advice = "Step Law (arXiv 2503.04715): advice for a first run, no part of the ranking. A \
+                    learning rate carries over to other widths and expert counts under \
+                    mu-parametrisation, not to other expert widths (arXiv 2508.09752).";
+    let note = if missing.is_empty() {
+        advice.to_owned()
+    } else {
+        format!("{advice} None given: {}.", missing.join("; "))
+    };
+    Table {
+        title: "Learning rate and batch to start from".into(),
+        columns: &[
+            ("experts", true),
+            ("active\nparams", true),
+            ("train\ntokens", true),
+            ("peak learning\nrate", true),
+            ("batch\ntokens", true),
+            ("outside\nits runs", true),
+        ],
+        rows: best.iter().map(row).collect(),
+        strong: None,
+        note: Some(note),
+    }
+}
+
 /// The Pareto set over training and serving cost.
 pub(super) fn frontier(report: &RankReport) -> Table {
     let rows = report.frontier.iter().filter_map(|&i| report.candidates.get(i)).map(|c| {
