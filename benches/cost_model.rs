@@ -27,6 +27,7 @@ fn inputs() -> RankInputs {
         target: Target::Budget { budget: Flops(1e21), experts: 4 },
         demand: Demand::Rate(20.0),
         level: ServiceLevel { tpot: Some(Seconds::from_ms(50.0)), ttft: None },
+        max_serve: None,
         lifetime: Lifetime::PerTrainingToken(1.0),
         draws: 1000,
         ..chain::inputs()

@@ -24,7 +24,8 @@ pub enum Command {
     /// Print the best size and training tokens for a budget, or the cheapest training for a loss.
     #[command(
         after_help = "Examples:\n  moe-frontier law optimal --experts 8 --train-flops 1e21\n  \
-                            moe-frontier law optimal --experts 8 --target-loss 2.3"
+                            moe-frontier law optimal --experts 8 --target-loss 2.3\n  \
+                            moe-frontier law optimal --experts 8 --target-loss 2.3 --served-tokens 1T"
     )]
     Optimal(OptimalArgs),
     /// Fit the coefficients of a law's form to training runs.
@@ -138,6 +139,11 @@ pub struct OptimalArgs {
     /// Loss to reach in nats per token, with as little training as possible.
     #[arg(long, value_parser = parse::quantity, value_name = "NATS")]
     target_loss: Option<f64>,
+
+    /// Tokens served over the model's life, prompts included, at 2 FLOPs per active parameter: the
+    /// budget then holds training and serving, and a target loss is reached with the fewest of both.
+    #[arg(long, value_parser = parse::quantity, value_name = "D")]
+    served_tokens: Option<f64>,
 }
 
 /// Runs a law command.
@@ -240,9 +246,11 @@ fn eval(args: &EvalArgs, output: Output) -> Result<()> {
 fn optimal(args: &OptimalArgs, output: Output) -> Result<()> {
     let law = args.law.load()?;
     let inputs = Inputs::new(args.model.pairs())?;
-    let question = match (args.train_flops, args.target_loss) {
-        (Some(budget), None) => Question::Budget(Flops(budget)),
-        (None, Some(loss)) => Question::Target(Nats(loss)),
+    let question = match (args.train_flops, args.target_loss, args.served_tokens) {
+        (Some(budget), None, None) => Question::Budget(Flops(budget)),
+        (None, Some(loss), None) => Question::Target(Nats(loss)),
+        (Some(budget), None, Some(served)) => Question::LifetimeBudget(Flops(budget), served),
+        (None, Some(loss), Some(served)) => Question::LifetimeTarget(Nats(loss), served),
         _ => return Err(Error::usage("--train-flops", "give it or --target-loss, one of the two")),
     };
     print("moe-frontier/law-optimal", law::ask(law.as_ref(), &inputs, question)?, output)
@@ -275,6 +283,9 @@ fn text(e: &Evaluation) -> String {
         ("training tokens", format!("{:.4e}", e.tokens)),
         ("training FLOPs", number(e.train_flops)),
     ];
+    if let Some(flops) = e.lifetime_flops {
+        lines.push(("with serving FLOPs", format!("{flops:.4e}")));
+    }
     for (label, value) in
         [("experts", e.experts), ("granularity", e.granularity), ("sparsity", e.sparsity)]
     {

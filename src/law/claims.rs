@@ -358,7 +358,7 @@ impl Desk<'_> {
 
     fn cost_at_equal_loss(&self, pair: (usize, usize), budgets: [f64; 2]) -> Result<Answer> {
         let (low, high) = (self.equal_loss(pair, budgets[0])?, self.equal_loss(pair, budgets[1])?);
-        let values = vec![low.cost_ratio, high.cost_ratio];
+        let values = vec![low.cost_ratio()?, high.cost_ratio()?];
         Ok(Answer {
             computed: format!(
                 "{} of the base's cost, saves {}; {} tokens per parameter",
@@ -452,7 +452,7 @@ impl Desk<'_> {
         for experts in [8, 16, 32] {
             for budget in BUDGETS {
                 let got = self.equal_loss((4, experts), budget)?;
-                costs.push(got.cost_ratio);
+                costs.push(got.cost_ratio()?);
                 models.push((experts, got.model));
             }
             let got = self.equal_cost((4, experts), MIDDLE)?;

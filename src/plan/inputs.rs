@@ -1,7 +1,7 @@
 //! Everything that a ranking depends on, resolved: no defaults are filled in after this point.
 
 use crate::cost::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
-use crate::units::{Flops, Nats, UsdPerHour};
+use crate::units::{Flops, Nats, UsdPerHour, UsdPerMillionTokens};
 
 /// What all candidates must be equal in.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,6 +28,13 @@ impl Target {
         match *self {
             Self::Budget { experts, .. } => Some(experts),
             Self::Loss { .. } => None,
+        }
+    }
+
+    /// The expert count whose budget the comparison refers to.
+    pub const fn base_experts(&self) -> usize {
+        match *self {
+            Self::Budget { experts, .. } | Self::Loss { experts, .. } => experts,
         }
     }
 }
@@ -106,6 +113,8 @@ pub struct RankInputs {
     pub demand: Demand,
     /// Promised times.
     pub level: ServiceLevel,
+    /// Most serving dollars per million output tokens, if there is such a bound.
+    pub max_serve: Option<UsdPerMillionTokens>,
     /// Served tokens over the model's life.
     pub lifetime: Lifetime,
     /// The serving device.

@@ -56,6 +56,8 @@ pub struct Costs {
 pub struct World {
     /// Serving price per device and hour in this draw.
     pub price: crate::units::UsdPerHour,
+    /// Most serving dollars per output token; infinite without a bound.
+    pub max_serve: f64,
     /// One per entry.
     pub costs: Vec<Costs>,
 }
@@ -132,7 +134,8 @@ impl Market {
                 Costs { train, capacity }
             })
             .collect();
-        World { price: inputs.device.price * draw.price, costs }
+        let max_serve = inputs.max_serve.map_or(f64::INFINITY, |bound| bound.0 / 1e6);
+        World { price: inputs.device.price * draw.price, max_serve, costs }
     }
 
     /// Loss that the candidates must reach in a draw: the given one, or what the reference model
@@ -161,9 +164,10 @@ fn reference_residual(inputs: &RankInputs, draw: &Draw) -> f64 {
 }
 
 impl World {
-    /// Serving dollars per output token of one candidate; infinite when it cannot be served.
+    /// Serving dollars per output token of one candidate; infinite when it cannot be served, or not
+    /// within the bound.
     pub fn serve_per_token(&self, entry: usize, demand: Demand, output_length: f64) -> f64 {
-        self.costs[entry]
+        let cheapest = self.costs[entry]
             .capacity
             .iter()
             .map(|&(devices, requests_per_s)| {
@@ -171,7 +175,8 @@ impl World {
                 let rate = TokensPerSecond(requests_per_s * utilisation * count * output_length);
                 usd_per_million_output(devices as f64 * count, self.price, rate).0 / 1e6
             })
-            .fold(f64::INFINITY, f64::min)
+            .fold(f64::INFINITY, f64::min);
+        if cheapest > self.max_serve { f64::INFINITY } else { cheapest }
     }
 
     /// Total cost of one candidate over `lifetime` output tokens.

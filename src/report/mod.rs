@@ -5,6 +5,7 @@
 mod csv;
 mod escape;
 mod html;
+mod over_training_view;
 mod plot;
 mod table;
 mod theme;

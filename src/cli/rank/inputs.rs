@@ -8,7 +8,9 @@ use crate::cost::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
 use crate::law::ExpertScaling;
 use crate::plan::budget;
 use crate::plan::inputs::{Demand, Lifetime, Limits, Ranges, RankInputs, ServingDevice, Target};
-use crate::units::{Bytes, Flops, FlopsPerSecond, Nats, Seconds, Tokens, UsdPerHour, count};
+use crate::units::{
+    Bytes, Flops, FlopsPerSecond, Nats, Seconds, Tokens, UsdPerHour, UsdPerMillionTokens, count,
+};
 use crate::{Error, Result};
 
 /// Expert counts compared unless named.
@@ -56,6 +58,7 @@ pub(super) fn resolve(
     };
     let demand = demand(args, &mut ledger);
     let level = service_level(args, serving, &mut ledger);
+    let max_serve = max_serve(args, &mut ledger);
     let lifetime = lifetime(args, &mut ledger);
     let limits = Limits {
         max_tokens_per_param: ledger.take(
@@ -97,6 +100,7 @@ pub(super) fn resolve(
         prefill_chunk,
         demand,
         level,
+        max_serve,
         lifetime,
         device,
         training,
@@ -212,6 +216,13 @@ fn service_level(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Ser
         None => ledger.note("--ttft", "no limit", None, "not asked for", true),
     }
     ServiceLevel { tpot: Some(tpot), ttft: args.ttft }
+}
+
+/// A bound on serving cost; without one the ledger is silent, as nothing rests on it.
+fn max_serve(args: &RankArgs, ledger: &mut Ledger) -> Option<UsdPerMillionTokens> {
+    let bound = args.max_serve_cost.map(UsdPerMillionTokens)?;
+    ledger.note("--max-serve-cost", &bound.to_string(), None, "given", false);
+    Some(bound)
 }
 
 fn lifetime(args: &RankArgs, ledger: &mut Ledger) -> Lifetime {
