@@ -54,6 +54,7 @@ fn parts(c: &mut Criterion, law: &dyn ExpertScaling) {
         top_k: 2,
         gated: true,
         weight_bits: 16.0,
+        expert_bits: 16.0,
         tokens: 64.0,
         active_experts: 8.0,
         max_rows: 24.0,

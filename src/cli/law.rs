@@ -4,12 +4,14 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::cli::{Output, output, parse};
+use crate::law::others::{WORKS, Work};
 use crate::law::{self, Evaluation, Inputs, LawInfo, LossLaw, Question, Variable};
 use crate::units::{Flops, Nats};
 use crate::{Error, Result};
 
 mod claims;
 mod fit;
+mod plot;
 
 /// The law commands.
 #[derive(Debug, Subcommand)]
@@ -32,8 +34,11 @@ pub enum Command {
     #[command(after_help = fit::EXAMPLE)]
     Fit(fit::FitArgs),
     /// Print what the seed papers claim beside what is computed here.
-    #[command(after_help = "Example:\n  moe-frontier law claims --json")]
+    #[command(after_help = claims::EXAMPLE)]
     Claims(claims::ClaimsArgs),
+    /// Draw loss against experts, and best size and tokens against the training budget.
+    #[command(after_help = plot::EXAMPLE)]
+    Plot(plot::PlotArgs),
 }
 
 /// Which law.
@@ -157,6 +162,7 @@ pub fn run(command: Command, output: Output) -> Result<()> {
         Command::Optimal(args) => optimal(&args, output),
         Command::Fit(args) => fit::run(&args, output),
         Command::Claims(args) => claims::run(&args, output),
+        Command::Plot(args) => plot::run(&args, output),
     }
 }
 
@@ -165,12 +171,31 @@ struct ListDocument {
     schema: &'static str,
     schema_version: &'static str,
     laws: Vec<LawInfo>,
+    works: [Work; WORKS.len()],
 }
 
 fn list(output: Output) -> Result<()> {
     let laws = law::infos()?;
-    let document = ListDocument { schema: "moe-frontier/law-list", schema_version: "1.0", laws };
-    output.result(&document, || document.laws.iter().map(describe).collect::<Vec<_>>().join("\n"))
+    let document =
+        ListDocument { schema: "moe-frontier/law-list", schema_version: "1.0", laws, works: WORKS };
+    output.result(&document, || {
+        let laws: Vec<String> = document.laws.iter().map(describe).collect();
+        laws.join("\n") + &works()
+    })
+}
+
+/// What is carried of works that are no laws of this list, and why nothing of the others.
+fn works() -> String {
+    let mut text = String::from("\nBeside the laws\n");
+    for work in WORKS {
+        let used = work.used_as.map_or_else(
+            || "nothing to compute here: ".to_owned(),
+            |used| format!("used as {used}: "),
+        );
+        let sentence = format!("{} (arXiv {}); {used}{}", work.title, work.arxiv, work.note);
+        text.push_str(&wrapped("  - ", &sentence));
+    }
+    text
 }
 
 /// A paragraph about one law.

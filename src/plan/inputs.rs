@@ -121,8 +121,10 @@ pub struct RankInputs {
     pub device: ServingDevice,
     /// The training device.
     pub training: TrainingPrice,
-    /// Bits of one weight and of one cached element.
+    /// Bits of one weight outside the experts and of one cached element.
     pub weight_bits: f64,
+    /// Bits of one expert weight on average, scales included.
+    pub expert_bits: f64,
     /// Query heads per cached key/value head: 1 is multi-head attention, as the default law's models have.
     pub kv_group: f64,
     /// What is drawn.

@@ -75,14 +75,7 @@ impl Market {
     ) -> Result<Self> {
         let (reference, families) =
             crate::plan::candidates::families(law, inputs, points_per_curve)?;
-        let routings = inputs
-            .experts
-            .iter()
-            .map(|&experts| {
-                let top_k = law.closure(experts, REFERENCE_SIZE)?.top_k;
-                routing(experts, top_k, inputs.ranges.zipf)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let routings = routings(law, inputs)?;
         let points: Vec<(usize, Point)> = families
             .iter()
             .enumerate()
@@ -184,6 +177,18 @@ impl World {
         let serve = self.serve_per_token(entry, demand, output_length);
         Usd(self.costs[entry].train + lifetime * serve)
     }
+}
+
+/// The routing expectations of each expert count of `inputs`, in their order.
+///
+/// # Errors
+/// When the law does not cover an expert count.
+pub fn routings(law: &dyn ExpertScaling, inputs: &RankInputs) -> Result<Vec<Routing>> {
+    let of = |&experts: &usize| {
+        let top_k = law.closure(experts, REFERENCE_SIZE)?.top_k;
+        routing(experts, top_k, inputs.ranges.zipf)
+    };
+    inputs.experts.iter().map(of).collect()
 }
 
 fn routing(experts: usize, top_k: usize, zipf: f64) -> Result<Routing> {

@@ -5,6 +5,7 @@
 mod csv;
 mod escape;
 mod html;
+mod law_plot;
 mod over_training_view;
 mod plot;
 mod table;
@@ -12,6 +13,7 @@ mod theme;
 mod view;
 mod write;
 
+pub use law_plot::write_law_plots;
 pub use table::{rank_text, text_table};
 pub use write::write_all;
 

@@ -39,6 +39,7 @@ pub(crate) fn inputs() -> RankInputs {
             overhead: 0.0,
         },
         weight_bits: 16.0,
+        expert_bits: 16.0,
         kv_group: 1.0,
         ranges: Ranges {
             mfu: (0.3, 0.5),

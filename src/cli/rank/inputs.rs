@@ -76,6 +76,7 @@ pub(super) fn resolve(
     };
     let device = device(args, serving, &mut ledger)?;
     let training = training(args, &mut ledger)?;
+    let expert_bits = expert_bits(args, serving, &mut ledger)?;
     let kv_group = ledger.take(
         "--kv-group",
         args.kv_group,
@@ -105,6 +106,7 @@ pub(super) fn resolve(
         device,
         training,
         weight_bits: serving.weight_bits,
+        expert_bits,
         kv_group,
         ranges,
         draws: args.draws as usize,
@@ -216,6 +218,37 @@ fn service_level(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Ser
         None => ledger.note("--ttft", "no limit", None, "not asked for", true),
     }
     ServiceLevel { tpot: Some(tpot), ttft: args.ttft }
+}
+
+/// Bits of expert weights: those of the profile, or what the user has in mind for a device that is
+/// known by its peaks.
+fn expert_bits(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Result<f64> {
+    /// No format in use stores a weight in more.
+    const MOST: f64 = 32.0;
+    let Some(bits) = args.weight_bits else {
+        return Ok(serving.weight_bits);
+    };
+    if bits > MOST {
+        return Err(Error::usage("--weight-bits", format!("{bits} is more than {MOST}")));
+    }
+    if serving.is_measured && (bits - serving.weight_bits).abs() > 1e-9 {
+        return Err(Error::usage(
+            "--weight-bits",
+            format!(
+                "the profile measured expert weights of {} bits; kernels of {bits} were not measured, \
+                 name a device such as h100 instead",
+                serving.weight_bits
+            ),
+        ));
+    }
+    ledger.note(
+        "--weight-bits",
+        &format!("{bits} bits per expert weight"),
+        None,
+        "given; bytes and bandwidth follow, the quality change is not modelled",
+        false,
+    );
+    Ok(bits)
 }
 
 /// A bound on serving cost; without one the ledger is silent, as nothing rests on it.
