@@ -27,7 +27,6 @@ fn inputs() -> RankInputs {
         target: Target::Budget { budget: Flops(1e21), experts: 4 },
         demand: Demand::Rate(20.0),
         level: ServiceLevel { tpot: Some(Seconds::from_ms(50.0)), ttft: None },
-        max_serve: None,
         lifetime: Lifetime::PerTrainingToken(1.0),
         draws: 1000,
         ..chain::inputs()
@@ -54,7 +53,6 @@ fn parts(c: &mut Criterion, law: &dyn ExpertScaling) {
         top_k: 2,
         gated: true,
         weight_bits: 16.0,
-        expert_bits: 16.0,
         tokens: 64.0,
         active_experts: 8.0,
         max_rows: 24.0,

@@ -409,6 +409,69 @@ fn served_tokens_move_the_optimum_towards_smaller_models() {
 }
 
 #[test]
+fn claims_are_priced_from_a_profile_or_by_a_stand_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let ask = |line: &str| {
+        let document = printed(folder.path(), &line.split(' ').collect::<Vec<_>>());
+        serde_json::from_str::<Value>(&document).unwrap()
+    };
+    let stand_in = ask("law claims --json");
+    let priced = ask("law claims --profile h100 --isl 500 --osl 250 --tpot 100ms --json");
+    for answer in [&stand_in, &priced] {
+        assert_eq!(answer["claims"].as_array().unwrap().len(), 17);
+        assert_eq!(answer["inconsistencies"].as_array().unwrap().len(), 5);
+        for claim in answer["claims"].as_array().unwrap() {
+            assert!(claim["size"].is_string() && claim["extrapolation"].is_f64(), "{claim}");
+            assert_ne!(claim["verdict"], "not_computable", "{claim}");
+        }
+    }
+    assert!(stand_in["assumptions"].as_array().unwrap().is_empty());
+    assert!(priced["cost"].as_str().unwrap().contains("dollars"));
+    assert!(priced["assumptions"].as_array().unwrap().iter().any(|a| a["name"] == "--price"));
+    assert_ne!(stand_in["claims"][5]["values"], priced["claims"][5]["values"]);
+    let at = folder.path();
+    refused(at, &["law", "claims", "--profile", "auto"], 2, "would measure");
+    refused(at, &["law", "claims", "--profile", "missing.json"], 7, "missing.json");
+    refused(at, &["law", "claims", "--profile", "h10"], 2, "h100");
+}
+
+#[test]
+fn a_law_is_plotted_with_its_data_and_its_budgets_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = "law plot --experts 1,8 --train-flops 1e20,1e21 --out plots --json";
+    let document = printed(folder.path(), &line.split(' ').collect::<Vec<_>>());
+    let plot: Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(plot["by_experts"].as_array().unwrap().len(), 2);
+    assert_eq!(plot["by_budget"].as_array().unwrap().len(), 2);
+    assert_eq!(names(&folder.path().join("plots")).len(), 6);
+    let at = folder.path();
+    refused(at, &["law", "plot", "--train-flops", "1e20,x"], 2, "--train-flops");
+    refused(at, &["law", "plot", "--law", "hoffmann2022"], 4, "experts");
+}
+
+#[test]
+fn bits_of_expert_weights_are_a_setting_where_nothing_was_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let ask = |bits: &str| {
+        let line = format!(
+            "rank --profile h100 --train-flops 1e21 --experts 4,8 --draws 50 --json --weight-bits {bits}"
+        );
+        let document = printed(folder.path(), &line.split(' ').collect::<Vec<_>>());
+        serde_json::from_str::<Value>(&document).unwrap()
+    };
+    let (full, small) = (ask("16"), ask("2.54"));
+    let weights = |r: &Value| r["candidates"][0]["weights_bytes"].as_f64().unwrap();
+    assert!(weights(&small) < 0.5 * weights(&full));
+    let noted = small["assumptions"].as_array().unwrap().iter().any(|a| {
+        a["name"] == "--weight-bits" && a["source"].as_str().unwrap().contains("not modelled")
+    });
+    assert!(noted);
+    fs::write(folder.path().join("p.json"), profile()).unwrap();
+    let measured = ["rank", "--profile", "p.json", "--weight-bits", "2.54"];
+    refused(folder.path(), &measured, 2, "were not measured");
+}
+
+#[test]
 fn every_json_result_is_one_document_with_its_schema_first() {
     let folder = tempfile::tempdir().unwrap();
     for arguments in [
@@ -481,6 +544,7 @@ fn text_is_never_wider_than_a_hundred_columns() {
         "rank --profile h100 --draws 100",
         "rank --profile h100 --train-flops 1e24 --rate 1000 --draws 100",
         "law list",
+        "law claims --profile h100",
         "law eval --experts 8 --n-active 1B --tokens 20B",
         "law optimal --experts 64 --train-flops 1e25",
         "preset list",

@@ -64,11 +64,11 @@ impl Size {
     /// The words for a table.
     pub const fn words(self) -> &'static str {
         match self {
-            Self::Within => "within the published range",
-            Self::Overlapping => "overlapping the published range",
-            Self::Below => "below the published range",
-            Self::Above => "above the published range",
-            Self::NotComparable => "no figure to compare",
+            Self::Within => "size within the published range",
+            Self::Overlapping => "size overlapping the published range",
+            Self::Below => "size below the published range",
+            Self::Above => "size above the published range",
+            Self::NotComparable => "no size to compare",
         }
     }
 
@@ -108,9 +108,10 @@ const PUBLISHED: [(&str, [f64; 2], usize); 16] = [
     ("Y11", [0.371, 1.252], 4),
     ("Y12", [0.307, 0.695], 3),
     ("Y13", [0.16, 0.30], 4),
-    ("Z1", [6.78, 6.78], 1),
-    ("Z2", [0.31, 0.31], 1),
-    ("Z3", [0.40, 0.40], 1),
+    // Single figures, with the rounding of their digits.
+    ("Z1", [6.775, 6.785], 1),
+    ("Z2", [0.305, 0.315], 1),
+    ("Z3", [0.395, 0.405], 1),
 ];
 
 /// The size of a claim's answer against the published one.
@@ -411,11 +412,11 @@ impl Desk<'_> {
             })
             .collect();
         let serves = cheapest.is_some_and(|e| e == 4 || e == 8);
-        let judged = if self.is_priced { "half of the verdict is" } else { "the verdict is" };
+        let judged = if self.is_priced { "training and cheapest to serve" } else { "training" };
         Ok(Answer {
             computed: format!(
-                "4 against 16 {}, 4 against 32 {}, 8 against 16 {} times the training, which {judged} \
-                 about; cost of the loss-optimal models at equal loss, by experts: {}; {}",
+                "4 against 16 {}, 4 against 32 {}, 8 against 16 {} times the training; cost of the \
+                 loss-optimal models at equal loss, by experts: {}; {} (the verdict is about {judged})",
                 between(values[0], values[1], 2),
                 between(values[2], values[3], 2),
                 between(values[4], values[5], 2),
@@ -764,6 +765,8 @@ mod tests {
         assert_eq!(size("Y9"), Size::Below);
         assert_eq!(size("Y10"), Size::Above);
         assert_eq!(size("Y14"), Size::NotComparable);
-        assert_eq!(size("Z1"), Size::Within);
+        for id in ["Z1", "Z2", "Z3"] {
+            assert_eq!(size(id), Size::Within, "{id}");
+        }
     }
 }

@@ -21,6 +21,8 @@ pub mod krajewski2024;
 pub mod ludziejewski2025;
 pub mod others;
 mod power_law;
+#[cfg(test)]
+mod properties;
 mod scaling;
 pub mod step_law;
 pub mod surface;

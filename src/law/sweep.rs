@@ -40,6 +40,9 @@ pub struct BestAt {
     pub train_flops: f64,
     /// Loss in nats per token.
     pub loss_nats: Band,
+    /// Loss of the first expert count at this budget minus this one's, in nats; 0 for the first. Errors
+    /// that expert counts share cancel in it.
+    pub gain_nats: Band,
     /// Active parameters.
     pub n_active: Band,
     /// Training tokens.
@@ -76,11 +79,14 @@ pub fn sweep(
     let ratio = high / low;
     let steps: Vec<f64> =
         (0..STEPS).map(|i| low * ratio.powf(f64::from(i) / f64::from(STEPS - 1))).collect();
+    let Some(&first) = experts.first() else {
+        return Err(Error::usage("--experts", "no expert count"));
+    };
     let row = |experts: &[usize], budgets: &[f64]| -> Result<Vec<BestAt>> {
         let pairs = experts.iter().flat_map(|&e| budgets.iter().map(move |&b| (e, b)));
-        pairs.map(|(e, b)| best_at(law, e, Flops(b))).collect()
+        pairs.map(|(e, b)| best_at(law, (first, e), Flops(b))).collect()
     };
-    let drawn = experts.first().map_or(0, |&e| law.drawn_slices(e).len());
+    let drawn = law.drawn_slices(first).len();
     Ok(Sweep {
         law: name.into(),
         bands: bands(drawn, law.residual_nats()),
@@ -105,11 +111,15 @@ fn bands(drawn: usize, residual: f64) -> String {
     }
     format!(
         "no covariance is published: loss +- 1.645 x {residual} nats, sizes and tokens that lose less \
-         than {residual} nats"
+         than {residual}"
     )
 }
 
-fn best_at(law: &dyn ExpertScaling, experts: usize, budget: Flops) -> Result<BestAt> {
+fn best_at(
+    law: &dyn ExpertScaling,
+    (first, experts): (usize, usize),
+    budget: Flops,
+) -> Result<BestAt> {
     let slice = law.slice(experts)?;
     let best = slice.optimum(budget);
     let draws: Vec<Optimum> =
@@ -143,10 +153,35 @@ fn best_at(law: &dyn ExpertScaling, experts: usize, budget: Flops) -> Result<Bes
         experts,
         train_flops: budget.0,
         loss_nats,
+        gain_nats: gain(law, first, (best, &draws), budget)?,
         n_active,
         tokens,
         in_fit_range: law.extrapolation(experts, best.n_active, best.tokens).in_fit_range(),
     })
+}
+
+/// Loss of the first expert count minus that of another, draw by draw where there are draws; otherwise
+/// the residuals of two expert counts are independent.
+fn gain(
+    law: &dyn ExpertScaling,
+    first: usize,
+    (best, draws): (Optimum, &[Optimum]),
+    budget: Flops,
+) -> Result<Band> {
+    let base = law.slice(first)?.optimum(budget);
+    let value = base.loss.0 - best.loss.0;
+    if value.abs() <= 0.0 {
+        return Ok(Band { value, lo: value, hi: value });
+    }
+    let bases = law.drawn_slices(first);
+    let drawn = bases.iter().zip(draws).map(|(base, o)| base.optimum(budget).loss.0 - o.loss.0);
+    let half = Z90 * law.residual_nats() * std::f64::consts::SQRT_2;
+    let band = Band { value, lo: value - half, hi: value + half };
+    Ok(spread(drawn.collect()).map_or(band, |s| Band {
+        value,
+        lo: s.p5.min(value),
+        hi: s.p95.max(value),
+    }))
 }
 
 /// Smallest and largest size that spend the budget and lose less than `slack` nats.
@@ -180,6 +215,13 @@ mod tests {
                 assert!(0.0 < band.lo && band.lo < band.value && band.value < band.hi, "{band:?}");
             }
         }
+        for curve in &sweep.by_experts {
+            let gains: Vec<Band> = curve.iter().map(|p| p.gain_nats).collect();
+            assert!(gains[0].hi.abs() < 1e-15, "the first gains nothing on itself");
+            let lost = curve[0].loss_nats.value - curve[2].loss_nats.value;
+            assert!((gains[2].value - lost).abs() < 1e-12);
+            assert!(gains[2].lo < lost && lost < gains[2].hi);
+        }
         assert!(sweep.by_budget[0][0].in_fit_range, "dense at 1e20 was fitted");
         assert!(!sweep.by_experts[1][2].in_fit_range, "32 experts at 1e22 were not");
         assert!(sweep.bands.contains("no covariance"));
@@ -205,5 +247,6 @@ mod tests {
         assert!(low < 2e20 && high > 9e21);
         let law = load_scaling("ludziejewski2025").unwrap();
         assert_eq!(sweep(law.as_ref(), "l", &[0], &[1e21]).unwrap_err().exit_code(), 2);
+        assert_eq!(sweep(law.as_ref(), "l", &[], &[1e21]).unwrap_err().exit_code(), 2);
     }
 }

@@ -34,12 +34,13 @@ pub fn write_law_plots(sweep: &Sweep, out: &Path) -> Result<Vec<PathBuf>> {
 
 fn csv(curves: &[Vec<BestAt>]) -> String {
     let mut text = String::from(
-        "experts,train_flops,loss_nats,loss_nats_lo,loss_nats_hi,n_active,n_active_lo,n_active_hi,\
+        "experts,train_flops,loss_nats,loss_nats_lo,loss_nats_hi,gain_nats,gain_nats_lo,\
+         gain_nats_hi,n_active,n_active_lo,n_active_hi,\
          tokens,tokens_lo,tokens_hi,in_fit_range\n",
     );
     for p in curves.iter().flatten() {
         let _ = write!(text, "{},{:e}", p.experts, p.train_flops);
-        for band in [p.loss_nats, p.n_active, p.tokens] {
+        for band in [p.loss_nats, p.gain_nats, p.n_active, p.tokens] {
             let _ = write!(text, ",{},{},{}", band.value, band.lo, band.hi);
         }
         let _ = writeln!(text, ",{}", p.in_fit_range);
@@ -63,7 +64,7 @@ mod tests {
         assert!(written.iter().all(|path| std::fs::metadata(path).unwrap().len() > 100));
         let csv = std::fs::read_to_string(folder.path().join("law_loss_by_experts.csv")).unwrap();
         assert_eq!(csv.lines().count(), 1 + 4);
-        assert!(csv.lines().all(|line| line.split(',').count() == 12), "{csv}");
+        assert!(csv.lines().all(|line| line.split(',').count() == 15), "{csv}");
         let taken = folder.path().join("taken");
         std::fs::write(&taken, "").unwrap();
         assert_eq!(write_law_plots(&sweep, &taken).unwrap_err().exit_code(), 7);

@@ -120,7 +120,7 @@ fn text(claims: &Claims) -> String {
         } else {
             String::new()
         };
-        let verdict = format!("{}; size {}{range}", claim.verdict.words(), claim.size.words());
+        let verdict = format!("{}; {}{range}", claim.verdict.words(), claim.size.words());
         text.push_str(&wrapped("     verdict    ", &verdict));
     }
     text.push_str("\nNumbers in the first paper that do not add up:\n");

@@ -1,14 +1,14 @@
 //! Figures of a law: loss against experts, and best size and tokens against the training budget.
 
 use super::Figure;
-use super::axis::{Axis, number};
+use super::axis::{Axis, is_shown, number};
 use super::legend::{Legend, stroke};
 use super::panel::{self, BOTTOM, LEFT, Panel, RIGHT, TOP};
 use super::scene::Scene;
 use crate::Result;
 use crate::law::sweep::{Band, BestAt, Sweep};
 use crate::plan::summary::name;
-use crate::report::theme::{self, INK, Looks, Rgb};
+use crate::report::theme::{self, INK, Look, Looks, Rgb};
 
 /// Where the upper panel ends.
 const UPPER_BOTTOM: f64 = 294.0;
@@ -16,6 +16,8 @@ const UPPER_BOTTOM: f64 = 294.0;
 const LOWER_TOP: f64 = 312.0;
 /// Radius of a mark on a curve.
 const SMALL_MARK: f64 = 5.0;
+/// Smallest gain in nats that the axis makes room for.
+const LEAST_GAIN: f64 = 1e-3;
 /// Strength of a band.
 const BAND: f64 = 0.18;
 
@@ -47,7 +49,8 @@ pub(in crate::report) fn figures(sweep: &Sweep) -> Result<[Figure; 2]> {
     ])
 }
 
-/// Loss against experts, one curve a budget.
+/// Loss against experts above, and below what is gained over the first expert count, whose bands the
+/// range of losses would hide; one curve a budget.
 fn by_experts(sweep: &Sweep) -> Scene {
     let mut scene = Scene::default();
     panel::title(
@@ -56,27 +59,30 @@ fn by_experts(sweep: &Sweep) -> Scene {
         &sweep.bands,
     );
     let points = || sweep.by_experts.iter().flatten();
-    let panel = Panel::new(
-        Axis::around("experts per layer (1 is dense)", points().map(|p| p.experts as f64)),
-        Axis::around("loss, nats per token", points().flat_map(|p| ends(p.loss_nats))),
-    );
-    panel.grid(&mut scene);
-    let x = |p: &BestAt| p.experts as f64;
+    let first = points().next().map_or(1, |p| p.experts);
+    let counts = Axis::around("experts per layer (1 is dense)", points().map(|p| p.experts as f64));
+    let losses = Axis::around("loss, nats", points().flat_map(|p| ends(p.loss_nats)));
+    let gains = points().filter(|p| p.experts != first).flat_map(|p| ends(p.gain_nats));
+    // A band that reaches to nothing gained ends at the frame.
+    let gains = gains.filter(|v| *v > LEAST_GAIN);
+    let gains = Axis::around(format!("nats below {}", name(first)), gains);
+    let upper = Panel { frame: (LEFT, TOP, RIGHT, UPPER_BOTTOM), x: counts.clone(), y: losses };
+    let lower = Panel { frame: (LEFT, LOWER_TOP, RIGHT, BOTTOM), x: counts, y: gains };
     // Budgets take the looks of the powers of two from four on, in their order.
     let slot = |i: usize| 1_usize << ((i + 2) % 8);
     let looks = Looks::new((0..sweep.by_experts.len()).map(slot));
-    for (i, curve) in sweep.by_experts.iter().enumerate() {
-        band(&mut scene, &panel, curve, (x, |p| p.loss_nats), looks.of(slot(i)).colour);
-    }
-    for (i, curve) in sweep.by_experts.iter().enumerate() {
-        let look = looks.of(slot(i));
-        let at = panel.points(curve.iter().map(|p| (x(p), p.loss_nats.value)));
-        scene.line(at.clone(), look.colour, 2.2);
-        for (at, point) in at.into_iter().zip(curve) {
-            scene.mark(at, look, SMALL_MARK, !point.in_fit_range);
+    let parts: [(&Panel, Banded); 2] = [(&upper, |p| p.loss_nats), (&lower, |p| p.gain_nats)];
+    for (panel, of) in parts {
+        panel.grid(&mut scene);
+        for (i, curve) in sweep.by_experts.iter().enumerate() {
+            band(&mut scene, panel, curve, (|p| p.experts as f64, of), looks.of(slot(i)).colour);
+        }
+        for (i, curve) in sweep.by_experts.iter().enumerate() {
+            marked(&mut scene, panel, curve, of, looks.of(slot(i)));
         }
     }
-    panel.frame(&mut scene);
+    upper.frame_without_x(&mut scene);
+    lower.frame(&mut scene);
     let mut legend = Legend::new();
     legend.heading(&mut scene, "training FLOPs");
     for (i, curve) in sweep.by_experts.iter().enumerate() {
@@ -94,6 +100,16 @@ fn by_experts(sweep: &Sweep) -> Scene {
     }
     legend.note(&mut scene, "band: see subtitle");
     scene
+}
+
+/// A line with a mark at each model, hollow outside the law's runs.
+fn marked(scene: &mut Scene, panel: &Panel, curve: &[BestAt], of: Banded, look: Look) {
+    let shown: Vec<&BestAt> = curve.iter().filter(|p| is_shown(of(p).value)).collect();
+    let at = panel.points(shown.iter().map(|p| (p.experts as f64, of(p).value)));
+    scene.line(at.clone(), look.colour, 2.2);
+    for (at, point) in at.into_iter().zip(shown) {
+        scene.mark(at, look, SMALL_MARK, !point.in_fit_range);
+    }
 }
 
 /// Size above, tokens below, one curve an expert count.
@@ -153,8 +169,10 @@ const fn ends(band: Band) -> [f64; 3] {
 
 /// A filled band along a curve.
 fn band(scene: &mut Scene, panel: &Panel, curve: &[BestAt], (x, of): (Value, Banded), colour: Rgb) {
-    let mut outline = panel.points(curve.iter().map(|p| (x(p), of(p).hi)));
-    outline.extend(panel.points(curve.iter().rev().map(|p| (x(p), of(p).lo))));
+    let shown: Vec<&BestAt> = curve.iter().filter(|p| is_shown(of(p).value)).collect();
+    // A low end at or below zero lies on the frame.
+    let mut outline: Vec<_> = shown.iter().map(|p| panel.at(x(p), of(p).hi)).collect();
+    outline.extend(shown.iter().rev().map(|p| panel.at(x(p), of(p).lo)));
     scene.fill(outline, colour, BAND);
 }
 
@@ -188,7 +206,9 @@ mod tests {
     #[test]
     fn both_figures_name_axes_units_budgets_and_expert_counts() {
         let [loss, optimum] = drawn(&[1, 4, 32], &[1e20, 1e21]);
-        for word in ["experts per layer", "loss, nats per token", "10²⁰", "10²¹", "outside"] {
+        for word in
+            ["experts per layer", "loss, nats", "nats below dense", "10²⁰", "10²¹", "outside"]
+        {
             assert!(loss.svg.contains(word), "{word}");
         }
         for word in ["training FLOPs", "active parameters", "training tokens", "32 experts"] {
