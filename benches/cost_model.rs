@@ -28,7 +28,9 @@ use moe_frontier::plan::candidates::geometry;
 use moe_frontier::plan::inputs::{Demand, Lifetime, RankInputs, Target};
 use moe_frontier::plan::points::{Setup, predict_with};
 use moe_frontier::plan::rank::rank;
-use moe_frontier::plan::size::{Limit, Metric, PlanCurve, SizeInputs, Statistic, size};
+use moe_frontier::plan::size::{
+    Limit, Metric, PlanCurve, SizeInputs, Statistic, Variability, size,
+};
 use moe_frontier::profile::{KernelTimes, LatencyModel, LayerQuery};
 use moe_frontier::units::{Bytes, Flops, Seconds, UsdPerHour};
 
@@ -151,7 +153,8 @@ fn serving(c: &mut Criterion) {
         b.iter(|| predict_with(black_box(&open), &inputs.costs, &kernels).expect("predicts"));
     });
     let deployment = Deployment { model: &model, layout, times: &kernels, costs: &inputs.costs };
-    let curve = PlanCurve::new(&deployment, Bytes(70e9), &lengths).expect("fits");
+    let variability = Variability::of(1.0, Spread::LogNormal(0.5));
+    let curve = PlanCurve::new(&deployment, Bytes(70e9), &lengths, variability).expect("fits");
     let (speed, requests) = (curve.speed(curve.cap()), 100_000);
     for (name, load) in [("half", 0.5), ("95 %", 0.95)] {
         let rate = load * curve.capacity(&[], curve.cap());

@@ -1,5 +1,4 @@
 //! The serving model against published servers: errors over the measured points, and known answers.
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
 
 #[path = "common/serving.rs"]
