@@ -101,7 +101,7 @@ KERNEL(kPermuteThreads, 4) combine_bf16(GRID_CONSTANT CombineParams params) {
     }
 }
 
-KERNEL(kPermuteThreads, 8) permute_gather_bf16(GRID_CONSTANT GemmParams params) {
+KERNEL(kPermuteThreads, 6) permute_gather_bf16(GRID_CONSTANT GemmParams params) {
     griddep_wait();
     griddep_launch();
     const GemmParams& p = params;
