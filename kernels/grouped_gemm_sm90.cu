@@ -62,7 +62,7 @@
 // Faults planted for the tests: MUTANT_NO_FULL_WAIT, MUTANT_NO_EMPTY_WAIT,
 // MUTANT_RELEASE_BEFORE_WAIT, MUTANT_NO_PROXY_FENCE, MUTANT_NO_STORE_FENCE, MUTANT_NO_STORE_WAIT,
 // MUTANT_SWAPPED_GATE_UP, MUTANT_DROPPED_K_TAIL, MUTANT_DROPPED_LAST_TILE, MUTANT_LAST_ROW_DROPPED,
-// MUTANT_PADDING_UNWRITTEN.
+// MUTANT_PADDING_UNWRITTEN, MUTANT_NO_TURN (ping-pong only).
 
 #include "common.cuh"
 
@@ -92,8 +92,9 @@ constexpr u32 kBlockBytes = kWgmmaM * kRowBytes;
 constexpr u32 kChunk = 64;
 // Swizzle atoms are 8 rows of 128 bytes.
 constexpr u32 kSwizzleAlign = 1024;
-// Steps the gather runs ahead of its hand-over: its copies have two steps' time to arrive before
-// the producer waits for them. One more would not fit the ring (see the assertion below).
+// Steps the gather has under way before it hands the oldest over. Two of them are 96 KB a block,
+// more than the latency of memory asks for (3.35 TB/s for 1 us are 25 KB an SM), and the hand-over
+// comes two steps before a consumer that keeps up needs it.
 constexpr u32 kLag = 2;
 // Row pitch of the f32 staging tile of the fast epilogue: 64 sums and 32 bytes, so that four rows
 // of 8-byte stores fall into different banks; a multiple of 16 for the bulk copies.
@@ -137,7 +138,7 @@ struct Tiling {
                       (FAST || kBufferBytes % kSwizzleAlign == 0),
                   "operands and stores start at swizzle atoms");
     static_assert(kColumns % kChunk == 0, "outputs leave in whole chunks");
-    static_assert(!UP || kLag + 2 <= kStages,
+    static_assert(!UP || kLag + 1 <= kStages,
                   "a step is handed over before the producer needs the stage that waits for it");
     static_assert(kSharedBytes <= kSharedLimit, "shared memory of one block");
 };
@@ -212,13 +213,17 @@ struct Shared {
         fence_mbar_init();
     }
     DEVICE void wait_full(const Ring<T::kStages>& ring) const {
-#ifndef MUTANT_NO_FULL_WAIT
+#ifdef MUTANT_NO_FULL_WAIT
+        (void)ring;
+#else
         mbar_wait(full_barrier(ring.stage), ring.parity);
 #endif
     }
     // The producer's first pass finds fresh barriers, which let the other parity through.
     DEVICE void wait_empty(const Ring<T::kStages>& ring) const {
-#ifndef MUTANT_NO_EMPTY_WAIT
+#ifdef MUTANT_NO_EMPTY_WAIT
+        (void)ring;
+#else
         mbar_wait(empty_barrier(ring.stage), ring.parity ^ 1);
 #endif
     }
@@ -274,6 +279,15 @@ struct Schedule {
     }
 };
 
+// Pair of row `row` of the tile, -1 past its rows.
+DEVICE i32 pair_of_row(const GemmParams& p, const Work& work, u32 row) {
+#ifdef MUTANT_LAST_ROW_DROPPED
+    return row + 1 < work.rows ? p.sorted_pairs[work.row0 + row] : -1;
+#else
+    return row < work.rows ? p.sorted_pairs[work.row0 + row] : -1;
+#endif
+}
+
 // First row, within the tile, of block `block` of consumer `consumer`. Cooperating consumers take
 // blocks in turn: a tile with few rows is then shared as evenly as blocks of 64 allow.
 template <typename T>
@@ -318,12 +332,7 @@ struct Gather {
 #pragma unroll
         for (u32 pass = 0; pass < kPasses; ++pass) {
             const u32 r = pass * kRowsPerPass + row();
-#ifdef MUTANT_LAST_ROW_DROPPED
-            const u32 rows = work.rows - 1;
-#else
-            const u32 rows = work.rows;
-#endif
-            const i32 pair = r < rows ? p.sorted_pairs[work.row0 + r] : -1;
+            const i32 pair = pair_of_row(p, work, r);
             tokens[pass] = pair < 0 ? 0 : (u32)pair / p.top_k;
             present |= pair < 0 ? 0 : 1u << pass;
         }
@@ -358,6 +367,13 @@ DEVICE void produce_up(const TensorMap& w13, const GemmParams& p, const Schedule
         const Work work = schedule.at(index);
         gather.find_tokens(p, work);
         for (u32 k = 0; k < schedule.steps; ++k) {
+            // Before the next copies, not after: the fence may wait for all that are under way.
+            if (behind == kLag) {
+                cp_async_wait<kLag - 1>();
+                hand_over(shared.full_barrier(late.stage));
+                late.next();
+                behind -= 1;
+            }
             shared.wait_empty(ring);
             if (thread_index() == 0) {
                 const u32 full = shared.full_barrier(ring.stage);
@@ -367,13 +383,7 @@ DEVICE void produce_up(const TensorMap& w13, const GemmParams& p, const Schedule
             }
             gather.copy(p, shared.a(ring.stage), k);
             cp_async_commit();
-            if (behind == kLag) {
-                cp_async_wait<kLag>();
-                hand_over(shared.full_barrier(late.stage));
-                late.next();
-            } else {
-                behind += 1;
-            }
+            behind += 1;
             ring.next();
         }
     }
@@ -428,11 +438,17 @@ struct Turn {
     // Barriers 1 and 2 are the epilogues'.
     DEVICE static u32 barrier(u32 consumer) { return 1 + kConsumers + consumer; }
     DEVICE void await(u32 consumer) const {
+#ifdef MUTANT_NO_TURN
+        return;
+#endif
         if (T::kPingpong && follows) {
             named_sync(barrier(consumer), kConsumers * kWarpgroup);
         }
     }
     DEVICE void pass_on(u32 consumer) const {
+#ifdef MUTANT_NO_TURN
+        return;
+#endif
         if (T::kPingpong && precedes) {
             named_arrive(barrier(1 - consumer), kConsumers * kWarpgroup);
         }
@@ -474,6 +490,7 @@ DEVICE void multiply(Sums<T> (&d)[LIVE], Ring<T::kStages>& ring, const Shared<T>
 #ifdef MUTANT_RELEASE_BEFORE_WAIT
         shared.release(ring.stage);
         wgmma_wait<1>();
+        (void)reading;
 #else
         wgmma_wait<1>();
         if (k > 0) {
@@ -646,7 +663,8 @@ public:
         const u32 row = block_row<T>(consumer_, 0);
         weight0_ = weight(work, row + at.row(0));
         weight1_ = weight(work, row + at.row(1));
-        const i32 pair = sends() ? pair_of(work, row + thread_index() % kWarpgroup) : -1;
+        const i32 pair =
+            sends() ? pair_of_row(p_, work, row + thread_index() % kWarpgroup) : -1;
         to_ = pair < 0 ? nullptr
                        : p_.accumulate + (u64)((u32)pair / p_.top_k) * p_.accumulate_stride;
     }
@@ -673,18 +691,17 @@ public:
 private:
     // One thread a row.
     DEVICE static bool sends() { return thread_index() % kWarpgroup < kWgmmaM; }
-    DEVICE i32 pair_of(const Work& work, u32 row) const {
-        return row < work.rows ? p_.sorted_pairs[work.row0 + row] : -1;
-    }
     DEVICE float weight(const Work& work, u32 row) const {
-        const i32 pair = pair_of(work, row);
+        const i32 pair = pair_of_row(p_, work, row);
         return pair < 0 ? 0.0f : p_.topk_weights[pair];
     }
 
     DEVICE void add_chunk(const Sums<T>& d, u32 chunk, u32 column) {
+#ifndef MUTANT_NO_STORE_WAIT
         if (sends()) {
             bulk_wait_read<1>();
         }
+#endif
         named_sync(1 + consumer_, kWarpgroup);
         const Lane at;
         const u32 buffer = buffers_ + turn_ * T::kBufferBytes;
@@ -698,7 +715,9 @@ private:
             st_shared_u32x2(line1 + group * 32, float_bits(mul_rn(d[i + 2], weight1_)),
                             float_bits(mul_rn(d[i + 3], weight1_)));
         }
+#ifndef MUTANT_NO_STORE_FENCE
         fence_proxy_async();
+#endif
         named_sync(1 + consumer_, kWarpgroup);
         if (sends()) {
             if (to_ != nullptr) {

@@ -328,6 +328,34 @@ device_structs! {
         /// Not read.
         unused: u32,
     }
+
+    /// A probe of the device: ceilings, helpers of the timing, single instructions.
+    pub struct ProbeParams {
+        /// What is read.
+        from: DeviceAddress,
+        /// What is written.
+        to: DeviceAddress,
+        /// Gate only: memory that the host writes.
+        flag: DeviceAddress,
+        /// Size of `from`, or of what is written; a multiple of 16.
+        bytes: u64,
+        /// Gate only: longest wait in nanoseconds.
+        limit_ns: u64,
+        /// Which of several.
+        variant: u32,
+        /// Seed of the flush's pattern.
+        seed: u32,
+    }
+
+    /// Where the layout check writes.
+    pub struct ConfigCheckParams {
+        /// `u32[capacity]`.
+        words: DeviceAddress,
+        /// Words that fit.
+        capacity: u32,
+        /// Not read.
+        unused: u32,
+    }
 }
 
 /// A parameter struct as a launch hands it over.
@@ -416,6 +444,8 @@ mod tests {
         contiguous::<GemmParams>();
         contiguous::<SplitGemmParams>();
         contiguous::<CombineParams>();
+        contiguous::<ProbeParams>();
+        contiguous::<ConfigCheckParams>();
         assert_eq!(size_of::<WorkspaceHeader>(), 256);
         assert_eq!(size_of::<Tile>(), 16);
     }

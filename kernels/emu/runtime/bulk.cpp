@@ -149,7 +149,7 @@ void reduce(const BulkOp& op) {
 
 // Runs the operation's next step; true when it was the last.
 bool step(Block& block, BulkOp& op) {
-    block.bulk_context.enter();
+    op.issuer->bulk_context.enter();
     op.issuer->bulk_issued.acquire();
     bool last = true;
     if (op.type == BulkOp::kLoad) {
@@ -163,7 +163,7 @@ bool step(Block& block, BulkOp& op) {
         reduce(op);
     }
     if (op.type != BulkOp::kLoad) op.issuer->bulk_done.release();
-    block.bulk_context.leave();
+    op.issuer->bulk_context.leave();
     return last;
 }
 

@@ -80,6 +80,11 @@ emu_switch_stacks:
 extern "C" void emu_switch_stacks(void** save, void* load);
 
 namespace emu {
+
+#if defined(EMU_THREAD)
+void* scheduler_fiber = nullptr;
+#endif
+
 namespace {
 
 // Enough for the largest kernel with the address sanitizer's red zones; only touched pages count.
@@ -99,9 +104,6 @@ u64 idle_polls = 0;
 // Stacks of ended blocks, for the next.
 std::vector<u8*> free_stacks;
 
-#if defined(EMU_THREAD)
-void* scheduler_fiber = nullptr;
-#endif
 #if defined(__SANITIZE_ADDRESS__)
 void* scheduler_fake_stack = nullptr;
 const void* scheduler_bottom = nullptr;
@@ -275,15 +277,23 @@ void thread_main() {
     std::abort();  // an ended thread is never run again
 }
 
-void prepare_stack(Thread& thread, u32 index) {
-    if (free_stacks.empty()) {
-        void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (memory == MAP_FAILED) fail(kUsage, "no memory for the stacks of %u threads", index);
+// Maps stacks for `count` threads at once.
+u8* map_stacks(u32 count) {
+    void* memory = mmap(nullptr, count * kStackBytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) fail(kUsage, "no memory for the stacks of %u threads", count);
+    for (u32 i = 0; i < count; i++) {
+        u8* stack = (u8*)memory + i * kStackBytes;
+#if !defined(EMU_THREAD)
         // A guard page: a kernel that runs out of stack ends with a fault and not with a riddle.
-        mprotect(memory, 4096, PROT_NONE);
-        free_stacks.push_back((u8*)memory);
+        mprotect(stack, 4096, PROT_NONE);
+#endif
+        free_stacks.push_back(stack);
     }
+    return (u8*)memory;
+}
+
+void prepare_stack(Thread& thread, u32 index) {
     thread.stack = free_stacks.back() + 4096;
     thread.stack_bytes = kStackBytes - 4096;
     free_stacks.pop_back();
@@ -313,6 +323,7 @@ void start_block(Grid& grid) {
     block->threads.resize(launch.block);
     block->warps.resize((launch.block + 31) / 32);
     begin_block_memory(*block);
+    if (free_stacks.size() < launch.block) block->stacks = map_stacks(launch.block);
     for (u32 i = 0; i < launch.block; i++) {
         Thread& thread = block->threads[i];
         thread.thread = i;
@@ -336,14 +347,13 @@ void start_block(Grid& grid) {
     live_blocks.push_back(block);
 }
 
-void release_stack(Thread& thread) {
-    u8* base = thread.stack - 4096;
+void release_stacks(Block& block) {
 #if defined(EMU_THREAD)
-    __tsan_destroy_fiber(thread.context.thread_fiber);
+    for (Thread& thread : block.threads) __tsan_destroy_fiber(thread.context.thread_fiber);
     // A new mapping has no history of accesses; an old one would race with its next user.
-    munmap(base, kStackBytes);
+    munmap(block.stacks, block.threads.size() * kStackBytes);
 #else
-    free_stacks.push_back(base);
+    for (Thread& thread : block.threads) free_stacks.push_back(thread.stack - 4096);
 #endif
 }
 
@@ -353,10 +363,12 @@ void end_block(Block* block) {
     end_block_barriers(*block);
     end_block_products(*block);
     end_block_memory(*block);
-    for (Thread& thread : block->threads) release_stack(thread);
-    for (Thread& thread : block->threads) thread.copy_context.destroy();
+    release_stacks(*block);
+    for (Thread& thread : block->threads) {
+        thread.copy_context.destroy();
+        thread.bulk_context.destroy();
+    }
     for (Warp& warp : block->warps) warp.context.destroy();
-    block->bulk_context.destroy();
     if (!block->let_dependents) grid.let_dependents++;
     grid.live--;
     grid.finished++;

@@ -13,8 +13,9 @@ namespace {
 
 // The device's shared window begins with 1 KiB that the system keeps (sm_90).
 constexpr u32 kWindowStart = 1024;
-// Largest dynamic shared memory, room to shift its start, and a canary behind.
-constexpr size_t kArenaBytes = 232448 + 1024 + 4096;
+// Beside dynamic shared memory: room to shift its start, and a canary behind.
+constexpr u32 kSlackBytes = 1024 + 4096;
+constexpr size_t kMostArenaBytes = 232448 + kSlackBytes;
 // NaN in bf16 and f32, and no valid index: what shared memory holds before it is written.
 constexpr u8 kPoison = 0xff;
 
@@ -38,7 +39,7 @@ std::vector<u8*> free_arenas;
 
 const Buffer* find_buffer(const u8* pointer) {
     if (last_buffer && pointer >= last_buffer->start &&
-        pointer <= last_buffer->start + last_buffer->bytes)
+        pointer < last_buffer->start + last_buffer->bytes)
         return last_buffer;
     auto after = std::upper_bound(buffers.begin(), buffers.end(), pointer,
                                   [](const u8* p, const Buffer& b) { return p < b.start; });
@@ -59,10 +60,17 @@ void check_canaries(const Block& block) {
     std::sort(regions.begin(), regions.end(),
               [](const Region& a, const Region& b) { return a.start < b.start; });
     u32 position = kWindowStart;
-    u32 end = kWindowStart + (u32)kArenaBytes;
+    u32 end = kWindowStart + block.mapping_bytes;
     auto check = [&](u32 from, u32 to) {
         for (u32 i = from; i < to; i++) {
             u32 offset = i - kWindowStart;
+            // Most canaries are whole: eight bytes at a time.
+            u64 eight = 0;
+            if (i + 8 <= to) std::memcpy(&eight, block.mapping + offset, 8);
+            if (eight == ~0ull) {
+                i += 7;
+                continue;
+            }
             if (block.mapping[offset] == kPoison) continue;
             emu_self = const_cast<Thread*>(&block.threads[0]);
             self()->wrapper = "the end of its block";
@@ -132,28 +140,29 @@ void check_global(const void* pointer, u64 bytes, u32 align) {
 
 void begin_block_memory(Block& block) {
     if (free_arenas.empty()) {
-        void* memory = mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE,
+        void* memory = mmap(nullptr, kMostArenaBytes, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) fail(kUsage, "no memory for a block's shared memory");
         free_arenas.push_back((u8*)memory);
     }
     block.mapping = free_arenas.back();
     free_arenas.pop_back();
-    std::memset(block.mapping, kPoison, kArenaBytes);
-    poison(block.mapping, kArenaBytes);
+    block.mapping_bytes = block.grid->launch->shared_bytes + kSlackBytes;
+    std::memset(block.mapping, kPoison, block.mapping_bytes);
+    poison(block.mapping, block.mapping_bytes);
     // 16-byte aligned and never more: kernels may rely on nothing stronger.
     u32 shift = 16 + 32 * (random_u32() % 31);
     block.arena = block.mapping + shift;
     block.arena_start = kWindowStart + shift;
-    block.marks.assign(kArenaBytes / 4, 0);
+    block.marks.assign(block.mapping_bytes / 4 + 1, 0);
 }
 
 void end_block_memory(Block& block) {
-    unpoison(block.mapping, kArenaBytes);
+    unpoison(block.mapping, block.mapping_bytes);
     check_canaries(block);
 #if defined(EMU_THREAD)
     // A new mapping has no history of accesses; an old one would race with its next user.
-    munmap(block.mapping, kArenaBytes);
+    munmap(block.mapping, kMostArenaBytes);
 #else
     free_arenas.push_back(block.mapping);
 #endif

@@ -66,6 +66,8 @@ struct Product {
     u32 accumulate;
     u32 number;  // counts up by warp
     Accumulator* lanes[32];
+    bool a_in_registers;
+    u32 a_registers[32][4];
 };
 
 // What the host holds in the 128 bytes of a TensorMap.
@@ -117,6 +119,9 @@ struct Thread : EmuThread {
     SyncToken copy_done;
 
     u32 bulk_groups = 0;  // committed so far
+    // Of this thread's operations alone: one that another thread's had used would have seen what
+    // that thread had.
+    OpContext bulk_context;
     SyncToken bulk_issued;
     SyncToken bulk_done;
 
@@ -147,7 +152,8 @@ struct LaneGroup {
 };
 
 struct Warp {
-    LaneGroup groups[32];  // by lowest lane of the mask: disjoint masks may meet at the same time
+    LaneGroup groups[32];  // as many as there are lanes may meet under different masks
+    u32 meeting = 0;       // groups that some lanes wait in
     u32 ended = 0;  // lanes
     u32 lanes = 0;
 
@@ -192,9 +198,11 @@ struct Region {
 
 struct Block {
     Grid* grid = nullptr;
-    u8* arena = nullptr;   // start of dynamic shared memory
-    u32 arena_start = 0;   // its shared-space address
-    u8* mapping = nullptr;
+    u8* arena = nullptr;    // start of dynamic shared memory
+    u32 arena_start = 0;    // its shared-space address
+    u8* mapping = nullptr;  // the memory that it lies in
+    u32 mapping_bytes = 0;
+    u8* stacks = nullptr;   // mapped for this block, if it was
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     Barrier barriers[16];
@@ -203,7 +211,6 @@ struct Block {
     // By 4 bytes of the arena: thread (plus 1) and proxy epoch of the last tracked ordinary store.
     std::vector<u32> marks;
     std::vector<BulkOp> bulk;
-    OpContext bulk_context;
     u32 free_registers = 0;  // given up by setmaxnreg_dec
     std::vector<Thread*> waiting_for_registers;
     u32 ended = 0;

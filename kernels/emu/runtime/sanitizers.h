@@ -52,13 +52,22 @@ struct FiberContext {
     void* fake_stack = nullptr;
 };
 
+#if defined(EMU_THREAD)
+// The scheduler's own fiber, which has seen nothing of the running blocks.
+extern void* scheduler_fiber;
+#endif
+
 // The thread sanitizer's view of an asynchronous engine: accesses between `enter` and `leave` are
 // its own and not the running thread's.
 struct OpContext {
 #if defined(EMU_THREAD)
     void enter() {
-        if (!fiber_) fiber_ = __tsan_create_fiber(0);
         caller_ = __tsan_get_current_fiber();
+        if (!fiber_) {
+            // A new fiber has seen all that its creator has: that must not be the running thread.
+            __tsan_switch_to_fiber(scheduler_fiber, 1);
+            fiber_ = __tsan_create_fiber(0);
+        }
         __tsan_switch_to_fiber(fiber_, 1);
     }
     void leave() { __tsan_switch_to_fiber(caller_, 1); }

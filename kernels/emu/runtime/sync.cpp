@@ -48,6 +48,16 @@ void arrive(Barrier& barrier, u32 id, u32 expected, bool wait) {
     if (wait) token.acquire();
 }
 
+// The group that meets under the mask, or a free one. Each lane waits in one at most, so that there
+// is always one free. Lanes that wait for each other under different masks end as a deadlock.
+LaneGroup& find_group(Warp& warp, u32 mask) {
+    for (u32 groups = warp.meeting; groups != 0; groups &= groups - 1) {
+        LaneGroup& group = warp.groups[__builtin_ctz(groups)];
+        if (group.mask == mask) return group;
+    }
+    return warp.groups[__builtin_ctz(~warp.meeting)];
+}
+
 }  // namespace
 
 void meet_lanes(const char* wrapper, u64 shape, u32 mask, void* argument,
@@ -64,15 +74,13 @@ void meet_lanes(const char* wrapper, u64 shape, u32 mask, void* argument,
     if (mask & w.ended)
         fail(kDivergence, "the mask 0x%08x names lanes that have ended (0x%08x)", mask,
              mask & w.ended);
-    LaneGroup& group = w.groups[__builtin_ctz(mask)];
+    LaneGroup& group = find_group(w, mask);
     if (group.arrived == 0) {
         group.wrapper = wrapper;
         group.shape = shape;
         group.mask = mask;
+        w.meeting |= 1u << (u32)(&group - w.groups);
     }
-    if (group.mask != mask)
-        fail(kDivergence, "lanes meet with the mask 0x%08x here and 0x%08x in %s", mask, group.mask,
-             group.wrapper);
     bool same = group.wrapper == wrapper || std::strcmp(group.wrapper, wrapper) == 0;
     if (!same || group.shape != shape)
         fail(kDivergence, "lanes of one warp (mask 0x%08x) are in %s and in %s at the same time",
@@ -87,6 +95,7 @@ void meet_lanes(const char* wrapper, u64 shape, u32 mask, void* argument,
     }
     if (all) all(group);
     group.arrived = 0;
+    w.meeting &= ~(1u << (u32)(&group - w.groups));
     u32 first = thread->thread - lane;
     for (u32 others = mask & ~(1u << lane); others != 0; others &= others - 1)
         wake(&block().threads[first + (u32)__builtin_ctz(others)]);
@@ -101,7 +110,8 @@ void thread_ended(Thread& thread) {
     for (u32 id = 0; id < 16; id++) {
         const Barrier& barrier = b.barriers[id];
         bool all_expected = barrier.arrived > 0 && barrier.expected == b.threads.size();
-        if (all_expected)
+        bool was_here = barrier.lanes[thread.warp_index()] >> thread.lane() & 1;
+        if (all_expected && !was_here)
             fail(kDivergence, "a thread ended while others wait for it at barrier %u", id);
     }
     Warp& w = b.warps[thread.warp_index()];
