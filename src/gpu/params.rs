@@ -261,6 +261,22 @@ device_structs! {
         align: AlignParams,
     }
 
+    /// A routing whose logits the kernel computes itself.
+    pub struct RouterGateParams {
+        /// The routing; its logits, f32, are written by the kernel.
+        router: RouterParams,
+        /// `bf16[tokens, hidden]`.
+        x: DeviceAddress,
+        /// `bf16[experts, hidden]`.
+        gate: DeviceAddress,
+        /// Elements between rows of x.
+        x_stride: u64,
+        /// Width of x and of the gate.
+        hidden: u32,
+        /// Not read.
+        unused: u32,
+    }
+
     /// One grouped product.
     pub struct GemmParams {
         /// Up: x `bf16[tokens, depth]`; down: h `bf16[rows, depth]`.
