@@ -1,9 +1,11 @@
 //! The router that multiplies x and the gate itself. Integers: every order of summation gives the same
 //! logits, so ids and weights are those of the reference to the bit.
 
+use std::path::Path;
+
 use half::bf16;
 use moe_frontier::config::{RouterConfig, Scoring};
-use moe_frontier::gpu::Launcher;
+use moe_frontier::gpu::{Capsule, CapsuleOptions, Launcher};
 use moe_frontier::kernels::RouterSpec;
 use moe_frontier::kernels::gpu::launches::{RouterGateLaunch, RouterLaunch, router_topk_gate};
 use moe_frontier::kernels::gpu::{LogitFormat, Matrix};
@@ -130,4 +132,49 @@ fn prepare(case: Case, seed: u64, batch: &mut Batch) -> Outcome {
         if aligns { alignment::compare(capsule, &tables, &table) } else { Ok(()) }
     });
     Ok(())
+}
+
+#[test]
+fn a_gate_that_does_not_fit_is_refused_before_anything_is_launched() {
+    let options = CapsuleOptions::new(Path::new("never run"));
+    let capsule = &mut Capsule::new(suite::DEVICE, options).unwrap();
+    let mut region = |bytes| capsule.allocate(bytes).unwrap();
+    let spec = RouterSpec::softmax();
+    let fits = RouterGateLaunch {
+        router: RouterLaunch {
+            logits: Matrix::dense(region(4 * 2 * 8), 8),
+            format: LogitFormat::F32,
+            tokens: 2,
+            experts: 8,
+            top_k: 2,
+            spec: &spec,
+            bias: None,
+            group_top1: false,
+            shared: false,
+            topk_ids: region(4 * 2 * 2),
+            topk_weights: region(4 * 2 * 2),
+            header: region(256),
+            align: None,
+            overlaps: false,
+        },
+        x: Matrix::dense(region(2 * 2 * 72), 72),
+        gate: region(2 * 8 * 72),
+        hidden: 72,
+    };
+    let short = region(2 * 8 * 72 - 2);
+    let narrow = RouterLaunch { format: LogitFormat::Bf16, ..fits.router };
+    let wide = RouterLaunch { top_k: 9, ..fits.router };
+    for (launch, named) in [
+        (RouterGateLaunch { hidden: 68, ..fits }, "hidden"),
+        (RouterGateLaunch { hidden: 0, ..fits }, "hidden"),
+        (RouterGateLaunch { hidden: 80, ..fits }, "at least 80"),
+        (RouterGateLaunch { gate: short, ..fits }, "gate"),
+        (RouterGateLaunch { router: narrow, ..fits }, "logits"),
+        (RouterGateLaunch { router: wide, ..fits }, "top_k"),
+    ] {
+        let error = router_topk_gate(capsule, &launch).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains(named), "{error} does not name {named}");
+    }
+    router_topk_gate(capsule, &fits).unwrap();
 }
