@@ -155,24 +155,6 @@ device_structs! {
         unused: i32,
     }
 
-    /// What the probes read and write.
-    pub struct ProbeParams {
-        /// What is read.
-        from: DeviceAddress,
-        /// What is written.
-        to: DeviceAddress,
-        /// Gate: memory that the host writes.
-        flag: DeviceAddress,
-        /// Size of what is read or written; a multiple of 16.
-        bytes: u64,
-        /// Gate: longest wait.
-        limit_ns: u64,
-        /// Which of several.
-        variant: u32,
-        /// Seed of the flush's pattern.
-        seed: u32,
-    }
-
     /// First 256 bytes of the workspace.
     pub struct WorkspaceHeader {
         /// Entries of the tile table.
@@ -259,6 +241,22 @@ device_structs! {
         unused: u32,
         /// Read when `fuse_align` is 1.
         align: AlignParams,
+    }
+
+    /// A routing whose logits the kernel computes itself.
+    pub struct RouterGateParams {
+        /// The routing; its logits, f32, are written by the kernel.
+        router: RouterParams,
+        /// `bf16[tokens, hidden]`.
+        x: DeviceAddress,
+        /// `bf16[experts, hidden]`.
+        gate: DeviceAddress,
+        /// Elements between rows of x.
+        x_stride: u64,
+        /// Width of x and of the gate.
+        hidden: u32,
+        /// Not read.
+        unused: u32,
     }
 
     /// One grouped product.

@@ -43,6 +43,7 @@ fn expected() -> Vec<(String, i64)> {
     of::<params::WorkspaceHeader>(&mut all);
     of::<params::AlignParams>(&mut all);
     of::<params::RouterParams>(&mut all);
+    of::<params::RouterGateParams>(&mut all);
     of::<params::GemmParams>(&mut all);
     of::<params::SplitGemmParams>(&mut all);
     of::<params::CombineParams>(&mut all);

@@ -214,6 +214,8 @@ pub(crate) fn product_kernel(name: &str) -> Option<&'static ProductKernel> {
 
 /// Entry points of the router, by the format of the logits: f32, bf16.
 pub const ROUTERS: [&str; 2] = ["router_topk_f32", "router_topk_bf16"];
+/// Entry point of the router that computes its logits itself. No plan chooses it yet.
+pub const GATE: &str = "router_topk_gate_bf16";
 /// Entry points of align: of few pairs, then the three of many.
 pub const ALIGN: [&str; 4] = ["align_small", "align_histogram", "align_scan", "align_scatter"];
 /// Entry point of the weighted sum.
