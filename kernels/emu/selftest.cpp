@@ -367,6 +367,8 @@ const std::vector<Case> kCases = {
     {"no block_sync after cp_async_wait", copies, kFaultNoSync, {0, kWrong}, {}, {kRace}},
     {"a global address past its buffer", copies, kFaultGlobal, {kGlobal}, {}, {}},
     {"a ticket without fence_gpu", grid, kFaultNoFenceGpu, {0}, {}, {kRace}},
+    {"a store between fence and ticket", grid, kFaultStoreAfterFence, {0}, {}, {kRace}},
+    {"a flag that is polled and never set", grid, kFaultNoFlag, {kDeadlock}, {}, {}},
     {"a read-only load of what is written", grid, kFaultStaleRead, {kConstant}, {}, {}},
     {"no griddep_wait", dependent, kFaultNoGriddepWait, {0, kWrong}, {}, {0, kWrong, kRace}, true},
     {"data over a barrier", barrier, kFaultBarrierOverwritten, {kMbarrier}, {}, {kMbarrier, kRace}},

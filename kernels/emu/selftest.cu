@@ -290,6 +290,7 @@ selftest_grid(GRID_CONSTANT GridParams p) {
     block_sync();
     if (t == 0) {
         if (p.fault != kFaultNoFenceGpu) fence_gpu();
+        if (p.fault == kFaultStoreAfterFence) p.words[block * 64] = block * 1000;
         *ticket = atom_add_gpu(p.counters, 1);
         fence_gpu();
     }
@@ -305,7 +306,7 @@ selftest_grid(GRID_CONSTANT GridParams p) {
         p.sums[block] = block == 0 ? 1 : p.sums[block - 1] + block;
         u32 order = atom_add_acq_rel_gpu(p.counters + 4, 1);
         if (order != block) p.counters[5] = 1;
-        st_release_gpu(p.counters + 3, block + 1);
+        if (p.fault != kFaultNoFlag) st_release_gpu(p.counters + 3, block + 1);
     }
 }
 
