@@ -23,6 +23,8 @@
 // Most experts and most choices per token; the host refuses more.
 constexpr u32 kMaxExperts = 1024;
 constexpr u32 kMaxTopK = 32;
+// Most groups of a group-limited choice.
+constexpr u32 kMaxGroups = 32;
 
 // Status bits, set by kernels and read by the host after a synchronisation.
 constexpr u32 kStatusNonFiniteLogit = 1;  // a logit is NaN: it was taken as -infinity
@@ -136,6 +138,24 @@ struct CombineParams {
     u32 tokens;
     u32 hidden;                 // a multiple of 8
     u32 top_k;
+    u32 unused;
+};
+
+// What the kernels of probe.cu and probe_sm90.cu read and write.
+struct ProbeParams {
+    const void* from;
+    void* to;
+    u32* flag;     // gate only: memory that the host writes
+    u64 bytes;     // size of `from`, or of what is written; a multiple of 16
+    u64 limit_ns;  // gate only: longest wait
+    u32 variant;   // which of several
+    u32 seed;      // of the flush's pattern
+};
+
+// Where config_check.cu writes.
+struct ConfigCheckParams {
+    u32* words;
+    u32 capacity;  // words
     u32 unused;
 };
 

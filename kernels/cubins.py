@@ -56,9 +56,13 @@ class Source:
 
 SOURCES = [
     Source("align", EVERY),
+    Source("config_check", EVERY),
     Source("gemv", EVERY, forbids=("LDL", "STL")),
     Source("grouped_gemm", EVERY, needs=("HMMA", "LDSM", "LDGSTS"), forbids=("LDL", "STL")),
     Source("grouped_gemm_sm90", HOPPER, needs=("HGMMA", "UTMALDG", "UTMASTG"), forbids=("LDL", "STL")),
+    Source("permute", EVERY, forbids=("LDL", "STL")),
+    Source("probe", EVERY),
+    Source("probe_sm90", HOPPER, needs=("HGMMA",)),
     Source("router_topk", EVERY),
     Source("swap_ab_sm90", HOPPER, needs=("HGMMA", "UTMALDG"), forbids=("LDL", "STL")),
 ]

@@ -465,6 +465,26 @@ DEVICE u64 global_nanoseconds() {
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
     return t;
 }
+// Cycles of this multiprocessor since some moment; differences are good within one multiprocessor.
+DEVICE u64 sm_clock() {
+    u64 t;
+    asm volatile("mov.u64 %0, %%clock64;" : "=l"(t));
+    return t;
+}
+// Number of the multiprocessor that runs this block.
+DEVICE u32 sm_index() {
+    u32 index;
+    asm volatile("mov.u32 %0, %%smid;" : "=r"(index));
+    return index;
+}
+// Waits until the host writes `value` to memory that both see, or `limit` nanoseconds have passed.
+DEVICE void wait_flag_sys(const u32* pointer, u32 value, u64 limit) {
+    u64 start = global_nanoseconds();
+    u32 seen;
+    do {
+        asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(seen) : "l"(pointer) : "memory");
+    } while (seen != value && global_nanoseconds() - start < limit);
+}
 
 #else
 #include "emu/ptx_host.h"

@@ -39,9 +39,7 @@
 constexpr u32 kRouterThreads = 256;
 constexpr u32 kRouterWarps = kRouterThreads / kWarpSize;
 static_assert(kMaxTopK <= kWarpSize, "each slot has a lane of its own");
-// Most groups: the choice of groups is one bit each, and a lane holds a group's score.
-constexpr u32 kMaxGroups = 32;
-static_assert(kMaxGroups <= kWarpSize, "each group has a lane of its own");
+static_assert(kMaxGroups <= kWarpSize, "each group has a lane of its own, and a bit");
 
 // Logits a lane requests before it uses the first: 256 experts are one trip to memory.
 constexpr u32 kLoadBatch = 8;

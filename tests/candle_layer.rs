@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Module, Tensor, Var};
 use candle_nn::VarBuilder;
 use half::{bf16, f16};
-use moe_frontier::config::{self, Scoring};
+use moe_frontier::config::Scoring;
 use moe_frontier::kernels::candle::{MoeLayer, MoeLayerConfig, NaiveLayer, RoutedExperts};
 use moe_frontier::kernels::cpu::CpuBackend;
 use moe_frontier::kernels::{

@@ -19,7 +19,7 @@ OUT = ROOT / "target" / "gpu-bundle"
 # The folder is copied by hand and by slow links.
 LIMIT_BYTES = 40 << 20
 TESTS = ["gpu_parity"]
-BENCHES = ["moe_layer", "grouped_gemm", "router"]
+BENCHES = ["cuda"]
 
 
 def cargo(*arguments):

@@ -63,23 +63,22 @@ if [ "$gpu" -gt 0 ]; then
     fi
     # The layers of models that people serve, then the family that `rank` sweeps.
     part mixtral 300 "$bin/moe-frontier" measure --device gpu --hidden 4096 --inter 14336 \
-        --experts 8 --top-k 2 --out "$out/mixtral.profile.json" --force
+        --experts 8 --top-k 2 --out "$out/mixtral.profile.json" \
+        --routing-out "$out/mixtral.routing.json" --force
     part qwen3 300 "$bin/moe-frontier" measure --device gpu --hidden 2048 --inter 768 \
         --experts 128 --top-k 8 --out "$out/qwen3.profile.json" --force
     part family 300 "$bin/moe-frontier" measure --device gpu --hidden 4096 --inter 14336 \
         --experts 4,16,32 --top-k 2 --out "$out/family.profile.json" --force
     part rank 300 "$bin/moe-frontier" rank --profile "$out/family.profile.json" --out "$out/rank"
-    for bench in router grouped_gemm moe_layer; do
-        part "bench-$bench" 400 env CRITERION_HOME="$out/criterion" "$bin/$bench" --bench
-    done
+    part bench 500 "$bin/cuda" --bench
     if command -v python3 >/dev/null && python3 -c 'import torch' 2>/dev/null; then
-        part peers 400 python3 "$here/peers/gpu.py" --out "$out/peers.json"
+        part peers 400 python3 "$here/peers/gpu.py" --routing "$out/mixtral.routing.json" \
+            --profile "$out/mixtral.profile.json" --out "$out/peers.json"
     else
         skip peers 'python3 has no torch'
     fi
 else
-    for name in parity sanitizers mixtral qwen3 family rank bench-router bench-grouped_gemm \
-        bench-moe_layer peers; do
+    for name in parity sanitizers mixtral qwen3 family rank bench peers; do
         skip "$name" "${reason:-no GPU was found}"
     done
     # What needs no GPU shows that the executables of the bundle work here.

@@ -289,3 +289,13 @@ DEVICE void griddep_wait() { emu_griddep_wait(); }
 DEVICE void griddep_launch() { emu_griddep_launch(); }
 
 DEVICE u64 global_nanoseconds() { return emu_nanoseconds(); }
+DEVICE u64 sm_clock() { return emu_nanoseconds(); }
+// Every block has a multiprocessor of its own.
+DEVICE u32 sm_index() { return block_index(); }
+DEVICE void wait_flag_sys(const u32* pointer, u32 value, u64 limit) {
+    emu_global(pointer, 4, 4, "wait_flag_sys");
+    u64 start = emu_nanoseconds();
+    while (*(volatile const u32*)pointer != value && emu_nanoseconds() - start < limit) {
+        emu_yield("wait_flag_sys");
+    }
+}

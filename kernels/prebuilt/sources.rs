@@ -7,6 +7,12 @@
         kernels: &["align_histogram", "align_scan", "align_scatter", "align_small"],
     },
     Source {
+        stem: "config_check",
+        generic: true,
+        text: include_str!("../config_check.cu"),
+        kernels: &["config_check"],
+    },
+    Source {
         stem: "gemv",
         generic: true,
         text: include_str!("../gemv.cu"),
@@ -23,6 +29,24 @@
         generic: false,
         text: include_str!("../grouped_gemm_sm90.cu"),
         kernels: &["grouped_gemm_sm90_bf16_down_fast_m128n256", "grouped_gemm_sm90_bf16_down_m128n128", "grouped_gemm_sm90_bf16_down_m128n256", "grouped_gemm_sm90_bf16_down_m256n128", "grouped_gemm_sm90_bf16_down_m64n256", "grouped_gemm_sm90_bf16_up_m128n256", "grouped_gemm_sm90_bf16_up_m256n128", "grouped_gemm_sm90_bf16_up_m64n256"],
+    },
+    Source {
+        stem: "permute",
+        generic: true,
+        text: include_str!("../permute.cu"),
+        kernels: &["combine_bf16", "permute_gather_bf16"],
+    },
+    Source {
+        stem: "probe",
+        generic: true,
+        text: include_str!("../probe.cu"),
+        kernels: &["probe_arithmetic", "probe_atomics", "probe_clock_stamp", "probe_copy", "probe_copy_async", "probe_flush", "probe_gate", "probe_ldmatrix", "probe_mma", "probe_read_stream", "probe_shuffle"],
+    },
+    Source {
+        stem: "probe_sm90",
+        generic: false,
+        text: include_str!("../probe_sm90.cu"),
+        kernels: &["probe_reduce", "probe_stmatrix", "probe_tma", "probe_tma_store", "probe_wgmma"],
     },
     Source {
         stem: "router_topk",

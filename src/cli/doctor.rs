@@ -1,11 +1,15 @@
 //! `doctor`: what was found on this machine and what the other commands will therefore do.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::Result;
+use crate::cli::measure::open_gpu;
 use crate::cli::output::Output;
 use crate::cli::store;
-use crate::gpu::driver::{self, GpuFacts};
+use crate::gpu::libraries::CudaLibrary;
+use crate::gpu::{CudaDevice, GpuFacts, Launcher, driver, images};
 use crate::kernels::MoeBackend;
 use crate::kernels::cpu::CpuBackend;
 use crate::measure::host;
@@ -31,6 +35,10 @@ struct Findings {
     available_memory_bytes: u64,
     load_1min: Option<f64>,
     gpus: Vec<String>,
+    /// Of each GPU: where its kernels' code comes from.
+    gpu_kernels: Vec<String>,
+    /// Where the run-time compiler lies, or why there is none.
+    nvrtc: String,
     gpu_unused_because: String,
     profiles_folder: Option<String>,
     profile: Option<Stored>,
@@ -60,11 +68,14 @@ fn look() -> Findings {
     let cpu = host::cpu(rayon::current_num_threads());
     let (gpus, gpu_unused_because) = match driver::probe() {
         Ok(found) => {
-            let named = found.iter().map(describe).collect();
-            (named, "this version has kernels for the processor only".to_owned())
+            let opened = found.first().map_or(Ok(()), |gpu| open_gpu(gpu.ordinal).map(|_| ()));
+            let reason = opened.err().map(|e| e.to_string()).unwrap_or_default();
+            (found, reason)
         }
         Err(reason) => (vec![], reason.to_string()),
     };
+    let gpu_kernels = gpus.iter().map(|gpu| kernels_of(gpu.ordinal)).collect();
+    let gpus = gpus.iter().map(describe).collect();
     let folder = store::folder().ok();
     let device = Device::Cpu(cpu.clone()).sha256();
     let newest = folder
@@ -80,6 +91,10 @@ fn look() -> Findings {
         available_memory_bytes: host::memory().available_bytes,
         load_1min: Load::read().load_1min,
         gpus,
+        gpu_kernels,
+        nvrtc: CudaLibrary::Nvrtc
+            .open()
+            .map_or_else(|reason| reason, |at| at.display().to_string()),
         gpu_unused_because,
         profiles_folder: folder.map(|f| f.display().to_string()),
         profile: newest.map(|(path, profile)| Stored {
@@ -91,6 +106,26 @@ fn look() -> Findings {
         }),
         cpu,
     }
+}
+
+/// Where the code of a device's kernels comes from, each origin with the number of kernels.
+fn kernels_of(ordinal: u32) -> String {
+    let mut device = match CudaDevice::open(ordinal) {
+        Ok(device) => device,
+        Err(error) => return error.to_string(),
+    };
+    let on = device.facts().compute_capability;
+    let runnable = images::SOURCES.iter().filter(|source| source.runs_on(on));
+    let mut origins: BTreeMap<String, usize> = BTreeMap::new();
+    for kernel in runnable.flat_map(|source| source.kernels) {
+        let origin = match device.load(kernel) {
+            Ok(origin) => origin.to_string(),
+            Err(error) => format!("not loaded ({error})"),
+        };
+        *origins.entry(origin).or_default() += 1;
+    }
+    let counted = origins.iter().map(|(origin, count)| format!("{count} {origin}"));
+    counted.collect::<Vec<_>>().join(", ")
 }
 
 fn describe(gpu: &GpuFacts) -> String {
@@ -114,8 +149,14 @@ fn text(f: &Findings) -> String {
         ),
         format!("kernels        {}", f.kernels),
     ];
-    lines.extend(f.gpus.iter().map(|gpu| format!("GPU            {gpu}")));
-    lines.push(format!("GPU not used   {}", f.gpu_unused_because));
+    for (gpu, kernels) in f.gpus.iter().zip(&f.gpu_kernels) {
+        lines.push(format!("GPU            {gpu}"));
+        lines.push(format!("CUDA kernels   {kernels}"));
+    }
+    lines.push(format!("NVRTC          {}", f.nvrtc));
+    if !f.gpu_unused_because.is_empty() {
+        lines.push(format!("GPU not used   {}", f.gpu_unused_because));
+    }
     let folder = f.profiles_folder.as_deref().unwrap_or("no folder is known");
     lines.push(format!("profiles       {folder}"));
     lines.push(match &f.profile {
@@ -146,10 +187,10 @@ mod tests {
     fn findings_name_processor_kernels_and_why_no_gpu_is_used() {
         let findings = look();
         let text = text(&findings);
-        for part in ["processor", "kernels", "GPU not used", "profiles"] {
+        for part in ["processor", "kernels", "NVRTC", "profiles"] {
             assert!(text.contains(part), "{text}");
         }
-        assert!(!findings.gpu_unused_because.is_empty());
+        assert_eq!(findings.gpus.is_empty(), !findings.gpu_unused_because.is_empty());
         assert!(serde_json::to_string(&findings).unwrap().starts_with("{\"schema\""));
     }
 }

@@ -1,6 +1,6 @@
 //! `measure`: times MoE layers on a device and writes a latency profile.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -11,11 +11,16 @@ use crate::cli::progress::Progress;
 use crate::cli::signals::Stop;
 use crate::cli::store;
 use crate::config::DType;
-use crate::files::check_writable;
+use crate::files::{check_writable, write_atomic};
+use crate::gpu::CudaDevice;
+use crate::kernels::MoeBackend;
 use crate::kernels::cpu::CpuBackend;
+use crate::kernels::gpu::{GpuBackend, MoeOptions};
 use crate::measure::record::{Cell, Profile};
 use crate::measure::sampling::BlockRule;
-use crate::measure::{CpuTarget, Invocation, Observer, Plan, Request, Session, Target, preflight};
+use crate::measure::{
+    CpuTarget, GpuTarget, Invocation, Observer, Plan, Request, Session, Target, preflight, routings,
+};
 use crate::profile::format;
 use crate::profile::latency::{Ceilings, Source};
 use crate::profile::validate::query_of;
@@ -72,7 +77,11 @@ pub struct MeasureArgs {
     /// File to write [default: a new file in the folder of measured profiles].
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Replace an existing file.
+    /// Also write which expert each token visits, of every cell, as JSON: for timing other programs'
+    /// kernels on the same tokens.
+    #[arg(long)]
+    pub routing_out: Option<PathBuf>,
+    /// Replace existing files.
     #[arg(long)]
     pub force: bool,
 }
@@ -114,26 +123,46 @@ fn executed_dtype(text: &str) -> Result<DType, String> {
 }
 
 impl DeviceChoice {
-    /// Says which device will be used; this version has kernels for the processor only.
+    /// Opens the device and hands its backend and what is measured of it to `work`.
     ///
     /// # Errors
-    /// [`Error::Device`] when a GPU was asked for.
-    pub fn resolve(self) -> Result<()> {
-        let found = crate::gpu::driver::probe();
-        match (self, found) {
-            (Self::Cpu | Self::Auto, Err(_)) | (Self::Cpu, Ok(_)) => Ok(()),
-            (Self::Auto, Ok(gpus)) => {
-                let name = gpus.first().map_or("a GPU", |g| g.name.as_str());
-                warn(&format!("{name} is there, but this version measures on the processor only"));
-                Ok(())
+    /// [`Error::Device`] when a GPU was asked for that is not there; whatever `work` reports.
+    pub fn open<T>(
+        self,
+        work: impl FnOnce(&dyn MoeBackend, &dyn Target) -> Result<T>,
+    ) -> Result<T> {
+        let ordinal = match self {
+            Self::Cpu => None,
+            Self::Auto => crate::gpu::probe().ok().and_then(|found| Some(found.first()?.ordinal)),
+            Self::Gpu(ordinal) => Some(ordinal),
+        };
+        let Some(ordinal) = ordinal else {
+            return work(&CpuBackend::new(), &CpuTarget::default());
+        };
+        match open_gpu(ordinal) {
+            Ok(backend) => work(&backend, &GpuTarget::new(&backend)?),
+            Err(error) if self == Self::Auto => {
+                warn(&format!("the GPU is not used: {error}"));
+                work(&CpuBackend::new(), &CpuTarget::default())
             }
-            (Self::Gpu(_), Err(reason)) => Err(Error::device("gpu", reason.to_string())),
-            (Self::Gpu(n), Ok(_)) => Err(Error::device(
-                format!("gpu:{n}"),
-                "this version measures on the processor only; use --device cpu",
-            )),
+            Err(error) => Err(error),
         }
     }
+}
+
+/// A GPU with the kernels loaded that every layer needs.
+///
+/// # Errors
+/// [`Error::Device`] when it cannot be opened or has no kernels.
+pub(super) fn open_gpu(ordinal: u32) -> Result<GpuBackend<CudaDevice>> {
+    let mut device = CudaDevice::open(ordinal)?;
+    for kernel in ["router_topk_f32", "align_small", "combine_bf16"] {
+        device.load(kernel)?;
+    }
+    let gpu = device.gpu();
+    let description =
+        format!("{}, compute capability {}, CUDA {}", gpu.name, gpu.sm, gpu.driver_cuda);
+    GpuBackend::new(device, description, MoeOptions::default())
 }
 
 /// Runs the command.
@@ -141,9 +170,8 @@ impl DeviceChoice {
 /// # Errors
 /// See [`Error`]; nothing is written unless the profile is complete.
 pub fn run(args: &MeasureArgs, output: Output) -> Result<()> {
-    args.device.resolve()?;
     let routing: RoutingKind = args.routing.parse()?;
-    if let Some(path) = &args.out {
+    for path in args.out.iter().chain(&args.routing_out) {
         check_writable(path, args.force)?;
     }
     let request = Request {
@@ -167,7 +195,14 @@ pub fn run(args: &MeasureArgs, output: Output) -> Result<()> {
             format!("{} exceeds the {experts} experts of one of the layers", args.top_k),
         ));
     }
-    let profile = in_pool(args.threads, || measure(request))?;
+    let profile = in_pool(args.threads, || {
+        args.device.open(|backend, target| {
+            measure_on(backend, target, request, |plan| match &args.routing_out {
+                Some(path) => write_routing(path, plan, args.force),
+                None => Ok(()),
+            })
+        })
+    })?;
     let path = match &args.out {
         Some(path) => {
             format::write(path, &profile, args.force)?;
@@ -219,24 +254,43 @@ pub fn in_pool<T: Send>(
     pool.install(work)
 }
 
-/// Plans and measures on the processor, with progress on stderr.
+/// Plans and measures on a device, with progress on stderr.
 ///
 /// # Errors
-/// See [`Session::run`].
-pub fn measure(request: Request) -> Result<Profile> {
-    let backend = CpuBackend::new();
-    let target = CpuTarget::default();
-    let session = Session::new(&backend, &target);
+/// See [`DeviceChoice::open`] and [`Session::run`].
+pub fn measure(device: DeviceChoice, request: Request) -> Result<Profile> {
+    device.open(|backend, target| measure_on(backend, target, request, |_| Ok(())))
+}
+
+/// Writes the routings of a plan's cells.
+fn write_routing(path: &Path, plan: &Plan, force: bool) -> Result<()> {
+    let mut document =
+        serde_json::to_vec(&routings(plan)?).map_err(|e| Error::unfit("routing", e.to_string()))?;
+    document.push(b'\n');
+    write_atomic(path, &document, force)
+}
+
+fn measure_on(
+    backend: &dyn MoeBackend,
+    target: &dyn Target,
+    request: Request,
+    planned: impl FnOnce(&Plan) -> Result<()>,
+) -> Result<Profile> {
+    let session = Session::new(backend, target);
     let threads = target.host_threads();
     let cores = std::thread::available_parallelism().map_or(threads, usize::from);
     if !preflight::wait_until_quiet(threads, cores, QUIET) {
         warn("other programs use the processor: intervals will be wide and cells flagged");
+    }
+    for note in target.notes() {
+        warn(&note);
     }
     let machine = session.machine(request.dtype)?;
     let plan = Plan::new(request, &machine)?;
     for left_out in &plan.left_out {
         warn(&format!("not measured: {left_out}"));
     }
+    planned(&plan)?;
     let stop = Stop::listen()?;
     let what = format!("measuring {} cells on {}", plan.cells.len(), target.device().name());
     let mut bar = Bar { progress: None, what };

@@ -91,13 +91,34 @@ impl CudaDevice {
         Self::with(gpu).map_err(|e| Error::device(named, failure(e)))
     }
 
+    /// The device of somebody else's stream, on which everything here then runs: in order with what
+    /// they launch. Their context keeps its settings; recordings may fail under them.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the driver refuses.
+    pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        let ordinal = stream.context().ordinal();
+        let named = format!("gpu:{ordinal}");
+        let found = probe().map_err(|reason| Error::device(&named, reason.to_string()))?;
+        let gpu = found
+            .into_iter()
+            .find(|gpu| gpu.ordinal as usize == ordinal)
+            .ok_or_else(|| Error::device(&named, "the driver does not list it"))?;
+        Self::of(gpu, stream).map_err(|e| Error::device(named, failure(e)))
+    }
+
     fn with(gpu: GpuFacts) -> Result<Self, DriverError> {
-        use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as SHARED;
         let context = CudaContext::new(gpu.ordinal as usize)?;
         // SAFETY: one stream is used and this type orders all its work; events between streams would
         // be recorded outside graph captures and make them fail.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream()?;
+        Self::of(gpu, stream)
+    }
+
+    fn of(gpu: GpuFacts, stream: Arc<CudaStream>) -> Result<Self, DriverError> {
+        use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as SHARED;
+        let context = Arc::clone(stream.context());
         let (major, minor) = context.compute_capability()?;
         let facts = DeviceFacts {
             compute_capability: (major.unsigned_abs(), minor.unsigned_abs()),

@@ -155,6 +155,24 @@ device_structs! {
         unused: i32,
     }
 
+    /// What the probes read and write.
+    pub struct ProbeParams {
+        /// What is read.
+        from: DeviceAddress,
+        /// What is written.
+        to: DeviceAddress,
+        /// Gate: memory that the host writes.
+        flag: DeviceAddress,
+        /// Size of what is read or written; a multiple of 16.
+        bytes: u64,
+        /// Gate: longest wait.
+        limit_ns: u64,
+        /// Which of several.
+        variant: u32,
+        /// Seed of the flush's pattern.
+        seed: u32,
+    }
+
     /// First 256 bytes of the workspace.
     pub struct WorkspaceHeader {
         /// Entries of the tile table.

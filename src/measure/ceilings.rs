@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::data;
 use super::record::RunCeilings;
 use super::sampling::whole;
-use super::timing::{Clock, Launch};
+use super::timing::{Clock, Launch, host_time};
 use super::work::of_launch;
 use crate::config::DType;
 use crate::kernels::{LayerWeights, LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage};
@@ -145,6 +145,15 @@ impl Launch for DenseTest<'_> {
         self.layer.run(Stage::GateUp, 0)?;
         self.layer.run(Stage::Down, 0)
     }
+
+    fn time(&mut self, clock: &dyn Clock, first: usize, launches: u32) -> Result<u64> {
+        let sets = vec![0; launches as usize];
+        let up = self.layer.time(Stage::GateUp, &sets)?;
+        match (up, self.layer.time(Stage::Down, &sets)?) {
+            (Some(up), Some(down)) => Ok(up + down),
+            _ => host_time(self, clock, first, launches),
+        }
+    }
 }
 
 /// A dense f32 product by candle: where it is faster than our kernels, it is the ceiling.
@@ -209,7 +218,7 @@ pub struct CeilingSamples {
 
 impl CeilingSamples {
     /// The ceilings that these samples amount to. Our dense product runs on `dtype` by `kernel`, the
-    /// other on what `peer` names.
+    /// other, if there is one, on what `peer` names.
     ///
     /// # Errors
     /// [`Error::Unfit`] when a rate has no sample.
@@ -224,7 +233,8 @@ impl CeilingSamples {
             Ok::<_, Error>((usual, samples.iter().copied().fold(usual, f64::max)))
         };
         let (read, read_best) = rate(&self.read)?;
-        let (dense, peer) = (rate(&self.dense)?, rate(&self.peer)?);
+        let dense = rate(&self.dense)?;
+        let peer = if self.peer.is_empty() { (0.0, 0.0) } else { rate(&self.peer)? };
         let ours = dense.0 >= peer.0;
         let gemm = if ours { dense } else { peer };
         Ok(RunCeilings {

@@ -332,7 +332,9 @@ impl CellState {
         let active = self.inputs.mean(|d| d.load.active() as f64);
         let times: Vec<f64> = self.samples.iter().map(|s| s.1).collect();
         let mut summary = self.summary(&times, common.width);
-        if self.cycle_bytes(sets, bits) < CYCLE_PER_CACHE * common.cache_bytes {
+        // Cold launches find the cache overwritten, whatever they read.
+        let resident = self.cycle_bytes(sets, bits) < CYCLE_PER_CACHE * common.cache_bytes;
+        if common.timing != TimingMode::Cold && resident {
             summary.flags.push(Flag::CacheResident);
         }
         if self.power_limited {

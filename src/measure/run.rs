@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
 
 use super::ceilings::CeilingSamples;
 use super::cell::{CellState, Common, refuse_impossible};
@@ -194,9 +195,43 @@ impl<'a> Session<'a> {
 }
 
 fn cell(plan: &Plan, spec: CellSpec) -> Result<CellState> {
+    Ok(CellState::new(spec, inputs(plan, &spec)?))
+}
+
+fn inputs(plan: &Plan, spec: &CellSpec) -> Result<Inputs> {
     let request = &plan.request;
     let seed = request.seed ^ (spec.tokens as u64) << 20 ^ (spec.shape.experts as u64) << 40;
-    Ok(CellState::new(spec, Inputs::draw(&spec.shape, spec.tokens, &request.routing, seed)?))
+    Inputs::draw(&spec.shape, spec.tokens, &request.routing, seed)
+}
+
+/// The routing of one cell as other programs read it, to time their kernels on the same tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CellRouting {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// FFN width of one expert.
+    pub inter: usize,
+    /// Experts.
+    pub experts: usize,
+    /// Experts per token.
+    pub top_k: usize,
+    /// Tokens.
+    pub tokens: usize,
+    /// Expert of each (token, slot), of each draw that the samples rotate over.
+    pub draws: Vec<Vec<u32>>,
+}
+
+/// The routings that a plan's cells are measured with.
+///
+/// # Errors
+/// [`Error::Usage`] when the routing does not fit a shape.
+pub fn routings(plan: &Plan) -> Result<Vec<CellRouting>> {
+    let of_cell = |spec: &CellSpec| {
+        let draws = inputs(plan, spec)?.draws.into_iter().map(|draw| draw.ids).collect();
+        let MoeShape { hidden, inter, experts, top_k, .. } = spec.shape;
+        Ok(CellRouting { hidden, inter, experts, top_k, tokens: spec.tokens, draws })
+    };
+    plan.cells.iter().map(of_cell).collect()
 }
 
 fn draw_sets(plan: &Plan) -> Result<Vec<(MoeShape, Vec<LayerWeights>)>> {
@@ -452,6 +487,17 @@ mod tests {
             assert!(cell.blocks.len() >= 6, "{cell:?}");
             assert!(cell.routing.realisations >= 8);
             assert!(cell.check.worst_ratio_to_bound.unwrap() <= 1.0);
+        }
+    }
+
+    #[test]
+    fn the_routing_written_for_others_is_the_one_that_is_measured() {
+        let plan = plan();
+        for (routing, spec) in routings(&plan).unwrap().iter().zip(&plan.cells) {
+            let measured = inputs(&plan, spec).unwrap();
+            assert_eq!(routing.draws.len(), measured.draws.len());
+            assert_eq!(routing.draws[0], measured.draws[0].ids);
+            assert_eq!(routing.draws[0].len(), routing.tokens * routing.top_k);
         }
     }
 

@@ -47,6 +47,11 @@ pub trait Target {
         Condition::default()
     }
 
+    /// What a reader of the results should know of the device before it is measured.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Sizes of the ceiling tests.
     fn sizes(&self) -> Sizes;
 

@@ -4,16 +4,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::cli::measure::measure;
+use crate::cli::measure::{DeviceChoice, measure};
 use crate::cli::output::warn;
 use crate::cli::rank::RankArgs;
 use crate::cli::store;
 use crate::config::{DType, DeviceSpec};
-use crate::kernels::MoeBackend;
-use crate::kernels::cpu::CpuBackend;
+use crate::measure::Request;
 use crate::measure::record::{Cell, Device, Profile};
 use crate::measure::sampling::BlockRule;
-use crate::measure::{CpuTarget, Request, Target};
 use crate::plan::outcome::ProfileUsed;
 use crate::profile::table::{Outside, Policy, Transfer};
 use crate::profile::{LatencyModel, LatencyTable, RooflineModel, Source, format};
@@ -58,8 +56,8 @@ pub(super) struct Latencies {
 pub(super) enum Choice {
     /// A profile that was read.
     Stored { origin: String, profile: Box<Profile> },
-    /// This machine, to be measured.
-    MeasureNow,
+    /// This machine's device, to be measured.
+    MeasureNow(Box<Device>),
     /// A device known by its published peaks.
     Published(Box<DeviceSpec>),
 }
@@ -71,7 +69,7 @@ impl Choice {
     /// For a file that cannot be read or is no profile, and for an unknown name.
     pub(super) fn find(args: &RankArgs) -> Result<Self> {
         if args.profile == "auto" {
-            return Ok(newest_of_this_machine(args).unwrap_or(Self::MeasureNow));
+            return this_machine(args);
         }
         let path = Path::new(&args.profile);
         let is_file = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"))
@@ -99,7 +97,7 @@ impl Choice {
                 let weight_bits = first.map_or(DType::Bf16.bits(), |c| c.weight_bits);
                 Serving { weight_bits, ..of_device(&profile.key.device) }
             }
-            Self::MeasureNow => of_device(&CpuTarget::default().device()),
+            Self::MeasureNow(device) => of_device(device),
             Self::Published(spec) => Serving {
                 name: spec.name.clone(),
                 memory: Bytes(spec.memory_bytes),
@@ -128,8 +126,8 @@ impl Choice {
             Self::Stored { origin, profile } if !auto || covers(&profile, widths, experts) => {
                 from_profile(&profile, origin, args.include_noisy || auto)
             }
-            Self::Stored { .. } | Self::MeasureNow => {
-                let profile = measure(request(args, widths, experts))?;
+            Self::Stored { .. } | Self::MeasureNow(_) => {
+                let profile = measure(DeviceChoice::Auto, request(args, widths, experts))?;
                 let origin = match keep(&profile) {
                     Ok(path) => format!("measured now, kept as {}", path.display()),
                     Err(error) => {
@@ -148,20 +146,24 @@ fn keep(profile: &Profile) -> Result<PathBuf> {
     store::save(&store::folder()?, profile)
 }
 
-/// The newest stored profile of this machine that says something about shapes it did not measure.
-fn newest_of_this_machine(args: &RankArgs) -> Option<Choice> {
-    if args.measure_again {
-        return None;
-    }
-    let backend = CpuBackend::new();
-    let device = CpuTarget::default().device();
-    let folder = store::folder().ok()?;
+/// The newest stored profile of this machine that says something about shapes it did not measure, or
+/// the device that is to be measured.
+fn this_machine(args: &RankArgs) -> Result<Choice> {
+    let (device, kernels) = DeviceChoice::Auto
+        .open(|backend, target| Ok((target.device(), backend.kernel_sha256())))?;
     let transfers = |profile: &Profile| {
         LatencyTable::new(profile, policy(true)).is_ok_and(|t| t.transfer_error().is_some())
     };
-    let (path, profile) =
-        store::newest(&folder, &device.sha256(), &backend.kernel_sha256(), transfers)?;
-    Some(Choice::Stored { origin: path.display().to_string(), profile: Box::new(profile) })
+    let stored = store::folder()
+        .ok()
+        .filter(|_| !args.measure_again)
+        .and_then(|folder| store::newest(&folder, &device.sha256(), &kernels, transfers));
+    Ok(match stored {
+        Some((path, profile)) => {
+            Choice::Stored { origin: path.display().to_string(), profile: Box::new(profile) }
+        }
+        None => Choice::MeasureNow(Box::new(device)),
+    })
 }
 
 /// Whether a profile's cells lie within a factor of two of every layer asked about.
@@ -299,6 +301,7 @@ fn utc(unix_s: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::{CpuTarget, Target};
 
     #[test]
     fn a_processor_has_a_stated_price_and_stands_alone() {

@@ -8,6 +8,8 @@
 //! Functions here return candle's `Result`, so that they can be used inside a candle model; errors of
 //! this crate travel inside it unchanged.
 
+#[cfg(feature = "candle-cuda")]
+mod cuda;
 mod layer;
 mod naive;
 mod op;

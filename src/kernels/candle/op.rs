@@ -23,6 +23,9 @@ pub struct RoutedExperts {
     router: RouterSpec,
     backend: CpuBackend,
     buffers: Arc<Mutex<Buffers>>,
+    /// Weights and workspace on a GPU, from the first call with CUDA tensors on.
+    #[cfg(feature = "candle-cuda")]
+    on_gpu: Arc<Mutex<Option<super::cuda::OnGpu>>>,
 }
 
 #[derive(Default)]
@@ -43,7 +46,14 @@ impl RoutedExperts {
         backend: CpuBackend,
     ) -> crate::Result<Self> {
         router.validate(weights.shape.experts, weights.shape.top_k)?;
-        Ok(Self { weights, router, backend, buffers: Arc::default() })
+        Ok(Self {
+            weights,
+            router,
+            backend,
+            buffers: Arc::default(),
+            #[cfg(feature = "candle-cuda")]
+            on_gpu: Arc::default(),
+        })
     }
 
     /// The weights that it multiplies with.
@@ -95,5 +105,25 @@ impl CustomOp2 for RoutedExperts {
             .route_and_forward(&self.weights, &self.router, input, workspace)
             .map_err(wrapped)?;
         Ok((view::store(out, x)?, x_layout.shape().clone()))
+    }
+
+    /// By the CUDA kernels, on the tensors' own stream. `x` is bf16 with contiguous rows, logits f32 or
+    /// bf16 with contiguous rows; weights are uploaded at the first call.
+    #[cfg(feature = "candle-cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        x_layout: &Layout,
+        logits: &candle_core::CudaStorage,
+        logits_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let tokens = self.tokens(x_layout, logits_layout)?;
+        let mut on_gpu = self.on_gpu.lock().unwrap_or_else(PoisonError::into_inner);
+        let layer = match on_gpu.take().filter(|layer| layer.is_on(&x.device)) {
+            Some(layer) => layer,
+            None => super::cuda::OnGpu::new(&x.device, &self.weights, &self.router)?,
+        };
+        let out = on_gpu.insert(layer).forward(tokens, (x, x_layout), (logits, logits_layout))?;
+        Ok((out, x_layout.shape().clone()))
     }
 }

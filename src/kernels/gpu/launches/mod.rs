@@ -4,11 +4,13 @@
 
 mod align;
 mod combine;
+mod probe;
 mod product;
 mod router;
 
 pub use align::{AlignBuffers, align};
 pub use combine::{CombineLaunch, combine};
+pub use probe::{ReadStream, clock_stamp, flush, read_stream};
 pub(crate) use product::split_bytes;
 pub use product::{ProductLaunch, Split, product};
 pub use router::{RouterLaunch, router_topk};
