@@ -366,7 +366,7 @@ selftest_after(GRID_CONSTANT GridParams p) {
     for (u32 i = thread_index(); i < 128; i += 32) p.words[i] = float_bits(2.0f * p.total[i]);
 }
 
-// Data over a barrier, and a clock that goes forward.
+// Data over a barrier, clocks that go forward, and a flag that is there at once or never.
 KERNEL(32, 1)
 selftest_barrier(GRID_CONSTANT LaneParams p) {
     TestArena arena;
@@ -384,7 +384,11 @@ selftest_barrier(GRID_CONSTANT LaneParams p) {
         mbar_arrive_expect_tx(smem_addr(barrier), 16);
     mbar_arrive(smem_addr(barrier));
     mbar_wait(smem_addr(barrier), 0);
-    p.out[thread_index()] = global_nanoseconds() > before ? 1 : 0;
+    u64 cycles = sm_clock();
+    wait_flag_sys(p.out + 32, 7, ~0ull);
+    wait_flag_sys(p.out + 32, 8, 1000);
+    bool forward = global_nanoseconds() - before >= 1000 && sm_clock() > cycles;
+    p.out[thread_index()] = forward && sm_index() == 0 ? 1 : 0;
 }
 
 // ---- arithmetic ---------------------------------------------------------------------------------------------------
