@@ -38,6 +38,7 @@ fn selftest(build: &str) {
         .stdin(Stdio::null())
         .output()
         .unwrap();
+    drop(lock);
     let log = String::from_utf8_lossy(&compiled.stderr).into_owned();
     assert!(compiled.status.success(), "{build} build failed:\n{log}");
     let run = Command::new(&program).arg(&kernels).stdin(Stdio::null()).output().unwrap();

@@ -391,6 +391,17 @@ selftest_barrier(GRID_CONSTANT LaneParams p) {
     p.out[thread_index()] = forward && sm_index() == 0 ? 1 : 0;
 }
 
+// Accesses to nothing, by plain pointers that no wrapper sees.
+KERNEL(32, 1)
+selftest_nowhere(GRID_CONSTANT LaneParams p) {
+    if (thread_index() != 7) return;
+    if (p.fault == kFaultNull) p.out[2] = 1;
+    if (p.fault == kFaultStack) {
+        volatile u8* below = (u8*)__builtin_frame_address(0);
+        for (u32 i = 0; i < 1024; i++) below[-(i64)i * 1024] = 0;
+    }
+}
+
 // ---- arithmetic ---------------------------------------------------------------------------------------------------
 
 // One thread writes results of the scalar wrappers, in the order that selftest.cpp lists; each of

@@ -40,6 +40,8 @@ enum Fault : u32 {
     kFaultGlobal,            // a global address past its buffer
     kFaultBarrierOverwritten,  // data over a barrier
     kFaultRegisters,         // more registers than the block has
+    kFaultNull,              // a null pointer
+    kFaultStack,             // more stack than there is
 };
 
 struct ProductParams {

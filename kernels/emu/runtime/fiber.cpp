@@ -535,6 +535,7 @@ void emu_run(const std::vector<EmuLaunch>& launches) {
     random_state = (emu_options().seed + 1) * 0x9e3779b97f4a7c15ull;
     for (u32 i = 0; i < 8; i++) random_u32();
     idle_polls = 0;
+    listen_for_faults();
 #if defined(EMU_THREAD)
     scheduler_fiber = __tsan_get_current_fiber();
 #endif

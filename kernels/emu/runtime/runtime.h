@@ -254,6 +254,13 @@ void note_progress();
 // Goes to the scheduler, which may start blocks.
 void visit_scheduler();
 
+// ---- faults.cpp ------------------------------------------------------------------------------------------
+
+// From now on, accesses to nothing end the run as findings do.
+void listen_for_faults();
+// Ends the process as a deadlock after that time; 0 is never.
+void limit_time(u32 seconds);
+
 // ---- memory.cpp ------------------------------------------------------------------------------------------
 
 // Host address in the running block's arena, without checks of buffers.
