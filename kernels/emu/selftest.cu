@@ -18,7 +18,7 @@ struct TestArena {
     }
 };
 
-// ---- a product in the manner of the Hopper kernels ------------------------------------------------
+// ---- a product in the manner of the Hopper kernels --------------------------------------------
 
 constexpr u32 kStages = 3;
 constexpr u32 kDepth = 64;  // bf16 in a row of 128 bytes
@@ -147,7 +147,7 @@ PRODUCT(128)
 PRODUCT(192)
 PRODUCT(256)
 
-// ---- fragments ------------------------------------------------------------------------------------
+// ---- fragments --------------------------------------------------------------------------------
 
 // One warp: each lane writes out what it received, and stores what it was given.
 KERNEL(32, 1)
@@ -179,7 +179,8 @@ selftest_fragments(GRID_CONSTANT FragmentParams p) {
     warp_sync(kFullWarp);
     for (u32 i = 0; i < 3; i++) {
         if (i == 2 && lane >= 16) continue;
-        st_global(p.stmatrix + (i * 32 + lane) * 8, ld_shared(smem_addr(out) + (i * 32 + lane) * 16));
+        u32 row = i * 32 + lane;
+        st_global(p.stmatrix + row * 8, ld_shared(smem_addr(out) + row * 16));
     }
 
     u32 a[4];
@@ -192,7 +193,7 @@ selftest_fragments(GRID_CONSTANT FragmentParams p) {
     for (u32 i = 0; i < 4; i++) p.d[lane * 4 + i] = d[i];
 }
 
-// ---- lanes and barriers -----------------------------------------------------------------------------
+// ---- lanes and barriers -----------------------------------------------------------------------
 
 // Two warps. The lower and the upper half of each warp meet by masks of their own.
 KERNEL(64, 1)
@@ -238,7 +239,7 @@ selftest_lanes(GRID_CONSTANT LaneParams p) {
     if (p.fault == kFaultUnaligned) ld_shared(smem_addr(held) + 8);
 }
 
-// ---- asynchronous copies -------------------------------------------------------------------------------
+// ---- asynchronous copies ----------------------------------------------------------------------
 
 // 128 threads bring `stages` groups, two of them ahead; each reads what its neighbour brought. Odd
 // threads bring 4 bytes and 12 zeros, and nothing at all in the last group.
@@ -270,7 +271,7 @@ selftest_copies(GRID_CONSTANT CopyParams p) {
     cp_async_wait<0>();
 }
 
-// ---- blocks that work together ---------------------------------------------------------------------------
+// ---- blocks that work together ----------------------------------------------------------------
 
 // Each block stores 64 words; the last to take a ticket adds all up. Then a chain: block i waits
 // for the flag of block i - 1.
@@ -290,6 +291,7 @@ selftest_grid(GRID_CONSTANT GridParams p) {
     block_sync();
     if (t == 0) {
         if (p.fault != kFaultNoFenceGpu) fence_gpu();
+        if (p.fault == kFaultStoreAfterFence) p.words[block * 64] = block * 1000;
         *ticket = atom_add_gpu(p.counters, 1);
         fence_gpu();
     }
@@ -305,11 +307,11 @@ selftest_grid(GRID_CONSTANT GridParams p) {
         p.sums[block] = block == 0 ? 1 : p.sums[block - 1] + block;
         u32 order = atom_add_acq_rel_gpu(p.counters + 4, 1);
         if (order != block) p.counters[5] = 1;
-        st_release_gpu(p.counters + 3, block + 1);
+        if (p.fault != kFaultNoFlag) st_release_gpu(p.counters + 3, block + 1);
     }
 }
 
-// ---- boxes -------------------------------------------------------------------------------------------------
+// ---- boxes ------------------------------------------------------------------------------------
 
 // Brings one box and writes shared memory out as it arrived.
 KERNEL(32, 1)
@@ -336,7 +338,7 @@ selftest_box(GRID_CONSTANT TensorMap map, GRID_CONSTANT BoxParams p) {
         st_global((u8*)p.out + i, ld_shared(to + i));
 }
 
-// ---- bulk reductions, dependent launches, barriers ------------------------------------------------------------
+// ---- bulk reductions, dependent launches, barriers --------------------------------------------
 
 // Adds 128 floats of each block into one row, then lets the next launch go.
 KERNEL(32, 1)
@@ -365,7 +367,7 @@ selftest_after(GRID_CONSTANT GridParams p) {
     for (u32 i = thread_index(); i < 128; i += 32) p.words[i] = float_bits(2.0f * p.total[i]);
 }
 
-// Data over a barrier, and a clock that goes forward.
+// Data over a barrier, clocks that go forward, and a flag that is there at once or never.
 KERNEL(32, 1)
 selftest_barrier(GRID_CONSTANT LaneParams p) {
     TestArena arena;
@@ -383,10 +385,25 @@ selftest_barrier(GRID_CONSTANT LaneParams p) {
         mbar_arrive_expect_tx(smem_addr(barrier), 16);
     mbar_arrive(smem_addr(barrier));
     mbar_wait(smem_addr(barrier), 0);
-    p.out[thread_index()] = global_nanoseconds() > before ? 1 : 0;
+    u64 cycles = sm_clock();
+    wait_flag_sys(p.out + 32, 7, ~0ull);
+    wait_flag_sys(p.out + 32, 8, 1000);
+    bool forward = global_nanoseconds() - before >= 1000 && sm_clock() > cycles;
+    p.out[thread_index()] = forward && sm_index() == 0 ? 1 : 0;
 }
 
-// ---- arithmetic ---------------------------------------------------------------------------------------------------
+// Accesses to nothing, by plain pointers that no wrapper sees.
+KERNEL(32, 1)
+selftest_nowhere(GRID_CONSTANT LaneParams p) {
+    if (thread_index() != 7) return;
+    if (p.fault == kFaultNull) p.out[2] = 1;
+    if (p.fault == kFaultStack) {
+        volatile u8* below = (u8*)__builtin_frame_address(0);
+        for (u32 i = 0; i < 1024; i++) below[-(i64)i * 1024] = 0;
+    }
+}
+
+// ---- arithmetic -------------------------------------------------------------------------------
 
 // One thread writes results of the scalar wrappers, in the order that selftest.cpp lists; each of
 // two blocks in a row of its own.

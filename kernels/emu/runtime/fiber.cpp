@@ -92,7 +92,7 @@ constexpr size_t kStackBytes = 256 * 1024;
 // Stacks start at different cache sets: at equal distances all their hot lines would share a few.
 constexpr size_t kStackColours = 61;
 // More polls of a flag than any kernel makes while another thread can still set it.
-constexpr u64 kMostIdlePolls = 20'000'000;
+constexpr u64 kMostIdlePolls = 5'000'000;
 
 u64 random_state = 1;
 std::vector<Thread*> ready;
@@ -122,9 +122,8 @@ void print_wait(const Thread& thread) {
         kernel = block->grid->launch->name;
         waiting += (u32)block->threads.size() - block->ended;
     }
-    std::fprintf(stderr,
-                 "emulator: deadlock: %u threads wait, nothing is in flight (kernel %s)\n", waiting,
-                 kernel.c_str());
+    std::fprintf(stderr, "emulator: deadlock: %u threads wait, nothing is in flight (kernel %s)\n",
+                 waiting, kernel.c_str());
     // Threads of a block that wait for the same are told once.
     for (Block* block : live_blocks) {
         const Thread* first = nullptr;
@@ -151,11 +150,11 @@ void print_wait(const Thread& thread) {
         tell();
         for (const auto& [address, barrier] : block->mbarriers) {
             if (barrier.waiting.empty()) continue;
-            std::fprintf(stderr,
-                         "  block %u,%u barrier 0x%x: phase %u, %u of %u arrivals and %lld bytes to "
-                         "come\n",
-                         block->threads[0].block, block->threads[0].block_y, address, barrier.phase,
-                         barrier.pending, barrier.count, barrier.bytes);
+            std::fprintf(stderr, "  block %u,%u barrier 0x%x: phase %u lacks ",
+                         block->threads[0].block, block->threads[0].block_y, address,
+                         barrier.phase);
+            std::fprintf(stderr, "%u of %u arrivals and %lld bytes\n", barrier.pending,
+                         barrier.count, barrier.bytes);
         }
     }
     std::fflush(stderr);
@@ -201,8 +200,8 @@ void switch_to_thread(void** save, Thread* from, Thread* to) {
     __tsan_switch_to_fiber(to->context.thread_fiber, 1);
 #endif
 #if defined(__SANITIZE_ADDRESS__)
-    void** fake = from ? (from->ended ? nullptr : &from->context.fake_stack)
-                       : &scheduler_fake_stack;
+    void** fake =
+        from ? (from->ended ? nullptr : &from->context.fake_stack) : &scheduler_fake_stack;
     __sanitizer_start_switch_fiber(fake, to->stack, to->stack_bytes);
 #else
     (void)from;
@@ -314,8 +313,19 @@ void prepare_stack(Thread& thread, u32 index) {
     thread.stack_pointer = frame;
 }
 
+// An ordinary launch sees all that came before it in the stream. One that may overlap sees that in
+// griddep_wait only, even where it happens to start later.
+void see_launches_before(const Grid& grid) {
+    if (grid.launch->overlap) return;
+    for (Grid& other : running) {
+        if (&other == &grid) break;
+        other.token.acquire();
+    }
+}
+
 void start_block(Grid& grid) {
     const EmuLaunch& launch = *grid.launch;
+    see_launches_before(grid);
     u32 linear = grid.order[grid.started++];
     grid.live++;
     Block* block = new Block;
@@ -367,6 +377,7 @@ void end_block(Block* block) {
     for (Thread& thread : block->threads) {
         thread.copy_context.destroy();
         thread.bulk_context.destroy();
+        thread.fence_context.destroy();
     }
     for (Warp& warp : block->warps) warp.context.destroy();
     if (!block->let_dependents) grid.let_dependents++;
@@ -381,7 +392,6 @@ void end_block(Block* block) {
     delete block;
     if (grid.done()) {
         end_grid_memory(grid);
-        grid.token.acquire();
         for (Thread* thread : grid.waiting) wake(thread);
         grid.waiting.clear();
     }
@@ -490,6 +500,8 @@ void wake(Thread* thread) {
     make_ready(thread);
 }
 
+void note_progress() { idle_polls = 0; }
+
 void visit_scheduler() {
     make_ready(self());
     switch_to_scheduler(self());
@@ -508,10 +520,12 @@ EmuOptions& emu_options() {
             else if (!std::strcmp(mode, "random")) read.mode = kEmuRandom;
             else fail(kUsage, "EMU_MODE is %s; late, early or random are possible", mode);
         }
-        if (const char* seed = std::getenv("EMU_SEED")) read.seed = std::strtoull(seed, nullptr, 10);
+        if (const char* seed = std::getenv("EMU_SEED"))
+            read.seed = std::strtoull(seed, nullptr, 10);
         if (const char* live = std::getenv("EMU_LIVE")) read.live = (u32)std::atoi(live);
         if (const char* yield = std::getenv("EMU_YIELD")) read.yield_one_in = (u32)std::atoi(yield);
-        if (read.yield_one_in == 0) fail(kUsage, "EMU_YIELD is 0; 1 lets others run at each wrapper");
+        if (read.yield_one_in == 0)
+            fail(kUsage, "EMU_YIELD is 0; 1 lets others run at each wrapper");
         return read;
     }();
     return options;
@@ -522,6 +536,7 @@ void emu_run(const std::vector<EmuLaunch>& launches) {
     random_state = (emu_options().seed + 1) * 0x9e3779b97f4a7c15ull;
     for (u32 i = 0; i < 8; i++) random_u32();
     idle_polls = 0;
+    listen_for_faults();
 #if defined(EMU_THREAD)
     scheduler_fiber = __tsan_get_current_fiber();
 #endif
@@ -543,6 +558,7 @@ void emu_run(const std::vector<EmuLaunch>& launches) {
             else i++;
         }
     }
+    for (Grid& grid : running) grid.token.acquire();
     running.clear();
 }
 
@@ -551,8 +567,7 @@ void emu_point(const char* wrapper) { point(wrapper); }
 void emu_yield(const char* wrapper) {
     Thread* thread = self();
     thread->wrapper = wrapper;
-    if (++idle_polls > kMostIdlePolls)
-        fail(kDeadlock, "threads poll flags that no thread sets");
+    if (++idle_polls > kMostIdlePolls) fail(kDeadlock, "threads poll flags that no thread sets");
     make_ready(thread);
     switch_away();
 }
@@ -564,6 +579,7 @@ void emu_griddep_wait() {
         before->waiting.push_back(self());
         sleep("griddep_wait for the launch before");
     }
+    // All that ended before that launch began is seen through it, if it has waited itself.
     if (before) before->token.acquire();
 }
 
