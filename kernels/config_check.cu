@@ -1,11 +1,13 @@
-// Writes the layout of every parameter struct, and the constants that the host shares, as 32-bit words.
+// Writes the layout of every parameter struct, and the constants that the host shares, as 32-bit
+// words.
 //
 // config_check   ConfigCheckParams by value, grid 1, block 1, no shared memory.
 //
-// For each struct in the order of common.cuh: its size, then the offset of each field in the order of
-// declaration. Then the constants below. words[0] is the number of words that follow, and no more than
-// `capacity` words are written in all. A test compares them with the #[repr(C)] structs of
-// src/gpu/params.rs: a field that was added, moved or resized on one side only is found without a GPU.
+// For each struct in the order of common.cuh: its size, then offset and size of each field in the
+// order of declaration. Then the constants below. words[0] is the number of words that follow, and
+// no more than `capacity` words are written in all. A test compares them with the #[repr(C)]
+// structs of src/gpu/params.rs: a field that was added, moved or resized on one side only is found
+// without a GPU.
 
 #include "align.cuh"
 
@@ -23,7 +25,9 @@ struct Words {
     }
 };
 
-#define FIELD(type, name) words.put((u32)__builtin_offsetof(type, name))
+#define FIELD(type, name)                            \
+    words.put((u32)__builtin_offsetof(type, name)); \
+    words.put((u32)sizeof(type::name))
 
 DEVICE void put_tables(Words& words) {
     words.put(sizeof(Tile));
@@ -78,6 +82,13 @@ DEVICE void put_router(Words& words) {
     FIELD(RouterParams, fuse_align);
     FIELD(RouterParams, unused);
     FIELD(RouterParams, align);
+    words.put(sizeof(RouterGateParams));
+    FIELD(RouterGateParams, router);
+    FIELD(RouterGateParams, x);
+    FIELD(RouterGateParams, gate);
+    FIELD(RouterGateParams, x_stride);
+    FIELD(RouterGateParams, hidden);
+    FIELD(RouterGateParams, unused);
 }
 
 DEVICE void put_gemm(Words& words) {
@@ -97,6 +108,10 @@ DEVICE void put_gemm(Words& words) {
     FIELD(GemmParams, depth);
     FIELD(GemmParams, top_k);
     FIELD(GemmParams, gate_first);
+    words.put(sizeof(SplitGemmParams));
+    FIELD(SplitGemmParams, gemm);
+    FIELD(SplitGemmParams, partials);
+    FIELD(SplitGemmParams, tickets);
 }
 
 DEVICE void put_combine(Words& words) {

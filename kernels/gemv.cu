@@ -8,26 +8,38 @@
 //   gemv_w8_up      the same with e4m3 weights and one f32 scale for each 128 x 128 block of them;
 //   gemv_w8_down    rows stay bf16, weights are widened in registers and sums are f32
 //
-// Launch contract. One parameter, GemmParams by value, no tensor map. 256 threads, no shared memory.
-// Any grid >= 1 gives the same bits; best is SMs * 3, and more than
-// ceil(num_tiles_bound * units / 8) blocks are idle, with units = columns (`up`) or columns / 2
-// (`down`). columns and depth are multiples of 8, depth of 16 for `w8`; a, b, out are 16-byte
-// aligned, a_stride a multiple of 8 (read by `up`; `down` reads rows of `depth` elements). `up` reads
-// sorted_pairs, top_k and gate_first, `down` none of them. b_scale is read by `w8` only: [experts,
-// 2, ceil(columns / 128), ceil(depth / 128)] for `up`, without the 2 for `down`. An e4m3 NaN code
-// reads as 480 of its sign: weights are checked where they are loaded.
+// Launch contract. GemmParams by value, no tensor map. 128 threads; no shared memory.
+//
+//   kernel           blocks an SM (launch bound)  registers (sm_80, 89, 90a, 100, 120)
+//   gemv_bf16_up     5                            92   90   90   96   96
+//   gemv_bf16_down   5                            88   90   90   96   96
+//   gemv_w8_up       4                            122  124  124  126  126
+//   gemv_w8_down     4                            122  123  123  124  124
+//
+//   Any grid >= 1 gives the same bits; best is SMs * blocks an SM, and more than
+//   ceil(num_tiles_bound * units / 4) blocks would idle, with units = columns (`up`) or columns / 2
+//   (`down`). columns and depth are multiples of 8, depth of 16 for `w8`; a, b, out are 16-byte
+//   aligned, a_stride a multiple of 8 (read by `up`; `down` reads rows of `depth` elements). `up`
+//   reads sorted_pairs, top_k and gate_first, `down` none of them. b_scale is read by `w8` only:
+//   [experts, 2, ceil(columns / 128), ceil(depth / 128)] for `up`, without the 2 for `down`. A NaN
+//   code of e4m3 reads as 480 of its sign: weights are checked where they are loaded.
 //
 // Work. A warp takes a unit: two weight rows of one tile, gate and up of one column or two
 // neighbouring columns. Units are dealt to the warps of the grid in turn, so 8 experts of 768
-// columns, say, make 6144 units over 132 SMs, and no SM waits for a tile of 128 columns. Each thread
+// columns, say, make 6144 units over 132 SMs, and no SM waits for a tile of 128 columns. A thread
 // has 8 independent 16-byte loads on their way before the first is used: 512 contiguous bytes a
-// warp and load, 4 KB a warp, 96 KB an SM with 24 warps. Hopper needs some 18 KB an SM to cover its
-// memory latency at full rate, so two of three warps may compute or start anew. Weights pass by L1
-// and leave L2 first; the few rows of a tile are read by all warps and stay in L1.
+// warp and load, 4 KB a warp, 80 KB an SM with 20 warps (64 KB with the 16 of `w8`). Hopper needs
+// some 18 KB an SM to cover its memory latency at full rate, so three of four warps may compute or
+// start anew. Weights pass by L1 and leave L2 first; the few rows of a tile are read by all warps
+// and stay in L1.
 //
-// Arithmetic. bf16 costs a weight (rows + 1) f32 instructions and the share of the row it meets,
-// e4m3 (rows + 4): below the 17 and 9 that an H100 can issue a weight while one arrives at 3.35 TB/s,
-// but for e4m3 with 3 and 4 rows, where it is even. Floor: the bytes of the active experts' weights.
+// Arithmetic. A bf16 weight costs rows + 1 instructions and its share of widening the rows, half of
+// one a row; an e4m3 weight three more. An H100 can issue 17 a bf16 weight and 9 an e4m3 weight
+// while one arrives at 3.35 TB/s: that covers all but e4m3 with 4 rows, where it is even.
+//
+// Floor: the bytes of the active experts' weights over the read bandwidth. Expected share, not
+// measured: 0.85 to 0.92 for experts of 10 MB and more, less where a launch is only some 20 us long
+// and its start and end show; 0.7 for `w8` with 3 and 4 rows.
 //
 // Sums. Lane l adds depth 8 l to 8 l + 7 (16 for `w8`) of each run of 256 (512) in order of depth,
 // in one accumulator an output; the 32 sums are added pairwise at distances 16, 8, 4, 2, 1. Nothing
@@ -116,7 +128,9 @@ DEVICE void consume(float (&sum)[kUnitRows][kRows], const u32x4 (&loaded)[kUnitR
             for (u32 i = 0; i < 8; ++i) {
                 const float x = i % 2 == 0 ? low_f32(words[i / 2]) : high_f32(words[i / 2]);
 #pragma unroll
-                for (u32 j = 0; j < kUnitRows; ++j) partial[j][r] = fma_rn(w[j][i], x, partial[j][r]);
+                for (u32 j = 0; j < kUnitRows; ++j) {
+                    partial[j][r] = fma_rn(w[j][i], x, partial[j][r]);
+                }
             }
         }
     }
@@ -178,7 +192,7 @@ DEVICE void dot(float (&sum)[kUnitRows][kRows], const UnitWeights& weights,
     }
 }
 
-// Row `source` of the tile's operand: gathered by pair, or contiguous.
+// The operand's row that padded row `padded_row` multiplies: gathered by pair, or contiguous.
 template <bool kUp>
 DEVICE const bf16* row_of(const GemmParams& p, u32 padded_row) {
     if (!kUp) return p.a + (u64)padded_row * p.depth;

@@ -94,6 +94,13 @@ DEVICE u32 pack_bf16x2(float low, float high) {
     return r;
 }
 
+// Products of two pairs of bf16, each rounded to nearest even; subnormals are kept (sm_90).
+DEVICE u32 mul_bf16x2(u32 a, u32 b) {
+    u32 r;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+
 // ---- block and warp ---------------------------------------------------------------------------
 
 DEVICE void block_sync() { __syncthreads(); }
@@ -441,6 +448,32 @@ WGMMA_BF16(256, REGS_128, "%128", "%129", "%130", OPERANDS_64(0), OPERANDS_64(64
 template <u32 N>
 DEVICE void wgmma_bf16(float (&d)[N / 2], u64 a, u64 b, u32 accumulate) {
     Wgmma<N>::bf16(d, a, b, accumulate);
+}
+
+#define WGMMA_BF16_RS(N, REGS, A, B, P, ...)                                                       \
+    template <>                                                                                    \
+    struct WgmmaRs<N> {                                                                            \
+        static DEVICE void bf16(float (&d)[N / 2], const u32 (&a)[4], u64 b, u32 accumulate) {     \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P ", 0;\n"                            \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGS "}, {" A \
+                         "}, " B ", p, 1, 1, 0;\n}"                                                \
+                         : __VA_ARGS__                                                             \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));   \
+        }                                                                                          \
+    };
+template <u32 N>
+struct WgmmaRs;
+WGMMA_BF16_RS(8, "%0, %1, %2, %3", "%4, %5, %6, %7", "%8", "%9", OPERANDS_4(0))
+WGMMA_BF16_RS(16, "%0, %1, %2, %3, %4, %5, %6, %7", "%8, %9, %10, %11", "%12", "%13",
+              OPERANDS_4(0), OPERANDS_4(4))
+WGMMA_BF16_RS(32, REGS_16, "%16, %17, %18, %19", "%20", "%21", OPERANDS_16(0))
+WGMMA_BF16_RS(64, REGS_32, "%32, %33, %34, %35", "%36", "%37", OPERANDS_32(0))
+
+// The same with a in registers: warp w of the group holds rows 16 w to 16 w + 15 as mma.sync's a.
+// Its registers are left alone until wgmma_wait, too.
+template <u32 N>
+DEVICE void wgmma_bf16_rs(float (&d)[N / 2], const u32 (&a)[4], u64 b, u32 accumulate) {
+    WgmmaRs<N>::bf16(d, a, b, accumulate);
 }
 
 // ---- launches that overlap (sm_90; nothing before) ------------------------------------------------

@@ -1,37 +1,46 @@
 // Router: which experts each token visits, and with which weight.
 //
-// One warp takes a row of logits: expert e belongs to lane e mod 32, which keeps its scores in shared
-// memory as order-preserving integers. k rounds of a maximum over the warp choose the experts:
-// highest score first, ties to the lowest id. Rows of at most 32 experts share a warp, each in as many
-// lanes as the next power of two. Slot j of the result belongs to lane j of the row, which computes its
-// weight. All arithmetic is that of src/kernels/reference.rs, operation by operation (common.cuh), so ids
-// and weights equal the CPU's bit for bit.
+// One warp takes a row of logits: expert e belongs to lane e mod 32, which keeps its scores in
+// shared memory as order-preserving integers. k rounds of a maximum over the warp choose the
+// experts: highest score first, ties to the lowest id. Rows of at most 32 experts share a warp,
+// each in as many lanes as the next power of two. Slot j of the result belongs to lane j of the
+// row, which computes its weight. All arithmetic is that of src/kernels/reference.rs, operation by
+// operation (common.cuh), so ids and weights equal the CPU's bit for bit.
 //
-// Modes (RouterScoring). The choice is made by: softmax, softmax_over_top_k: the logit, or softmax value
-// (logit) plus bias; sigmoid, softplus_sqrt: the transformed logit plus bias; prototype: in each of
-// top_k groups of experts / top_k, the logit, or the softmax value within the group plus bias. The weight
-// never contains the bias. With n_group > 1 (not in prototype) only the topk_group best groups are
-// chosen from; a group's score is the sum of its two best experts, or its best. Then weights are divided
-// by their sum if `renormalize` (a sum of 0 leaves weights of 0) and multiplied by `scaling`.
+// Modes (RouterScoring). The choice is made by: softmax, softmax_over_top_k: the logit, or softmax
+// value (logit) plus bias; sigmoid, softplus_sqrt: the transformed logit plus bias; prototype: in
+// each of top_k groups of experts / top_k, the logit, or the softmax value within the group plus
+// bias. The weight never contains the bias. With n_group > 1 (not in prototype) only the topk_group
+// best groups are chosen from; a group's score is the sum of its two best experts, or its best.
+// Then weights are divided by their sum if `renormalize` (a sum of 0 leaves weights of 0) and
+// multiplied by `scaling`.
 //
 // A NaN logit counts as -infinity and sets kStatusNonFiniteLogit. Ids of a row are distinct for any
 // logits. A row with nothing above -infinity has weights 0, and takes the lowest ids, or those of
 // highest bias.
 //
-// Launches. RouterParams by value. Grid ceil(tokens / rows) blocks of 256 threads, where rows, the rows
-// of a block, is 8 for experts > 32 and 8 * (32 / P) for the next power of two P >= experts otherwise
-// (experts 8: 32 rows). 1 <= tokens; 1 <= experts <= 1024; 1 <= top_k <= min(experts, 32);
-// n_group divides experts and is at most 32; topk_group * (experts / n_group) >= top_k; prototype:
-// top_k divides experts. logits_stride >= experts. bias is finite.
+// Launches. RouterParams by value. Grid ceil(tokens / rows) blocks of 256 threads, where rows, the
+// rows of a block, is 8 for experts > 32 and 8 * (32 / P) for the next power of two P >= experts
+// otherwise (experts 8: 32 rows). 1 <= tokens; 1 <= experts <= 1024; 1 <= top_k <= min(experts,
+// 32); n_group divides experts and is at most 32; topk_group * (experts / n_group) >= top_k;
+// prototype: top_k divides experts. logits_stride >= experts. bias is finite.
 //   router_topk_f32, router_topk_bf16   by the type of the logits.
-// Shared memory: 1024 * ceil(experts / 32) + 16 bytes, at most 32,784; with fuse_align the larger of
-// that and 22 * align.experts + 148. `fuse_align` has the last block to finish (tickets[0], 0 before
-// and after) do what align_small does, with align.topk_ids = topk_ids, align.pairs = tokens *
-// (top_k + shared) <= 4096 and align.experts = experts + shared <= 1024. The plan uses it up to 1024
-// pairs: 8 warps instead of 16 then still cost less than a launch.
+// Shared memory: 1024 * ceil(experts / 32) + 16 bytes, at most 32,784; with fuse_align the larger
+// of that and 22 * align.experts + 148. `fuse_align` has the last block to finish (tickets[0], 0
+// before and after) do what align_small does, with align.topk_ids = topk_ids, align.pairs = tokens
+// * (top_k + shared) <= 4096 and align.experts = experts + shared <= 1024. The plan uses it up to
+// 1024 pairs, where 8 warps instead of 16 should cost less than a launch (not measured yet).
 //
-// Floor: the logits once, 4 or 2 bytes an expert: 5.6 us for 16,384 tokens of 256 f32 at 3 TB/s. At few
-// tokens it is latency: k rounds of two warp reductions, some 60 cycles each.
+//   router_topk_gate_bf16   RouterGateParams; grid ceil(experts / 2), 256 threads, meant for tokens
+//                           <= 16.
+// Computes the logits first, x . gate^T in f32 in a fixed order, into router.logits, which is
+// written here ([tokens, experts] f32 with logits_stride); the last block to finish (tickets[0])
+// then routes all rows, and aligns with fuse_align. hidden and x_stride are multiples of 8, x and
+// gate 16-byte aligned. Shared memory: the larger of 1024 * ceil(experts / 32) + 20 and, with
+// fuse_align, 22 * align.experts + 144 bytes.
+//
+// Floor: the logits once, 4 or 2 bytes an expert: 5.6 us for 16,384 tokens of 256 f32 at 3 TB/s. At
+// few tokens it is latency: k rounds of two warp reductions, some 60 cycles each.
 
 #include "align.cuh"
 
@@ -44,14 +53,22 @@ static_assert(kMaxGroups <= kWarpSize, "each group has a lane of its own, and a 
 // Logits a lane requests before it uses the first: 256 experts are one trip to memory.
 constexpr u32 kLoadBatch = 8;
 
+// Tokens and experts whose products with the gate a thread adds up together: the gate is read once
+// for 4 tokens, which covers decode, and 2 experts a block put 256 experts on 128 SMs.
+constexpr u32 kGateTokens = 4;
+constexpr u32 kGateExperts = 2;
+// Vectors of the gate that a thread requests before it uses the first: 4 cover a hidden size of
+// 8192, so that the gate costs one trip to memory.
+constexpr u32 kGateSteps = 4;
+
 constexpr u32 kMinusInfinity = 0xff800000u;
 constexpr u32 kNobody = 0xffffffffu;  // no expert's id
 
 DEVICE float load_logit(const float* logits, u64 at) { return logits[at]; }
 DEVICE float load_logit(const bf16* logits, u64 at) { return to_f32(logits[at]); }
 
-// An integer whose unsigned order is that of the floats; both zeros are one. Never 0, which marks what
-// cannot be chosen: NaN, whose integer 0 would be, counts as -infinity.
+// An integer whose unsigned order is that of the floats; both zeros are one. Never 0, which marks
+// what cannot be chosen: NaN, whose integer 0 would be, counts as -infinity.
 DEVICE u32 order_key(float v) {
     u32 bits = float_bits(v != v ? bits_float(kMinusInfinity) : add_rn(v, 0.0f));
     return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
@@ -104,9 +121,10 @@ DEVICE u32 row_lanes(u32 experts) {
     return lanes;
 }
 
-// One row of logits as the lanes of a warp see it. A lane's keys are a column of shared memory that no
-// other lane reads: registers would need all loops unrolled for 32 scores, which the many modes do not
-// survive (128 registers and spills), and the scan of a column costs one bank-conflict-free load a key.
+// One row of logits as the lanes of a warp see it. A lane's keys are a column of shared memory that
+// no other lane reads: registers would need all loops unrolled for 32 scores, which the many modes
+// do not survive (128 registers and spills), and the scan of a column costs one bank-conflict-free
+// load a key.
 template <typename Logit>
 struct Row {
     const RouterParams& p;
@@ -135,10 +153,12 @@ struct Row {
         bool nan = false;
         for (u32 i = 0; i < count; i += kLoadBatch) {
             float v[kLoadBatch];
+#pragma unroll
             for (u32 b = 0; b < kLoadBatch; ++b) {
                 bool in = exists && i + b < count && expert(i + b) < p.experts;
                 v[b] = in ? raw_logit(expert(i + b)) : 0.0f;
             }
+#pragma unroll
             for (u32 b = 0; b < kLoadBatch; ++b) {
                 if (i + b < count) {
                     bool in = exists && expert(i + b) < p.experts;
@@ -238,7 +258,8 @@ struct Row {
         return own;
     }
 
-    // Chooses among all experts; `max` and `sum` become those of the softmax over all, if it is used.
+    // Chooses among all experts; `max` and `sum` become those of the softmax over all, if it is
+    // used.
     DEVICE Best choose_among_all(float& max, float& sum) const {
         if (p.scoring == kSoftmax) {
             max = key_value(best_in(0, p.experts, kNobody).key);
@@ -322,20 +343,22 @@ struct Row {
     }
 };
 
-// Routes the rows of this warp among all that the grid takes.
+// Routes rows: this warp those of its own among `warps` warps, of which it is number `warp`.
 template <typename Logit>
-DEVICE void route_rows(const RouterParams& p, Arena& arena) {
-    u32 warp = thread_index() / kWarpSize, lane = thread_index() % kWarpSize;
+DEVICE void route_rows(const RouterParams& p, Arena& arena, u32 warp, u32 warps) {
+    u32 lane = thread_index() % kWarpSize, own = thread_index() / kWarpSize;
     u32 lanes = row_lanes(p.experts), rows = kWarpSize / lanes;
     u32 count = ceil_div(p.experts, kWarpSize);
-    u32* keys = arena.take<u32>(kRouterThreads * count, 4) + warp * kWarpSize * count + lane;
+    u32* keys = arena.take<u32>(kRouterThreads * count, 4) + own * kWarpSize * count + lane;
     u32 tokens = p.tokens;
 #ifdef MUTANT_ROUTER_TAIL
     tokens -= 1;
 #endif
-    u32 token = (block_index() * kRouterWarps + warp) * rows + lane / lanes;
-    Row<Logit> row{p, keys, token, lane % lanes, lanes, count, token < tokens};
-    row.route();
+    for (u32 first = warp * rows; first < tokens; first += warps * rows) {
+        u32 token = first + lane / lanes;
+        Row<Logit> row{p, keys, token, lane % lanes, lanes, count, token < tokens};
+        row.route();
+    }
 }
 
 // Whether this block is the last of the grid to come here; the counter is then 0 again. What every
@@ -360,7 +383,8 @@ DEVICE void route_and_align(const RouterParams& p) {
     griddep_wait();
     griddep_launch();
     Arena arena;
-    route_rows<Logit>(p, arena);
+    u32 warp = block_index() * kRouterWarps + thread_index() / kWarpSize;
+    route_rows<Logit>(p, arena, warp, grid_blocks() * kRouterWarps);
     if (p.fuse_align != 0) {
         // The keys are dead: the align takes the same memory again.
         arena = Arena();
@@ -371,11 +395,114 @@ DEVICE void route_and_align(const RouterParams& p) {
     }
 }
 
-// 6 blocks an SM are 48 warps with 40 registers a thread: enough rows in flight to cover the latency
-// of each round's reductions.
+// ---- fused with the gate's product ----------------------------------------------------------
+
+// Adds to sums[t][e] the products of one vector of x and gate.
+DEVICE void add_products(float (&sum)[kGateTokens][kGateExperts], const u32x4 (&x)[kGateTokens],
+                         const u32x4 (&gate)[kGateExperts]) {
+#pragma unroll
+    for (u32 t = 0; t < kGateTokens; ++t) {
+#pragma unroll
+        for (u32 e = 0; e < kGateExperts; ++e) {
+            const u32 a[4] = {x[t].x, x[t].y, x[t].z, x[t].w};
+            const u32 b[4] = {gate[e].x, gate[e].y, gate[e].z, gate[e].w};
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                sum[t][e] = fma_rn(low_f32(a[i]), low_f32(b[i]), sum[t][e]);
+                sum[t][e] = fma_rn(high_f32(a[i]), high_f32(b[i]), sum[t][e]);
+            }
+        }
+    }
+}
+
+// Logits of kGateTokens tokens and this block's experts. All threads split the hidden size; sums
+// are made in one order: each thread's vectors, the lanes of a warp as a tree, the warps one by
+// one.
+DEVICE void gate_logits(const RouterGateParams& p, float* partial, u32 first_token) {
+    u32 thread = thread_index(), warp = thread / kWarpSize, lane = thread % kWarpSize;
+    u32 first_expert = block_index() * kGateExperts;
+    const RouterParams& r = p.router;
+    float sum[kGateTokens][kGateExperts] = {};
+    constexpr u32 kStep = 8 * kRouterThreads;
+    for (u32 first = 8 * thread; first < p.hidden; first += kGateSteps * kStep) {
+        u32x4 gate[kGateSteps][kGateExperts];
+#pragma unroll
+        for (u32 s = 0; s < kGateSteps; ++s) {
+#pragma unroll
+            for (u32 e = 0; e < kGateExperts; ++e) {
+                u64 expert = min_of(first_expert + e, r.experts - 1);
+                u32 column = first + s * kStep;
+                gate[s][e] = u32x4{0, 0, 0, 0};
+                if (column < p.hidden) {
+                    gate[s][e] = ld_readonly(p.gate + expert * p.hidden + column);
+                }
+            }
+        }
+#pragma unroll
+        for (u32 s = 0; s < kGateSteps; ++s) {
+            u32 column = first + s * kStep;
+            if (column < p.hidden) {
+                u32x4 x[kGateTokens];
+#pragma unroll
+                for (u32 t = 0; t < kGateTokens; ++t) {
+                    u64 token = min_of(first_token + t, r.tokens - 1);
+                    x[t] = ld_readonly(p.x + token * p.x_stride + column);
+                }
+                add_products(sum, x, gate[s]);
+            }
+        }
+    }
+#pragma unroll
+    for (u32 t = 0; t < kGateTokens; ++t) {
+#pragma unroll
+        for (u32 e = 0; e < kGateExperts; ++e) {
+            float of_warp = lane_sum(sum[t][e], kWarpSize);
+            if (lane == 0) {
+                partial[(warp * kGateTokens + t) * kGateExperts + e] = of_warp;
+            }
+        }
+    }
+    block_sync();
+    u32 token = first_token + thread / kGateExperts, expert = first_expert + thread % kGateExperts;
+    if (thread < kGateTokens * kGateExperts && token < r.tokens && expert < r.experts) {
+        float logit = 0.0f;
+        for (u32 w = 0; w < kRouterWarps; ++w) {
+            logit = add_rn(logit, partial[w * kGateTokens * kGateExperts + thread]);
+        }
+        ((float*)r.logits)[token * r.logits_stride + expert] = logit;
+    }
+    block_sync();
+}
+
+DEVICE void route_from_gate(const RouterGateParams& p) {
+    griddep_wait();
+    griddep_launch();
+    Arena arena;
+    float* partial = arena.take<float>(kRouterWarps * kGateTokens * kGateExperts, 4);
+    for (u32 token = 0; token < p.router.tokens; token += kGateTokens) {
+        gate_logits(p, partial, token);
+    }
+    arena = Arena();
+    u32* flag = arena.take<u32>(1, 4);
+    if (arrives_last(&p.router.header->tickets[0], flag)) {
+        route_rows<float>(p.router, arena, thread_index() / kWarpSize, kRouterWarps);
+        if (p.router.fuse_align != 0) {
+            block_sync();
+            arena = Arena();
+            align_in_one_block(p.router.align, arena, kRouterWarps);
+        }
+    }
+}
+
+// 6 blocks an SM are 48 warps with 40 registers a thread: enough rows in flight to cover the
+// latency of each round's reductions.
 KERNEL(kRouterThreads, 6) router_topk_f32(GRID_CONSTANT RouterParams params) {
     route_and_align<float>(params);
 }
 KERNEL(kRouterThreads, 6) router_topk_bf16(GRID_CONSTANT RouterParams params) {
     route_and_align<bf16>(params);
+}
+// One block an SM is all that the grid has, so registers may go to loads in flight.
+KERNEL(kRouterThreads, 2) router_topk_gate_bf16(GRID_CONSTANT RouterGateParams params) {
+    route_from_gate(params);
 }

@@ -99,6 +99,8 @@ void emu_wgmma_commit();
 void emu_wgmma_wait(u32 newest);
 void emu_wgmma_fence_operand(float* d);
 void emu_wgmma_bf16(u32 n, float* d, u64 a, u64 b, u32 accumulate);
+// `a` in four registers of each lane; they are read at once.
+void emu_wgmma_bf16_rs(u32 n, float* d, const u32* a, u64 b, u32 accumulate);
 
 // ---- launches that overlap --------------------------------------------------------------------
 

@@ -71,6 +71,12 @@ DEVICE u32 pack_bf16x2(float low, float high) {
     return emu_bf16_bits(low) | (emu_bf16_bits(high) << 16);
 }
 
+DEVICE u32 mul_bf16x2(u32 a, u32 b) {
+    float low = bits_float(a << 16) * bits_float(b << 16);
+    float high = bits_float(a & 0xffff0000u) * bits_float(b & 0xffff0000u);
+    return pack_bf16x2(low, high);
+}
+
 // ---- block and warp ---------------------------------------------------------------------------
 
 DEVICE void block_sync() { emu_block_sync(); }
@@ -281,6 +287,11 @@ DEVICE void wgmma_bf16(float (&d)[N / 2], u64 a, u64 b, u32 accumulate) {
     static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 128 || N == 192 || N == 256,
                   "the widths that the device half has");
     emu_wgmma_bf16(N, d, a, b, accumulate);
+}
+template <u32 N>
+DEVICE void wgmma_bf16_rs(float (&d)[N / 2], const u32 (&a)[4], u64 b, u32 accumulate) {
+    static_assert(N == 8 || N == 16 || N == 32 || N == 64, "the widths that the device half has");
+    emu_wgmma_bf16_rs(N, d, a, b, accumulate);
 }
 
 // ---- launches that overlap --------------------------------------------------------------------

@@ -84,11 +84,9 @@ impl Launch {
         if x == 0 || y == 0 || x > i32::MAX.unsigned_abs() || y > MAX_GRID_Y {
             return invalid(format!("a grid of {x} x {y} blocks"));
         }
-        if self.threads == 0 || self.threads > MAX_THREADS || !self.threads.is_multiple_of(32) {
-            return invalid(format!(
-                "{} threads a block: need a multiple of 32 up to {MAX_THREADS}",
-                self.threads
-            ));
+        if !(1..=MAX_THREADS).contains(&self.threads) {
+            let threads = self.threads;
+            return invalid(format!("{threads} threads a block: need 1 to {MAX_THREADS}"));
         }
         if self.shared_bytes > facts.shared_bytes {
             return invalid(format!(
@@ -255,7 +253,6 @@ mod tests {
             (Launch { grid: [1 << 31, 1], ..launch() }, "blocks"),
             (Launch { grid: [1, 65_536], ..launch() }, "blocks"),
             (Launch { threads: 0, ..launch() }, "threads"),
-            (Launch { threads: 48, ..launch() }, "threads"),
             (Launch { threads: 1056, ..launch() }, "threads"),
             (Launch { shared_bytes: shared, ..launch() }, "shared memory"),
             (Launch { params: params(4104, 0), ..launch() }, "parameters"),

@@ -155,24 +155,6 @@ device_structs! {
         unused: i32,
     }
 
-    /// What the probes read and write.
-    pub struct ProbeParams {
-        /// What is read.
-        from: DeviceAddress,
-        /// What is written.
-        to: DeviceAddress,
-        /// Gate: memory that the host writes.
-        flag: DeviceAddress,
-        /// Size of what is read or written; a multiple of 16.
-        bytes: u64,
-        /// Gate: longest wait.
-        limit_ns: u64,
-        /// Which of several.
-        variant: u32,
-        /// Seed of the flush's pattern.
-        seed: u32,
-    }
-
     /// First 256 bytes of the workspace.
     pub struct WorkspaceHeader {
         /// Entries of the tile table.
@@ -261,6 +243,22 @@ device_structs! {
         align: AlignParams,
     }
 
+    /// A routing whose logits the kernel computes itself.
+    pub struct RouterGateParams {
+        /// The routing; its logits, f32, are written by the kernel.
+        router: RouterParams,
+        /// `bf16[tokens, hidden]`.
+        x: DeviceAddress,
+        /// `bf16[experts, hidden]`.
+        gate: DeviceAddress,
+        /// Elements between rows of x.
+        x_stride: u64,
+        /// Width of x and of the gate.
+        hidden: u32,
+        /// Not read.
+        unused: u32,
+    }
+
     /// One grouped product.
     pub struct GemmParams {
         /// Up: x `bf16[tokens, depth]`; down: h `bf16[rows, depth]`.
@@ -325,6 +323,34 @@ device_structs! {
         hidden: u32,
         /// Slots per token.
         top_k: u32,
+        /// Not read.
+        unused: u32,
+    }
+
+    /// A probe of the device: ceilings, helpers of the timing, single instructions.
+    pub struct ProbeParams {
+        /// What is read.
+        from: DeviceAddress,
+        /// What is written.
+        to: DeviceAddress,
+        /// Gate only: memory that the host writes.
+        flag: DeviceAddress,
+        /// Size of `from`, or of what is written; a multiple of 16.
+        bytes: u64,
+        /// Gate only: longest wait in nanoseconds.
+        limit_ns: u64,
+        /// Which of several.
+        variant: u32,
+        /// Seed of the flush's pattern.
+        seed: u32,
+    }
+
+    /// Where the layout check writes.
+    pub struct ConfigCheckParams {
+        /// `u32[capacity]`.
+        words: DeviceAddress,
+        /// Words that fit.
+        capacity: u32,
         /// Not read.
         unused: u32,
     }
@@ -416,6 +442,8 @@ mod tests {
         contiguous::<GemmParams>();
         contiguous::<SplitGemmParams>();
         contiguous::<CombineParams>();
+        contiguous::<ProbeParams>();
+        contiguous::<ConfigCheckParams>();
         assert_eq!(size_of::<WorkspaceHeader>(), 256);
         assert_eq!(size_of::<Tile>(), 16);
     }

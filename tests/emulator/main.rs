@@ -1,47 +1,175 @@
 //! The CUDA kernels, executed without a GPU: the same sources, compiled by the host's C++ compiler and
 //! run in the emulator of `kernels/emu`, held to the references in every delivery mode.
 //!
-//! `EMU_SEEDS=n` widens the search. Without a compiler the tests say that they were skipped; with `CI`
-//! set that is a failure.
+//! `EMU_SEEDS=n` widens the search. Every failure names kernel, case, build, delivery and seed; the
+//! same test with the same `EMU_SEEDS` repeats it exactly, and a run that the emulator itself ended
+//! leaves its launch capsule in the target folder. Without a compiler the tests say that they were
+//! skipped; with `CI` set that is a failure.
 
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod alignment;
 mod driver;
+mod gates;
+mod layers;
+mod layout;
+mod mutants;
 mod products;
+mod routers;
 mod suite;
+mod sums;
+
+use std::collections::BTreeSet;
 
 use driver::Build;
-use moe_frontier::kernels::gpu::{Family, PRODUCTS};
-use suite::Run;
+use moe_frontier::kernels::gpu::{Family, GATE, PRODUCTS, kernel_names};
+use suite::{Outcome, Run};
 
-/// The kernels of a family in one build.
-fn check_family(family: Family, build: Build, seeds: u64) {
+/// Runs a check in every delivery mode of a build.
+fn in_every_mode(build: Build, seeds: u64, check: impl Fn(&Run) -> Outcome) {
     let Some(driver) = driver::driver(build) else { return };
-    let small = build != Build::Plain;
-    for kernel in PRODUCTS.iter().filter(|k| k.family == family) {
-        for run in Run::all(&driver, build, seeds) {
-            products::check(kernel, &run, small).unwrap_or_else(|e| panic!("{e}"));
-        }
+    for run in Run::all(&driver, build, seeds) {
+        check(&run).unwrap_or_else(|e| panic!("{e}"));
     }
+}
+
+fn products_of(family: Family, run: &Run, small: bool) -> Outcome {
+    let kernels = PRODUCTS.iter().filter(|k| k.family == family);
+    kernels.into_iter().try_for_each(|kernel| products::check(kernel, run, small))
 }
 
 #[test]
 fn matrix_vector_products_agree_with_the_reference() {
-    check_family(Family::Gemv, Build::Plain, 2);
+    in_every_mode(Build::Plain, 2, |run| products_of(Family::Gemv, run, false));
 }
 
 #[test]
 fn generic_products_agree_with_the_reference() {
-    check_family(Family::Generic, Build::Plain, 2);
+    in_every_mode(Build::Plain, 2, |run| products_of(Family::Generic, run, false));
 }
 
 #[test]
 fn hopper_products_agree_with_the_reference() {
-    check_family(Family::Sm90, Build::Plain, 2);
+    in_every_mode(Build::Plain, 2, |run| products_of(Family::Sm90, run, false));
 }
 
 #[test]
 fn products_with_swapped_operands_agree_with_the_reference() {
-    check_family(Family::SwapAb, Build::Plain, 2);
+    in_every_mode(Build::Plain, 2, |run| products_of(Family::SwapAb, run, false));
+}
+
+#[test]
+fn routers_choose_and_weigh_bit_for_bit_as_the_reference() {
+    in_every_mode(Build::Plain, 2, |run| routers::check(run, false));
+}
+
+#[test]
+fn routers_that_compute_their_logits_agree_with_the_reference() {
+    in_every_mode(Build::Plain, 2, |run| gates::check(run, false));
+}
+
+#[test]
+fn pairs_are_aligned_as_by_the_reference() {
+    in_every_mode(Build::Plain, 2, |run| alignment::check(run, false));
+}
+
+#[test]
+fn weighted_sums_agree_with_the_reference() {
+    in_every_mode(Build::Plain, 2, |run| sums::check(run, false));
+}
+
+#[test]
+fn chunks_and_reruns_give_the_same_bits() {
+    in_every_mode(Build::Plain, 1, layers::check_repeats);
+}
+
+#[test]
+fn weights_behind_four_billion_others_are_found() {
+    let Some(driver) = driver::driver(Build::Plain) else { return };
+    let run = &Run::all(&driver, Build::Plain, 1)[0];
+    for kernel in PRODUCTS {
+        products::check_large_stack(kernel, run).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
+/// Everything on small shapes in one build.
+fn everything_small(run: &Run) -> Outcome {
+    routers::check(run, true)?;
+    gates::check(run, true)?;
+    alignment::check(run, true)?;
+    sums::check(run, true)?;
+    PRODUCTS.iter().try_for_each(|kernel| products::check(kernel, run, true))
+}
+
+#[test]
+fn the_address_and_undefined_behaviour_sanitizers_find_nothing() {
+    in_every_mode(Build::Address, 1, everything_small);
+}
+
+#[test]
+fn the_thread_sanitizer_finds_no_race() {
+    in_every_mode(Build::Thread, 1, everything_small);
+}
+
+/// Whole layers reach every kernel of the registry, and every kernel that is compiled is known.
+#[test]
+fn whole_layers_agree_with_the_reference_and_reach_every_kernel() {
+    let Some(driver) = driver::driver(Build::Plain) else { return };
+    let mut reached = BTreeSet::new();
+    for run in Run::all(&driver, Build::Plain, 1) {
+        reached.extend(layers::check_all(&run).unwrap_or_else(|e| panic!("{e}")));
+    }
+    // 8-bit weights have no layer yet that a checkpoint could fill: their products are checked alone.
+    let alone = ["gemv_w8_up", "gemv_w8_down"];
+    let missed: Vec<&str> = kernel_names()
+        .into_iter()
+        .filter(|name| !reached.contains(name) && !alone.contains(name))
+        .collect();
+    assert!(missed.is_empty(), "no layer reaches {missed:?}");
+    let known = kernel_names();
+    let apart = |name: &str| {
+        let others = ["config_check", "permute_gather_bf16", GATE];
+        name.starts_with("probe_") || others.contains(&name)
+    };
+    let compiled = driver::kernels_of(&driver);
+    let unknown: Vec<&String> =
+        compiled.iter().filter(|n| !known.contains(&n.as_str()) && !apart(n)).collect();
+    assert!(unknown.is_empty(), "in no registry: {unknown:?}");
+    let absent: Vec<&&str> = known.iter().filter(|n| !compiled.iter().any(|c| c == *n)).collect();
+    assert!(absent.is_empty(), "in no source: {absent:?}");
+    println!("reached: {}", reached.into_iter().collect::<Vec<_>>().join(" "));
+}
+
+#[test]
+fn host_and_device_lay_out_their_structs_alike() {
+    in_every_mode(Build::Plain, 1, layout::check);
+}
+
+/// Half of the planted faults; the other half is a test of its own, so that two build side by side.
+fn every_second_fault_is_caught(first: usize) {
+    if driver::driver(Build::Plain).is_none() {
+        return;
+    }
+    let all = mutants::find();
+    assert!(all.len() >= 20, "only {} faults are planted", all.len());
+    let mut survived = Vec::new();
+    for mutant in all.iter().skip(first).step_by(2) {
+        let name = format!("{} in {}", mutant.switch, mutant.source.display());
+        match mutants::caught(mutant) {
+            Some(said) => println!("{name}: {}", said.rsplit("]: ").next().unwrap_or(&said)),
+            None => survived.push(name),
+        }
+    }
+    assert!(survived.is_empty(), "not noticed: {survived:#?}");
+}
+
+#[test]
+fn planted_faults_are_caught() {
+    every_second_fault_is_caught(0);
+}
+
+#[test]
+fn more_planted_faults_are_caught() {
+    every_second_fault_is_caught(1);
 }

@@ -420,3 +420,81 @@ impl Expected {
         if fits { Ok(()) } else { Err(format!("{got}, not {} +- {}", exact.value, exact.bound)) }
     }
 }
+
+/// A stack of more than 2^32 weights whose last expert alone is used: offsets must be 64-bit. For the
+/// kernels whose tile is small enough to multiply that many columns here.
+pub(crate) fn check_large_stack(kernel: &'static ProductKernel, run: &Run) -> Outcome {
+    const EXPERTS: u32 = 1024;
+    let up = kernel.product == Product::Up;
+    let names = ["gemv_bf16_up", "gemv_bf16_down", "grouped_gemm_bf16_up_m16"];
+    if !names.contains(&kernel.name) && kernel.name != "grouped_gemm_bf16_down_m16" {
+        return Ok(());
+    }
+    let (hidden, inter) = if up { (1024_usize, 2056_usize) } else { (1024, 4112) };
+    let (columns, depth) = if up { (2 * inter, hidden) } else { (hidden, inter) };
+    let rng = &mut suite::rng(run.seed);
+    let last: Vec<bf16> = (0..columns * depth).map(|_| suite::normal(rng, 0.03)).collect();
+    let input: Vec<bf16> = (0..depth).map(|_| suite::normal(rng, 1.0)).collect();
+    let small = |n: usize| u32::try_from(n).unwrap();
+    let signed = |n: u32| i32::try_from(n).unwrap();
+    let table =
+        PaddedAlignment::new(&[signed(EXPERTS) - 1], signed(EXPERTS), signed(kernel.block_m));
+    let mut batch = Batch::new(run);
+    let capsule = &mut batch.capsule;
+    let expert_bytes = (columns * depth * 2) as u64;
+    let weights = capsule.allocate_sparse(u64::from(EXPERTS) * expert_bytes).unwrap();
+    let place = weights.part(u64::from(EXPERTS - 1) * expert_bytes, expert_bytes).unwrap();
+    capsule.upload(place, &suite::bytes_bf16(&last)).unwrap();
+    let rows = table.sorted_pairs.len();
+    let mut h = capsule.allocate((rows * inter * 2) as u64).unwrap();
+    let x = up.then(|| Matrix::dense(suite::input(capsule, &suite::bytes_bf16(&input)), 1024));
+    if !up {
+        let mut padded = input.clone();
+        padded.resize(rows * inter, bf16::ZERO);
+        h = suite::input(capsule, &suite::bytes_bf16(&padded));
+    }
+    let y = (!up).then(|| capsule.allocate((rows * hidden * 2) as u64).unwrap());
+    let launch = ProductLaunch {
+        kernel,
+        tokens: 1,
+        experts: EXPERTS,
+        top_k: 1,
+        hidden: small(hidden),
+        inter: small(inter),
+        x,
+        weights,
+        scales: None,
+        gate_first: true,
+        h,
+        y,
+        accumulate: None,
+        header: suite::input(capsule, &header(&table)),
+        tiles: suite::input(capsule, &tiles(&table)),
+        sorted_pairs: suite::input(capsule, &suite::bytes_i32(&table.sorted_pairs)),
+        capacity_rows: small(rows),
+        capacity_tiles: 1,
+        split: None,
+        overlaps: true,
+    };
+    product(capsule, &launch).map_err(|e| e.to_string())?;
+    // The reference sees the last expert by itself.
+    let one = MoeShape { experts: 1, top_k: 1, hidden, inter, gated: true };
+    let other = |len: usize| WeightData::Bf16(vec![bf16::ZERO; len]);
+    let exact = if up {
+        let alone = LayerWeights::new(one, WeightData::Bf16(last), other(hidden * inter)).unwrap();
+        stages::up(&alone, true, 0, &input)
+    } else {
+        let alone =
+            LayerWeights::new(one, other(2 * hidden * inter), WeightData::Bf16(last)).unwrap();
+        stages::down(&alone, 0, &input)
+    };
+    let out = y.unwrap_or(h);
+    batch.check(format!("{} with a stack of 2^32 weights", kernel.name), move |capsule| {
+        let got = suite::read_bf16(capsule, out)?;
+        match got.iter().zip(&exact).position(|(g, e)| !suite::within(g.to_f64(), e)) {
+            Some(n) => Err(format!("column {n}: {}, not {:?}", got[n], exact[n])),
+            None => Ok(()),
+        }
+    });
+    batch.finish()
+}

@@ -66,6 +66,8 @@ struct Product {
     u32 accumulate;
     u32 number;  // counts up by warp
     Accumulator* lanes[32];
+    bool a_in_registers;
+    u32 a_registers[32][4];
 };
 
 // What the host holds in the 128 bytes of a TensorMap.

@@ -74,6 +74,19 @@ float left[16][16];
 float right[16][256];
 float sums[16][256];
 
+// Operand A of a warp's lanes, laid out as mma.sync's.
+void read_registers(const Product& product) {
+    for (u32 lane = 0; lane < 32; lane++) {
+        for (u32 i = 0; i < 4; i++) {
+            u32 pair = product.a_registers[lane][i];
+            u32 row = lane / 4 + i % 2 * 8;
+            u32 k = lane % 4 * 2 + i / 2 * 8;
+            left[row][k] = bits_float(pair << 16);
+            left[row][k + 1] = bits_float(pair & 0xffff0000u);
+        }
+    }
+}
+
 // Most of the emulator's arithmetic, and on nothing but the three arrays above: vectorised in every
 // build, and not slowed by the sanitizers.
 __attribute__((optimize("O3", "fp-contract=off"), no_sanitize("address", "undefined"))) void
@@ -96,11 +109,15 @@ void for_accumulators(const Product& product, Each each) {
 }
 
 void execute(Block& block, u32 warp_index, const Product& product) {
-    Descriptor a = decode(product.a, "A");
     Descriptor b = decode(product.b, "B");
-    u32 first = 16 * (warp_index % 4);
-    for (u32 row = 0; row < 16; row++)
-        read_row(block, a, first + row, [&](u32 k, float v) { left[row][k] = v; });
+    if (product.a_in_registers) {
+        read_registers(product);
+    } else {
+        Descriptor a = decode(product.a, "A");
+        u32 first = 16 * (warp_index % 4);
+        for (u32 row = 0; row < 16; row++)
+            read_row(block, a, first + row, [&](u32 k, float v) { left[row][k] = v; });
+    }
     for (u32 column = 0; column < product.n; column++)
         read_row(block, b, column, [&](u32 k, float v) { right[k][column] = v; });
     bool accumulate = product.accumulate != 0;
@@ -177,23 +194,29 @@ struct Issue {
     u64 b;
     u32 accumulate;
     Accumulator* accumulator;
+    const u32* registers;  // of operand A; or null, and `a` is its descriptor
 };
 
 void issue_product(LaneGroup& group) {
     Block& b = block();
     Warp& w = warp();
     const Issue& first = *(Issue*)group.arguments[0];
-    Product product = {first.a, first.b, (u32)group.shape, first.accumulate, w.issued++, {}};
+    bool in_registers = first.registers != nullptr;
+    Product product = {first.a,    first.b, (u32)group.shape, first.accumulate,
+                       w.issued++, {},      in_registers,     {}};
     for (u32 lane = 0; lane < 32; lane++) {
         const Issue& mine = *(Issue*)group.arguments[lane];
         if (mine.a != first.a || mine.b != first.b || mine.accumulate != first.accumulate)
             fail(kDescriptor, "descriptors or `accumulate` differ between lanes 0 and %u", lane);
         product.lanes[lane] = mine.accumulator;
         mine.accumulator->last_product = product.number;
+        if (in_registers) std::memcpy(product.a_registers[lane], mine.registers, 16);
     }
-    Descriptor left = decode(product.a, "A");
+    if (!in_registers) {
+        Descriptor left = decode(product.a, "A");
+        check_rows(b, left, 16 * (self()->warp_index() % 4), 16, "wgmma operand A");
+    }
     Descriptor right = decode(product.b, "B");
-    check_rows(b, left, 16 * (self()->warp_index() % 4), 16, "wgmma operand A");
     check_rows(b, right, 0, product.n, "wgmma operand B");
     w.log.push_back(product);
     w.products.push_back(product);
@@ -283,9 +306,17 @@ void emu_wgmma_fence() {
 void emu_wgmma_bf16(u32 n, float* d, u64 a, u64 b, u32 accumulate) {
     Thread* thread = self();
     thread->wrapper = "wgmma_bf16";
-    Issue mine = {a, b, accumulate != 0 ? 1u : 0u, take_accumulator(*thread, d, n / 2)};
+    Issue mine = {a, b, accumulate != 0 ? 1u : 0u, take_accumulator(*thread, d, n / 2), nullptr};
     warp().issue_token.release();
     meet_lanes("wgmma_bf16", n, kFullWarp, &mine, issue_product);
+}
+
+void emu_wgmma_bf16_rs(u32 n, float* d, const u32* a, u64 b, u32 accumulate) {
+    Thread* thread = self();
+    thread->wrapper = "wgmma_bf16_rs";
+    Issue mine = {0, b, accumulate != 0 ? 1u : 0u, take_accumulator(*thread, d, n / 2), a};
+    warp().issue_token.release();
+    meet_lanes("wgmma_bf16_rs", n, kFullWarp, &mine, issue_product);
 }
 
 void emu_wgmma_commit() { meet_lanes("wgmma_commit", 0, kFullWarp, nullptr, commit_products); }

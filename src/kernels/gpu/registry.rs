@@ -108,6 +108,7 @@ const fn gemv(
     product: Product,
     name: &'static str,
     weights: WeightFormat,
+    blocks_per_sm: u32,
     columns: u32,
 ) -> ProductKernel {
     ProductKernel {
@@ -116,9 +117,9 @@ const fn gemv(
         family: Family::Gemv,
         weights,
         block_m: 4,
-        threads: 256,
+        threads: 128,
         shared_bytes: 0,
-        blocks_per_sm: 3,
+        blocks_per_sm,
         columns,
         box_rows: 0,
     }
@@ -172,10 +173,10 @@ const fn swap_ab(
 
 /// Every kernel of a grouped product.
 pub const PRODUCTS: &[ProductKernel] = &[
-    gemv(Up, "gemv_bf16_up", WeightFormat::Bf16, 8),
-    gemv(Down, "gemv_bf16_down", WeightFormat::Bf16, 16),
-    gemv(Up, "gemv_w8_up", WeightFormat::E4m3, 8),
-    gemv(Down, "gemv_w8_down", WeightFormat::E4m3, 16),
+    gemv(Up, "gemv_bf16_up", WeightFormat::Bf16, 5, 4),
+    gemv(Down, "gemv_bf16_down", WeightFormat::Bf16, 5, 8),
+    gemv(Up, "gemv_w8_up", WeightFormat::E4m3, 4, 4),
+    gemv(Down, "gemv_w8_down", WeightFormat::E4m3, 4, 8),
     generic(Up, "grouped_gemm_bf16_up_m16", 16, 128, (73_984, 3), 64),
     generic(Up, "grouped_gemm_bf16_up_m32", 32, 128, (82_176, 2), 64),
     generic(Up, "grouped_gemm_bf16_up_m64", 64, 128, (73_984, 3), 64),
@@ -213,6 +214,8 @@ pub(crate) fn product_kernel(name: &str) -> Option<&'static ProductKernel> {
 
 /// Entry points of the router, by the format of the logits: f32, bf16.
 pub const ROUTERS: [&str; 2] = ["router_topk_f32", "router_topk_bf16"];
+/// Entry point of the router that computes its logits itself. No plan chooses it yet.
+pub const GATE: &str = "router_topk_gate_bf16";
 /// Entry points of align: of few pairs, then the three of many.
 pub const ALIGN: [&str; 4] = ["align_small", "align_histogram", "align_scan", "align_scatter"];
 /// Entry point of the weighted sum.

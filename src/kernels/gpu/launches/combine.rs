@@ -76,8 +76,10 @@ pub fn combine(launcher: &mut dyn Launcher, launch: &CombineLaunch) -> Result<()
         return Ok(());
     }
     let vectors = u64::from(launch.tokens) * u64::from(launch.hidden / VALUES);
-    let blocks = u32::try_from(vectors.div_ceil(u64::from(THREADS)))
+    // The kernel numbers its vectors in 32 bits.
+    let vectors = u32::try_from(vectors)
         .map_err(|_| Error::usage("tokens", "the output has too many values for one launch"))?;
+    let blocks = vectors.div_ceil(THREADS);
     launcher.launch(&Launch {
         kernel: COMBINE,
         grid: [blocks, 1],

@@ -1,10 +1,10 @@
 //! Launching the router (`kernels/router_topk.cu`): logits to experts and weights.
 
 use crate::config::Scoring;
-use crate::gpu::params::{AlignParams, RouterParams, RouterScoring};
+use crate::gpu::params::{AlignParams, RouterGateParams, RouterParams, RouterScoring};
 use crate::gpu::{DeviceAddress, Launch, Launcher, ParamBytes, Region};
 use crate::kernels::gpu::launches::{AlignBuffers, Matrix};
-use crate::kernels::gpu::registry::router_kernel;
+use crate::kernels::gpu::registry::{GATE, router_kernel};
 use crate::kernels::gpu::{LogitFormat, options};
 use crate::kernels::{MAX_EXPERTS, RouterSpec};
 use crate::{Error, Result};
@@ -12,6 +12,8 @@ use crate::{Error, Result};
 /// Threads of a block, in warps of one row or more.
 const THREADS: u32 = 256;
 const WARPS: u32 = THREADS / 32;
+/// Experts whose logits a block computes.
+const GATE_EXPERTS: u32 = 2;
 /// Most groups of experts.
 const MAX_GROUPS: usize = 32;
 
@@ -76,6 +78,16 @@ impl RouterLaunch<'_> {
             .ok()
             .filter(|&p| u64::from(p) <= options::MAX_PAIRS)
             .ok_or_else(|| Error::usage("tokens", format!("{pairs} pairs are too many")))
+    }
+
+    /// The rows' scores, which a fused align may take over, and the slack of the arena.
+    fn shared_bytes(&self) -> u32 {
+        let scores = 4 * THREADS * self.experts.div_ceil(32);
+        let align = match self.align {
+            Some(_) => 22 * (self.experts + u32::from(self.shared)) + 148,
+            None => 0,
+        };
+        scores.max(align) + 16
     }
 
     fn params(&self) -> Result<RouterParams> {
@@ -168,17 +180,65 @@ pub fn router_topk(launcher: &mut dyn Launcher, router: &RouterLaunch<'_>) -> Re
     // Rows of few experts share a warp, each in the next power of two of lanes.
     let lanes = router.experts.next_power_of_two().min(32);
     let rows = WARPS * (32 / lanes);
-    let shared_bytes = match router.align {
-        Some(_) => 22 * (router.experts + u32::from(router.shared)) + 148 + 16,
-        None => 20,
-    };
     launcher.launch(&Launch {
         kernel: router_kernel(router.format),
         grid: [router.tokens.div_ceil(rows), 1],
         threads: THREADS,
-        shared_bytes,
+        shared_bytes: router.shared_bytes(),
         maps: Vec::new(),
         params: ParamBytes::of(&router.params()?),
+        overlaps: router.overlaps,
+    })
+}
+
+/// A router that computes its logits itself.
+#[derive(Clone, Copy, Debug)]
+pub struct RouterGateLaunch<'a> {
+    /// The routing. Its logits are f32, and written by the kernel.
+    pub router: RouterLaunch<'a>,
+    /// `bf16[tokens, hidden]`.
+    pub x: Matrix,
+    /// `bf16[experts, hidden]`, without gaps.
+    pub gate: Region,
+    /// Width of x and of the gate, a multiple of 8.
+    pub hidden: u32,
+}
+
+/// Multiplies x and the gate, then chooses experts and weights for every token, in one launch. Meant
+/// for few tokens: every block reads all of x.
+///
+/// # Errors
+/// [`Error::Usage`] for settings or buffers that do not fit, else as [`Launcher::launch`].
+pub fn router_topk_gate(launcher: &mut dyn Launcher, launch: &RouterGateLaunch<'_>) -> Result<()> {
+    let router = &launch.router;
+    router.validate()?;
+    if router.format != LogitFormat::F32 {
+        return Err(Error::usage("logits", "are computed as f32"));
+    }
+    if launch.hidden == 0 || !launch.hidden.is_multiple_of(8) {
+        return Err(Error::usage("hidden", format!("{} is no multiple of 8", launch.hidden)));
+    }
+    if router.tokens == 0 {
+        return Ok(());
+    }
+    let hidden = u64::from(launch.hidden);
+    let gate_bytes = Some(2 * u64::from(router.experts) * hidden);
+    let params = RouterGateParams {
+        router: router.params()?,
+        x: launch.x.checked("x", (u64::from(router.tokens), hidden), 2, 16)?,
+        gate: launch.gate.checked("gate", gate_bytes, 16)?,
+        x_stride: launch.x.stride,
+        hidden: launch.hidden,
+        unused: 0,
+    };
+    launcher.launch(&Launch {
+        kernel: GATE,
+        grid: [router.experts.div_ceil(GATE_EXPERTS), 1],
+        threads: THREADS,
+        // The flag of the last block stays beside the rows' scores.
+        shared_bytes: router.shared_bytes() + 4,
+        maps: Vec::new(),
+        params: ParamBytes::of(&params),
         overlaps: router.overlaps,
     })
 }

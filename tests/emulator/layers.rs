@@ -1,0 +1,319 @@
+//! Whole layers through the launch sequence, every stage held to its reference on the inputs that the
+//! emulated device itself had for that stage.
+
+use std::collections::BTreeSet;
+
+use half::bf16;
+use moe_frontier::config::DType;
+use moe_frontier::gpu::{Capsule, Launcher, Region};
+use moe_frontier::kernels::gpu::{
+    Combine, LayerBuffers, LogitFormat, Matrix, MoeInput, MoeOptions, PRODUCTS, Piece, Plan,
+    Product, Routing, WeightFormat, Workspace, moe_forward,
+};
+use moe_frontier::kernels::reference::{self, DeviceRouting};
+use moe_frontier::kernels::stages::{self, PaddedAlignment};
+use moe_frontier::kernels::{LayerWeights, MoeShape, Routed, RouterSpec, WeightData};
+
+use crate::suite::{self, DEVICE, Outcome, Run};
+
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    shape: MoeShape,
+    tokens: u32,
+    format: LogitFormat,
+    /// Experts chosen by the caller instead of the router.
+    chosen: bool,
+    opt: MoeOptions,
+}
+
+const fn shape(experts: usize, top_k: usize, hidden: usize, inter: usize) -> MoeShape {
+    MoeShape { experts, top_k, hidden, inter, gated: true }
+}
+
+/// A layer for every kernel of either product, and for every other path of the launch sequence.
+pub(crate) fn cases() -> Vec<Case> {
+    let case =
+        |shape, tokens, opt| Case { shape, tokens, format: LogitFormat::F32, chosen: false, opt };
+    let mut cases = Vec::new();
+    let named = PRODUCTS.iter().filter(|k| k.weights == WeightFormat::Bf16);
+    for (i, kernel) in named.enumerate() {
+        let name = Some(kernel.name.to_owned());
+        let opt = match kernel.product {
+            Product::Up => MoeOptions { up: name, ..MoeOptions::default() },
+            Product::Down => MoeOptions { down: name, ..MoeOptions::default() },
+            Product::DownFast => {
+                MoeOptions { down: name, combine: Combine::Fast, ..MoeOptions::default() }
+            }
+        };
+        let tokens = [5, 1, 3][i % 3];
+        cases.push(case(shape(4, 2, 72, 136), tokens, opt));
+    }
+    let plain = MoeOptions::default();
+    cases.push(case(shape(3, 1, 64, 72), 2, plain.clone()));
+    cases.push(Case { format: LogitFormat::Bf16, ..case(shape(8, 3, 72, 64), 17, plain.clone()) });
+    cases.push(Case { chosen: true, ..case(shape(4, 4, 64, 72), 3, plain.clone()) });
+    let wide =
+        MoeOptions { combine: Combine::F32, gate_first: false, overlap: false, ..plain.clone() };
+    cases.push(case(shape(5, 2, 72, 64), 9, wide));
+    // More pairs than the router or one block aligns.
+    cases.push(case(shape(6, 4, 8, 16), 1030, plain.clone()));
+    cases.push(case(shape(6, 4, 8, 16), 300, plain));
+    cases
+}
+
+/// The kernels that the cases of [`cases`] reach, run once.
+pub(crate) fn check_all(run: &Run) -> Result<BTreeSet<&'static str>, String> {
+    let mut reached = BTreeSet::new();
+    for (i, case) in cases().into_iter().enumerate() {
+        reached.extend(check(&case, i as u64 + 100 * run.seed, run)?);
+    }
+    Ok(reached)
+}
+
+/// A layer with its inputs, as the reference sees them.
+struct Layer {
+    case: Case,
+    weights: LayerWeights,
+    x: Vec<bf16>,
+    logits: Vec<f32>,
+    routed: Routed,
+}
+
+impl Layer {
+    fn new(case: Case, seed: u64) -> Self {
+        let rng = &mut suite::rng(seed);
+        let s = case.shape;
+        let mut stack = |len: usize, depth: usize| {
+            let scale = 1.0 / f32::from(u16::try_from(depth).unwrap()).sqrt();
+            WeightData::Bf16((0..len).map(|_| suite::normal(rng, scale)).collect())
+        };
+        let w13 = stack(s.w13_len().unwrap(), s.hidden);
+        let w2 = stack(s.w2_len().unwrap(), s.inter);
+        let tokens = case.tokens as usize;
+        let x = (0..tokens * s.hidden).map(|_| suite::normal(rng, 1.0)).collect();
+        // Exact in bf16, so that both formats of logits say the same.
+        let logits: Vec<f32> =
+            (0..tokens * s.experts).map(|_| suite::normal(rng, 2.0).to_f32()).collect();
+        let (routed, _) = reference::route_as_device(
+            &logits,
+            s.experts,
+            s.top_k,
+            &RouterSpec::softmax(),
+            DeviceRouting::default(),
+        )
+        .unwrap();
+        let weights = LayerWeights::new(s, w13, w2).unwrap();
+        Self { case, weights, x, logits, routed }
+    }
+
+    fn ids(&self) -> Vec<i32> {
+        self.routed.ids.iter().map(|id| id.cast_signed()).collect()
+    }
+
+    fn buffers(&self, capsule: &mut Capsule) -> LayerBuffers {
+        let bytes = |data: &WeightData| match data {
+            WeightData::Bf16(values) => suite::bytes_bf16(values),
+            _ => panic!("weights are bf16"),
+        };
+        let mut w13 = bytes(&self.weights.w13);
+        if !self.case.opt.gate_first {
+            // The same layer as a checkpoint with up rows first stores it.
+            let half = self.case.shape.inter * self.case.shape.hidden * 2;
+            w13.chunks_exact_mut(2 * half).for_each(|expert| expert.rotate_left(half));
+        }
+        LayerBuffers {
+            shape: self.case.shape,
+            w13: suite::input(capsule, &w13),
+            w2: suite::input(capsule, &bytes(&self.weights.w2)),
+            scales: None,
+            router: RouterSpec::softmax(),
+            bias: None,
+        }
+    }
+
+    fn routing(&self, capsule: &mut Capsule) -> Routing {
+        if self.case.chosen {
+            let ids = suite::input(capsule, &suite::bytes_i32(&self.ids()));
+            let weights = suite::input(capsule, &suite::bytes_f32(&self.routed.weights));
+            return Routing::Chosen { ids, weights };
+        }
+        let experts = self.case.shape.experts;
+        let (bytes, size) = match self.case.format {
+            LogitFormat::F32 => (suite::bytes_f32(&self.logits), 4),
+            LogitFormat::Bf16 => {
+                let narrow: Vec<bf16> = self.logits.iter().map(|&l| bf16::from_f32(l)).collect();
+                (suite::bytes_bf16(&narrow), 2)
+            }
+        };
+        let logits = suite::input_view(capsule, &bytes, experts, size);
+        Routing::Logits { logits, format: self.case.format }
+    }
+}
+
+/// Runs a case and checks every stage; returns the kernels that were launched.
+pub(crate) fn check(case: &Case, seed: u64, run: &Run) -> Result<Vec<&'static str>, String> {
+    let name = format!("layer {case:?} data seed {seed} [{}]", run.label());
+    check_stages(case, seed, run).map_err(|e| format!("{name}: {e}"))
+}
+
+fn check_stages(case: &Case, seed: u64, run: &Run) -> Result<Vec<&'static str>, String> {
+    let layer = Layer::new(case.clone(), seed);
+    let (s, opt) = (&case.shape, &case.opt);
+    let capsule = &mut run.capsule();
+    let told = |e: moe_frontier::Error| e.to_string();
+    let plan = Plan::choose(s, case.tokens, case.format, &DEVICE, opt).map_err(told)?;
+    let buffers = layer.buffers(capsule);
+    let x = suite::input_view(capsule, &suite::bytes_bf16(&layer.x), s.hidden, 2);
+    let routing = layer.routing(capsule);
+    let layout = Workspace::bytes(s, case.tokens, &DEVICE, opt).map_err(told)?;
+    let workspace = Workspace::in_pieces(capsule, layout).map_err(told)?;
+    let bytes = u64::from(case.tokens) * s.hidden as u64 * opt.combine.output_bytes();
+    let out = capsule.allocate(bytes).map_err(told)?;
+    let input =
+        MoeInput { tokens: case.tokens, x, routing, out: Matrix::dense(out, s.hidden as u64) };
+    moe_forward(capsule, &plan, &buffers, opt, &input, &workspace).map_err(told)?;
+    capsule.synchronize().map_err(told)?;
+    Stages { layer: &layer, plan: &plan, workspace: &workspace, out }.check(capsule)?;
+    Ok(capsule.launched().to_vec())
+}
+
+/// What a run left behind.
+struct Stages<'a> {
+    layer: &'a Layer,
+    plan: &'a Plan,
+    workspace: &'a Workspace,
+    out: Region,
+}
+
+impl Stages<'_> {
+    fn check(&self, capsule: &mut Capsule) -> Outcome {
+        let piece = |piece| self.workspace.piece(piece).map_err(|e| e.to_string());
+        let layer = self.layer;
+        if !layer.case.chosen {
+            let ids = suite::read_i32(capsule, piece(Piece::TopkIds)?)?;
+            let weights = suite::read_f32(capsule, piece(Piece::TopkWeights)?)?;
+            if ids != layer.ids() || weights != layer.routed.weights {
+                return Err("the router chose otherwise than the reference".into());
+            }
+        }
+        let experts = i32::try_from(layer.case.shape.experts).unwrap();
+        let table = PaddedAlignment::new(&layer.ids(), experts, self.plan.block_m.cast_signed());
+        let sorted = suite::read_i32(capsule, piece(Piece::SortedPairs)?)?;
+        if sorted[..table.sorted_pairs.len()] != table.sorted_pairs {
+            return Err("the pairs are sorted otherwise than by the reference".into());
+        }
+        let h = suite::read_bf16(capsule, piece(Piece::H)?)?;
+        let fast = layer.case.opt.combine == Combine::Fast;
+        let y = if fast { Vec::new() } else { suite::read_bf16(capsule, piece(Piece::Y)?)? };
+        self.check_rows(&table, &h, &y)?;
+        let out: Vec<f32> = match layer.case.opt.combine {
+            Combine::Bf16 => {
+                suite::read_bf16(capsule, self.out)?.into_iter().map(f32::from).collect()
+            }
+            Combine::F32 | Combine::Fast => suite::read_f32(capsule, self.out)?,
+        };
+        if !fast {
+            self.check_sums(&table, &y, &out)?;
+        }
+        self.check_whole(&out)
+    }
+
+    fn check_rows(&self, table: &PaddedAlignment, h: &[bf16], y: &[bf16]) -> Outcome {
+        let s = &self.layer.case.shape;
+        let within = |what: &str, row: usize, got: &[bf16], exact: Vec<reference::Exact>| match got
+            .iter()
+            .zip(&exact)
+            .position(|(g, e)| !suite::within(g.to_f64(), e))
+        {
+            Some(n) => Err(format!("{what} row {row}, column {n}: {}, not {:?}", got[n], exact[n])),
+            None => Ok(()),
+        };
+        for (row, &pair) in table.sorted_pairs.iter().enumerate() {
+            let Ok(pair) = usize::try_from(pair) else { continue };
+            let expert = self.layer.routed.ids[pair] as usize;
+            let token = pair / s.top_k;
+            let x = &self.layer.x[token * s.hidden..(token + 1) * s.hidden];
+            let h = &h[row * s.inter..(row + 1) * s.inter];
+            within("h", row, h, stages::up(&self.layer.weights, true, expert, x))?;
+            if !y.is_empty() {
+                let y = &y[row * s.hidden..(row + 1) * s.hidden];
+                within("y", row, y, stages::down(&self.layer.weights, expert, h))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_sums(&self, table: &PaddedAlignment, y: &[bf16], out: &[f32]) -> Outcome {
+        let s = &self.layer.case.shape;
+        let f32_out = self.layer.case.opt.combine == Combine::F32;
+        for (i, &got) in out.iter().enumerate() {
+            let (token, n) = (i / s.hidden, i % s.hidden);
+            let terms = (token * s.top_k..(token + 1) * s.top_k).map(|pair| {
+                let row = usize::try_from(table.pair_rows[pair]).unwrap();
+                (self.layer.routed.weights[pair], y[row * s.hidden + n].to_f64())
+            });
+            let exact = stages::combine(terms, f32_out);
+            if !suite::within(f64::from(got), &exact) {
+                return Err(format!("token {token}, column {n}: {got}, not {exact:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole layer, once, in norm: three roundings to bf16 stay far below one per cent.
+    fn check_whole(&self, out: &[f32]) -> Outcome {
+        let x: Vec<f32> = self.layer.x.iter().map(|v| v.to_f32()).collect();
+        let exact = whole(&self.layer.weights, &x, &self.layer.routed);
+        let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+        let off = squares(&mut out.iter().zip(&exact).map(|(o, e)| f64::from(*o) - e));
+        let error = (off / squares(&mut exact.iter().copied())).sqrt();
+        if error < 1e-2 { Ok(()) } else { Err(format!("relative error {error:.1e} of the layer")) }
+    }
+}
+
+fn whole(weights: &LayerWeights, x: &[f32], routed: &Routed) -> Vec<f64> {
+    assert_eq!(weights.dtype(), DType::Bf16);
+    reference::layer(weights, x, routed).iter().map(|e| e.value).collect()
+}
+
+/// The same batch in one pass and in chunks, and once more in the same workspace: the same bits.
+pub(crate) fn check_repeats(run: &Run) -> Outcome {
+    let told = |e: moe_frontier::Error| e.to_string();
+    let case = Case {
+        shape: shape(4, 2, 72, 64),
+        tokens: 23,
+        format: LogitFormat::F32,
+        chosen: false,
+        opt: MoeOptions { up: Some("grouped_gemm_bf16_up_m16".into()), ..MoeOptions::default() },
+    };
+    let layer = Layer::new(case.clone(), run.seed);
+    let s = &case.shape;
+    let mut outputs = Vec::new();
+    let whole = Workspace::bytes(s, case.tokens, &DEVICE, &case.opt).map_err(told)?;
+    for limit in [None, Some(whole.bytes / 2)] {
+        let opt = MoeOptions { workspace_limit: limit, ..case.opt.clone() };
+        let plan = Plan::choose(s, case.tokens, case.format, &DEVICE, &opt).map_err(told)?;
+        if limit.is_some() && plan.chunk_tokens >= case.tokens {
+            return Err(format!("the limit makes no chunks: {plan}"));
+        }
+        let capsule = &mut run.capsule();
+        let buffers = layer.buffers(capsule);
+        let x = suite::input_view(capsule, &suite::bytes_bf16(&layer.x), s.hidden, 2);
+        let routing = layer.routing(capsule);
+        let layout = Workspace::bytes(s, plan.chunk_tokens, &DEVICE, &opt).map_err(told)?;
+        // As one region, this time.
+        let workspace = Workspace::new(capsule, layout).map_err(told)?;
+        for _ in 0..2 {
+            let out = capsule.allocate(u64::from(case.tokens) * 2 * s.hidden as u64).unwrap();
+            let out_matrix = Matrix::dense(out, s.hidden as u64);
+            let input = MoeInput { tokens: case.tokens, x, routing, out: out_matrix };
+            moe_forward(capsule, &plan, &buffers, &opt, &input, &workspace).map_err(told)?;
+            outputs.push(suite::read_bf16(capsule, out)?);
+        }
+        workspace.free(capsule).map_err(told)?;
+    }
+    if outputs.iter().any(|o| *o != outputs[0]) {
+        return Err(format!("chunks or reruns differ [{}]", run.label()));
+    }
+    Ok(())
+}
