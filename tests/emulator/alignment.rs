@@ -27,6 +27,13 @@ impl Tables {
         Self::with_capacity(capsule, pairs, experts, (rows, tiles))
     }
 
+    /// Room for whatever routing.
+    pub(crate) fn for_any(capsule: &mut Capsule, pairs: u32, experts: u32, block_m: u32) -> Self {
+        let active = pairs.min(experts);
+        let rows = pairs + active * (block_m - 1);
+        Self::with_capacity(capsule, pairs, experts, (rows, pairs / block_m + active))
+    }
+
     fn with_capacity(
         capsule: &mut Capsule,
         pairs: u32,

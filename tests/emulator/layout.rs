@@ -43,6 +43,7 @@ fn expected() -> Vec<(String, i64)> {
     of::<params::WorkspaceHeader>(&mut all);
     of::<params::AlignParams>(&mut all);
     of::<params::RouterParams>(&mut all);
+    of::<params::RouterGateParams>(&mut all);
     of::<params::GemmParams>(&mut all);
     of::<params::SplitGemmParams>(&mut all);
     of::<params::CombineParams>(&mut all);
@@ -52,7 +53,7 @@ fn expected() -> Vec<(String, i64)> {
     constant("sizeof(TensorMap)", 128);
     constant("kMaxExperts", params::MAX_EXPERTS);
     constant("kMaxTopK", params::MAX_TOP_K);
-    constant("kMaxGroups", 32);
+    constant("kMaxGroups", params::MAX_GROUPS);
     constant("kAlignSmallPairs", 4096);
     constant("kStatusNonFiniteLogit", params::STATUS_NON_FINITE_LOGIT);
     constant("kStatusBadExpertId", params::STATUS_BAD_EXPERT_ID);

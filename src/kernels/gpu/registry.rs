@@ -214,6 +214,8 @@ pub(crate) fn product_kernel(name: &str) -> Option<&'static ProductKernel> {
 
 /// Entry points of the router, by the format of the logits: f32, bf16.
 pub const ROUTERS: [&str; 2] = ["router_topk_f32", "router_topk_bf16"];
+/// Entry point of the router that computes its logits.
+pub const ROUTER_GATE: &str = "router_topk_gate_bf16";
 /// Entry points of align: of few pairs, then the three of many.
 pub const ALIGN: [&str; 4] = ["align_small", "align_histogram", "align_scan", "align_scatter"];
 /// Entry point of the weighted sum.
@@ -232,7 +234,7 @@ pub fn kernel_names() -> Vec<&'static str> {
     let mut names: Vec<&str> = PRODUCTS.iter().map(|kernel| kernel.name).collect();
     names.extend(ROUTERS);
     names.extend(ALIGN);
-    names.push(COMBINE);
+    names.extend([ROUTER_GATE, COMBINE]);
     names
 }
 
