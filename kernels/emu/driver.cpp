@@ -22,6 +22,8 @@ constexpr u32 kVersion = 1;
 constexpr u32 kBufferConstant = 1;
 constexpr u32 kBufferSparse = 2;
 constexpr u32 kLaunchOverlap = 1;
+// Seconds; a loop without a wrapper in it gives the emulator nothing to see.
+constexpr u32 kTimeLimit = 600;
 constexpr u64 kCanaryBytes = 64 * 1024;
 constexpr u8 kCanary = 0xc5;
 // Buffers are 256-byte aligned and not more, as kernels may rely on no more.
@@ -302,6 +304,7 @@ u64 whole_number(const char* text, const char* option) {
 
 int main(int count, char** words) {
     std::vector<const char*> paths;
+    u32 limit = kTimeLimit;
     for (int i = 1; i < count; i++) {
         std::string word = words[i];
         if (word == "--list") {
@@ -320,10 +323,14 @@ int main(int count, char** words) {
         else if (word == "--mode" && value == "random") options.mode = kEmuRandom;
         else if (word == "--mode") fail(kUsage, "--mode is late, early or random, not '%s'", value.c_str());
         else if (word == "--seed") options.seed = whole_number(value.c_str(), "--seed");
+        else if (word == "--limit") limit = (u32)whole_number(value.c_str(), "--limit");
         else fail(kUsage, "unknown option %s", word.c_str());
     }
     if (paths.size() != 2)
-        fail(kUsage, "driver [--mode late|early|random] [--seed N] CAPSULE RESULT, or --list");
+        fail(kUsage,
+             "driver [--mode late|early|random] [--seed N] [--limit SECONDS] CAPSULE RESULT, or "
+             "--list");
+    emu::limit_time(limit);
 
     std::vector<u8> bytes = read_file(paths[0]);
     Reader file(bytes.data(), bytes.size());

@@ -43,9 +43,11 @@ void emu_read_only(const void* pointer, u32 bytes, const char* wrapper);
 
 // ---- atomics ----------------------------------------------------------------------------------------
 
-// Around each relaxed access: what a fence before it released, and what a fence after it acquires.
+// Around each access: what a fence before it released, and what a fence after it acquires. Loads
+// have no `done`: they change nothing that others poll for. `observes` is 1 for an atomic that
+// returns what it found.
 void emu_atomic(const void* pointer, u32 bytes, const char* wrapper);
-void emu_atomic_done(const void* pointer);
+void emu_atomic_done(const void* pointer, u32 observes);
 void emu_fence_gpu();
 
 // ---- block and warp -----------------------------------------------------------------------------------

@@ -123,22 +123,26 @@ DEVICE void st_global(void* pointer, u32x4 v) {
 DEVICE u32 atom_add_gpu(u32* pointer, u32 v) {
     emu_atomic(pointer, 4, "atom_add_gpu");
     u32 old = __atomic_fetch_add(pointer, v, __ATOMIC_RELAXED);
-    emu_atomic_done(pointer);
+    emu_atomic_done(pointer, 1);
     return old;
 }
 DEVICE u32 atom_add_acq_rel_gpu(u32* pointer, u32 v) {
     emu_atomic(pointer, 4, "atom_add_acq_rel_gpu");
-    return __atomic_fetch_add(pointer, v, __ATOMIC_ACQ_REL);
+    u32 old = __atomic_fetch_add(pointer, v, __ATOMIC_ACQ_REL);
+    emu_atomic_done(pointer, 1);
+    return old;
 }
 DEVICE void red_or_gpu(u32* pointer, u32 v) {
     emu_atomic(pointer, 4, "red_or_gpu");
     __atomic_fetch_or(pointer, v, __ATOMIC_RELAXED);
+    emu_atomic_done(pointer, 0);
 }
 DEVICE void red_add_f32_gpu(float* pointer, float v) {
     emu_atomic(pointer, 4, "red_add_f32_gpu");
     // Threads are exchanged in hooks only, so that nothing comes between load and store.
     u32 old = __atomic_load_n((u32*)pointer, __ATOMIC_RELAXED);
     __atomic_store_n((u32*)pointer, float_bits(bits_float(old) + v), __ATOMIC_RELAXED);
+    emu_atomic_done(pointer, 0);
 }
 DEVICE u32 ld_acquire_gpu(const u32* pointer) {
     // Loops that poll a flag stand still here, unless another thread runs each time.
@@ -149,6 +153,7 @@ DEVICE u32 ld_acquire_gpu(const u32* pointer) {
 DEVICE void st_release_gpu(u32* pointer, u32 v) {
     emu_atomic(pointer, 4, "st_release_gpu");
     __atomic_store_n(pointer, v, __ATOMIC_RELEASE);
+    emu_atomic_done(pointer, 0);
 }
 DEVICE void fence_gpu() { emu_fence_gpu(); }
 

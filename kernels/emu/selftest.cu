@@ -290,6 +290,7 @@ selftest_grid(GRID_CONSTANT GridParams p) {
     block_sync();
     if (t == 0) {
         if (p.fault != kFaultNoFenceGpu) fence_gpu();
+        if (p.fault == kFaultStoreAfterFence) p.words[block * 64] = block * 1000;
         *ticket = atom_add_gpu(p.counters, 1);
         fence_gpu();
     }
@@ -305,7 +306,7 @@ selftest_grid(GRID_CONSTANT GridParams p) {
         p.sums[block] = block == 0 ? 1 : p.sums[block - 1] + block;
         u32 order = atom_add_acq_rel_gpu(p.counters + 4, 1);
         if (order != block) p.counters[5] = 1;
-        st_release_gpu(p.counters + 3, block + 1);
+        if (p.fault != kFaultNoFlag) st_release_gpu(p.counters + 3, block + 1);
     }
 }
 
@@ -365,7 +366,7 @@ selftest_after(GRID_CONSTANT GridParams p) {
     for (u32 i = thread_index(); i < 128; i += 32) p.words[i] = float_bits(2.0f * p.total[i]);
 }
 
-// Data over a barrier, and a clock that goes forward.
+// Data over a barrier, clocks that go forward, and a flag that is there at once or never.
 KERNEL(32, 1)
 selftest_barrier(GRID_CONSTANT LaneParams p) {
     TestArena arena;
@@ -383,7 +384,22 @@ selftest_barrier(GRID_CONSTANT LaneParams p) {
         mbar_arrive_expect_tx(smem_addr(barrier), 16);
     mbar_arrive(smem_addr(barrier));
     mbar_wait(smem_addr(barrier), 0);
-    p.out[thread_index()] = global_nanoseconds() > before ? 1 : 0;
+    u64 cycles = sm_clock();
+    wait_flag_sys(p.out + 32, 7, ~0ull);
+    wait_flag_sys(p.out + 32, 8, 1000);
+    bool forward = global_nanoseconds() - before >= 1000 && sm_clock() > cycles;
+    p.out[thread_index()] = forward && sm_index() == 0 ? 1 : 0;
+}
+
+// Accesses to nothing, by plain pointers that no wrapper sees.
+KERNEL(32, 1)
+selftest_nowhere(GRID_CONSTANT LaneParams p) {
+    if (thread_index() != 7) return;
+    if (p.fault == kFaultNull) p.out[2] = 1;
+    if (p.fault == kFaultStack) {
+        volatile u8* below = (u8*)__builtin_frame_address(0);
+        for (u32 i = 0; i < 1024; i++) below[-(i64)i * 1024] = 0;
+    }
 }
 
 // ---- arithmetic ---------------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ enum Fault : u32 {
     kFaultNoSync,            // no block_sync between store and load
     kFaultNoCopyWait,        // cp.async is not waited for
     kFaultNoFenceGpu,        // a ticket without its fence
+    kFaultStoreAfterFence,   // data stored between the fence and the ticket
+    kFaultNoFlag,            // a flag that others poll is not set
     kFaultPartialMask,       // lanes outside the mask join
     kFaultDivergent,         // lanes of one warp in different collectives
     kFaultEarlyEnd,          // threads end before a barrier
@@ -38,6 +40,8 @@ enum Fault : u32 {
     kFaultGlobal,            // a global address past its buffer
     kFaultBarrierOverwritten,  // data over a barrier
     kFaultRegisters,         // more registers than the block has
+    kFaultNull,              // a null pointer
+    kFaultStack,             // more stack than there is
 };
 
 struct ProductParams {

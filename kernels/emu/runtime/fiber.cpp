@@ -92,7 +92,7 @@ constexpr size_t kStackBytes = 256 * 1024;
 // Stacks start at different cache sets: at equal distances all their hot lines would share a few.
 constexpr size_t kStackColours = 61;
 // More polls of a flag than any kernel makes while another thread can still set it.
-constexpr u64 kMostIdlePolls = 20'000'000;
+constexpr u64 kMostIdlePolls = 5'000'000;
 
 u64 random_state = 1;
 std::vector<Thread*> ready;
@@ -314,8 +314,19 @@ void prepare_stack(Thread& thread, u32 index) {
     thread.stack_pointer = frame;
 }
 
+// An ordinary launch sees all that came before it in the stream. One that may overlap sees that in
+// griddep_wait only, even where it happens to start later.
+void see_launches_before(const Grid& grid) {
+    if (grid.launch->overlap) return;
+    for (Grid& other : running) {
+        if (&other == &grid) break;
+        other.token.acquire();
+    }
+}
+
 void start_block(Grid& grid) {
     const EmuLaunch& launch = *grid.launch;
+    see_launches_before(grid);
     u32 linear = grid.order[grid.started++];
     grid.live++;
     Block* block = new Block;
@@ -367,6 +378,7 @@ void end_block(Block* block) {
     for (Thread& thread : block->threads) {
         thread.copy_context.destroy();
         thread.bulk_context.destroy();
+        thread.fence_context.destroy();
     }
     for (Warp& warp : block->warps) warp.context.destroy();
     if (!block->let_dependents) grid.let_dependents++;
@@ -381,7 +393,6 @@ void end_block(Block* block) {
     delete block;
     if (grid.done()) {
         end_grid_memory(grid);
-        grid.token.acquire();
         for (Thread* thread : grid.waiting) wake(thread);
         grid.waiting.clear();
     }
@@ -490,6 +501,8 @@ void wake(Thread* thread) {
     make_ready(thread);
 }
 
+void note_progress() { idle_polls = 0; }
+
 void visit_scheduler() {
     make_ready(self());
     switch_to_scheduler(self());
@@ -522,6 +535,7 @@ void emu_run(const std::vector<EmuLaunch>& launches) {
     random_state = (emu_options().seed + 1) * 0x9e3779b97f4a7c15ull;
     for (u32 i = 0; i < 8; i++) random_u32();
     idle_polls = 0;
+    listen_for_faults();
 #if defined(EMU_THREAD)
     scheduler_fiber = __tsan_get_current_fiber();
 #endif
@@ -543,6 +557,7 @@ void emu_run(const std::vector<EmuLaunch>& launches) {
             else i++;
         }
     }
+    for (Grid& grid : running) grid.token.acquire();
     running.clear();
 }
 
@@ -564,6 +579,7 @@ void emu_griddep_wait() {
         before->waiting.push_back(self());
         sleep("griddep_wait for the launch before");
     }
+    // All that ended before that launch began is seen through it, if it has waited itself.
     if (before) before->token.acquire();
 }
 

@@ -253,27 +253,33 @@ void emu_read_only(const void* pointer, u32 bytes, const char* wrapper) {
 void emu_atomic(const void* pointer, u32 bytes, const char* wrapper) {
     point(wrapper);
     check_global(pointer, bytes, bytes);
-#if defined(EMU_THREAD)
-    // A relaxed atomic after a fence publishes what came before the fence.
-    if (self()->fenced) __tsan_release(const_cast<void*>(pointer));
-#endif
+    Thread* thread = self();
+    if (!thread->fenced) return;
+    // An atomic after a fence publishes what came before the fence, and not what came since.
+    thread->fence_context.enter();
+    release_at(pointer);
+    thread->fence_context.leave();
 }
 
-void emu_atomic_done(const void* pointer) {
-#if defined(EMU_THREAD)
+void emu_atomic_done(const void* pointer, u32 observes) {
+    note_progress();
+    if (!observes) return;
+    // Without a fence after it, a relaxed atomic orders nothing.
     std::vector<const void*>& seen = self()->atomics;
-    if (std::find(seen.begin(), seen.end(), pointer) == seen.end()) seen.push_back(pointer);
-#else
-    (void)pointer;
-#endif
+    if (kWatchesEdges && std::find(seen.begin(), seen.end(), pointer) == seen.end())
+        seen.push_back(pointer);
 }
 
 void emu_fence_gpu() {
     point("fence_gpu");
-#if defined(EMU_THREAD)
+    if (!kWatchesEdges) return;
+    Thread* thread = self();
     // A fence after a relaxed atomic sees what was published through it.
-    for (const void* pointer : self()->atomics) __tsan_acquire(const_cast<void*>(pointer));
-    self()->atomics.clear();
-    self()->fenced = true;
-#endif
+    for (const void* pointer : thread->atomics) acquire_at(pointer);
+    thread->atomics.clear();
+    thread->fence_token.release();
+    thread->fence_context.enter();
+    thread->fence_token.acquire();
+    thread->fence_context.leave();
+    thread->fenced = true;
 }

@@ -132,8 +132,12 @@ struct Thread : EmuThread {
     u32 proxy_epoch = 1;  // counts fence_proxy_async
     u32 mbar_epoch = 1;   // counts fence_mbar_init
 
-    bool fenced = false;                  // fence_gpu since the last atomic that released
-    std::vector<const void*> atomics;     // relaxed atomics since the last fence_gpu
+    // Thread build: what this thread had seen at its last fence_gpu, which its relaxed atomics
+    // publish from then on; and where it has made relaxed atomics since, which its next one sees.
+    bool fenced = false;
+    OpContext fence_context;
+    SyncToken fence_token;
+    std::vector<const void*> atomics;
 
     FiberContext context;  // what the sanitizers know of this fiber
 
@@ -247,8 +251,17 @@ void point(const char* wrapper);
 // numbers, for the report of a deadlock.
 void sleep(const char* format, u32 first = 0, u32 second = 0);
 void wake(Thread* thread);
+// A flag may have changed that other threads poll.
+void note_progress();
 // Goes to the scheduler, which may start blocks.
 void visit_scheduler();
+
+// ---- faults.cpp ------------------------------------------------------------------------------------------
+
+// From now on, accesses to nothing end the run as findings do.
+void listen_for_faults();
+// Ends the process as a deadlock after that time; 0 is never.
+void limit_time(u32 seconds);
 
 // ---- memory.cpp ------------------------------------------------------------------------------------------
 

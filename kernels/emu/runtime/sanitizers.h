@@ -32,18 +32,24 @@ void __asan_unpoison_memory_region(const volatile void*, size_t);
 
 namespace emu {
 
+// Whether anyone asks for happens-before edges.
+#if defined(EMU_THREAD)
+constexpr bool kWatchesEdges = true;
+inline void release_at(const void* place) { __tsan_release(const_cast<void*>(place)); }
+inline void acquire_at(const void* place) { __tsan_acquire(const_cast<void*>(place)); }
+#else
+constexpr bool kWatchesEdges = false;
+inline void release_at(const void*) {}
+inline void acquire_at(const void*) {}
+#endif
+
 // A place that edges go through: what is released here is before what is acquired here.
 struct SyncToken {
-#if defined(EMU_THREAD)
-    void release() { __tsan_release(&place_); }
-    void acquire() { __tsan_acquire(&place_); }
+    void release() { release_at(place_); }
+    void acquire() { acquire_at(place_); }
 
 private:
-    alignas(8) char place_[8];
-#else
-    void release() {}
-    void acquire() {}
-#endif
+    alignas(8) char place_[kWatchesEdges ? 8 : 1];
 };
 
 // A fiber as the sanitizers know it.
