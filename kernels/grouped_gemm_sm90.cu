@@ -7,12 +7,12 @@
 // the `fast` kernel at the end.
 //
 // One block is 384 threads: warpgroup 0 produces (it requests the operands), warpgroups 1 and 2
-// consume (they multiply). Every consumer holds 128 f32 sums a thread, the most that leaves room
-// for addresses, so a warpgroup's tile is 64 x 256 or 128 x 128. A block's tile is
+// consume (they multiply). A consumer holds 128 f32 sums a thread, a tile of 64 x 256 or 128 x 128,
+// or 192, a tile of 128 x 192 and the most that leaves room for addresses. A block's tile is
 //
-//   cooperative   both consumers work on one tile, on blocks of 64 rows in turn: 128 x 256 (each
-//                 byte of shared memory feeds most products) or 256 x 128 (each weight byte is read
-//                 once for an expert of up to 256 rows);
+//   cooperative   both consumers work on one tile, on blocks of 64 rows in turn: 128 x 256,
+//                 256 x 128 (each weight byte is read once for an expert of up to 256 rows) or
+//                 256 x 192 (the most products a byte of L2 traffic, one stage less);
 //   ping-pong     each consumer has a tile of its own, every second one: while one writes its
 //                 results, the other keeps the tensor cores busy. For short sums (down with I below
 //                 about 1024), where the epilogue is not small beside the loop, and for 64-row
@@ -21,20 +21,26 @@
 // `up` puts gate and up rows of the same columns in one stage, so that both factors of an output
 // stand in one thread: SwiGLU costs no exchange.
 //
-// Floors (expected, not measured). A 128 x 256 step of 64 along the depth is 8 x 128 tensor-core
-// cycles and 48 KB: 85 FLOP a byte of L2 traffic. Reaching the dense rate needs the loop to be long
-// beside the epilogue: Mixtral's up has 64 steps of 1024 cycles, Qwen3-30B-A3B's down 12 steps.
+// Floors (expected, not measured). Tensor cores take 1024 cycles for 128 x 256 or 256 x 128 and 64
+// of depth, and the stage is 48 KB: 85 FLOP a byte that the L2 delivers, 9.4 TB/s at 800 TFLOP/s.
+// 256 x 192 takes 1536 cycles for 56 KB: 110 FLOP a byte, 7.3 TB/s. Which of the two the L2 feeds is
+// the first thing to measure. The epilogue of `up` is 2 special-function results an output, 2048
+// cycles for 128 x 256, beside 64 steps for Mixtral (H 4096) and 32 for Qwen3-30B-A3B (H 2048).
 //
 // ---- Launch contract ---------------------------------------------------------------------------
 //
 //   kernel grouped_gemm_sm90_bf16_   block_m  block_n  columns  map of b        shared bytes
 //   up_m128n256                      128      256      128      {64, 128, 2, 1}  230464
+//   up_m128n192 (ping-pong)          128      192      96       {64, 96, 2, 1}   197696
 //   up_m256n128                      256      128      64       {64, 64, 2, 1}   230464
-//   up_m64n256                       64       256      128      {64, 128, 2, 1}  197696
+//   up_m256n192                      256      192      96       {64, 96, 2, 1}   205872
+//   up_m64n256 (ping-pong)           64       256      128      {64, 128, 2, 1}  197696
 //   down_m128n256                    128      256      256      {64, 256, 1}     230464
+//   down_m128n192 (ping-pong)        128      192      192      {64, 192, 1}     197696
 //   down_m128n128 (ping-pong)        128      128      128      {64, 128, 1}     230496
 //   down_m256n128                    256      128      128      {64, 128, 1}     230464
-//   down_m64n256                     64       256      256      {64, 256, 1}     197696
+//   down_m256n192                    256      192      192      {64, 192, 1}     205872
+//   down_m64n256 (ping-pong)         64       256      256      {64, 256, 1}     197696
 //   down_fast_m128n256               128      256      256      {64, 256, 1}     222256
 //
 //   grid      (blocks, 1): one an SM, or fewer; any number is correct. Work is read from the header
@@ -53,8 +59,9 @@
 //   p         up reads a (= x), a_stride, header, tiles, sorted_pairs, columns, depth, top_k and
 //             gate_first; down reads header, tiles, columns and depth; fast also sorted_pairs,
 //             topk_weights, top_k, accumulate (16-byte aligned, zero or a sum to add to) and
-//             accumulate_stride (a multiple of 4). b, b_scale and out are not read: the maps have
-//             them.
+//             accumulate_stride (a multiple of 4). b and b_scale are not read: the maps have the
+//             weights. out (h, rows of I, 16-byte aligned) is used beside its map by the kernels
+//             with 96 columns.
 //   results   up writes each row of h of every tile, padding rows as zeros, columns below I; down
 //             the same for y; fast adds weight * product to accumulate[token], in no fixed order:
 //             it alone is not reproducible.
@@ -71,12 +78,14 @@
 constexpr u32 kWarpgroup = 128;
 constexpr u32 kConsumers = 2;
 constexpr u32 kThreads = kWarpgroup * (1 + kConsumers);
-// Registers a thread after the split. The gather keeps a token for each of 16 rows; sums, addresses
-// and the epilogue of a consumer fit in 216.
-constexpr u32 kProducerRegisters = 72;
-constexpr u32 kConsumerRegisters = 216;
-static_assert((kProducerRegisters + kConsumers * kConsumerRegisters) * kWarpgroup <= 65536,
-              "the split fits the register file");
+// Registers a thread after the split of what the launch gives, which is 65,536 by 384 threads in
+// steps of 8. Consumers need 232 for 192 sums; producers keep two tokens and the ring.
+constexpr u32 kLaunchRegisters = 168;
+constexpr u32 kProducerRegisters = 40;
+constexpr u32 kConsumerRegisters = 232;
+static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
+                  (1 + kConsumers) * kLaunchRegisters,
+              "the split asks for no more than the launch gave, or it would wait for ever");
 static_assert(kProducerRegisters % 8 == 0 && kConsumerRegisters % 8 == 0,
               "setmaxnreg takes multiples of 8");
 
@@ -90,6 +99,7 @@ constexpr u32 kBlockBytes = kWgmmaM * kRowBytes;
 // Columns of an output box: 64 bf16 are again 128 bytes, and a store swizzled the same way is free
 // of bank conflicts.
 constexpr u32 kChunk = 64;
+constexpr u32 kTailColumns = 32;
 // Swizzle atoms are 8 rows of 128 bytes.
 constexpr u32 kSwizzleAlign = 1024;
 // Steps the gather has under way before it hands the oldest over. Two of them are 96 KB a block,
@@ -112,6 +122,9 @@ struct Tiling {
     static constexpr u32 kN = N;
     static constexpr u32 kStages = STAGES;
     static constexpr u32 kColumns = UP ? N / 2 : N;
+    // Outputs leave in chunks of 64 columns, and what 96 leave over in one of 32.
+    static constexpr u32 kChunks = kColumns / kChunk;
+    static constexpr u32 kTail = kColumns % kChunk;
     // Blocks of 64 rows a consumer owns.
     static constexpr u32 kBlocks = PINGPONG ? M / kWgmmaM : M / kWgmmaM / kConsumers;
     static constexpr u32 kABytes = M * kRowBytes;
@@ -131,34 +144,43 @@ struct Tiling {
     // begun: 2048 rows, so that 132 blocks cover about as many rows as columns.
     static constexpr u32 kGroupTiles = M >= 256 ? 8 : 16;
 
-    static_assert(kBlocks * N == 256, "a consumer holds 128 sums a thread");
+    static_assert(kBlocks * N == 256 || kBlocks * N == 384,
+                  "a consumer holds 128 or 192 sums a thread");
     static_assert(kBlocks * kWgmmaM * (PINGPONG ? 1 : kConsumers) == M,
                   "the consumers cover the rows");
     static_assert(kStageBytes % kSwizzleAlign == 0 && kABytes % kSwizzleAlign == 0 &&
                       (FAST || kBufferBytes % kSwizzleAlign == 0),
                   "operands and stores start at swizzle atoms");
-    static_assert(kColumns % kChunk == 0, "outputs leave in whole chunks");
+    static_assert(kTail == 0 || (kTail == kTailColumns && !FAST), "the store knows this tail");
     static_assert(!UP || kLag + 1 <= kStages,
                   "a step is handed over before the producer needs the stage that waits for it");
     static_assert(kSharedBytes <= kSharedLimit, "shared memory of one block");
 };
 
 using UpM128N256 = Tiling<true, false, 128, 256, 4, false>;
+using UpM128N192 = Tiling<true, false, 128, 192, 4, true>;
 using UpM256N128 = Tiling<true, false, 256, 128, 4, false>;
+using UpM256N192 = Tiling<true, false, 256, 192, 3, false>;
 using UpM64N256 = Tiling<true, false, 64, 256, 4, true>;
 using DownM128N256 = Tiling<false, false, 128, 256, 4, false>;
+using DownM128N192 = Tiling<false, false, 128, 192, 4, true>;
 using DownM128N128 = Tiling<false, false, 128, 128, 6, true>;
 using DownM256N128 = Tiling<false, false, 256, 128, 4, false>;
+using DownM256N192 = Tiling<false, false, 256, 192, 3, false>;
 using DownM64N256 = Tiling<false, false, 64, 256, 4, true>;
 // Three stages: the f32 staging tile takes the place of the fourth.
 using DownFastM128N256 = Tiling<false, true, 128, 256, 3, false>;
 
 static_assert(UpM128N256::kSharedBytes == 230464, "as the head comment says");
+static_assert(UpM128N192::kSharedBytes == 197696, "as the head comment says");
 static_assert(UpM256N128::kSharedBytes == 230464, "as the head comment says");
+static_assert(UpM256N192::kSharedBytes == 205872, "as the head comment says");
 static_assert(UpM64N256::kSharedBytes == 197696, "as the head comment says");
 static_assert(DownM128N256::kSharedBytes == 230464, "as the head comment says");
+static_assert(DownM128N192::kSharedBytes == 197696, "as the head comment says");
 static_assert(DownM128N128::kSharedBytes == 230496, "as the head comment says");
 static_assert(DownM256N128::kSharedBytes == 230464, "as the head comment says");
+static_assert(DownM256N192::kSharedBytes == 205872, "as the head comment says");
 static_assert(DownM64N256::kSharedBytes == 197696, "as the head comment says");
 static_assert(DownFastM128N256::kSharedBytes == 222256, "as the head comment says");
 
@@ -309,46 +331,54 @@ DEVICE void hand_over(u32 full_barrier) {
     }
 }
 
-// The gather of `up`: eight threads copy the 128 bytes of a row, 16 rows a pass.
+// The gather of `up`: eight threads copy the 128 bytes of a row, so that a warp copies 4 rows and
+// the warpgroup 16 in a pass. The eight need the same token, hence each lane keeps tokens of other
+// rows and they are exchanged at the copy: 1 or 2 registers instead of 16.
 template <typename T>
 struct Gather {
-    static constexpr u32 kChunks = kRowBytes / 16;
-    static constexpr u32 kRowsPerPass = kWarpgroup / kChunks;
-    static constexpr u32 kPasses = T::kM / kRowsPerPass;
-    static_assert(kRowsPerPass % 8 == 0, "a thread has the same swizzle in each pass");
-    static_assert(kWgmmaM % kRowsPerPass == 0, "a pass lies in one block of 64 rows");
-    static_assert(kPasses <= 32, "one bit a pass");
+    static constexpr u32 kUnits = kRowBytes / 16;
+    static constexpr u32 kWarpRows = kWarpSize / kUnits;
+    static constexpr u32 kPassRows = kWarpgroup / kUnits;
+    static constexpr u32 kPasses = T::kM / kPassRows;
+    // Passes whose tokens fit into one register of each lane.
+    static constexpr u32 kLanePasses = kWarpSize / kWarpRows;
+    static constexpr u32 kRegisters = ceil_div(kPasses, kLanePasses);
+    static constexpr u32 kPresent = 1u << 31;
+    static_assert(kPassRows % 8 == 0, "a thread has the same swizzle in each pass");
+    static_assert(kWgmmaM % kPassRows == 0, "a pass lies in one block of 64 rows");
 
-    u32 tokens[kPasses];  // 0 where there is none
-    u32 present;          // bit a pass: its row has a token
-    u32 live_rows;        // rows of blocks that hold a row at all: nobody reads the others
+    u32 tokens[kRegisters];  // kPresent and the token, or 0 for a row without one
+    u32 live_rows;           // rows of blocks that hold a row at all: nobody reads the others
 
-    DEVICE static u32 row() { return thread_index() % kWarpgroup / kChunks; }
-    DEVICE static u32 chunk() { return thread_index() % kChunks; }
+    DEVICE static u32 lane() { return thread_index() % kWarpSize; }
+    DEVICE static u32 row() { return thread_index() % kWarpgroup / kUnits; }
+    DEVICE static u32 unit() { return thread_index() % kUnits; }
 
     DEVICE void find_tokens(const GemmParams& p, const Work& work) {
         live_rows = ceil_div(work.rows, kWgmmaM) * kWgmmaM;
-        present = 0;
+        const u32 warp_row = thread_index() / kWarpSize * kWarpRows;
 #pragma unroll
-        for (u32 pass = 0; pass < kPasses; ++pass) {
-            const u32 r = pass * kRowsPerPass + row();
-            const i32 pair = pair_of_row(p, work, r);
-            tokens[pass] = pair < 0 ? 0 : (u32)pair / p.top_k;
-            present |= pair < 0 ? 0 : 1u << pass;
+        for (u32 i = 0; i < kRegisters; ++i) {
+            const u32 pass = i * kLanePasses + lane() / kWarpRows;
+            const i32 pair =
+                pair_of_row(p, work, pass * kPassRows + warp_row + lane() % kWarpRows);
+            tokens[i] = pair < 0 ? 0 : (u32)pair / p.top_k | kPresent;
         }
     }
 
     // Rows without a token and columns past the depth arrive as zeros.
     DEVICE void copy(const GemmParams& p, u32 stage_address, u32 k) const {
-        const u32 column = k * kTileK + chunk() * 8;
-        const u32 inside = column < p.depth ? present : 0;
-        const u32 to = stage_address + row() * kRowBytes + ((chunk() ^ (row() & 7)) << 4);
+        const u32 column = k * kTileK + unit() * 8;
+        const u32 bytes = column < p.depth ? 16 : 0;
+        const u32 to = stage_address + row() * kRowBytes + ((unit() ^ (row() & 7)) << 4);
 #pragma unroll
         for (u32 pass = 0; pass < kPasses; ++pass) {
-            if (pass * kRowsPerPass < live_rows) {
-                const u64 from = (u64)tokens[pass] * p.a_stride + column;
-                cp_async16(to + pass * kRowsPerPass * kRowBytes, p.a + from,
-                           (inside >> pass & 1) * 16);
+            if (pass * kPassRows < live_rows) {
+                const u32 token = shfl(kFullWarp, tokens[pass / kLanePasses],
+                                       pass % kLanePasses * kWarpRows + lane() / kUnits);
+                const u64 from = (u64)(token & ~kPresent) * p.a_stride + column;
+                cp_async16(to + pass * kPassRows * kRowBytes, p.a + from,
+                           (token / kPresent) * bytes);
             }
         }
     }
@@ -543,14 +573,15 @@ DEVICE u32 output_pair(const Sums<T>& d, u32 j, u32 i, bool gate_first) {
     }
 }
 
-// Writes tiles as bf16 rows: stmatrix into a swizzled buffer of 64 x 64, then one TMA store.
+// Writes tiles as bf16 rows: stmatrix into a swizzled buffer of 64 x 64, then one TMA store. A tail
+// of 32 columns is written by the threads, since a box of the map would reach into the next tile.
 template <typename T>
 class RowStore {
 public:
     DEVICE RowStore(const TensorMap& map, const GemmParams& p, const Shared<T>& shared,
                     u32 consumer)
-        : map_(map), columns_(p.columns), gate_first_(p.gate_first != 0), consumer_(consumer),
-          buffers_(shared.epilogue + consumer * 2 * T::kBufferBytes) {
+        : map_(map), out_(p.out), columns_(p.columns), gate_first_(p.gate_first != 0),
+          consumer_(consumer), buffers_(shared.epilogue + consumer * 2 * T::kBufferBytes) {
 #ifdef MUTANT_SWAPPED_GATE_UP
         gate_first_ = !gate_first_;
 #endif
@@ -560,21 +591,18 @@ public:
 
     DEVICE void store(const Sums<T>& d, const Work& work, u32 block) {
 #pragma unroll
-        for (u32 chunk = 0; chunk < T::kColumns / kChunk; ++chunk) {
+        for (u32 chunk = 0; chunk < T::kChunks; ++chunk) {
             // Chunks past the last column would be clipped whole.
             if (work.column0 + chunk * kChunk < columns_) {
                 await_buffer();
-#pragma unroll
-                for (u32 group = 0; group < kChunk / 8; group += 2) {
-                    const u32 j = chunk * (kChunk / 8) + group;
-                    const u32 r[4] = {
-                        output_pair<T>(d, j, 0, gate_first_), output_pair<T>(d, j, 1, gate_first_),
-                        output_pair<T>(d, j + 1, 0, gate_first_),
-                        output_pair<T>(d, j + 1, 1, gate_first_)};
-                    put(group, r);
-                }
+                put_sums<kChunk>(d, chunk);
                 send(work, block, chunk);
             }
+        }
+        if constexpr (T::kTail > 0) {
+            await_buffer();
+            put_sums<kTailColumns>(d, T::kChunks);
+            send_tail(work, block);
         }
     }
 
@@ -582,15 +610,17 @@ public:
 #ifdef MUTANT_PADDING_UNWRITTEN
         return;
 #endif
-        const u32 zeros[4] = {};
-        for (u32 chunk = 0; chunk < T::kColumns / kChunk; ++chunk) {
+        for (u32 chunk = 0; chunk < T::kChunks; ++chunk) {
             if (work.column0 + chunk * kChunk < columns_) {
                 await_buffer();
-                for (u32 group = 0; group < kChunk / 8; group += 2) {
-                    put(group, zeros);
-                }
+                put_zeros<kChunk>();
                 send(work, block, chunk);
             }
+        }
+        if constexpr (T::kTail > 0) {
+            await_buffer();
+            put_zeros<kTailColumns>();
+            send_tail(work, block);
         }
     }
 
@@ -621,8 +651,27 @@ private:
     DEVICE void put(u32 group, const u32 (&r)[4]) {
         const Lane at;
         const u32 row = 16 * at.warp + (at.lane & 15);
-        const u32 unit = (group + (at.lane >> 4)) ^ (row & 7);
-        stmatrix_x4(buffer() + row * kRowBytes + (unit << 4), r);
+        const u32 unit = group + (at.lane >> 4);
+        stmatrix_x4(swizzle128(buffer() + row * kRowBytes + unit * 16), r);
+    }
+    template <u32 COLUMNS>
+    DEVICE void put_sums(const Sums<T>& d, u32 chunk) {
+#pragma unroll
+        for (u32 group = 0; group < COLUMNS / 8; group += 2) {
+            const u32 j = chunk * (kChunk / 8) + group;
+            const u32 r[4] = {output_pair<T>(d, j, 0, gate_first_),
+                              output_pair<T>(d, j, 1, gate_first_),
+                              output_pair<T>(d, j + 1, 0, gate_first_),
+                              output_pair<T>(d, j + 1, 1, gate_first_)};
+            put(group, r);
+        }
+    }
+    template <u32 COLUMNS>
+    DEVICE void put_zeros() {
+        const u32 zeros[4] = {};
+        for (u32 group = 0; group < COLUMNS / 8; group += 2) {
+            put(group, zeros);
+        }
     }
 
     DEVICE void send(const Work& work, u32 block, u32 chunk) {
@@ -638,7 +687,32 @@ private:
         turn_ ^= 1;
     }
 
+    // 16 bytes a thread and pass, whole 32-byte sectors a pair of threads.
+    DEVICE void send_tail(const Work& work, u32 block) {
+        constexpr u32 kUnits = kTailColumns / 8;
+        named_sync(1 + consumer_, kWarpgroup);
+        const u32 row0 = work.row0 + block_row<T>(consumer_, block);
+        const u32 column0 = work.column0 + T::kChunks * kChunk;
+#pragma unroll
+        for (u32 i = 0; i < kWgmmaM * kUnits / kWarpgroup; ++i) {
+            const u32 place = i * kWarpgroup + thread_index() % kWarpgroup;
+            const u32 row = place / kUnits;
+            const u32 unit = place % kUnits;
+            const u32x4 v = ld_shared(swizzle128(buffer() + row * kRowBytes + unit * 16));
+            const u32 column = column0 + unit * 8;
+            if (column < columns_) {
+                st_global(out_ + (u64)(row0 + row) * columns_ + column, v);
+            }
+        }
+        // A group without a copy: the other buffer's is again the last but one.
+        if (leads()) {
+            bulk_commit();
+        }
+        turn_ ^= 1;
+    }
+
     const TensorMap& map_;
+    bf16* out_;
     u32 columns_;
     bool gate_first_;
     u32 consumer_;
@@ -671,7 +745,7 @@ public:
 
     DEVICE void store(const Sums<T>& d, const Work& work, u32) {
 #pragma unroll
-        for (u32 chunk = 0; chunk < T::kColumns / kChunk; ++chunk) {
+        for (u32 chunk = 0; chunk < T::kChunks; ++chunk) {
             const u32 column = work.column0 + chunk * kChunk;
             if (column < p_.columns) {
                 add_chunk(d, chunk, column);
@@ -875,9 +949,19 @@ grouped_gemm_sm90_bf16_up_m128n256(GRID_CONSTANT TensorMap w13, GRID_CONSTANT Te
     up<UpM128N256>(w13, h, p);
 }
 KERNEL(kThreads, 1)
+grouped_gemm_sm90_bf16_up_m128n192(GRID_CONSTANT TensorMap w13, GRID_CONSTANT TensorMap h,
+                                   GRID_CONSTANT GemmParams p) {
+    up<UpM128N192>(w13, h, p);
+}
+KERNEL(kThreads, 1)
 grouped_gemm_sm90_bf16_up_m256n128(GRID_CONSTANT TensorMap w13, GRID_CONSTANT TensorMap h,
                                    GRID_CONSTANT GemmParams p) {
     up<UpM256N128>(w13, h, p);
+}
+KERNEL(kThreads, 1)
+grouped_gemm_sm90_bf16_up_m256n192(GRID_CONSTANT TensorMap w13, GRID_CONSTANT TensorMap h,
+                                   GRID_CONSTANT GemmParams p) {
+    up<UpM256N192>(w13, h, p);
 }
 KERNEL(kThreads, 1)
 grouped_gemm_sm90_bf16_up_m64n256(GRID_CONSTANT TensorMap w13, GRID_CONSTANT TensorMap h,
@@ -890,6 +974,11 @@ grouped_gemm_sm90_bf16_down_m128n256(GRID_CONSTANT TensorMap w2, GRID_CONSTANT T
     down<DownM128N256>(w2, h, y, p);
 }
 KERNEL(kThreads, 1)
+grouped_gemm_sm90_bf16_down_m128n192(GRID_CONSTANT TensorMap w2, GRID_CONSTANT TensorMap h,
+                                     GRID_CONSTANT TensorMap y, GRID_CONSTANT GemmParams p) {
+    down<DownM128N192>(w2, h, y, p);
+}
+KERNEL(kThreads, 1)
 grouped_gemm_sm90_bf16_down_m128n128(GRID_CONSTANT TensorMap w2, GRID_CONSTANT TensorMap h,
                                      GRID_CONSTANT TensorMap y, GRID_CONSTANT GemmParams p) {
     down<DownM128N128>(w2, h, y, p);
@@ -898,6 +987,11 @@ KERNEL(kThreads, 1)
 grouped_gemm_sm90_bf16_down_m256n128(GRID_CONSTANT TensorMap w2, GRID_CONSTANT TensorMap h,
                                      GRID_CONSTANT TensorMap y, GRID_CONSTANT GemmParams p) {
     down<DownM256N128>(w2, h, y, p);
+}
+KERNEL(kThreads, 1)
+grouped_gemm_sm90_bf16_down_m256n192(GRID_CONSTANT TensorMap w2, GRID_CONSTANT TensorMap h,
+                                     GRID_CONSTANT TensorMap y, GRID_CONSTANT GemmParams p) {
+    down<DownM256N192>(w2, h, y, p);
 }
 KERNEL(kThreads, 1)
 grouped_gemm_sm90_bf16_down_m64n256(GRID_CONSTANT TensorMap w2, GRID_CONSTANT TensorMap h,
