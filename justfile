@@ -34,10 +34,30 @@ test *flags:
 ci:
     bash .ci/run
 
-# Run a bench: router, grouped_gemm, moe_layer or cost_model; all without a name
+# Run a bench: router, grouped_gemm, moe_layer, cuda, law or cost_model; all without a name
 [group('bench')]
 bench name='':
     cargo bench {{ if name == '' { '--benches' } else { '--bench ' + name } }}
+
+# Compile the CUDA kernels into kernels/prebuilt, which is checked in
+[group('kernels')]
+cubins:
+    python3 kernels/cubins.py
+
+# Compile them and compare with kernels/prebuilt, byte for byte
+[group('kernels')]
+cubins-check:
+    python3 kernels/cubins.py --check
+
+# Run the CUDA kernels in the host emulator; `just emulator router` runs some
+[group('kernels')]
+emulator *flags:
+    cargo test --test emulator -- {{ flags }}
+
+# Everything that a machine with only a CUDA driver needs, into target/gpu-bundle
+[group('kernels')]
+gpu-bundle:
+    python3 kernels/bundle/build.py
 
 # Measure this machine and keep the profile; `just profile --experts 8 --quick`
 [group('bench')]

@@ -1,12 +1,14 @@
-// Align: (token, slot) pairs to rows grouped by expert. Indices only; activations stay where they are.
+// Align: (token, slot) pairs to rows grouped by expert. Indices only; activations stay where they
+// are.
 //
-// Reads topk_ids[pairs]. Writes, see AlignParams: sorted_pairs (with -1 on padding rows), pair_rows,
-// tiles in expert order, expert_count, expert_offsets, and the header's num_tiles, padded_rows and
-// active_experts. Stable: equal experts keep the order of their pairs, so the result is the same in
-// every run and for every grid. An id that is not below `experts` sets kStatusBadExpertId, is never
-// used as an index, and its pair gets pair_rows -1. When a table is too short, kStatusCapacity is set,
-// whole tiles that fit are written, num_tiles and padded_rows and the offsets count those alone, and
-// the other pairs get pair_rows -1; expert_count still counts all. Status bits are only ever added.
+// Reads topk_ids[pairs]. Writes, see AlignParams: sorted_pairs (with -1 on padding rows),
+// pair_rows, tiles in expert order, expert_count, expert_offsets, and the header's num_tiles,
+// padded_rows and active_experts. Stable: equal experts keep the order of their pairs, so the
+// result is the same in every run and for every grid. An id that is not below `experts` sets
+// kStatusBadExpertId, is never used as an index, and its pair gets pair_rows -1. When a table is
+// too short, kStatusCapacity is set, whole tiles that fit are written, num_tiles and padded_rows
+// and the offsets count those alone, and the other pairs get pair_rows -1; expert_count still
+// counts all. Status bits are only ever added.
 //
 // Launches. All take AlignParams by value; experts 1 to 1024, block_m a power of two from 1 to 256.
 //   align_small      pairs 1 to 4096. Grid 1, block 512, shared 38 experts + 144 bytes.
@@ -16,10 +18,11 @@
 //   align_histogram  grid B, block 512, shared 4 experts + 16 bytes.
 //   align_scan       grid 1, block 1024, shared 4 * 1024 + 4 * 32 + 16 = 4240 bytes.
 //   align_scatter    grid B, block 512, shared 38 experts + 144 bytes.
-// Shared memory never exceeds 39,056 bytes, below the 48 KB that need no opt-in. pairs is below 2^31.
+// Shared memory never exceeds 39,056 bytes, below the 48 KB that need no opt-in. pairs is below
+// 2^31.
 //
-// Floor: 12 bytes a pair and 4 a padding row, below 1 us at 131,072 pairs; launches and the latency of
-// dependent steps are what there is to save, so a block does much with few barriers.
+// Floor: 12 bytes a pair and 4 a padding row, below 1 us at 131,072 pairs; launches and the latency
+// of dependent steps are what there is to save, so a block does much with few barriers.
 
 #include "align.cuh"
 
@@ -46,7 +49,8 @@ DEVICE void block_pairs(const AlignParams& p, u32& begin, u32& end) {
     end = (u32)min_of(first + p.pairs_per_block, (u64)p.pairs);
 }
 
-// Counts each block's pairs by expert. Adding is all that the atomics do, so their order never shows.
+// Counts each block's pairs by expert. Adding is all that the atomics do, so their order never
+// shows.
 KERNEL(kAlignThreads, 2) align_histogram(GRID_CONSTANT AlignParams params) {
     griddep_wait();
     griddep_launch();

@@ -3,15 +3,16 @@
 // A counting sort of indices. A block takes a run of pairs and gives each warp an equal, contiguous
 // part of it. A warp walks its part 32 pairs at a time: lanes with the same expert find each other
 // (`match_any`), the lowest of them adds their number to the warp's own counter of that expert, and
-// the number of lower lanes is each pair's place. Counters of earlier warps, then of earlier blocks,
-// come first, so experts keep their pairs in order: the result depends on neither schedule nor grid.
+// the number of lower lanes is each pair's place. Counters of earlier warps, then of earlier
+// blocks, come first, so experts keep their pairs in order: the result depends on neither schedule
+// nor grid.
 
 #pragma once
 
 #include "common.cuh"
 
-// Most pairs that one block groups. Counters are 16 bits, to fit 1024 experts times 16 warps into the
-// 48 KB of shared memory that need no opt-in.
+// Most pairs that one block groups. Counters are 16 bits, to fit 1024 experts times 16 warps into
+// the 48 KB of shared memory that need no opt-in.
 constexpr u32 kAlignSmallPairs = 4096;
 static_assert(kAlignSmallPairs < 65536, "counters of a block are 16 bits");
 
@@ -48,6 +49,9 @@ struct PairLanes {
 
 // By all lanes of a warp, each with its own `pair`; those from `end` on are no pairs.
 DEVICE PairLanes pair_lanes(const AlignParams& p, u32 pair, u32 end) {
+#ifdef MUTANT_ALIGN_TAIL
+    end -= 1;
+#endif
     u32 expert = pair < end ? (u32)p.topk_ids[pair] : p.experts;
     bool counted = expert < p.experts;
     // Whatever is not counted shares one value, so that it never meets a real expert.
@@ -101,7 +105,8 @@ DEVICE u32 rank_warps(const AlignParams& p, const AlignShared& shared, u32 exper
 }
 
 // Writes the pairs [begin, end) to their rows, below `limit`. The pair on a tile's first row also
-// writes the tile. `expert_rows(e, &first, &count)` gives all rows of an expert, not only this block's.
+// writes the tile. `expert_rows(e, &first, &count)` gives all rows of an expert, not only this
+// block's.
 template <typename ExpertRows>
 DEVICE void scatter_pairs(const AlignParams& p, const AlignShared& shared, u32 begin, u32 end,
                           u32 warps, u32 limit, ExpertRows expert_rows) {
@@ -152,8 +157,8 @@ DEVICE void pad_expert(const AlignParams& p, u32 first, u32 count, u32 limit) {
     }
 }
 
-// Sum of the values of all threads before this one; `total` is that of the whole block. Every thread
-// calls it; `scratch` must not be in use.
+// Sum of the values of all threads before this one; `total` is that of the whole block. Every
+// thread calls it; `scratch` must not be in use.
 DEVICE u32 block_sum_before(u32 value, u32* scratch, u32 warps, u32& total) {
     u32 warp = thread_index() / kWarpSize, lane = thread_index() % kWarpSize;
     u32 sum = value;

@@ -184,11 +184,11 @@ DEVICE float swiglu(float gate, float up) {
     return gate * rcp_approx(1.0f + exp_approx(-gate)) * up;
 }
 
-// ---- exact arithmetic -----------------------------------------------------------------------------
+// ---- exact arithmetic -----------------------------------------------------------------------
 //
-// Ids and weights of the router agree with the CPU bit for bit, so these use only operations that IEEE
-// 754 rounds in one way, in the order in which src/kernels/math.rs repeats them. Results that are not
-// a number have unspecified bits. Denormals are kept, in arguments and results.
+// Ids and weights of the router agree with the CPU bit for bit, so these use only operations that
+// IEEE 754 rounds in one way, in the order in which src/kernels/math.rs repeats them. Results that
+// are not a number have unspecified bits. Denormals are kept, in arguments and results.
 
 // e^x to 1.1 ulp over the whole range: 0 below -104, infinity above 88.73, denormals rounded once.
 // Cody and Waite's reduction x = n ln 2 + r, then a minimax polynomial of (e^r - 1 - r) / r^2.
@@ -218,8 +218,8 @@ DEVICE float exp_f32(float x) {
     return mul_rn(p, bits_float((integer - half + 127) << 23));
 }
 
-// log(1 + x) to 1.3 ulp: -infinity at -1, NaN below. 1 + x = 2^e (1 + m) with m in [-0.25, 0.5], where
-// m is computed with one rounding (after N. Juffa); then a minimax polynomial of log(1 + m).
+// log(1 + x) to 1.3 ulp: -infinity at -1, NaN below. 1 + x = 2^e (1 + m) with m in [-0.25, 0.5],
+// where m is computed with one rounding (after N. Juffa); then a minimax polynomial of log(1 + m).
 DEVICE float log1p_f32(float x) {
     // Zero, infinity and NaN are their own results; what is below -1 has none.
     if (!(x > -1.0f && x < bits_float(0x7f800000u)) || x == 0.0f) {
@@ -250,8 +250,8 @@ DEVICE float log1p_f32(float x) {
 // 1 / (1 + e^-x).
 DEVICE float sigmoid_f32(float x) { return div_rn(1.0f, add_rn(1.0f, exp_f32(-x))); }
 
-// sqrt(log(1 + e^x)); infinity counts as the largest finite number, so that weights can be divided by
-// their sum.
+// sqrt(log(1 + e^x)); infinity counts as the largest finite number, so that weights can be divided
+// by their sum.
 DEVICE float sqrt_softplus_f32(float x) {
     constexpr float kLargest = 3.40282347e38f;
     x = x > kLargest ? kLargest : x;
@@ -271,11 +271,11 @@ DEVICE float softmax_power(float x, float max) {
 // p / sum, and 0 when the sum is 0.
 DEVICE float share_of(float p, float sum) { return sum > 0.0f ? div_rn(p, sum) : 0.0f; }
 
-// The order in which the router sums, on every device: value i (an expert id, or a slot of the chosen)
-// belongs to lane i mod 32; each lane adds its values in ascending order to 0; then the lanes are
-// added as a tree, lane l and lane l ^ d for d = 16, 8, 4, 2, 1, so that all end with the same sum.
-// A lane without a value holds 0, so a row of at most `lanes` values (a power of two) may start at
-// d = lanes / 2.
+// The order in which the router sums, on every device: value i (an expert id, or a slot of the
+// chosen) belongs to lane i mod 32; each lane adds its values in ascending order to 0; then the
+// lanes are added as a tree, lane l and lane l ^ d for d = 16, 8, 4, 2, 1, so that all end with the
+// same sum. A lane without a value holds 0, so a row of at most `lanes` values (a power of two) may
+// start at d = lanes / 2.
 DEVICE float lane_sum(float value, u32 lanes) {
     for (u32 d = lanes / 2; d > 0; d /= 2) {
         value = add_rn(value, bits_float(shfl_xor(kFullWarp, float_bits(value), d)));

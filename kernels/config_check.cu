@@ -1,11 +1,13 @@
-// Writes the layout of every parameter struct, and the constants that the host shares, as 32-bit words.
+// Writes the layout of every parameter struct, and the constants that the host shares, as 32-bit
+// words.
 //
 // config_check   ConfigCheckParams by value, grid 1, block 1, no shared memory.
 //
-// For each struct in the order of common.cuh: its size, then offset and size of each field in the order
-// of declaration. Then the constants below. words[0] is the number of words that follow, and no more than
-// `capacity` words are written in all. A test compares them with the #[repr(C)] structs of
-// src/gpu/params.rs: a field that was added, moved or resized on one side only is found without a GPU.
+// For each struct in the order of common.cuh: its size, then offset and size of each field in the
+// order of declaration. Then the constants below. words[0] is the number of words that follow, and
+// no more than `capacity` words are written in all. A test compares them with the #[repr(C)]
+// structs of src/gpu/params.rs: a field that was added, moved or resized on one side only is found
+// without a GPU.
 
 #include "align.cuh"
 

@@ -2,22 +2,22 @@
 //
 // combine_bf16: out[t] = sum over slots j of topk_weights[t, j] * y[pair_rows[t, j]], as
 // acc = fma(w, y, acc) from 0 in the order of the slots, in f32: the same bits in every run. A pair
-// without a row (pair_rows -1: it was dropped) adds nothing. `out` is rounded once to bf16; `out_f32`
-// is not rounded.
-// permute_gather_bf16: copies the row of x of each padded row, or zeros on padding: what it would cost
-// to move activations instead of indices.
+// without a row (pair_rows -1: it was dropped) adds nothing. `out` is rounded once to bf16;
+// `out_f32` is not rounded.
+// permute_gather_bf16: copies the row of x of each padded row, or zeros on padding: what it would
+// cost to move activations instead of indices.
 //
 // Launches. 256 threads, no shared memory; a thread takes 16 bytes of bf16 at a time:
-//   combine_bf16         CombineParams; grid ceil(tokens * hidden / 8 / 256), tokens * hidden / 8 below
-//                        2^32; out_stride >= hidden is that of the output that is set.
+//   combine_bf16         CombineParams; grid ceil(tokens * hidden / 8 / 256), tokens * hidden / 8
+//                        below 2^32; out_stride >= hidden is that of the output that is set.
 //   permute_gather_bf16  GemmParams, of which a, a_stride, out, depth (the row's length), header,
 //                        sorted_pairs and top_k are read; any grid: a block takes a row at a time.
 //                        out has the row stride depth.
 // y, x and outputs are 16-byte aligned, hidden and strides multiples of 8.
 //
-// Floor of the combine: y read and out written once, 2 * hidden * (pairs + tokens) bytes: 0.2 ms for
-// 16,384 tokens of 8 slots and hidden 2048 at 3 TB/s. A thread requests the vectors of 8 slots before
-// it uses the first, which is 32 KB in flight a block.
+// Floor of the combine: y read and out written once, 2 * hidden * (pairs + tokens) bytes: 0.2 ms
+// for 16,384 tokens of 8 slots and hidden 2048 at 3 TB/s. A thread requests the vectors of 8 slots
+// before it uses the first, which is 32 KB in flight a block.
 
 #include "common.cuh"
 

@@ -4,35 +4,40 @@
 //
 // Ceilings and timing (any grid, 256 threads unless stated):
 //   probe_read_stream   reads `bytes` of `from` past L1, evict-first; to[thread of the grid] is the
-//                       exclusive or of the 32-bit words that the thread read, so that the result shows
-//                       that all was read. The rate of an ideal weight stream.
+//                       exclusive or of the 32-bit words that the thread read, so that the result
+//                       shows that all was read. The rate of an ideal weight stream.
 //   probe_copy          copies `bytes`.
-//   probe_flush         fills `bytes` of `to` with a pattern of `seed` and address: not zeros, which
-//                       some devices move faster, and another one each time.
-//   probe_gate          grid 1, block 1: holds the stream until *flag is 1 or limit_ns have passed, so
-//                       that what is queued behind it starts without launch gaps.
-//   probe_clock_stamp   grid: multiprocessors, block 1: to[2 * sm], u64 pairs: nanoseconds and cycles.
-//                       Two stamps give the clock of each multiprocessor between them. Room for 1024.
+//   probe_flush         fills `bytes` of `to` with a pattern of `seed` and address: not zeros,
+//                       which some devices move faster, and another one each time.
+//   probe_gate          grid 1, block 1: holds the stream until *flag is 1 or limit_ns have passed,
+//                       so that what is queued behind it starts without launch gaps.
+//   probe_clock_stamp   grid: multiprocessors, block 1: to[2 * sm], u64 pairs: nanoseconds and
+//                       cycles. Two stamps give the clock of each multiprocessor between them. Room
+//                       for 1024.
 //
-// Instructions (grid 1, block 32 unless stated): inputs from `from`, outputs to `to`, all 32-bit words,
-// by lane. Their results on a device are kept as the golden file that the emulator is compared with.
-//   probe_shuffle       from[32]. 9 words a lane: shfl of lane 3 l + 1, shfl_xor 5, shfl_up 2, ballot of
-//                       bit 0, match_any, redux_max, redux_add, count_ones, lowest_bit of value | 2^31.
-//   probe_ldmatrix      shared 512 + 16. from[128]: four 8 x 8 matrices. 6 words a lane: x4, then x2.
+// Instructions (grid 1, block 32 unless stated): inputs from `from`, outputs to `to`, all 32-bit
+// words, by lane. Their results on a device are kept as the golden file that the emulator is
+// compared with.
+//   probe_shuffle       from[32]. 9 words a lane: shfl of lane 3 l + 1, shfl_xor 5, shfl_up 2,
+//                       ballot of bit 0, match_any, redux_max, redux_add, count_ones, lowest_bit of
+//                       value | 2^31.
+//   probe_ldmatrix      shared 512 + 16. from[128]: four 8 x 8 matrices. 6 words a lane: x4, then
+//                       x2.
 //   probe_mma           from[32][10]: a[4], b[2], d[4] of each lane; 4 words a lane: d.
 //   probe_copy_async    shared 512 + 16. from[128]; lane l copies bytes [16 l, 16 l + l % 17) and
 //                       zeros after; 4 words a lane: the shared memory.
-//   probe_atomics       grid any, block 32: to[0] += 1 a thread, to[1] |= 1 << lane, to[2] (f32) += lane,
-//                       to[3]: blocks that arrived, by acquire and release. Zero before.
-//   probe_arithmetic    any grid, block 256: from[bytes / 4] f32 x; 9 words each: exp_f32, log1p_f32,
-//                       sigmoid_f32, sqrt_softplus_f32, x / 3, sqrt(|x|), pack_bf16x2(x, -x), then the
-//                       approximate e^x and 1 / x, which alone may differ between devices.
+//   probe_atomics       grid any, block 32: to[0] += 1 a thread, to[1] |= 1 << lane, to[2] (f32) +=
+//                       lane, to[3]: blocks that arrived, by acquire and release. Zero before.
+//   probe_arithmetic    any grid, block 256: from[bytes / 4] f32 x; 9 words each: exp_f32,
+//                       log1p_f32, sigmoid_f32, sqrt_softplus_f32, x / 3, sqrt(|x|), pack_bf16x2(x,
+//                       -x), then the approximate e^x and 1 / x, which alone may differ between
+//                       devices.
 
 #include "common.cuh"
 
 constexpr u32 kProbeThreads = 256;
-// 16-byte loads a thread requests before it uses the first: 4 blocks an SM then have 128 KB in flight,
-// several times what the latency of memory asks for.
+// 16-byte loads a thread requests before it uses the first: 4 blocks an SM then have 128 KB in
+// flight, several times what the latency of memory asks for.
 constexpr u32 kProbeBatch = 8;
 
 DEVICE u32 grid_thread() { return block_index() * block_threads() + thread_index(); }

@@ -4,13 +4,15 @@
 //   probe_stmatrix   block 32, shared 512 + 16. from[32][4]: registers of each lane. variant 0:
 //                    stmatrix_x4, 1: stmatrix_x4_trans, 2: stmatrix_x2_trans of the first two.
 //                    to[128]: the shared memory, which was zero before.
-//   probe_wgmma      block 128, shared 40,960 + 1024. from: A, 64 rows of 128 bytes (64 bf16), then B,
-//                    n rows, as they lie in shared memory: swizzled by whoever prepares them. variant: n,
-//                    of 8, 16, 32, 64, 128, 192, 256. to[128][n / 2]: d of each thread, after four
-//                    steps of 16 along K.
-//   probe_tma        tensor map of bf16 with the box {64, 8} and the 128-byte swizzle; block 32, shared
-//                    1024 + 8 + 1024. Loads the box at (8, seed), to[256]: the shared memory.
-//   probe_tma_store  the same map; from[256] goes to shared memory and from there to the box at (8, seed).
+//   probe_wgmma      block 128, shared 40,960 + 1024. from: A, 64 rows of 128 bytes (64 bf16), then
+//                    B, n rows, as they lie in shared memory: swizzled by whoever prepares them.
+//                    variant: n, of 8, 16, 32, 64, 128, 192, 256. to[128][n / 2]: d of each thread,
+//                    after four steps of 16 along K.
+//   probe_tma        tensor map of bf16 with the box {64, 8} and the 128-byte swizzle; block 32,
+//                    shared 1024 + 8 + 1024. Loads the box at (8, seed), to[256]: the shared
+//                    memory.
+//   probe_tma_store  the same map; from[256] goes to shared memory and from there to the box at (8,
+//                    seed).
 //   probe_reduce     block 32, shared 512 + 16. from[128] f32 is added to to[128].
 
 #include "common.cuh"
@@ -101,7 +103,8 @@ KERNEL(kWarpSize, 1) probe_tma(GRID_CONSTANT TensorMap map, GRID_CONSTANT ProbeP
     }
 }
 
-KERNEL(kWarpSize, 1) probe_tma_store(GRID_CONSTANT TensorMap map, GRID_CONSTANT ProbeParams params) {
+KERNEL(kWarpSize, 1)
+probe_tma_store(GRID_CONSTANT TensorMap map, GRID_CONSTANT ProbeParams params) {
     Arena arena;
     u32 tile = smem_addr(arena.take<u8>(kTileBytes, kTileBytes)), lane = thread_index();
     for (u32 at = 16 * lane; at < kTileBytes; at += 16 * kWarpSize) {

@@ -1,44 +1,46 @@
 // Router: which experts each token visits, and with which weight.
 //
-// One warp takes a row of logits: expert e belongs to lane e mod 32, which keeps its scores in shared
-// memory as order-preserving integers. k rounds of a maximum over the warp choose the experts:
-// highest score first, ties to the lowest id. Rows of at most 32 experts share a warp, each in as many
-// lanes as the next power of two. Slot j of the result belongs to lane j of the row, which computes its
-// weight. All arithmetic is that of src/kernels/reference.rs, operation by operation (common.cuh), so ids
-// and weights equal the CPU's bit for bit.
+// One warp takes a row of logits: expert e belongs to lane e mod 32, which keeps its scores in
+// shared memory as order-preserving integers. k rounds of a maximum over the warp choose the
+// experts: highest score first, ties to the lowest id. Rows of at most 32 experts share a warp,
+// each in as many lanes as the next power of two. Slot j of the result belongs to lane j of the
+// row, which computes its weight. All arithmetic is that of src/kernels/reference.rs, operation by
+// operation (common.cuh), so ids and weights equal the CPU's bit for bit.
 //
-// Modes (RouterScoring). The choice is made by: softmax, softmax_over_top_k: the logit, or softmax value
-// (logit) plus bias; sigmoid, softplus_sqrt: the transformed logit plus bias; prototype: in each of
-// top_k groups of experts / top_k, the logit, or the softmax value within the group plus bias. The weight
-// never contains the bias. With n_group > 1 (not in prototype) only the topk_group best groups are
-// chosen from; a group's score is the sum of its two best experts, or its best. Then weights are divided
-// by their sum if `renormalize` (a sum of 0 leaves weights of 0) and multiplied by `scaling`.
+// Modes (RouterScoring). The choice is made by: softmax, softmax_over_top_k: the logit, or softmax
+// value (logit) plus bias; sigmoid, softplus_sqrt: the transformed logit plus bias; prototype: in
+// each of top_k groups of experts / top_k, the logit, or the softmax value within the group plus
+// bias. The weight never contains the bias. With n_group > 1 (not in prototype) only the topk_group
+// best groups are chosen from; a group's score is the sum of its two best experts, or its best.
+// Then weights are divided by their sum if `renormalize` (a sum of 0 leaves weights of 0) and
+// multiplied by `scaling`.
 //
 // A NaN logit counts as -infinity and sets kStatusNonFiniteLogit. Ids of a row are distinct for any
 // logits. A row with nothing above -infinity has weights 0, and takes the lowest ids, or those of
 // highest bias.
 //
-// Launches. RouterParams by value. Grid ceil(tokens / rows) blocks of 256 threads, where rows, the rows
-// of a block, is 8 for experts > 32 and 8 * (32 / P) for the next power of two P >= experts otherwise
-// (experts 8: 32 rows). 1 <= tokens; 1 <= experts <= 1024; 1 <= top_k <= min(experts, 32);
-// n_group divides experts and is at most 32; topk_group * (experts / n_group) >= top_k; prototype:
-// top_k divides experts. logits_stride >= experts. bias is finite.
+// Launches. RouterParams by value. Grid ceil(tokens / rows) blocks of 256 threads, where rows, the
+// rows of a block, is 8 for experts > 32 and 8 * (32 / P) for the next power of two P >= experts
+// otherwise (experts 8: 32 rows). 1 <= tokens; 1 <= experts <= 1024; 1 <= top_k <= min(experts,
+// 32); n_group divides experts and is at most 32; topk_group * (experts / n_group) >= top_k;
+// prototype: top_k divides experts. logits_stride >= experts. bias is finite.
 //   router_topk_f32, router_topk_bf16   by the type of the logits.
-// Shared memory: 1024 * ceil(experts / 32) + 16 bytes, at most 32,784; with fuse_align the larger of
-// that and 22 * align.experts + 148. `fuse_align` has the last block to finish (tickets[0], 0 before
-// and after) do what align_small does, with align.topk_ids = topk_ids, align.pairs = tokens *
-// (top_k + shared) <= 4096 and align.experts = experts + shared <= 1024. The plan uses it up to 1024
-// pairs: 8 warps instead of 16 then still cost less than a launch.
+// Shared memory: 1024 * ceil(experts / 32) + 16 bytes, at most 32,784; with fuse_align the larger
+// of that and 22 * align.experts + 148. `fuse_align` has the last block to finish (tickets[0], 0
+// before and after) do what align_small does, with align.topk_ids = topk_ids, align.pairs = tokens
+// * (top_k + shared) <= 4096 and align.experts = experts + shared <= 1024. The plan uses it up to
+// 1024 pairs, where 8 warps instead of 16 should cost less than a launch (not measured yet).
 //
-//   router_topk_gate_bf16   RouterGateParams; grid ceil(experts / 2), 256 threads, meant for tokens <= 16.
-// Computes the logits first, x . gate^T in f32 in a fixed order, into router.logits, which is written
-// here ([tokens, experts] f32 with logits_stride); the last block to finish (tickets[0]) then routes all
-// rows, and aligns with fuse_align. hidden and x_stride are multiples of 8, x and gate 16-byte aligned.
-// Shared memory: the larger of 1024 * ceil(experts / 32) + 20 and, with fuse_align,
-// 22 * align.experts + 144 bytes.
+//   router_topk_gate_bf16   RouterGateParams; grid ceil(experts / 2), 256 threads, meant for tokens
+//                           <= 16.
+// Computes the logits first, x . gate^T in f32 in a fixed order, into router.logits, which is
+// written here ([tokens, experts] f32 with logits_stride); the last block to finish (tickets[0])
+// then routes all rows, and aligns with fuse_align. hidden and x_stride are multiples of 8, x and
+// gate 16-byte aligned. Shared memory: the larger of 1024 * ceil(experts / 32) + 20 and, with
+// fuse_align, 22 * align.experts + 144 bytes.
 //
-// Floor: the logits once, 4 or 2 bytes an expert: 5.6 us for 16,384 tokens of 256 f32 at 3 TB/s. At few
-// tokens it is latency: k rounds of two warp reductions, some 60 cycles each.
+// Floor: the logits once, 4 or 2 bytes an expert: 5.6 us for 16,384 tokens of 256 f32 at 3 TB/s. At
+// few tokens it is latency: k rounds of two warp reductions, some 60 cycles each.
 
 #include "align.cuh"
 
@@ -51,12 +53,12 @@ static_assert(kMaxGroups <= kWarpSize, "each group has a lane of its own, and a 
 // Logits a lane requests before it uses the first: 256 experts are one trip to memory.
 constexpr u32 kLoadBatch = 8;
 
-// Tokens and experts whose products with the gate a thread adds up together: the gate is read once for
-// 4 tokens, which covers decode, and 2 experts a block put 256 experts on 128 SMs.
+// Tokens and experts whose products with the gate a thread adds up together: the gate is read once
+// for 4 tokens, which covers decode, and 2 experts a block put 256 experts on 128 SMs.
 constexpr u32 kGateTokens = 4;
 constexpr u32 kGateExperts = 2;
-// Vectors of the gate that a thread requests before it uses the first: 4 cover a hidden size of 8192, so
-// that the gate costs one trip to memory.
+// Vectors of the gate that a thread requests before it uses the first: 4 cover a hidden size of
+// 8192, so that the gate costs one trip to memory.
 constexpr u32 kGateSteps = 4;
 
 constexpr u32 kMinusInfinity = 0xff800000u;
@@ -65,8 +67,8 @@ constexpr u32 kNobody = 0xffffffffu;  // no expert's id
 DEVICE float load_logit(const float* logits, u64 at) { return logits[at]; }
 DEVICE float load_logit(const bf16* logits, u64 at) { return to_f32(logits[at]); }
 
-// An integer whose unsigned order is that of the floats; both zeros are one. Never 0, which marks what
-// cannot be chosen: NaN, whose integer 0 would be, counts as -infinity.
+// An integer whose unsigned order is that of the floats; both zeros are one. Never 0, which marks
+// what cannot be chosen: NaN, whose integer 0 would be, counts as -infinity.
 DEVICE u32 order_key(float v) {
     u32 bits = float_bits(v != v ? bits_float(kMinusInfinity) : add_rn(v, 0.0f));
     return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
@@ -119,9 +121,10 @@ DEVICE u32 row_lanes(u32 experts) {
     return lanes;
 }
 
-// One row of logits as the lanes of a warp see it. A lane's keys are a column of shared memory that no
-// other lane reads: registers would need all loops unrolled for 32 scores, which the many modes do not
-// survive (128 registers and spills), and the scan of a column costs one bank-conflict-free load a key.
+// One row of logits as the lanes of a warp see it. A lane's keys are a column of shared memory that
+// no other lane reads: registers would need all loops unrolled for 32 scores, which the many modes
+// do not survive (128 registers and spills), and the scan of a column costs one bank-conflict-free
+// load a key.
 template <typename Logit>
 struct Row {
     const RouterParams& p;
@@ -255,7 +258,8 @@ struct Row {
         return own;
     }
 
-    // Chooses among all experts; `max` and `sum` become those of the softmax over all, if it is used.
+    // Chooses among all experts; `max` and `sum` become those of the softmax over all, if it is
+    // used.
     DEVICE Best choose_among_all(float& max, float& sum) const {
         if (p.scoring == kSoftmax) {
             max = key_value(best_in(0, p.experts, kNobody).key);
@@ -391,7 +395,7 @@ DEVICE void route_and_align(const RouterParams& p) {
     }
 }
 
-// ---- fused with the gate's product ----------------------------------------------------------------
+// ---- fused with the gate's product ----------------------------------------------------------
 
 // Adds to sums[t][e] the products of one vector of x and gate.
 DEVICE void add_products(float (&sum)[kGateTokens][kGateExperts], const u32x4 (&x)[kGateTokens],
@@ -411,8 +415,9 @@ DEVICE void add_products(float (&sum)[kGateTokens][kGateExperts], const u32x4 (&
     }
 }
 
-// Logits of kGateTokens tokens and this block's experts. All threads split the hidden size; sums are
-// made in one order: each thread's vectors, the lanes of a warp as a tree, the warps one by one.
+// Logits of kGateTokens tokens and this block's experts. All threads split the hidden size; sums
+// are made in one order: each thread's vectors, the lanes of a warp as a tree, the warps one by
+// one.
 DEVICE void gate_logits(const RouterGateParams& p, float* partial, u32 first_token) {
     u32 thread = thread_index(), warp = thread / kWarpSize, lane = thread % kWarpSize;
     u32 first_expert = block_index() * kGateExperts;
@@ -489,8 +494,8 @@ DEVICE void route_from_gate(const RouterGateParams& p) {
     }
 }
 
-// 6 blocks an SM are 48 warps with 40 registers a thread: enough rows in flight to cover the latency
-// of each round's reductions.
+// 6 blocks an SM are 48 warps with 40 registers a thread: enough rows in flight to cover the
+// latency of each round's reductions.
 KERNEL(kRouterThreads, 6) router_topk_f32(GRID_CONSTANT RouterParams params) {
     route_and_align<float>(params);
 }

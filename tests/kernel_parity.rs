@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use moe_frontier::config::{DType, RouterConfig, Scoring};
 use moe_frontier::kernels::cpu::simd::Isa;
 use moe_frontier::kernels::cpu::{self, CpuBackend};
+use moe_frontier::kernels::reference::DeviceRouting;
 use moe_frontier::kernels::{
     LayerWeights, MoeBackend, MoeShape, Routed, RouterSpec, Stage, WeightData, reference,
 };
@@ -395,6 +396,15 @@ fn bad_ids_are_refused_before_anything_is_read() {
     assert!(CpuBackend::new().forward(&weights, &[0.0; 7], &routed).is_err());
 }
 
+/// Every score that is executed.
+const SCORINGS: [Scoring; 5] = [
+    Scoring::Softmax,
+    Scoring::SoftmaxOverTopK,
+    Scoring::Sigmoid,
+    Scoring::SoftplusSqrt,
+    Scoring::Prototype,
+];
+
 fn config(scoring: Scoring) -> RouterConfig {
     RouterConfig { scoring, ..RouterSpec::softmax().config }
 }
@@ -429,6 +439,9 @@ fn routers_of_known_models_agree_with_the_plain_loops() {
         (32, 1, 1, 4, Scoring::SoftmaxOverTopK, false),
         (16, 1, 1, 4, Scoring::Prototype, false),
         (32, 1, 1, 2, Scoring::Prototype, false),
+        (12, 1, 1, 3, Scoring::Prototype, true),
+        (96, 1, 1, 32, Scoring::SoftplusSqrt, true),
+        (160, 8, 3, 6, Scoring::Softmax, true),
     ];
     for (experts, n_group, topk_group, top_k, scoring, bias) in models {
         let mut rng = ChaCha8Rng::seed_from_u64(experts as u64);
@@ -488,14 +501,80 @@ fn prototypes_choose_one_expert_in_every_group() {
 
 #[test]
 fn a_logit_that_is_not_a_number_is_an_error() {
-    for scoring in
-        [Scoring::Softmax, Scoring::SoftmaxOverTopK, Scoring::Sigmoid, Scoring::Prototype]
-    {
+    for scoring in SCORINGS {
         let spec = RouterSpec { config: config(scoring), bias: Vec::new() };
         let logits = [0.0, 1.0, 2.0, 3.0, 0.0, f32::NAN, 2.0, 3.0];
         let error = cpu::route(&logits, 4, 2, &spec, &mut Routed::default()).unwrap_err();
         assert!(error.to_string().contains("token 1"), "{error}");
     }
+}
+
+#[test]
+fn a_row_with_nothing_above_minus_infinity_has_no_weight() {
+    for scoring in SCORINGS {
+        for renormalize in [false, true] {
+            let spec = RouterSpec {
+                config: RouterConfig { renormalize, ..config(scoring) },
+                bias: Vec::new(),
+            };
+            let routed = route_both(&[f32::NEG_INFINITY; 8], 8, 2, &spec);
+            assert_eq!(routed.weights, [0.0, 0.0], "{scoring:?}");
+        }
+        let spec = RouterSpec { config: config(scoring), bias: Vec::new() };
+        let rows = [f32::INFINITY, 1.0, f32::NEG_INFINITY, f32::INFINITY];
+        let routed = route_both(&rows, 4, 2, &spec);
+        assert_eq!((routed.ids, routed.weights), (vec![0, 3], vec![0.5, 0.5]), "{scoring:?}");
+    }
+}
+
+#[test]
+fn a_device_takes_what_is_not_a_number_for_minus_infinity() {
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    for scoring in SCORINGS {
+        let spec = RouterSpec { config: config(scoring), bias: Vec::new() };
+        let mut logits = normal(&mut rng, 16 * 8, 2.0);
+        let plain = DeviceRouting::default();
+        let (routed, nan) = reference::route_as_device(&logits, 8, 2, &spec, plain).unwrap();
+        assert_eq!((routed, nan), (reference::route(&logits, 8, 2, &spec).unwrap(), false));
+        let mut low = logits.clone();
+        for i in (0..logits.len()).step_by(3) {
+            (logits[i], low[i]) = (f32::NAN, f32::NEG_INFINITY);
+        }
+        let (routed, nan) = reference::route_as_device(&logits, 8, 2, &spec, plain).unwrap();
+        assert_eq!((routed, nan), (reference::route(&low, 8, 2, &spec).unwrap(), true));
+    }
+}
+
+#[test]
+fn a_device_adds_the_shared_expert_and_counts_a_groups_best_alone() {
+    let spec = RouterSpec {
+        config: RouterConfig { n_group: 2, topk_group: 1, ..config(Scoring::Softmax) },
+        bias: Vec::new(),
+    };
+    // The first group has the best expert, the second the best pair.
+    let logits = [3.0, 0.0, 2.0, 2.0];
+    let ids = |group_top1, shared| {
+        let device = DeviceRouting { group_top1, shared };
+        reference::route_as_device(&logits, 4, 1, &spec, device).unwrap().0.ids
+    };
+    assert_eq!(ids(false, false), [2]);
+    assert_eq!(ids(true, false), [0]);
+    assert_eq!(ids(true, true), [0, 4]);
+    let (routed, _) = reference::route_as_device(
+        &logits,
+        4,
+        1,
+        &RouterSpec {
+            config: RouterConfig { scaling_factor: 2.5, ..spec.config },
+            bias: Vec::new(),
+        },
+        DeviceRouting { group_top1: false, shared: true },
+    )
+    .unwrap();
+    assert_eq!(routed.weights, [2.5, 1.0], "the shared expert is not scaled");
+    // A group of both infinities has no sum, and comes last.
+    let (high, low) = (f32::INFINITY, f32::NEG_INFINITY);
+    assert_eq!(route_both(&[high, low, -5.0, -5.0], 4, 1, &spec).ids, [2]);
 }
 
 #[test]

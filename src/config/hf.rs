@@ -256,10 +256,10 @@ impl Raw {
     }
 
     fn router(&self, kind: &str) -> RouterConfig {
-        let sigmoid = self.scoring_func.as_deref() == Some("sigmoid") || kind == "llama4_text";
-        let scoring = match kind {
-            "gpt_oss" => Scoring::SoftmaxOverTopK,
-            _ if sigmoid => Scoring::Sigmoid,
+        let scoring = match (kind, self.scoring_func.as_deref()) {
+            ("gpt_oss", _) => Scoring::SoftmaxOverTopK,
+            ("llama4_text", _) | (_, Some("sigmoid")) => Scoring::Sigmoid,
+            (_, Some("sqrtsoftplus")) => Scoring::SoftplusSqrt,
             _ => Scoring::Softmax,
         };
         RouterConfig {
@@ -364,6 +364,19 @@ mod tests {
         assert!(read.assumed.is_empty(), "{:?}", read.assumed);
         let unknown = MINIMAL.replace("mixtral", "newmoe");
         assert!(!super::tests::read(&unknown).unwrap().assumed.is_empty());
+    }
+
+    #[test]
+    fn a_declared_score_is_read() {
+        for (declared, scoring) in [
+            ("softmax", Scoring::Softmax),
+            ("sigmoid", Scoring::Sigmoid),
+            ("sqrtsoftplus", Scoring::SoftplusSqrt),
+        ] {
+            let score = format!("\"scoring_func\":\"{declared}\",\"vocab_size\"");
+            let read = read(&MINIMAL.replace("\"vocab_size\"", &score)).unwrap();
+            assert_eq!(read.model.router.scoring, scoring);
+        }
     }
 
     #[test]

@@ -275,7 +275,7 @@ pub(crate) fn header(
     Ok(WorkspaceHeader::from_bytes(&bytes))
 }
 
-fn compare_ids(got: &[i32], wanted: &[i32], slots: u32) -> Outcome {
+pub(crate) fn compare_ids(got: &[i32], wanted: &[i32], slots: u32) -> Outcome {
     match got.iter().zip(wanted).position(|(a, b)| a != b) {
         Some(pair) => Err(format!(
             "token {}, slot {}: expert {} instead of {}",
@@ -288,7 +288,7 @@ fn compare_ids(got: &[i32], wanted: &[i32], slots: u32) -> Outcome {
     }
 }
 
-fn compare_weights(got: &[f32], wanted: &[f32], slots: u32) -> Outcome {
+pub(crate) fn compare_weights(got: &[f32], wanted: &[f32], slots: u32) -> Outcome {
     // Both zeros and every NaN are one; everything else must be the same bits.
     let same = |a: f32, b: f32| {
         a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()) || (a == 0.0 && b == 0.0)
