@@ -41,8 +41,13 @@ const fn shape(experts: usize, top_k: usize, hidden: usize, inter: usize) -> Moe
 
 /// A layer for every kernel of either product, and for every other path of the launch sequence.
 pub(crate) fn cases() -> Vec<Case> {
-    let case =
-        |shape, tokens, opt| Case { shape, tokens, format: LogitFormat::F32, chosen: false, opt };
+    let case = |shape, tokens, opt| Case {
+        shape,
+        tokens,
+        format: LogitFormat::F32,
+        source: Source::Logits,
+        opt,
+    };
     let mut cases = Vec::new();
     let named = PRODUCTS.iter().filter(|k| k.weights == WeightFormat::Bf16);
     for (i, kernel) in named.enumerate() {

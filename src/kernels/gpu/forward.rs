@@ -189,7 +189,7 @@ impl Chunk<'_> {
                 Routing::Chosen { .. } => refused("the caller chose the experts: no router runs"),
                 Routing::Logits { .. } | Routing::Gate { .. } => self.router(launcher, overlaps),
             },
-            Stage::Align => self.align(launcher, overlaps).map(|_| ()),
+            Stage::Align => self.align(launcher, overlaps),
             Stage::GateUp => product(launcher, &self.up(overlaps)?),
             Stage::Down => {
                 let up = self.up(overlaps)?;
