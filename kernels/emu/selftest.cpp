@@ -5,7 +5,7 @@
 // Each case runs in a process of its own, in all three delivery modes and two seeds (one in the
 // sanitizer builds, which are slower; EMU_SEEDS=n says otherwise). Exit code 0 when all behave as
 // the table says for this build. The folder is that of ptx.cuh: every wrapper named there must have
-// a host half and be used by selftest.cu.
+// a host half and be used by selftest.cu, and the kernels beside it must keep to the wrappers.
 
 #include "selftest.cuh"
 
@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <regex>
 #include <set>
@@ -491,6 +492,30 @@ std::set<std::string> wrappers(const std::string& text) {
     return names;
 }
 
+// Kernel sources keep to the wrappers: what a host compiler cannot build, or what the emulator would
+// not see, stands in ptx.cuh alone.
+int check_sources(const std::string& folder) {
+    const std::regex comment("//[^\n]*");
+    const std::regex forbidden(
+        "\\basm\\b|__shared__|__device__|__global__|threadIdx|blockIdx|blockDim|gridDim|"
+        "__sync[a-z]+|__shfl[a-z_]*|#include *<[^>]*>|<<<|\\bprintf\\b|__atomic_[a-z_]*");
+    int failures = 0;
+    int sources = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+        std::string name = entry.path().filename();
+        std::string kind = entry.path().extension();
+        if ((kind != ".cu" && kind != ".cuh") || name == "ptx.cuh") continue;
+        sources++;
+        std::string text = std::regex_replace(read_text(entry.path()), comment, "");
+        std::smatch found;
+        if (!std::regex_search(text, found, forbidden)) continue;
+        failures++;
+        std::printf("FAILED %s has %s\n", name.c_str(), found.str().c_str());
+    }
+    std::printf("%d sources, none past the wrappers\n", sources);
+    return failures + (sources == 0 ? 1 : 0);
+}
+
 // Every wrapper of the device half has a host half and is used by a self-test.
 int check_halves(const std::string& folder) {
     std::string text = read_text(folder + "/ptx.cuh");
@@ -524,7 +549,7 @@ int main(int count, char** words) {
         std::printf("selftest KERNELS_FOLDER [part of a case's name]\n");
         return 2;
     }
-    int failures = check_halves(words[1]);
+    int failures = check_halves(words[1]) + check_sources(words[1]);
     failures += run_cases(count == 3 ? words[2] : nullptr);
     std::printf("%d failures\n", failures);
     return failures == 0 ? 0 : 1;
