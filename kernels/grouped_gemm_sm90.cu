@@ -23,9 +23,10 @@
 //
 // Floors (expected, not measured). Tensor cores take 1024 cycles for 128 x 256 or 256 x 128 and 64
 // of depth, and the stage is 48 KB: 85 FLOP a byte that the L2 delivers, 9.4 TB/s at 800 TFLOP/s.
-// 256 x 192 takes 1536 cycles for 56 KB: 110 FLOP a byte, 7.3 TB/s. Which of the two the L2 feeds is
-// the first thing to measure. The epilogue of `up` is 2 special-function results an output, 2048
-// cycles for 128 x 256, beside 64 steps for Mixtral (H 4096) and 32 for Qwen3-30B-A3B (H 2048).
+// 256 x 192 takes 1536 cycles for 56 KB: 110 FLOP a byte, 7.3 TB/s; ping-pong 128 x 192 needs
+// 10.4 TB/s and 128 x 128 12.5, but hides its epilogue. Which of them the L2 feeds is the first
+// thing to measure. The epilogue of `up` is 2 special-function results an output, 2048 cycles for
+// 128 x 256, beside 64 steps for Mixtral (H 4096) and 32 for Qwen3-30B-A3B (H 2048).
 //
 // ---- Launch contract ---------------------------------------------------------------------------
 //
