@@ -272,11 +272,9 @@ fn find(
             && kernel.weights == opt.weights
             && runs(kernel, device)
     };
-    let wide = shape.inter >= Thresholds::INITIAL.wide_down;
-    let rank = |kernel: &&ProductKernel| {
-        let width = if wide { u32::MAX - kernel.columns } else { kernel.columns };
-        (kernel.family != family, width)
-    };
+    let short = product != Product::Up && shape.inter < Thresholds::INITIAL.wide_down;
+    let rank =
+        |kernel: &&ProductKernel| (kernel.family != family, if short { kernel.columns } else { 0 });
     PRODUCTS.iter().filter(fits).min_by_key(rank).ok_or_else(|| {
         Error::usage(
             "kernel",

@@ -171,7 +171,7 @@ const fn swap_ab(
     }
 }
 
-/// Every kernel of a grouped product.
+/// Every kernel of a grouped product. Where several fit a plan, the first is taken.
 pub const PRODUCTS: &[ProductKernel] = &[
     gemv(Up, "gemv_bf16_up", WeightFormat::Bf16, 5, 4),
     gemv(Down, "gemv_bf16_down", WeightFormat::Bf16, 5, 8),
@@ -191,11 +191,15 @@ pub const PRODUCTS: &[ProductKernel] = &[
     generic(DownFast, "grouped_gemm_bf16_down_fast_m128", 128, 256, (98_560, 1), 256),
     sm90(Up, "grouped_gemm_sm90_bf16_up_m64n256", 64, 128, 128, 197_696),
     sm90(Up, "grouped_gemm_sm90_bf16_up_m128n256", 128, 128, 128, 230_464),
+    sm90(Up, "grouped_gemm_sm90_bf16_up_m128n192", 128, 96, 96, 197_696),
     sm90(Up, "grouped_gemm_sm90_bf16_up_m256n128", 256, 64, 64, 230_464),
+    sm90(Up, "grouped_gemm_sm90_bf16_up_m256n192", 256, 96, 96, 205_872),
     sm90(Down, "grouped_gemm_sm90_bf16_down_m64n256", 64, 256, 256, 197_696),
     sm90(Down, "grouped_gemm_sm90_bf16_down_m128n256", 128, 256, 256, 230_464),
+    sm90(Down, "grouped_gemm_sm90_bf16_down_m128n192", 128, 192, 192, 197_696),
     sm90(Down, "grouped_gemm_sm90_bf16_down_m128n128", 128, 128, 128, 230_496),
     sm90(Down, "grouped_gemm_sm90_bf16_down_m256n128", 256, 128, 128, 230_464),
+    sm90(Down, "grouped_gemm_sm90_bf16_down_m256n192", 256, 192, 192, 205_872),
     sm90(DownFast, "grouped_gemm_sm90_bf16_down_fast_m128n256", 128, 256, 256, 222_256),
     swap_ab(Up, "swap_ab_sm90_bf16_up_n8", 8, 352, 6),
     swap_ab(Up, "swap_ab_sm90_bf16_up_n16", 16, 416, 6),
