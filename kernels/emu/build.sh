@@ -29,7 +29,8 @@ cache=${cache:-$out.cache}
 mkdir -p "$cache"
 
 cxx=${CXX:-c++}
-flags="-std=c++17 -g1 -ffp-contract=off -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas -Wno-maybe-uninitialized -I$here/.. -I$here"
+warnings="-Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas -Wno-maybe-uninitialized"
+flags="-std=c++17 -g1 -ffp-contract=off $warnings -I$here/.. -I$here"
 case $kind in
 plain)
     kernel_flags="-O2" runtime_flags="-O2" link_flags="" ;;
@@ -38,7 +39,8 @@ address)
     kernel_flags="-O1 $sanitize" runtime_flags="-O1 $sanitize" link_flags="$sanitize" ;;
 thread)
     # The runtime is not watched itself: it tells the sanitizer what it does for the kernel.
-    kernel_flags="-O1 -fsanitize=thread" runtime_flags="-O2 -DEMU_THREAD -include runtime/untracked.h"
+    kernel_flags="-O1 -fsanitize=thread"
+    runtime_flags="-O2 -DEMU_THREAD -include runtime/untracked.h"
     link_flags="-fsanitize=thread" ;;
 *)
     echo "build.sh: no build of kind '$kind'" >&2; exit 2 ;;

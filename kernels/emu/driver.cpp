@@ -29,7 +29,7 @@ constexpr u8 kCanary = 0xc5;
 // Buffers are 256-byte aligned and not more, as kernels may rely on no more.
 constexpr u64 kBufferShift = 256;
 
-// ---- the file ---------------------------------------------------------------------------------------
+// ---- the file ---------------------------------------------------------------------------------
 
 class Reader {
 public:
@@ -73,7 +73,7 @@ std::vector<u8> read_file(const char* path) {
     return all;
 }
 
-// ---- buffers ------------------------------------------------------------------------------------------
+// ---- buffers ----------------------------------------------------------------------------------
 
 struct Extent {
     u64 offset;
@@ -158,7 +158,8 @@ HostBuffer read_buffer(Reader& file) {
     return buffer;
 }
 
-void check_canary(const HostBuffer& buffer, const u8* canary, u64 bytes, const std::string& kernel) {
+void check_canary(const HostBuffer& buffer, const u8* canary, u64 bytes,
+                  const std::string& kernel) {
     emu::unpoison(canary, bytes);
     for (u64 i = 0; i < bytes; i++) {
         if (canary[i] == kCanary) continue;
@@ -178,15 +179,17 @@ void check_buffers(const std::vector<HostBuffer>& buffers, const std::string& ke
     }
 }
 
-// ---- launches --------------------------------------------------------------------------------------------
+// ---- launches ---------------------------------------------------------------------------------
 
-const HostBuffer& buffer_at(const std::vector<HostBuffer>& buffers, u32 id, const std::string& who) {
+const HostBuffer& buffer_at(const std::vector<HostBuffer>& buffers, u32 id,
+                            const std::string& who) {
     if (id >= buffers.size())
         fail(kCapsule, "%s: buffer %u; the capsule has %zu", who.c_str(), id, buffers.size());
     return buffers[id];
 }
 
-TensorMap read_map(Reader& file, const std::vector<HostBuffer>& buffers, const std::string& kernel) {
+TensorMap read_map(Reader& file, const std::vector<HostBuffer>& buffers,
+                   const std::string& kernel) {
     u32 id = file.word();
     u64 offset = file.size();
     const HostBuffer& buffer = buffer_at(buffers, id, kernel);
@@ -284,7 +287,7 @@ void write_results(Reader& file, const std::vector<HostBuffer>& buffers, const c
     if (std::fclose(out) != 0 || failed) fail(kCapsule, "%s cannot be written", path);
 }
 
-// ---- the command line ----------------------------------------------------------------------------------------
+// ---- the command line -------------------------------------------------------------------------
 
 void list() {
     for (const auto& [name, kernel] : emu_all_kernels())
@@ -321,7 +324,8 @@ int main(int count, char** words) {
         if (word == "--mode" && value == "late") options.mode = kEmuLate;
         else if (word == "--mode" && value == "early") options.mode = kEmuEarly;
         else if (word == "--mode" && value == "random") options.mode = kEmuRandom;
-        else if (word == "--mode") fail(kUsage, "--mode is late, early or random, not '%s'", value.c_str());
+        else if (word == "--mode")
+            fail(kUsage, "--mode is late, early or random, not '%s'", value.c_str());
         else if (word == "--seed") options.seed = whole_number(value.c_str(), "--seed");
         else if (word == "--limit") limit = (u32)whole_number(value.c_str(), "--limit");
         else fail(kUsage, "unknown option %s", word.c_str());

@@ -57,8 +57,8 @@ void emu_run(const std::vector<EmuLaunch>& launches);
     emu_run({emu_bind(#kernel, kernel, grid, block, shared_bytes, ##__VA_ARGS__)})
 
 template <typename... P, typename... A>
-EmuLaunch emu_bind(const char* name, void (*kernel)(P...), EmuDim grid, u32 block,
-                   u32 shared_bytes, const A&... parameters) {
+EmuLaunch emu_bind(const char* name, void (*kernel)(P...), EmuDim grid, u32 block, u32 shared_bytes,
+                   const A&... parameters) {
     EmuLaunch launch;
     launch.name = name;
     launch.grid = grid;
@@ -76,5 +76,4 @@ void emu_forget_buffers();
 // A tensor map as cuTensorMapEncodeTiled would make it; checks the same limits. `strides` are those
 // of dimensions 1 and up, in bytes. `swizzle` is 0 or 128.
 TensorMap emu_tensor_map(const void* base, u32 element_bytes, const std::vector<u64>& dims,
-                         const std::vector<u64>& strides, const std::vector<u32>& box,
-                         u32 swizzle);
+                         const std::vector<u64>& strides, const std::vector<u32>& box, u32 swizzle);

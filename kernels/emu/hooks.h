@@ -24,7 +24,7 @@ extern "C" {
 // The thread that is running.
 extern EmuThread* emu_self;
 
-// ---- points and addresses -------------------------------------------------------------------------
+// ---- points and addresses ---------------------------------------------------------------------
 
 // A place where other threads may run, and asynchronous work may arrive.
 void emu_point(const char* wrapper);
@@ -41,7 +41,7 @@ void emu_global(const void* pointer, u64 bytes, u32 align, const char* wrapper);
 // Notes that `bytes` were read as data that no block writes in this launch.
 void emu_read_only(const void* pointer, u32 bytes, const char* wrapper);
 
-// ---- atomics ----------------------------------------------------------------------------------------
+// ---- atomics ----------------------------------------------------------------------------------
 
 // Around each access: what a fence before it released, and what a fence after it acquires. Loads
 // have no `done`: they change nothing that others poll for. `observes` is 1 for an atomic that
@@ -50,7 +50,7 @@ void emu_atomic(const void* pointer, u32 bytes, const char* wrapper);
 void emu_atomic_done(const void* pointer, u32 observes);
 void emu_fence_gpu();
 
-// ---- block and warp -----------------------------------------------------------------------------------
+// ---- block and warp ---------------------------------------------------------------------------
 
 void emu_block_sync();
 void emu_named_sync(u32 id, u32 threads);
@@ -62,7 +62,7 @@ u32 emu_match_any(u32 mask, u32 value);
 u32 emu_redux_max(u32 mask, u32 value);
 u32 emu_redux_add(u32 mask, u32 value);
 
-// ---- matrices -------------------------------------------------------------------------------------------
+// ---- matrices ---------------------------------------------------------------------------------
 
 // `row` is what the calling lane read at its address; r receives `matrices` registers.
 void emu_ldmatrix(u32 matrices, const u32x4* row, u32* r, const char* wrapper);
@@ -70,13 +70,13 @@ void emu_ldmatrix(u32 matrices, const u32x4* row, u32* r, const char* wrapper);
 void emu_stmatrix(u32 matrices, u32 trans, const u32* r, u32x4* row, const char* wrapper);
 void emu_mma_m16n8k16_bf16(float* d, const u32* a, const u32* b);
 
-// ---- asynchronous copies ----------------------------------------------------------------------------------
+// ---- asynchronous copies ----------------------------------------------------------------------
 
 void emu_cp_async16(u32 to, const void* from, u32 bytes);
 void emu_cp_async_commit();
 void emu_cp_async_wait(u32 newest);
 
-// ---- mbarrier and TMA ---------------------------------------------------------------------------------------
+// ---- mbarrier and TMA -------------------------------------------------------------------------
 
 void emu_mbar_init(u32 barrier, u32 count);
 void emu_fence_mbar_init();
@@ -91,7 +91,7 @@ void emu_bulk_reduce_add_f32(float* to, u32 from, u32 bytes);
 void emu_bulk_commit();
 void emu_bulk_wait(u32 newest, u32 read_only);
 
-// ---- wgmma ----------------------------------------------------------------------------------------------------
+// ---- wgmma ------------------------------------------------------------------------------------
 
 void emu_setmaxnreg(u32 registers, u32 increase);
 void emu_wgmma_fence();
@@ -102,7 +102,7 @@ void emu_wgmma_bf16(u32 n, float* d, u64 a, u64 b, u32 accumulate);
 // `a` in four registers of each lane; they are read at once.
 void emu_wgmma_bf16_rs(u32 n, float* d, const u32* a, u64 b, u32 accumulate);
 
-// ---- launches that overlap --------------------------------------------------------------------------------------
+// ---- launches that overlap --------------------------------------------------------------------
 
 void emu_griddep_wait();
 void emu_griddep_launch();

@@ -23,7 +23,7 @@ using emu_kernel = void;
 #define KERNEL(threads, blocks_per_sm) extern "C" emu_kernel<(threads), (blocks_per_sm)>
 #define GRID_CONSTANT const
 
-// ---- identity and shared memory -------------------------------------------------------------
+// ---- identity and shared memory ---------------------------------------------------------------
 
 DEVICE u32 thread_index() { return emu_self->thread; }
 DEVICE u32 block_threads() { return emu_self->threads; }
@@ -211,13 +211,13 @@ DEVICE void stmatrix_x2_trans(u32 address, const u32 (&r)[2]) {
         *(u32x4*)emu_shared_store(address, 16, 16, "stmatrix_x2_trans") = row;
 }
 
-// ---- tensor cores: mma.sync ---------------------------------------------------------------------
+// ---- tensor cores: mma.sync -------------------------------------------------------------------
 
 DEVICE void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     emu_mma_m16n8k16_bf16(d, a, b);
 }
 
-// ---- mbarrier and TMA -----------------------------------------------------------------------------
+// ---- mbarrier and TMA -------------------------------------------------------------------------
 
 DEVICE void mbar_init(u32 barrier, u32 count) { emu_mbar_init(barrier, count); }
 DEVICE void fence_mbar_init() { emu_fence_mbar_init(); }
@@ -261,7 +261,7 @@ DEVICE void bulk_wait() {
     emu_bulk_wait(N, 0);
 }
 
-// ---- tensor cores: wgmma ----------------------------------------------------------------------------
+// ---- tensor cores: wgmma ----------------------------------------------------------------------
 
 template <u32 N>
 DEVICE void setmaxnreg_dec() {
@@ -294,7 +294,7 @@ DEVICE void wgmma_bf16_rs(float (&d)[N / 2], const u32 (&a)[4], u64 b, u32 accum
     emu_wgmma_bf16_rs(N, d, a, b, accumulate);
 }
 
-// ---- launches that overlap ----------------------------------------------------------------------------
+// ---- launches that overlap --------------------------------------------------------------------
 
 DEVICE void griddep_wait() { emu_griddep_wait(); }
 DEVICE void griddep_launch() { emu_griddep_launch(); }

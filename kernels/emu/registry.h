@@ -1,8 +1,8 @@
 // Kernels by name, so that the capsule driver can launch what it has never heard of.
 //
-// build.sh puts each .cu into a unit of its own and appends one EMU_REGISTER line a kernel, with the
-// name and bounds that KERNEL left in the preprocessed text. The function's type tells the rest:
-// how many tensor maps lead the parameters, and how large the parameter struct is.
+// build.sh puts each .cu into a unit of its own and appends one EMU_REGISTER line a kernel, with
+// the name and bounds that KERNEL left in the preprocessed text. The function's type tells the
+// rest: how many tensor maps lead the parameters, and how large the parameter struct is.
 
 #pragma once
 
@@ -31,7 +31,8 @@ const std::map<std::string, EmuKernel>& emu_all_kernels();
 
 template <typename... P>
 struct EmuSignature {
-    static constexpr u32 kMaps = (0u + ... + (std::is_same_v<std::decay_t<P>, TensorMap> ? 1u : 0u));
+    static constexpr u32 kMaps =
+        (0u + ... + (std::is_same_v<std::decay_t<P>, TensorMap> ? 1u : 0u));
     static constexpr u32 kStructs = sizeof...(P) - kMaps;
     static constexpr u32 kBytes =
         (0u + ... + (std::is_same_v<std::decay_t<P>, TensorMap> ? 0u : (u32)sizeof(P)));
@@ -67,6 +68,6 @@ EmuKernel emu_describe(const char* name, u32 most_threads, void (*kernel)(P...))
     return described;
 }
 
-#define EMU_REGISTER(kernel, most_threads, blocks)                         \
-    static const bool emu_registered_##kernel =                           \
+#define EMU_REGISTER(kernel, most_threads, blocks) \
+    static const bool emu_registered_##kernel =    \
         (emu_register(emu_describe(#kernel, most_threads, kernel)), true);

@@ -46,7 +46,11 @@ extern "C" void selftest_scalars(LaneParams);
 
 namespace {
 
-enum Build { kPlain, kAddress, kThread };
+enum Build {
+    kPlain,
+    kAddress,
+    kThread
+};
 #if defined(EMU_THREAD)
 constexpr Build kBuild = kThread;
 #elif defined(__SANITIZE_ADDRESS__)
@@ -74,7 +78,7 @@ std::vector<u16> small_bf16(size_t count, u32 seed) {
     return all;
 }
 
-// ---- cases -------------------------------------------------------------------------------------------
+// ---- cases ------------------------------------------------------------------------------------
 
 template <u32 N>
 int product(void (*kernel)(TensorMap, TensorMap, TensorMap, ProductParams), u32 rows, u32 columns,
@@ -132,8 +136,8 @@ int fragments(Fault) {
     for (u32 i = 0; i < 64; i++)
         b[i] = (u32)bf16_of(small(5 * i + 301)) << 16 | bf16_of(small(5 * i + 300));
     before = d;
-    FragmentParams p = {tile.data(), four.data(), two.data(), registers.data(),
-                        stored.data(), a.data(), b.data(), d.data()};
+    FragmentParams p = {tile.data(),   four.data(), two.data(), registers.data(),
+                        stored.data(), a.data(),    b.data(),   d.data()};
     emu_launch(selftest_fragments, EmuDim{}, 32, 32 * 128 + 3 * 32 * 16 + 1023 + 15, p);
     int result = 0;
     float left[16][16], right[16][8];
@@ -141,7 +145,8 @@ int fragments(Fault) {
         u32 g = lane / 4, t = lane % 4;
         for (u32 m = 0; m < 4; m++) {
             u32 at = (8 * m + g) * 64 + 3 * 8 + 2 * t;
-            result |= expect(four[lane * 4 + m] == ((u32)tile[at + 1] << 16 | tile[at]), "ldmatrix_x4");
+            result |=
+                expect(four[lane * 4 + m] == ((u32)tile[at + 1] << 16 | tile[at]), "ldmatrix_x4");
             if (m < 2) {
                 at = (8 * m + g) * 64 + 5 * 8 + 2 * t;
                 result |= expect(two[lane * 2 + m] == ((u32)tile[at + 1] << 16 | tile[at]),
@@ -324,9 +329,17 @@ int scalars(Fault) {
     LaneParams p = {out.data(), kFaultNone};
     emu_launch(selftest_scalars, EmuDim{1, 2}, 1, 0, p);
     const u32 right[] = {
-        float_bits(-0x1p-46f), float_bits(0.0f),       0x3eaaaaab, 0x3fb504f3,
-        float_bits(1.0f),      float_bits(0.25f),      0,          0x3f823f80,
-        0xff807fff,            9,                      4,
+        float_bits(-0x1p-46f),
+        float_bits(0.0f),
+        0x3eaaaaab,
+        0x3fb504f3,
+        float_bits(1.0f),
+        float_bits(0.25f),
+        0,
+        0x3f823f80,
+        0xff807fff,
+        9,
+        4,
     };
     int result = 0;
     for (u32 i = 0; i < 11; i++)
@@ -334,7 +347,7 @@ int scalars(Fault) {
     return result | expect(out[11] == 1 && out[27] == 257, "block_threads, block_index_y");
 }
 
-// ---- running them ------------------------------------------------------------------------------------------
+// ---- running them -----------------------------------------------------------------------------
 
 // What a case may end with, by build.
 struct Case {
@@ -348,9 +361,9 @@ struct Case {
 };
 
 // Exit codes of findings (capsule.md).
-constexpr int kUsage = 2, kDivergence = 10, kDeadlock = 11, kShared = 12, kGlobal = 13, kConstant = 14,
-              kInFlight = 15, kMbarrier = 16, kProxy = 18, kRegisters = 19, kRace = 66,
-              kSanitizer = 77;
+constexpr int kUsage = 2, kDivergence = 10, kDeadlock = 11, kShared = 12, kGlobal = 13,
+              kConstant = 14, kInFlight = 15, kMbarrier = 16, kProxy = 18, kRegisters = 19,
+              kRace = 66, kSanitizer = 77;
 
 const std::vector<Case> kCases = {
     {"scalars", scalars, kFaultNone, {0}, {}, {}},
@@ -387,24 +400,51 @@ const std::vector<Case> kCases = {
 
     {"no block_sync after mbar_init", product_64, kFaultNoInitSync, {0, kMbarrier}, {}, {kRace}},
     {"no fence_mbar_init", product_64, kFaultNoInitFence, {kProxy}, {}, {}},
-    {"no wait for empty stages", product_64, kFaultNoEmptyWait,
-     {kWrong, kMbarrier, kDeadlock}, {}, {kWrong, kMbarrier, kDeadlock, kRace}},
-    {"no wait for full stages", product_64, kFaultNoFullWait, {0, kWrong, kMbarrier}, {},
-     {kRace, kMbarrier}, true},
-    {"a stage released before the products", product_64, kFaultReleaseEarly, {0, kWrong}, {},
-     {kRace}, true},
+    {"no wait for empty stages",
+     product_64,
+     kFaultNoEmptyWait,
+     {kWrong, kMbarrier, kDeadlock},
+     {},
+     {kWrong, kMbarrier, kDeadlock, kRace}},
+    {"no wait for full stages",
+     product_64,
+     kFaultNoFullWait,
+     {0, kWrong, kMbarrier},
+     {},
+     {kRace, kMbarrier},
+     true},
+    {"a stage released before the products",
+     product_64,
+     kFaultReleaseEarly,
+     {0, kWrong},
+     {},
+     {kRace},
+     true},
     {"one release by warpgroup", product_64, kFaultReleaseByGroup, {0, kWrong}, {}, {kRace}},
     {"no fence_proxy_async", product_64, kFaultNoProxyFence, {kProxy}, {}, {}},
-    {"a tile stored before it is complete", product_64, kFaultNoStoreSync, {kProxy, kInFlight}, {},
+    {"a tile stored before it is complete",
+     product_64,
+     kFaultNoStoreSync,
+     {kProxy, kInFlight},
+     {},
      {kProxy, kInFlight, kRace}},
     {"no wgmma_fence", product_64, kFaultNoProductFence, {kRegisters}, {}, {}},
     {"no wgmma_fence_operand", product_64, kFaultNoOperandFence, {kWrong}, {}, {}},
     {"products that nobody waits for", product_64, kFaultNoProductWait, {kInFlight}, {}, {}},
     {"no bulk_wait_read", product_64, kFaultNoStoreWait, {0, kInFlight}, {}, {}, true},
     {"fewer bytes announced than come", product_64, kFaultWrongBytes, {kDeadlock}, {}, {}},
-    {"a release too many", product_64, kFaultExtraArrival, {kDeadlock, kMbarrier, kWrong}, {},
-     {kDeadlock, kMbarrier, kWrong, kRace}, true},
-    {"more registers than the block has", product_64, kFaultRegisters, {kDeadlock, kRegisters}, {},
+    {"a release too many",
+     product_64,
+     kFaultExtraArrival,
+     {kDeadlock, kMbarrier, kWrong},
+     {},
+     {kDeadlock, kMbarrier, kWrong, kRace},
+     true},
+    {"more registers than the block has",
+     product_64,
+     kFaultRegisters,
+     {kDeadlock, kRegisters},
+     {},
      {}},
 };
 
@@ -471,7 +511,7 @@ int run_cases(const char* only) {
     return failures;
 }
 
-// ---- both halves ---------------------------------------------------------------------------------------------
+// ---- both halves ------------------------------------------------------------------------------
 
 std::string read_text(const std::string& path) {
     std::ifstream file(path);
@@ -492,8 +532,8 @@ std::set<std::string> wrappers(const std::string& text) {
     return names;
 }
 
-// Kernel sources keep to the wrappers: what a host compiler cannot build, or what the emulator would
-// not see, stands in ptx.cuh alone.
+// Kernel sources keep to the wrappers: what a host compiler cannot build, or what the emulator
+// would not see, stands in ptx.cuh alone.
 int check_sources(const std::string& folder) {
     const std::regex comment("//[^\n]*");
     const std::regex forbidden(

@@ -18,7 +18,7 @@ struct TestArena {
     }
 };
 
-// ---- a product in the manner of the Hopper kernels ------------------------------------------------
+// ---- a product in the manner of the Hopper kernels --------------------------------------------
 
 constexpr u32 kStages = 3;
 constexpr u32 kDepth = 64;  // bf16 in a row of 128 bytes
@@ -147,7 +147,7 @@ PRODUCT(128)
 PRODUCT(192)
 PRODUCT(256)
 
-// ---- fragments ------------------------------------------------------------------------------------
+// ---- fragments --------------------------------------------------------------------------------
 
 // One warp: each lane writes out what it received, and stores what it was given.
 KERNEL(32, 1)
@@ -179,7 +179,8 @@ selftest_fragments(GRID_CONSTANT FragmentParams p) {
     warp_sync(kFullWarp);
     for (u32 i = 0; i < 3; i++) {
         if (i == 2 && lane >= 16) continue;
-        st_global(p.stmatrix + (i * 32 + lane) * 8, ld_shared(smem_addr(out) + (i * 32 + lane) * 16));
+        u32 row = i * 32 + lane;
+        st_global(p.stmatrix + row * 8, ld_shared(smem_addr(out) + row * 16));
     }
 
     u32 a[4];
@@ -192,7 +193,7 @@ selftest_fragments(GRID_CONSTANT FragmentParams p) {
     for (u32 i = 0; i < 4; i++) p.d[lane * 4 + i] = d[i];
 }
 
-// ---- lanes and barriers -----------------------------------------------------------------------------
+// ---- lanes and barriers -----------------------------------------------------------------------
 
 // Two warps. The lower and the upper half of each warp meet by masks of their own.
 KERNEL(64, 1)
@@ -238,7 +239,7 @@ selftest_lanes(GRID_CONSTANT LaneParams p) {
     if (p.fault == kFaultUnaligned) ld_shared(smem_addr(held) + 8);
 }
 
-// ---- asynchronous copies -------------------------------------------------------------------------------
+// ---- asynchronous copies ----------------------------------------------------------------------
 
 // 128 threads bring `stages` groups, two of them ahead; each reads what its neighbour brought. Odd
 // threads bring 4 bytes and 12 zeros, and nothing at all in the last group.
@@ -270,7 +271,7 @@ selftest_copies(GRID_CONSTANT CopyParams p) {
     cp_async_wait<0>();
 }
 
-// ---- blocks that work together ---------------------------------------------------------------------------
+// ---- blocks that work together ----------------------------------------------------------------
 
 // Each block stores 64 words; the last to take a ticket adds all up. Then a chain: block i waits
 // for the flag of block i - 1.
@@ -310,7 +311,7 @@ selftest_grid(GRID_CONSTANT GridParams p) {
     }
 }
 
-// ---- boxes -------------------------------------------------------------------------------------------------
+// ---- boxes ------------------------------------------------------------------------------------
 
 // Brings one box and writes shared memory out as it arrived.
 KERNEL(32, 1)
@@ -337,7 +338,7 @@ selftest_box(GRID_CONSTANT TensorMap map, GRID_CONSTANT BoxParams p) {
         st_global((u8*)p.out + i, ld_shared(to + i));
 }
 
-// ---- bulk reductions, dependent launches, barriers ------------------------------------------------------------
+// ---- bulk reductions, dependent launches, barriers --------------------------------------------
 
 // Adds 128 floats of each block into one row, then lets the next launch go.
 KERNEL(32, 1)
@@ -402,7 +403,7 @@ selftest_nowhere(GRID_CONSTANT LaneParams p) {
     }
 }
 
-// ---- arithmetic ---------------------------------------------------------------------------------------------------
+// ---- arithmetic -------------------------------------------------------------------------------
 
 // One thread writes results of the scalar wrappers, in the order that selftest.cpp lists; each of
 // two blocks in a row of its own.

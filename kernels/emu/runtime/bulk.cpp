@@ -1,9 +1,9 @@
 // TMA box copies and bulk reductions.
 //
 // A load is delivered in one step and then completes its bytes on its barrier. A store or reduction
-// takes two: its source is read, then global memory is written; `bulk_wait_read` waits for the first
-// and `bulk_wait` for both. Ordinary stores to what an operation reads must have been fenced by
-// their writers when it is issued.
+// takes two: its source is read, then global memory is written; `bulk_wait_read` waits for the
+// first and `bulk_wait` for both. Ordinary stores to what an operation reads must have been fenced
+// by their writers when it is issued.
 
 #include <cstring>
 
@@ -38,9 +38,9 @@ u32 swizzled(const MapRecord& map, u32 address) {
     return map.swizzle == 128 ? swizzle128(address) : address;
 }
 
-// Calls `row(shared offset, global pointer or null, first element, elements)` for each innermost row
-// of the box: which part of it lies in the tensor, and where. Elements outside are told by a count
-// below the box's width or a null pointer.
+// Calls `row(shared offset, global pointer or null, first element, elements)` for each innermost
+// row of the box: which part of it lies in the tensor, and where. Elements outside are told by a
+// count below the box's width or a null pointer.
 template <typename Row>
 void for_rows(const MapRecord& map, const i32* coordinates, Row row) {
     u32 row_bytes = map.box[0] * map.element_bytes;
@@ -58,7 +58,9 @@ void for_rows(const MapRecord& map, const i32* coordinates, Row row) {
             if (c < 0 || c >= (i64)map.dims[i]) inside = false;
             else pointer += (u64)c * map.strides[i];
         }
-        if (inside) row(r * row_bytes, pointer + (first + from) * map.element_bytes, (u32)from, (u32)(to - from));
+        if (inside)
+            row(r * row_bytes, pointer + (first + from) * map.element_bytes, (u32)from,
+                (u32)(to - from));
         else row(r * row_bytes, nullptr, 0u, 0u);
     }
 }
@@ -113,7 +115,8 @@ void take_source(Block& block, BulkOp& op) {
         return;
     }
     for (u32 i = 0; i < op.bytes; i += 16)
-        std::memcpy(op.taken.data() + i, shared_pointer(block, swizzled(op.map, op.shared + i)), 16);
+        std::memcpy(op.taken.data() + i, shared_pointer(block, swizzled(op.map, op.shared + i)),
+                    16);
 }
 
 void store(const BulkOp& op) {
@@ -230,10 +233,12 @@ TensorMap emu_tensor_map(const void* base, u32 element_bytes, const std::vector<
     if (rank < 2 || rank > 4 || strides.size() + 1 != rank || box.size() != rank)
         fail(kDescriptor, "tensor map: %zu dims, %zu strides and %zu box sizes", rank,
              strides.size(), box.size());
-    if ((uintptr_t)base % 16 != 0) fail(kDescriptor, "tensor map: base %p is not 16-byte aligned", base);
+    if ((uintptr_t)base % 16 != 0)
+        fail(kDescriptor, "tensor map: base %p is not 16-byte aligned", base);
     if (element_bytes != 1 && element_bytes != 2 && element_bytes != 4)
         fail(kDescriptor, "tensor map: elements of %u bytes", element_bytes);
-    if (swizzle != 0 && swizzle != 128) fail(kDescriptor, "tensor map: swizzle of %u bytes", swizzle);
+    if (swizzle != 0 && swizzle != 128)
+        fail(kDescriptor, "tensor map: swizzle of %u bytes", swizzle);
     MapRecord map = {};
     map.magic = kMapMagic;
     map.base = (u8*)const_cast<void*>(base);
@@ -257,8 +262,8 @@ TensorMap emu_tensor_map(const void* base, u32 element_bytes, const std::vector<
     }
     u32 inner = box[0] * element_bytes;
     if (inner % 16 != 0 || (swizzle != 0 && inner > swizzle))
-        fail(kDescriptor, "tensor map: inner box of %u bytes; multiples of 16%s are possible", inner,
-             swizzle != 0 ? " up to 128" : "");
+        fail(kDescriptor, "tensor map: inner box of %u bytes; multiples of 16%s are possible",
+             inner, swizzle != 0 ? " up to 128" : "");
     TensorMap encoded = {};
     std::memcpy(&encoded, &map, sizeof(map));
     return encoded;
@@ -286,7 +291,8 @@ void emu_tma_load(u32 rank, u32 to, const TensorMap* map, u32 barrier, const i32
     std::memcpy(op.coordinates, coordinates, sizeof(op.coordinates));
     const Mbarrier& state = mbarrier_at(block(), barrier);
     if (state.initialised_by->mbar_epoch == state.initialised_at)
-        fail(kProxy, "the barrier at 0x%x was initialised without a fence_mbar_init since", barrier);
+        fail(kProxy, "the barrier at 0x%x was initialised without a fence_mbar_init since",
+             barrier);
     issue(std::move(op));
 }
 

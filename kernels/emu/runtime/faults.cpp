@@ -23,9 +23,7 @@ void bad_access(int, siginfo_t* info, void*) {
 }
 #endif
 
-void too_long(int) {
-    fail(kDeadlock, "the launches do not end within the time limit");
-}
+void too_long(int) { fail(kDeadlock, "the launches do not end within the time limit"); }
 
 }  // namespace
 

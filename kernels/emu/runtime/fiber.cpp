@@ -122,9 +122,8 @@ void print_wait(const Thread& thread) {
         kernel = block->grid->launch->name;
         waiting += (u32)block->threads.size() - block->ended;
     }
-    std::fprintf(stderr,
-                 "emulator: deadlock: %u threads wait, nothing is in flight (kernel %s)\n", waiting,
-                 kernel.c_str());
+    std::fprintf(stderr, "emulator: deadlock: %u threads wait, nothing is in flight (kernel %s)\n",
+                 waiting, kernel.c_str());
     // Threads of a block that wait for the same are told once.
     for (Block* block : live_blocks) {
         const Thread* first = nullptr;
@@ -151,11 +150,11 @@ void print_wait(const Thread& thread) {
         tell();
         for (const auto& [address, barrier] : block->mbarriers) {
             if (barrier.waiting.empty()) continue;
-            std::fprintf(stderr,
-                         "  block %u,%u barrier 0x%x: phase %u, %u of %u arrivals and %lld bytes to "
-                         "come\n",
-                         block->threads[0].block, block->threads[0].block_y, address, barrier.phase,
-                         barrier.pending, barrier.count, barrier.bytes);
+            std::fprintf(stderr, "  block %u,%u barrier 0x%x: phase %u lacks ",
+                         block->threads[0].block, block->threads[0].block_y, address,
+                         barrier.phase);
+            std::fprintf(stderr, "%u of %u arrivals and %lld bytes\n", barrier.pending,
+                         barrier.count, barrier.bytes);
         }
     }
     std::fflush(stderr);
@@ -201,8 +200,8 @@ void switch_to_thread(void** save, Thread* from, Thread* to) {
     __tsan_switch_to_fiber(to->context.thread_fiber, 1);
 #endif
 #if defined(__SANITIZE_ADDRESS__)
-    void** fake = from ? (from->ended ? nullptr : &from->context.fake_stack)
-                       : &scheduler_fake_stack;
+    void** fake =
+        from ? (from->ended ? nullptr : &from->context.fake_stack) : &scheduler_fake_stack;
     __sanitizer_start_switch_fiber(fake, to->stack, to->stack_bytes);
 #else
     (void)from;
@@ -521,10 +520,12 @@ EmuOptions& emu_options() {
             else if (!std::strcmp(mode, "random")) read.mode = kEmuRandom;
             else fail(kUsage, "EMU_MODE is %s; late, early or random are possible", mode);
         }
-        if (const char* seed = std::getenv("EMU_SEED")) read.seed = std::strtoull(seed, nullptr, 10);
+        if (const char* seed = std::getenv("EMU_SEED"))
+            read.seed = std::strtoull(seed, nullptr, 10);
         if (const char* live = std::getenv("EMU_LIVE")) read.live = (u32)std::atoi(live);
         if (const char* yield = std::getenv("EMU_YIELD")) read.yield_one_in = (u32)std::atoi(yield);
-        if (read.yield_one_in == 0) fail(kUsage, "EMU_YIELD is 0; 1 lets others run at each wrapper");
+        if (read.yield_one_in == 0)
+            fail(kUsage, "EMU_YIELD is 0; 1 lets others run at each wrapper");
         return read;
     }();
     return options;
@@ -566,8 +567,7 @@ void emu_point(const char* wrapper) { point(wrapper); }
 void emu_yield(const char* wrapper) {
     Thread* thread = self();
     thread->wrapper = wrapper;
-    if (++idle_polls > kMostIdlePolls)
-        fail(kDeadlock, "threads poll flags that no thread sets");
+    if (++idle_polls > kMostIdlePolls) fail(kDeadlock, "threads poll flags that no thread sets");
     make_ready(thread);
     switch_away();
 }

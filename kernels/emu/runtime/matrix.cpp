@@ -90,8 +90,7 @@ void multiply(LaneGroup& group) {
             for (u32 column = 0; column < 8; column++) d[row][column] += a[row][k] * b[k][column];
     for (u32 lane = 0; lane < 32; lane++) {
         const Multiply& mine = *(Multiply*)group.arguments[lane];
-        for (u32 i = 0; i < 4; i++)
-            mine.d[i] = d[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
+        for (u32 i = 0; i < 4; i++) mine.d[i] = d[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
     }
 }
 

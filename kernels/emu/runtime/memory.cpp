@@ -132,7 +132,8 @@ void check_global(const void* pointer, u64 bytes, u32 align) {
     const u8* start = (const u8*)pointer;
     const Buffer* buffer = find_buffer(start);
     if (!buffer || start + bytes > buffer->start + buffer->bytes) {
-        if (!buffer) fail(kGlobal, "%lu bytes at %p are outside every buffer", (long)bytes, pointer);
+        if (!buffer)
+            fail(kGlobal, "%lu bytes at %p are outside every buffer", (long)bytes, pointer);
         fail(kGlobal, "%lu bytes at byte %ld of buffer %s, which has %lu", (long)bytes,
              (long)(start - buffer->start), buffer->name.c_str(), (long)buffer->bytes);
     }

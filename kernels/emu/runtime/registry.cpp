@@ -2,7 +2,6 @@
 
 #include "../registry.h"
 
-
 #include "runtime.h"
 
 namespace {

@@ -39,7 +39,7 @@ struct Block;
 struct Grid;
 struct Thread;
 
-// ---- asynchronous work that a thread has issued ------------------------------------------------------
+// ---- asynchronous work that a thread has issued -----------------------------------------------
 
 // A cp.async: `bytes` of 16 are read, the rest are zeros.
 struct Copy {
@@ -51,9 +51,9 @@ struct Copy {
 
 // An accumulator of wgmma between issue and the point where it may be read.
 struct Accumulator {
-    float* registers;     // the kernel's array; what is not handed back holds NaN
+    float* registers;  // the kernel's array; what is not handed back holds NaN
     u32 count;
-    u32 last_product;     // number of the last product into it
+    u32 last_product;  // number of the last product into it
     float value[128];
     bool handed_back[128];
 };
@@ -85,7 +85,11 @@ static_assert(sizeof(MapRecord) <= sizeof(TensorMap), "a record fits the map it 
 
 // A TMA copy or bulk reduction in flight.
 struct BulkOp {
-    enum Type { kLoad, kStore, kReduce } type;
+    enum Type {
+        kLoad,
+        kStore,
+        kReduce
+    } type;
     Thread* issuer;
     MapRecord map;
     i32 coordinates[4];
@@ -98,7 +102,7 @@ struct BulkOp {
     std::vector<u8> taken;  // a store's source, once read
 };
 
-// ---- threads, warps, blocks -------------------------------------------------------------------------
+// ---- threads, warps, blocks -------------------------------------------------------------------
 
 struct Thread : EmuThread {
     void* stack_pointer = nullptr;
@@ -158,20 +162,20 @@ struct LaneGroup {
 struct Warp {
     LaneGroup groups[32];  // as many as there are lanes may meet under different masks
     u32 meeting = 0;       // groups that some lanes wait in
-    u32 ended = 0;  // lanes
+    u32 ended = 0;         // lanes
     u32 lanes = 0;
 
     // wgmma: products are executed in order, each warp's for itself.
     std::vector<Product> products;  // not executed yet
     u32 issued = 0;
-    u32 executed = 0;               // products below this number
-    u32 waited = 0;                 // products below this number may be read
-    std::vector<u32> group_ends;    // number after the last product of each committed group
-    u32 groups_finished = 0;        // groups whose products were all executed
-    std::vector<Product> log;       // all of this warp, to compare with its warpgroup
+    u32 executed = 0;             // products below this number
+    u32 waited = 0;               // products below this number may be read
+    std::vector<u32> group_ends;  // number after the last product of each committed group
+    u32 groups_finished = 0;      // groups whose products were all executed
+    std::vector<Product> log;     // all of this warp, to compare with its warpgroup
     OpContext context;
     SyncToken issue_token;
-    SyncToken group_tokens[8];      // by group
+    SyncToken group_tokens[8];  // by group
 };
 
 struct Barrier {
@@ -206,7 +210,7 @@ struct Block {
     u32 arena_start = 0;    // its shared-space address
     u8* mapping = nullptr;  // the memory that it lies in
     u32 mapping_bytes = 0;
-    u8* stacks = nullptr;   // mapped for this block, if it was
+    u8* stacks = nullptr;  // mapped for this block, if it was
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     Barrier barriers[16];
@@ -236,7 +240,7 @@ struct Grid {
     bool done() const { return finished == blocks; }
 };
 
-// ---- fiber.cpp: scheduling -------------------------------------------------------------------------------
+// ---- fiber.cpp: scheduling --------------------------------------------------------------------
 
 inline Thread* self() { return static_cast<Thread*>(emu_self); }
 inline Block& block() { return *self()->owner; }
@@ -256,14 +260,14 @@ void note_progress();
 // Goes to the scheduler, which may start blocks.
 void visit_scheduler();
 
-// ---- faults.cpp ------------------------------------------------------------------------------------------
+// ---- faults.cpp -------------------------------------------------------------------------------
 
 // From now on, accesses to nothing end the run as findings do.
 void listen_for_faults();
 // Ends the process as a deadlock after that time; 0 is never.
 void limit_time(u32 seconds);
 
-// ---- memory.cpp ------------------------------------------------------------------------------------------
+// ---- memory.cpp -------------------------------------------------------------------------------
 
 // Host address in the running block's arena, without checks of buffers.
 u8* shared_pointer(const Block& block, u32 address);
@@ -280,7 +284,7 @@ void begin_block_memory(Block& block);
 void end_block_memory(Block& block);
 void end_grid_memory(const Grid& grid);
 
-// ---- sync.cpp --------------------------------------------------------------------------------------------
+// ---- sync.cpp ---------------------------------------------------------------------------------
 
 // Waits for all lanes of `mask` with the same wrapper and shape; the last comer runs `all` on the
 // lanes' arguments for everyone.
@@ -288,7 +292,7 @@ void meet_lanes(const char* wrapper, u64 shape, u32 mask, void* argument,
                 void (*all)(LaneGroup& group), bool orders_memory = false);
 void thread_ended(Thread& thread);
 
-// ---- asynchronous work -------------------------------------------------------------------------------------
+// ---- asynchronous work ------------------------------------------------------------------------
 
 // Each delivers one piece of the block's outstanding work at random, and says if there was any.
 bool deliver_copy(Block& block);
@@ -303,7 +307,7 @@ void end_block_bulk(Block& block);
 void end_block_barriers(Block& block);
 void end_block_products(Block& block);
 
-// ---- mbarrier.cpp ------------------------------------------------------------------------------------------
+// ---- mbarrier.cpp -----------------------------------------------------------------------------
 
 // The barrier at the address; reports one that was not initialised or that was written over.
 Mbarrier& mbarrier_at(Block& block, u32 address);

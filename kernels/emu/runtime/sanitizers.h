@@ -1,4 +1,5 @@
-// What the sanitizers are told: fibers, synchronisation edges, accesses made on behalf of the kernel.
+// What the sanitizers are told: fibers, synchronisation edges, accesses made on behalf of the
+// kernel.
 //
 // In the thread build the runtime itself is compiled without the sanitizer (EMU_THREAD is defined
 // instead), so that only kernel code is watched, and happens-before edges exist only where this

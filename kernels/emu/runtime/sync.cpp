@@ -22,7 +22,8 @@ void arrive(Barrier& barrier, u32 id, u32 expected, bool wait) {
              expected, barrier.expected);
     u32& lanes = barrier.lanes[thread->warp_index()];
     u32 bit = 1u << thread->lane();
-    if (lanes & bit) fail(kDivergence, "a second arrival at barrier %u before the first is over", id);
+    if (lanes & bit)
+        fail(kDivergence, "a second arrival at barrier %u before the first is over", id);
     lanes |= bit;
     SyncToken& token = barrier.tokens[barrier.generation & 1];
     token.release();
@@ -219,7 +220,9 @@ u32 emu_shfl(u32 mask, u32 value, u32 lane, const char* wrapper) {
     return mine.result;
 }
 
-u32 emu_ballot(u32 mask, u32 predicate) { return reduction("ballot", mask, predicate, ballot_lanes); }
+u32 emu_ballot(u32 mask, u32 predicate) {
+    return reduction("ballot", mask, predicate, ballot_lanes);
+}
 u32 emu_match_any(u32 mask, u32 value) { return reduction("match_any", mask, value, match_lanes); }
 u32 emu_redux_max(u32 mask, u32 value) { return reduction("redux_max", mask, value, max_lanes); }
 u32 emu_redux_add(u32 mask, u32 value) { return reduction("redux_add", mask, value, add_lanes); }

@@ -346,7 +346,8 @@ void emu_setmaxnreg(u32 registers, u32 increase) {
         fail(kRegisters, "%s to %u registers from %u", name, registers, thread->registers);
     while (increase && b.free_registers < registers - thread->registers) {
         b.waiting_for_registers.push_back(thread);
-        sleep("%u more registers than the block has given up", registers - thread->registers - b.free_registers);
+        sleep("%u more registers than the block has given up",
+              registers - thread->registers - b.free_registers);
     }
     b.free_registers += thread->registers;
     b.free_registers -= registers;
