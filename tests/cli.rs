@@ -288,7 +288,7 @@ fn rank_prints_one_document_with_its_schema_first_and_the_fields_of_the_contract
     let document =
         printed(folder.path(), &["rank", "--profile", "h100", "--json", "--draws", "100"]);
     let head: String = document.split_whitespace().take(5).collect();
-    assert_eq!(head, "{\"schema\":\"moe-frontier/rank\",\"schema_version\":\"1.0\",");
+    assert_eq!(head, "{\"schema\":\"moe-frontier/rank\",\"schema_version\":\"1.1\",");
     let mut documents = serde_json::Deserializer::from_str(&document).into_iter::<Value>();
     let report = documents.next().unwrap().unwrap();
     assert!(documents.next().is_none(), "more than one document");
@@ -328,6 +328,147 @@ fn rank_prints_one_document_with_its_schema_first_and_the_fields_of_the_contract
     }
     let stored = fs::read_to_string(folder.path().join("out/rank.json")).unwrap();
     assert_eq!(stored, document, "stdout and file differ");
+}
+
+#[test]
+fn a_bound_on_serving_cost_leaves_dearer_models_out_and_names_the_nearest() {
+    let folder = tempfile::tempdir().unwrap();
+    let ask = |bound: &str| {
+        let line = "rank --profile h100 --train-flops 1e22 --rate 100 --draws 50 --json";
+        let bound = ["--max-serve-cost", bound];
+        let arguments: Vec<&str> = line.split(' ').chain(bound).collect();
+        let document = printed(folder.path(), &arguments);
+        serde_json::from_str::<Value>(&document).unwrap()
+    };
+    let costs = |report: &Value| -> Vec<f64> {
+        let candidates = report["candidates"].as_array().unwrap();
+        let serve = candidates.iter().map(|c| c["serve_usd_per_million_output_tokens"].as_f64());
+        serve.flatten().collect()
+    };
+    let (loose, tight) = (ask("1000"), ask("0.2"));
+    assert!(costs(&loose).iter().any(|c| *c > 0.2));
+    assert!(!costs(&tight).is_empty() && costs(&tight).iter().all(|c| *c <= 0.2));
+    for candidate in tight["candidates"].as_array().unwrap() {
+        let served = !candidate["serve_usd_per_million_output_tokens"].is_null();
+        assert!(served || candidate["infeasible"].as_str().is_some_and(|r| !r.is_empty()));
+    }
+    for row in tight["over_training"]["at_budget"].as_array().unwrap() {
+        let cost = &row["bounded_cost"]["serve_usd_per_million_output_tokens"];
+        assert!(cost.as_f64().is_none_or(|c| c <= 0.2), "{row}");
+        assert!(cost.is_f64() || row["bounded_cost_missing"].is_string(), "{row}");
+    }
+    let none = "rank --profile h100 --train-flops 1e22 --rate 100 --max-serve-cost 0.001";
+    let none: Vec<&str> = none.split(' ').collect();
+    refused(folder.path(), &none, 5, "nearest feasible --max-serve-cost");
+}
+
+#[test]
+fn over_training_and_hyperparameters_are_told_for_every_candidate() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = "rank --profile h100 --train-flops 1e21 --draws 50 --json";
+    let document = printed(folder.path(), &line.split(' ').collect::<Vec<_>>());
+    let report: Value = serde_json::from_str(&document).unwrap();
+    for c in report["candidates"].as_array().unwrap() {
+        let advice = c["learning_rate"].is_f64() && c["batch_tokens"].is_f64();
+        assert!(advice || c["hyperparameters_missing"].is_string(), "{c}");
+        assert_eq!(c["kind"] == "over_trained", c["over_training"].is_object(), "{c}");
+        if let Some(extra) = c["over_training"]["extra_train_usd"].as_f64() {
+            assert!(extra > 0.0, "{c}");
+        }
+    }
+    let over = &report["over_training"];
+    assert_eq!(over["by_flops"].as_array().unwrap().len(), 5);
+    for row in over["at_budget"].as_array().unwrap() {
+        let loss = row["bounded_loss"]["loss_nats"].as_f64();
+        let base = over["base_loss_nats"].as_f64().unwrap();
+        assert!(loss.is_none_or(|l| (l - base).abs() < 1e-9), "{row}");
+    }
+}
+
+#[test]
+fn served_tokens_move_the_optimum_towards_smaller_models() {
+    let folder = tempfile::tempdir().unwrap();
+    let ask = |rest: &str| {
+        let line = format!("law optimal --experts 4 --json {rest}");
+        let document = printed(folder.path(), &line.split(' ').collect::<Vec<_>>());
+        serde_json::from_str::<Value>(&document).unwrap()
+    };
+    let number = |v: &Value, field: &str| v[field].as_f64().unwrap();
+    // Cells of the table of computed values: 4 experts, loss of its optimum at 1e21, 1e12 served.
+    let life = ask("--target-loss 2.3164 --served-tokens 1e12");
+    assert!((number(&life, "n_active") / 0.994e9 - 1.0).abs() < 0.005, "{life}");
+    assert!((number(&life, "tokens") / 315e9 - 1.0).abs() < 0.005, "{life}");
+    assert!((number(&life, "lifetime_flops") / 3.869e21 - 1.0).abs() < 0.005, "{life}");
+    let joint = ask("--train-flops 1e21 --served-tokens 1e11");
+    assert!((number(&joint, "loss_nats") - 2.3640).abs() < 1e-4, "{joint}");
+    let plain = ask("--train-flops 1e21");
+    assert!(number(&plain, "n_active") > number(&joint, "n_active"));
+    assert!(plain.get("lifetime_flops").is_none());
+    let none = "law optimal --law tian2025 --sparsity 0.9 --train-flops 1e21 --served-tokens 1e12";
+    refused(folder.path(), &none.split(' ').collect::<Vec<_>>(), 4, "served token");
+}
+
+#[test]
+fn claims_are_priced_from_a_profile_or_by_a_stand_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let ask = |line: &str| {
+        let document = printed(folder.path(), &line.split(' ').collect::<Vec<_>>());
+        serde_json::from_str::<Value>(&document).unwrap()
+    };
+    let stand_in = ask("law claims --json");
+    let priced = ask("law claims --profile h100 --isl 500 --osl 250 --tpot 100ms --json");
+    for answer in [&stand_in, &priced] {
+        assert_eq!(answer["claims"].as_array().unwrap().len(), 17);
+        assert_eq!(answer["inconsistencies"].as_array().unwrap().len(), 5);
+        for claim in answer["claims"].as_array().unwrap() {
+            assert!(claim["size"].is_string() && claim["extrapolation"].is_f64(), "{claim}");
+            assert_ne!(claim["verdict"], "not_computable", "{claim}");
+        }
+    }
+    assert!(stand_in["assumptions"].as_array().unwrap().is_empty());
+    assert!(priced["cost"].as_str().unwrap().contains("dollars"));
+    assert!(priced["assumptions"].as_array().unwrap().iter().any(|a| a["name"] == "--price"));
+    assert_ne!(stand_in["claims"][5]["values"], priced["claims"][5]["values"]);
+    let at = folder.path();
+    refused(at, &["law", "claims", "--profile", "auto"], 2, "would measure");
+    refused(at, &["law", "claims", "--profile", "missing.json"], 7, "missing.json");
+    refused(at, &["law", "claims", "--profile", "h10"], 2, "h100");
+}
+
+#[test]
+fn a_law_is_plotted_with_its_data_and_its_budgets_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = "law plot --experts 1,8 --train-flops 1e20,1e21 --out plots --json";
+    let document = printed(folder.path(), &line.split(' ').collect::<Vec<_>>());
+    let plot: Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(plot["by_experts"].as_array().unwrap().len(), 2);
+    assert_eq!(plot["by_budget"].as_array().unwrap().len(), 2);
+    assert_eq!(names(&folder.path().join("plots")).len(), 6);
+    let at = folder.path();
+    refused(at, &["law", "plot", "--train-flops", "1e20,x"], 2, "--train-flops");
+    refused(at, &["law", "plot", "--law", "hoffmann2022"], 4, "experts");
+}
+
+#[test]
+fn bits_of_expert_weights_are_a_setting_where_nothing_was_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let ask = |bits: &str| {
+        let line = format!(
+            "rank --profile h100 --train-flops 1e21 --experts 4,8 --draws 50 --json --weight-bits {bits}"
+        );
+        let document = printed(folder.path(), &line.split(' ').collect::<Vec<_>>());
+        serde_json::from_str::<Value>(&document).unwrap()
+    };
+    let (full, small) = (ask("16"), ask("2.54"));
+    let weights = |r: &Value| r["candidates"][0]["weights_bytes"].as_f64().unwrap();
+    assert!(weights(&small) < 0.5 * weights(&full));
+    let noted = small["assumptions"].as_array().unwrap().iter().any(|a| {
+        a["name"] == "--weight-bits" && a["source"].as_str().unwrap().contains("not modelled")
+    });
+    assert!(noted);
+    fs::write(folder.path().join("p.json"), profile()).unwrap();
+    let measured = ["rank", "--profile", "p.json", "--weight-bits", "2.54"];
+    refused(folder.path(), &measured, 2, "were not measured");
 }
 
 #[test]
@@ -403,6 +544,7 @@ fn text_is_never_wider_than_a_hundred_columns() {
         "rank --profile h100 --draws 100",
         "rank --profile h100 --train-flops 1e24 --rate 1000 --draws 100",
         "law list",
+        "law claims --profile h100",
         "law eval --experts 8 --n-active 1B --tokens 20B",
         "law optimal --experts 64 --train-flops 1e25",
         "preset list",

@@ -1,7 +1,8 @@
 //! The serving model against published servers: errors over the measured points, and known answers.
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
 
-use std::path::PathBuf;
+#[path = "common/serving.rs"]
+mod serving;
 
 use moe_frontier::config::{DType, DeviceSpec, preset};
 use moe_frontier::cost::{Deployment, EngineCosts, Layout, Lengths, Traffic};
@@ -9,33 +10,8 @@ use moe_frontier::plan::accuracy::{Scored, Summary, summarise};
 use moe_frontier::plan::calibrate;
 use moe_frontier::plan::points::{self, Point, Setup};
 use moe_frontier::profile::KernelTimes;
-use moe_frontier::profile::engine_tables::EngineTables;
-use moe_frontier::profile::import;
 use moe_frontier::units::{Bytes, Seconds, UsdPerHour};
-
-/// The folder of recorded data, or `None` with a loud note.
-fn data() -> Option<PathBuf> {
-    let data = std::env::var("MOE_FRONTIER_DATA").unwrap_or_else(|_| "../shared/data".into());
-    let folder = PathBuf::from(data);
-    if folder.join("serving_points/dev.csv").is_file() {
-        return Some(folder);
-    }
-    eprintln!("SKIPPED: no {}/serving_points (set MOE_FRONTIER_DATA)", folder.display());
-    None
-}
-
-fn tables(folder: &std::path::Path) -> EngineTables {
-    let files = [
-        "moe_perf_h100_vllm_0.24.0.parquet",
-        "moe_bf16_h100.csv",
-        "gemm_bf16_h100.csv",
-        "attention_bf16_hd128_h100.csv",
-        "custom_allreduce_h100_vllm_0.24.0.csv",
-        "nccl_h100_2.29.2.csv",
-    ]
-    .map(|name| folder.join("aiconfigurator").join(name));
-    import::aiconfigurator(&files, "test").unwrap()
-}
+use serving::{data, tables};
 
 fn summary(points: &[Point], results: &[Result<points::Prediction, String>]) -> Summary {
     let rows: Vec<Scored> = points.iter().zip(results).map(|(p, r)| (p, r.as_ref().ok())).collect();

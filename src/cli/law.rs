@@ -4,12 +4,14 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::cli::{Output, output, parse};
+use crate::law::others::{WORKS, Work};
 use crate::law::{self, Evaluation, Inputs, LawInfo, LossLaw, Question, Variable};
 use crate::units::{Flops, Nats};
 use crate::{Error, Result};
 
 mod claims;
 mod fit;
+mod plot;
 
 /// The law commands.
 #[derive(Debug, Subcommand)]
@@ -24,15 +26,19 @@ pub enum Command {
     /// Print the best size and training tokens for a budget, or the cheapest training for a loss.
     #[command(
         after_help = "Examples:\n  moe-frontier law optimal --experts 8 --train-flops 1e21\n  \
-                            moe-frontier law optimal --experts 8 --target-loss 2.3"
+                            moe-frontier law optimal --experts 8 --target-loss 2.3\n  \
+                            moe-frontier law optimal --experts 8 --target-loss 2.3 --served-tokens 1T"
     )]
     Optimal(OptimalArgs),
     /// Fit the coefficients of a law's form to training runs.
     #[command(after_help = fit::EXAMPLE)]
     Fit(fit::FitArgs),
     /// Print what the seed papers claim beside what is computed here.
-    #[command(after_help = "Example:\n  moe-frontier law claims --json")]
+    #[command(after_help = claims::EXAMPLE)]
     Claims(claims::ClaimsArgs),
+    /// Draw loss against experts, and best size and tokens against the training budget.
+    #[command(after_help = plot::EXAMPLE)]
+    Plot(plot::PlotArgs),
 }
 
 /// Which law.
@@ -138,6 +144,11 @@ pub struct OptimalArgs {
     /// Loss to reach in nats per token, with as little training as possible.
     #[arg(long, value_parser = parse::quantity, value_name = "NATS")]
     target_loss: Option<f64>,
+
+    /// Tokens served over the model's life, prompts included, at 2 FLOPs per active parameter: the
+    /// budget then holds training and serving, and a target loss is reached with the fewest of both.
+    #[arg(long, value_parser = parse::quantity, value_name = "D")]
+    served_tokens: Option<f64>,
 }
 
 /// Runs a law command.
@@ -151,6 +162,7 @@ pub fn run(command: Command, output: Output) -> Result<()> {
         Command::Optimal(args) => optimal(&args, output),
         Command::Fit(args) => fit::run(&args, output),
         Command::Claims(args) => claims::run(&args, output),
+        Command::Plot(args) => plot::run(&args, output),
     }
 }
 
@@ -159,12 +171,31 @@ struct ListDocument {
     schema: &'static str,
     schema_version: &'static str,
     laws: Vec<LawInfo>,
+    works: [Work; WORKS.len()],
 }
 
 fn list(output: Output) -> Result<()> {
     let laws = law::infos()?;
-    let document = ListDocument { schema: "moe-frontier/law-list", schema_version: "1.0", laws };
-    output.result(&document, || document.laws.iter().map(describe).collect::<Vec<_>>().join("\n"))
+    let document =
+        ListDocument { schema: "moe-frontier/law-list", schema_version: "1.0", laws, works: WORKS };
+    output.result(&document, || {
+        let laws: Vec<String> = document.laws.iter().map(describe).collect();
+        laws.join("\n") + &works()
+    })
+}
+
+/// What is carried of works that are no laws of this list, and why nothing of the others.
+fn works() -> String {
+    let mut text = String::from("\nBeside the laws\n");
+    for work in WORKS {
+        let used = work.used_as.map_or_else(
+            || "nothing to compute here: ".to_owned(),
+            |used| format!("used as {used}: "),
+        );
+        let sentence = format!("{} (arXiv {}); {used}{}", work.title, work.arxiv, work.note);
+        text.push_str(&wrapped("  - ", &sentence));
+    }
+    text
 }
 
 /// A paragraph about one law.
@@ -240,9 +271,11 @@ fn eval(args: &EvalArgs, output: Output) -> Result<()> {
 fn optimal(args: &OptimalArgs, output: Output) -> Result<()> {
     let law = args.law.load()?;
     let inputs = Inputs::new(args.model.pairs())?;
-    let question = match (args.train_flops, args.target_loss) {
-        (Some(budget), None) => Question::Budget(Flops(budget)),
-        (None, Some(loss)) => Question::Target(Nats(loss)),
+    let question = match (args.train_flops, args.target_loss, args.served_tokens) {
+        (Some(budget), None, None) => Question::Budget(Flops(budget)),
+        (None, Some(loss), None) => Question::Target(Nats(loss)),
+        (Some(budget), None, Some(served)) => Question::LifetimeBudget(Flops(budget), served),
+        (None, Some(loss), Some(served)) => Question::LifetimeTarget(Nats(loss), served),
         _ => return Err(Error::usage("--train-flops", "give it or --target-loss, one of the two")),
     };
     print("moe-frontier/law-optimal", law::ask(law.as_ref(), &inputs, question)?, output)
@@ -275,6 +308,9 @@ fn text(e: &Evaluation) -> String {
         ("training tokens", format!("{:.4e}", e.tokens)),
         ("training FLOPs", number(e.train_flops)),
     ];
+    if let Some(flops) = e.lifetime_flops {
+        lines.push(("with serving FLOPs", format!("{flops:.4e}")));
+    }
     for (label, value) in
         [("experts", e.experts), ("granularity", e.granularity), ("sparsity", e.sparsity)]
     {

@@ -103,6 +103,17 @@ impl Queue {
 }
 
 impl Equilibrium {
+    /// Probability of 0, 1, ... requests in the system, up to the cap; beyond it the rest of
+    /// [`Self::waiting`].
+    pub fn states(&self) -> &[f64] {
+        &self.states
+    }
+
+    /// Rate at which the wait of those who wait ends, per second.
+    pub fn drain(&self) -> f64 {
+        self.drain
+    }
+
     /// The wait that a share of arrivals does not exceed.
     pub fn wait_quantile(&self, share: f64) -> Seconds {
         let above = 1.0 - share;

@@ -11,6 +11,8 @@ use crate::{Error, Result};
 
 /// Rounds of the fixed point; each halves the error or better.
 const ROUNDS: usize = 60;
+/// Relative precision of the batch under an open loop.
+const PRECISION: f64 = 1e-9;
 /// Mean batch of a burst over its requests, while prompts enter and the last ones leave.
 const BURST_MEAN_SHARE: f64 = 0.6;
 /// Prompts take at most this share of the time; a stable engine never reaches 1.
@@ -113,7 +115,7 @@ impl Deployment<'_> {
                     served.ttft += Seconds(waiting);
                 } else {
                     // Prompts that all arrive at the start wait for half of the others.
-                    let first = self.first_token(&StepState::idle(lengths))?;
+                    let first = self.first_token(&StepState::idle(lengths), Seconds::ZERO)?;
                     let burst = (concurrency - 1.0) / 2.0 * (first.0 - self.costs.request_s);
                     served.ttft += Seconds(burst / requests_per_client);
                 }
@@ -151,26 +153,24 @@ impl Deployment<'_> {
     /// is too slow.
     fn open(&self, rate: f64, cap: f64, lengths: &Lengths) -> Result<Served> {
         let decodes = (lengths.output - 1.0).max(1.0);
-        let served_at = |batch: f64| -> Result<(f64, Served)> {
-            let served = self.at(batch, cap, lengths)?;
-            Ok((batch / (decodes * served.tpot.0), served))
+        let throughput = |batch: f64| -> Result<f64> {
+            Ok(batch / (decodes * self.steps(batch, lengths)?.mean().total().0))
         };
-        let (most, full) = served_at(cap)?;
+        let most = throughput(cap)?;
         if rate >= most {
+            let full = self.at(cap, cap, lengths)?;
             return Ok(Served { saturated: true, requests_per_s: most, ..full });
         }
         let (mut low, mut high) = (cap * 1e-6, cap);
-        for _ in 0..ROUNDS {
+        while high / low > 1.0 + PRECISION {
             let middle = (low * high).sqrt();
-            let (throughput, _) = served_at(middle)?;
-            if throughput < rate {
+            if throughput(middle)? < rate {
                 low = middle;
             } else {
                 high = middle;
             }
         }
-        let (_, served) = served_at(high)?;
-        Ok(Served { requests_per_s: rate, ..served })
+        Ok(Served { requests_per_s: rate, ..self.at(high, cap, lengths)? })
     }
 
     /// Steps and first token with `batch` decoding sequences.
@@ -183,7 +183,7 @@ impl Deployment<'_> {
         let step = steps.mean();
         let tpot = step.total();
         Ok(Served {
-            ttft: self.first_token(&state)?,
+            ttft: self.first_token(&state, tpot)?,
             tpot,
             batch,
             batch_cap: cap,
@@ -226,8 +226,9 @@ impl Deployment<'_> {
     }
 
     /// Arrival to first token: half of a running step, the prompts before it (they are served one
-    /// after the other, so their wait is that of an M/D/1 queue), then its own steps.
-    fn first_token(&self, state: &StepState) -> Result<Seconds> {
+    /// after the other, so their wait is that of an M/D/1 queue), then its own steps. `step` is the
+    /// mean step of `state`.
+    fn first_token(&self, state: &StepState, step: Seconds) -> Result<Seconds> {
         let lengths = &state.lengths;
         let chunks = (lengths.input / self.costs.chunk_tokens).ceil().max(1.0);
         let riding = if self.costs.mixed { state.batch } else { 0.0 };
@@ -236,7 +237,7 @@ impl Deployment<'_> {
         if state.batch <= 0.0 {
             return Ok(Seconds(self.costs.request_s + own));
         }
-        let step = self.steps(state.batch, lengths)?.mean().total().0;
+        let step = step.0;
         let arrivals = state.batch / (lengths.output.max(1.0) * step);
         let busy = (arrivals * own).min(BUSIEST);
         let wait = own * busy / (2.0 * (1.0 - busy));

@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Exp1, Gamma, LogNormal};
 use serde::Serialize;
 
-use crate::cost::Lengths;
+use crate::cost::{Lengths, PromptTimes};
 use crate::error::{in_range, positive};
 use crate::stats::quantile;
 use crate::{Error, Result};
@@ -30,8 +30,8 @@ const T_19: f64 = 2.093;
 pub struct EngineSpeed {
     /// Seconds of a step with `j + 1` decoding sequences; its length is the batch cap.
     pub decode_s: Vec<f64>,
-    /// Prompt tokens of a step and the seconds that they add to it, rising from (0, 0).
-    pub prompt_s: Vec<(f64, f64)>,
+    /// Seconds that prompt tokens add to a step.
+    pub prompt_s: PromptTimes,
     /// Most prompt tokens in one step.
     pub chunk_tokens: f64,
     /// Tokens that the cache holds.
@@ -179,25 +179,7 @@ impl EngineSpeed {
         positive("chunk", self.chunk_tokens)?;
         positive("cache", self.cache_tokens)?;
         in_range("front end", self.request_s, 0.0, 3600.0)?;
-        let rising = self.prompt_s.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 <= w[1].1);
-        if !rising {
-            return Err(Error::usage("prompt times", "must rise with the tokens"));
-        }
         Ok(())
-    }
-
-    fn prompt(&self, tokens: f64) -> f64 {
-        if tokens <= 0.0 {
-            return 0.0;
-        }
-        let after = self.prompt_s.partition_point(|p| p.0 < tokens);
-        let before = after.checked_sub(1).and_then(|i| self.prompt_s.get(i));
-        match (before, self.prompt_s.get(after)) {
-            (Some(a), Some(b)) => a.1 + (b.1 - a.1) * (tokens - a.0) / (b.0 - a.0),
-            (Some(a), None) => a.1 * tokens / a.0.max(1.0),
-            (None, Some(b)) => b.1,
-            (None, None) => 0.0,
-        }
     }
 }
 
@@ -339,7 +321,7 @@ fn run(speed: &EngineSpeed, requests: &[Request]) -> (Vec<Times>, f64) {
             finished_prompts.push(front.index);
             entering.pop_front();
         }
-        let elapsed = count * (decode + speed.prompt(taken));
+        let elapsed = count * (decode + speed.prompt_s.seconds(running as f64, taken));
         now += elapsed;
         busy += elapsed * running as f64;
         if running > 0 {
@@ -424,7 +406,7 @@ mod tests {
     fn speed(cap: usize) -> EngineSpeed {
         EngineSpeed {
             decode_s: (1..=cap).map(|b| 0.010 + 0.0002 * b as f64).collect(),
-            prompt_s: vec![(0.0, 0.0), (8192.0, 1e-6)],
+            prompt_s: PromptTimes::new(vec![(0.0, vec![(8192.0, 1e-6)])]).unwrap(),
             chunk_tokens: 8192.0,
             cache_tokens: 1e12,
             request_s: 0.0,
@@ -488,7 +470,7 @@ mod tests {
     fn one_request_alone_takes_its_prompt_and_its_steps() {
         let engine = EngineSpeed {
             decode_s: vec![0.01],
-            prompt_s: vec![(0.0, 0.0), (100.0, 0.05)],
+            prompt_s: PromptTimes::new(vec![(0.0, vec![(50.0, 0.025), (100.0, 0.05)])]).unwrap(),
             chunk_tokens: 100.0,
             cache_tokens: 1000.0,
             request_s: 0.002,

@@ -26,8 +26,10 @@ pub struct Bounded {
     pub base: Optimum,
     /// The smaller model; it costs the same training.
     pub model: Optimum,
-    /// Its serving cost over the base's.
-    pub cost_ratio: f64,
+    /// Its serving cost, in the unit of the cost given.
+    pub cost: f64,
+    /// Serving cost of the base; `None` when the base cannot be served.
+    pub base_cost: Option<f64>,
     /// Its size over the loss-optimal size of its own expert count.
     pub size_over_optimal: f64,
     /// Training FLOPs that the base expert count would need for this model's loss, over the budget.
@@ -38,6 +40,16 @@ impl Bounded {
     /// Training tokens per active parameter of the smaller model.
     pub fn tokens_per_param(&self) -> f64 {
         self.model.tokens / self.model.n_active
+    }
+
+    /// The smaller model's serving cost over the base's.
+    ///
+    /// # Errors
+    /// [`Error::Infeasible`] when the base cannot be served.
+    pub fn cost_ratio(&self) -> Result<f64> {
+        self.base_cost.map(|base| self.cost / base).ok_or_else(|| {
+            Error::infeasible("the base model cannot be served", "use larger or more devices")
+        })
     }
 }
 
@@ -58,8 +70,11 @@ pub fn bounded_loss(
     if optimum.loss > reference.loss {
         return Err(Error::infeasible(
             format!(
-                "{experts} experts reach {} at this budget, not the {} of {base}",
-                optimum.loss, reference.loss
+                "{} reach {} at this budget, not the {} of {}",
+                models(experts),
+                optimum.loss,
+                reference.loss,
+                models(base)
             ),
             "use more experts or a larger budget",
         ));
@@ -89,15 +104,28 @@ pub fn bounded_cost(
     budget: Flops,
     cost: Cost,
 ) -> Result<Bounded> {
+    let most = served(cost, base, law.slice(base)?.optimum(budget).n_active)?;
+    bounded_cost_at(law, (base, experts), budget, (cost, most))
+}
+
+/// The same with the bound given outright, in the unit of `cost`; the base then only stands beside.
+///
+/// # Errors
+/// As [`bounded_cost`].
+pub fn bounded_cost_at(
+    law: &dyn ExpertScaling,
+    (base, experts): (usize, usize),
+    budget: Flops,
+    (cost, most): (Cost, f64),
+) -> Result<Bounded> {
     let slice = law.slice(experts)?;
     let reference = law.slice(base)?.optimum(budget);
-    let most = served(cost, base, reference.n_active)?;
     let optimum = slice.optimum(budget).n_active;
     let largest = largest_affordable(optimum, |n| cost(experts, n).is_some_and(|c| c <= most))
         .ok_or_else(|| {
             Error::infeasible(
-                format!("no model of {experts} experts serves as cheaply as the one of {base}"),
-                "raise the training budget",
+                format!("no size of {} serves within the bound on cost", models(experts)),
+                "raise the bound, or the training budget",
             )
         })?;
     let model = at_budget(&slice, largest, budget);
@@ -115,16 +143,29 @@ pub fn budget_for_both(
     budget: Flops,
     cost: Cost,
 ) -> Result<f64> {
+    let most = served(cost, base, law.slice(base)?.optimum(budget).n_active)?;
+    budget_for_both_at(law, (base, experts), budget, (cost, most))
+}
+
+/// The same with the bound on cost given outright, in the unit of `cost`.
+///
+/// # Errors
+/// As [`budget_for_both`].
+pub fn budget_for_both_at(
+    law: &dyn ExpertScaling,
+    (base, experts): (usize, usize),
+    budget: Flops,
+    (cost, most): (Cost, f64),
+) -> Result<f64> {
     let reference = law.slice(base)?.optimum(budget);
-    let most = served(cost, base, reference.n_active)?;
     let slice = law.slice(experts)?;
     // No use in a model larger than the one that is cheapest to train to this loss.
     let cheapest = slice.optimum(slice.budget_for_loss(reference.loss)?).n_active;
     let n = largest_affordable(cheapest, |n| cost(experts, n).is_some_and(|c| c <= most))
         .ok_or_else(|| {
             Error::infeasible(
-                format!("no model of {experts} experts serves as cheaply as the one of {base}"),
-                "compare fewer experts",
+                format!("no size of {} serves within the bound on cost", models(experts)),
+                "raise the bound, or compare fewer experts",
             )
         })?;
     let tokens = slice.tokens_for_loss(n, reference.loss)?;
@@ -144,11 +185,11 @@ fn result(
     budget: Flops,
     cost: Cost,
 ) -> Result<Bounded> {
-    let base_cost = served(cost, base, reference.n_active)?;
     Ok(Bounded {
         base: reference,
         model,
-        cost_ratio: served(cost, experts, model.n_active)? / base_cost,
+        cost: served(cost, experts, model.n_active)?,
+        base_cost: cost(base, reference.n_active),
         size_over_optimal: model.n_active / law.slice(experts)?.optimum(budget).n_active,
         base_budget_ratio: law.slice(base)?.budget_for_loss(model.loss)?.0 / budget.0,
     })
@@ -157,12 +198,15 @@ fn result(
 fn served(cost: Cost, experts: usize, n_active: f64) -> Result<f64> {
     cost(experts, n_active).ok_or_else(|| {
         Error::infeasible(
-            format!(
-                "a model of {experts} experts and {n_active:.3e} active parameters cannot be served"
-            ),
+            format!("{} of {n_active:.3e} active parameters cannot be served", models(experts)),
             "use larger or more devices",
         )
     })
+}
+
+/// What models of an expert count are called in reasons.
+fn models(experts: usize) -> String {
+    if experts == 1 { "dense models".into() } else { format!("models of {experts} experts") }
 }
 
 /// The largest size up to `most` that is affordable: the first affordable one of a falling grid,
@@ -198,7 +242,7 @@ mod tests {
         let cost = proxy(law.as_ref());
         let got = bounded_loss(law.as_ref(), (4, 16), Flops(5.15e21), &cost).unwrap();
         assert!((got.model.loss.0 - got.base.loss.0).abs() < 1e-9);
-        assert!(got.size_over_optimal < 1.0 && got.cost_ratio < 1.0);
+        assert!(got.size_over_optimal < 1.0 && got.cost_ratio().unwrap() < 1.0);
         assert!((6.0 * got.model.n_active * got.model.tokens / 5.15e21 - 1.0).abs() < 1e-9);
         assert!((got.base_budget_ratio - 1.0).abs() < 1e-6);
         let error = bounded_loss(law.as_ref(), (16, 4), Flops(5.15e21), &cost).unwrap_err();
@@ -211,12 +255,27 @@ mod tests {
         // One more device for every 5B parameters.
         let jumps = |experts, n| law.closure(experts, n).ok().map(|c| (c.n_total / 5e9).ceil());
         let got = bounded_cost(law.as_ref(), (4, 8), Flops(5.15e21), &jumps).unwrap();
-        assert!(got.cost_ratio <= 1.0);
+        assert!(got.cost_ratio().unwrap() <= 1.0);
         let more = got.model.n_active * 1.001;
         assert!(jumps(8, more).unwrap() > jumps(4, got.base.n_active).unwrap());
         let flat = |_: usize, _: f64| Some(1.0);
         let free = bounded_cost(law.as_ref(), (4, 8), Flops(5.15e21), &flat).unwrap();
         assert!((free.size_over_optimal - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_bound_given_outright_is_kept_and_its_own_cost_gives_the_same_model() {
+        let law = load_scaling("ludziejewski2025").unwrap();
+        let cost = proxy(law.as_ref());
+        let budget = Flops(5.15e21);
+        let own = bounded_cost(law.as_ref(), (4, 8), budget, &cost).unwrap();
+        let most = cost(4, own.base.n_active).unwrap();
+        assert_eq!(bounded_cost_at(law.as_ref(), (4, 8), budget, (&cost, most)).unwrap(), own);
+        let tight = bounded_cost_at(law.as_ref(), (4, 8), budget, (&cost, most / 3.0)).unwrap();
+        assert!(cost(8, tight.model.n_active).unwrap() <= most / 3.0);
+        assert!(tight.model.loss.0 > own.model.loss.0);
+        let error = bounded_cost_at(law.as_ref(), (4, 8), budget, (&cost, 1.0)).unwrap_err();
+        assert_eq!(error.exit_code(), 5);
     }
 
     #[test]

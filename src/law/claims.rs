@@ -44,6 +44,96 @@ impl Verdict {
     }
 }
 
+/// Where computed magnitudes lie relative to the published ones; stated, not judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Size {
+    /// All within the published range.
+    Within,
+    /// Some within it, or on both sides of it.
+    Overlapping,
+    /// All below it.
+    Below,
+    /// All above it.
+    Above,
+    /// The paper prints no figure, or nothing was computed.
+    NotComparable,
+}
+
+impl Size {
+    /// The words for a table.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Within => "size within the published range",
+            Self::Overlapping => "size overlapping the published range",
+            Self::Below => "size below the published range",
+            Self::Above => "size above the published range",
+            Self::NotComparable => "no size to compare",
+        }
+    }
+
+    /// Compares values with a range, each end with a hundredth of rounding.
+    fn of(values: &[f64], published: Option<[f64; 2]>) -> Self {
+        const ROUNDING: f64 = 0.01;
+        let Some([low, high]) = published.filter(|_| !values.is_empty()) else {
+            return Self::NotComparable;
+        };
+        let (low, high) = (low * (1.0 - ROUNDING), high * (1.0 + ROUNDING));
+        if values.iter().all(|v| (low..=high).contains(v)) {
+            Self::Within
+        } else if values.iter().all(|v| *v < low) {
+            Self::Below
+        } else if values.iter().all(|v| *v > high) {
+            Self::Above
+        } else {
+            Self::Overlapping
+        }
+    }
+}
+
+/// What a paper prints for a claim: the range, and how many of the computed values it is about.
+const PUBLISHED: [(&str, [f64; 2], usize); 16] = [
+    ("Y1", [2.5, 3.5], 6),
+    ("Y2", [2.4, 4.3], 6),
+    ("Y3", [0.237, 0.428], 2),
+    ("Y4", [3.36e9, 6.14e9], 2),
+    ("Y5", [0.316, 0.381], 2),
+    // Savings as printed, turned into shares of the base's cost as computed.
+    ("Y6", [1.0 - 0.523, 1.0 - 0.490], 2),
+    ("Y7", [0.47, 0.52], 2),
+    // "Up to" 68.4 %.
+    ("Y8", [0.0, 0.684], 2),
+    ("Y9", [0.233, 0.282], 2),
+    ("Y10", [0.210, 0.251], 2),
+    ("Y11", [0.371, 1.252], 4),
+    ("Y12", [0.307, 0.695], 3),
+    ("Y13", [0.16, 0.30], 4),
+    // Single figures, with the rounding of their digits.
+    ("Z1", [6.775, 6.785], 1),
+    ("Z2", [0.305, 0.315], 1),
+    ("Z3", [0.395, 0.405], 1),
+];
+
+/// The size of a claim's answer against the published one.
+fn size_of(id: &str, values: &[f64]) -> (Option<[f64; 2]>, Size) {
+    let found = PUBLISHED.iter().find(|(claim, ..)| *claim == id);
+    let range = found.map(|(_, range, _)| *range);
+    let about = found.map_or(0, |(_, _, about)| *about).min(values.len());
+    (range, Size::of(&values[..about], range))
+}
+
+/// What stands for the cost of serving a token.
+#[derive(Clone, Copy)]
+pub struct Costing<'a> {
+    /// The cost, in any one unit.
+    pub cost: Cost<'a>,
+    /// What it is, in words.
+    pub name: &'a str,
+    /// Whether it is a price from latencies rather than a stand-in: then claims about which model
+    /// serves cheapest are judged by it as well.
+    pub is_priced: bool,
+}
+
 /// One claim with its answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Claim {
@@ -59,6 +149,10 @@ pub struct Claim {
     pub values: Vec<f64>,
     /// Whether the direction agrees.
     pub verdict: Verdict,
+    /// The published range of the first `values`, when the paper prints figures.
+    pub published_range: Option<[f64; 2]>,
+    /// Where the computed magnitudes lie relative to it.
+    pub size: Size,
     /// The largest factor by which a variable of a model involved lies outside the law's fit.
     pub extrapolation: f64,
 }
@@ -102,18 +196,18 @@ struct Answer {
     models: Vec<(usize, Optimum)>,
 }
 
-/// Asks a law and a cost about every claim. `cost` is in any unit, per served token.
+/// Asks a law and a cost about every claim.
 ///
 /// # Errors
 /// [`crate::Error::BadFile`] if the embedded coefficients of Zhao et al. are damaged.
-pub fn claims(law: &dyn ExpertScaling, name: &str, cost: Cost, cost_name: &str) -> Result<Claims> {
-    let desk = Desk { law, cost };
+pub fn claims(law: &dyn ExpertScaling, name: &str, costing: Costing) -> Result<Claims> {
+    let desk = Desk { law, cost: costing.cost, is_priced: costing.is_priced };
     let mut claims = desk.yun_costs();
     claims.extend(desk.yun_sizes());
     claims.extend(zhao()?);
     Ok(Claims {
         law: name.into(),
-        cost: cost_name.into(),
+        cost: costing.name.into(),
         claims,
         inconsistencies: INCONSISTENCIES.to_vec(),
     })
@@ -123,6 +217,7 @@ pub fn claims(law: &dyn ExpertScaling, name: &str, cost: Cost, cost_name: &str) 
 struct Desk<'a> {
     law: &'a dyn ExpertScaling,
     cost: Cost<'a>,
+    is_priced: bool,
 }
 
 impl Desk<'_> {
@@ -249,6 +344,8 @@ impl Desk<'_> {
 
     fn answer(&self, asked: Asked, answer: Result<Answer>) -> Claim {
         let (id, claim, published) = asked;
+        let values = answer.as_ref().map_or(&[][..], |answer| &answer.values);
+        let (published_range, size) = size_of(id, values);
         match answer {
             Ok(answer) => Claim {
                 id,
@@ -257,6 +354,8 @@ impl Desk<'_> {
                 computed: answer.computed,
                 values: answer.values,
                 verdict: Verdict::of(answer.agrees),
+                published_range,
+                size,
                 extrapolation: answer
                     .models
                     .iter()
@@ -270,6 +369,8 @@ impl Desk<'_> {
                 computed: reason.to_string(),
                 values: Vec::new(),
                 verdict: Verdict::NotComputable,
+                published_range,
+                size,
                 extrapolation: 1.0,
             },
         }
@@ -303,17 +404,29 @@ impl Desk<'_> {
             .iter()
             .filter_map(|&(e, cost)| Some((e, cost?)))
             .min_by(|a, b| a.1.total_cmp(&b.1))
-            .map_or_else(|| "none of them".to_owned(), |(e, _)| format!("E = {e}"));
+            .map(|(e, _)| e);
+        let costs: Vec<String> = sizes
+            .iter()
+            .map(|(e, cost)| {
+                format!("{e}: {}", cost.map_or_else(|| "not served".to_owned(), significant))
+            })
+            .collect();
+        let serves = cheapest.is_some_and(|e| e == 4 || e == 8);
+        let judged = if self.is_priced { "training and cheapest to serve" } else { "training" };
         Ok(Answer {
             computed: format!(
-                "4 against 16 {}, 4 against 32 {}, 8 against 16 {} times the training, which the \
-                 verdict is about; of the loss-optimal models at equal loss {cheapest} is cheapest to \
-                 serve",
+                "4 against 16 {}, 4 against 32 {}, 8 against 16 {} times the training; cost of the \
+                 loss-optimal models at equal loss, by experts: {}; {} (the verdict is about {judged})",
                 between(values[0], values[1], 2),
                 between(values[2], values[3], 2),
-                between(values[4], values[5], 2)
+                between(values[4], values[5], 2),
+                costs.join(", "),
+                cheapest.map_or_else(
+                    || "none can be served".to_owned(),
+                    |e| format!("cheapest at E = {e}")
+                )
             ),
-            agrees: values.iter().all(|&v| v > 1.0),
+            agrees: values.iter().all(|&v| v > 1.0) && (serves || !self.is_priced),
             values,
             models: vec![(32, self.optimum(32, BUDGETS[1])?)],
         })
@@ -358,7 +471,7 @@ impl Desk<'_> {
 
     fn cost_at_equal_loss(&self, pair: (usize, usize), budgets: [f64; 2]) -> Result<Answer> {
         let (low, high) = (self.equal_loss(pair, budgets[0])?, self.equal_loss(pair, budgets[1])?);
-        let values = vec![low.cost_ratio, high.cost_ratio];
+        let values = vec![low.cost_ratio()?, high.cost_ratio()?];
         Ok(Answer {
             computed: format!(
                 "{} of the base's cost, saves {}; {} tokens per parameter",
@@ -452,7 +565,7 @@ impl Desk<'_> {
         for experts in [8, 16, 32] {
             for budget in BUDGETS {
                 let got = self.equal_loss((4, experts), budget)?;
-                costs.push(got.cost_ratio);
+                costs.push(got.cost_ratio()?);
                 models.push((experts, got.model));
             }
             let got = self.equal_cost((4, experts), MIDDLE)?;
@@ -493,6 +606,8 @@ fn zhao() -> Result<Vec<Claim>> {
         computed: format!("{value:.3} from zhao2025"),
         values: vec![value],
         verdict,
+        published_range: size_of(id, &[value]).0,
+        size: size_of(id, &[value]).1,
         extrapolation,
     };
     Ok(vec![
@@ -523,6 +638,16 @@ fn zhao() -> Result<Vec<Claim>> {
     ])
 }
 
+/// Three significant digits.
+fn significant(value: f64) -> String {
+    match value.abs() {
+        v if v >= 1e4 => format!("{value:.2e}"),
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 1.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
 fn percent(share: f64, digits: usize) -> String {
     format!("{:.digits$} %", share * 100.0)
 }
@@ -545,7 +670,8 @@ mod tests {
     fn all() -> Claims {
         let law = load_scaling("ludziejewski2025").unwrap();
         let proxy = |experts, n| law.closure(experts, n).ok().map(|c| c.n_total);
-        claims(law.as_ref(), "ludziejewski2025", &proxy, "total parameters").unwrap()
+        let costing = Costing { cost: &proxy, name: "total parameters", is_priced: false };
+        claims(law.as_ref(), "ludziejewski2025", costing).unwrap()
     }
 
     #[test]
@@ -602,9 +728,45 @@ mod tests {
     fn a_cost_that_serves_nothing_leaves_claims_about_cost_open() {
         let law = load_scaling("ludziejewski2025").unwrap();
         let none = |_: usize, _: f64| None;
-        let claims = claims(law.as_ref(), "ludziejewski2025", &none, "none").unwrap().claims;
+        let costing = Costing { cost: &none, name: "none", is_priced: true };
+        let claims = claims(law.as_ref(), "ludziejewski2025", costing).unwrap().claims;
         let verdict = |id| claims.iter().find(|c| c.id == id).unwrap().verdict;
         assert_eq!(verdict("Y6"), Verdict::NotComputable);
         assert_eq!(verdict("Y3"), Verdict::SameDirection);
+        assert_eq!(verdict("Y1"), Verdict::OppositeDirection, "none serves cheapest");
+    }
+
+    #[test]
+    fn a_price_under_which_other_counts_serve_cheapest_contradicts_the_first_claim() {
+        let law = load_scaling("ludziejewski2025").unwrap();
+        let first = |favourite: usize| {
+            let price = |experts: usize, n: f64| Some(if experts == favourite { n } else { 2e20 });
+            let costing = Costing { cost: &price, name: "made up", is_priced: true };
+            claims(law.as_ref(), "l", costing).unwrap().claims[0].verdict
+        };
+        assert_eq!(first(8), Verdict::SameDirection);
+        assert_eq!(first(32), Verdict::OppositeDirection);
+    }
+
+    #[test]
+    fn sizes_are_placed_against_the_published_range() {
+        let range = Some([2.0, 3.0]);
+        assert_eq!(Size::of(&[2.1, 3.0], range), Size::Within);
+        assert_eq!(Size::of(&[1.0, 2.5], range), Size::Overlapping);
+        assert_eq!(Size::of(&[1.0, 4.0], range), Size::Overlapping);
+        assert_eq!(Size::of(&[1.0], range), Size::Below);
+        assert_eq!(Size::of(&[4.0], range), Size::Above);
+        assert_eq!(Size::of(&[], range), Size::NotComparable);
+        assert_eq!(Size::of(&[1.0], None), Size::NotComparable);
+        let claims = all().claims;
+        let size = |id| claims.iter().find(|c| c.id == id).unwrap().size;
+        assert_eq!(size("Y1"), Size::Below);
+        assert_eq!(size("Y3"), Size::Above);
+        assert_eq!(size("Y9"), Size::Below);
+        assert_eq!(size("Y10"), Size::Above);
+        assert_eq!(size("Y14"), Size::NotComparable);
+        for id in ["Z1", "Z2", "Z3"] {
+            assert_eq!(size(id), Size::Within, "{id}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::law::inference_aware::{Serving, best_on, cheapest_on, life_flops};
 use crate::law::surface::{SizeAndTokens, Surface};
 use crate::law::{Inputs, LossLaw, Outside, Variable};
 use crate::units::{Flops, Nats};
@@ -22,6 +23,9 @@ pub struct Evaluation {
     pub tokens: f64,
     /// Training FLOPs, if the law can tell.
     pub train_flops: Option<f64>,
+    /// Training and inference FLOPs over the model's life, when served tokens were asked about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lifetime_flops: Option<f64>,
     /// Whether every variable lies within the runs that the law was fitted to.
     pub in_fit_range: bool,
     /// The largest factor by which a variable lies outside, at least 1.
@@ -60,6 +64,7 @@ pub fn evaluate(law: &str, surface: &dyn Surface, at: SizeAndTokens) -> Result<E
         n_total: state.get(Variable::NTotal),
         tokens: at.tokens,
         train_flops: state.get(Variable::TrainFlops),
+        lifetime_flops: None,
         in_fit_range: outside.is_empty(),
         extrapolation: outside.iter().map(|o| o.factor).fold(1.0, f64::max),
         outside,
@@ -69,6 +74,17 @@ pub fn evaluate(law: &str, surface: &dyn Surface, at: SizeAndTokens) -> Result<E
         efficiency_leverage: None,
         notes: surface.notes(at),
     })
+}
+
+/// The same with the FLOPs of training and serving together.
+fn evaluate_life(
+    law: &str,
+    surface: &dyn Surface,
+    at: SizeAndTokens,
+    serving: Serving,
+) -> Result<Evaluation> {
+    let flops = life_flops(surface, at.n, at.tokens, serving);
+    Ok(Evaluation { lifetime_flops: Some(flops), ..evaluate(law, surface, at)? })
 }
 
 /// Every quantity that is known at a point.
@@ -99,6 +115,10 @@ pub enum Question {
     Budget(Flops),
     /// The cheapest training that reaches a loss.
     Target(Nats),
+    /// The lowest loss when training and serving so many tokens share a budget.
+    LifetimeBudget(Flops, f64),
+    /// The fewest FLOPs of training and serving so many tokens that reach a loss.
+    LifetimeTarget(Nats, f64),
 }
 
 /// What `law eval` and `law optimal` answer.
@@ -141,6 +161,22 @@ pub(crate) fn answer<L: LossLaw + ?Sized>(
                 evaluate(id, surface.as_ref(), at)
             });
             best(optima, |e| e.train_flops.unwrap_or(f64::INFINITY))
+        }
+        Question::LifetimeBudget(budget, served) => {
+            let optima = law.choices(inputs)?.into_iter().map(|surface| {
+                let serving = Serving::in_flops(served);
+                let at = best_on(surface.as_ref(), budget, serving)?;
+                evaluate_life(id, surface.as_ref(), at, serving)
+            });
+            best(optima, |e| e.loss_nats)
+        }
+        Question::LifetimeTarget(loss, served) => {
+            let optima = law.choices(inputs)?.into_iter().map(|surface| {
+                let serving = Serving::in_flops(served);
+                let at = cheapest_on(surface.as_ref(), loss, serving)?;
+                evaluate_life(id, surface.as_ref(), at, serving)
+            });
+            best(optima, |e| e.lifetime_flops.unwrap_or(f64::INFINITY))
         }
     }
 }

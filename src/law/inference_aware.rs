@@ -6,7 +6,7 @@
 //! therefore prices serving by measured cost, and shows this answer only beside it.
 
 use crate::law::PowerLawSlice;
-use crate::law::surface::minimum;
+use crate::law::surface::{SizeAndTokens, Surface, minimum};
 use crate::units::{Flops, Nats};
 use crate::{Error, Result, error};
 
@@ -32,6 +32,14 @@ impl Serving {
         Self { tokens, relative_cost: 1.0 }
     }
 
+    fn check(self) -> Result<()> {
+        let served = self.tokens * self.relative_cost;
+        if served.is_finite() && served >= 0.0 {
+            return Ok(());
+        }
+        Err(Error::usage("--served-tokens", "not a finite number of zero or more"))
+    }
+
     /// FLOPs (in training's money) of serving with `n_active` parameters.
     fn flops(self, n_active: f64) -> f64 {
         INFER * n_active * self.tokens * self.relative_cost
@@ -55,17 +63,15 @@ pub struct Lifetime {
 /// `(N dL/dN) / (D dL/dD) = 1 + D_inf / (3 D)`.
 ///
 /// # Errors
-/// [`Error::Infeasible`] when the law cannot reach the loss.
+/// [`Error::Infeasible`] when the law cannot reach the loss; [`Error::Usage`] for a number of served
+/// tokens that is negative or not finite.
 pub fn cheapest(slice: &PowerLawSlice, loss: Nats, serving: Serving) -> Result<Lifetime> {
+    serving.check()?;
     let largest = slice.optimum(slice.budget_for_loss(loss)?).n_active;
-    let total = |n: f64| {
-        let train = slice.tokens_for_loss(n, loss).map_or(f64::INFINITY, |d| TRAIN * n * d);
-        train + serving.flops(n)
-    };
-    // Serving only ever argues for a smaller model than training alone.
-    let n_active = minimum(|ln| total(ln.exp()), ((largest / SPAN).ln(), largest.ln())).exp();
-    let tokens = slice.tokens_for_loss(n_active, loss)?;
-    Ok(Lifetime { n_active, tokens, loss, flops: Flops(total(n_active)) })
+    let tokens = |n: f64| slice.tokens_for_loss(n, loss);
+    let flops = |n: f64, d: f64| TRAIN * n * d + serving.flops(n);
+    let (n_active, tokens) = least(largest, tokens, flops)?;
+    Ok(Lifetime { n_active, tokens, loss, flops: Flops(flops(n_active, tokens)) })
 }
 
 /// The best model whose training and serving together cost `budget`.
@@ -74,19 +80,75 @@ pub fn cheapest(slice: &PowerLawSlice, loss: Nats, serving: Serving) -> Result<L
 /// [`Error::Usage`] for a budget or a number of tokens that is not positive.
 pub fn best(slice: &PowerLawSlice, budget: Flops, serving: Serving) -> Result<Lifetime> {
     error::positive("budget", budget.0)?;
-    let served = serving.tokens * serving.relative_cost;
-    if !served.is_finite() || served < 0.0 {
-        return Err(Error::usage("served tokens", "not a finite number of zero or more"));
-    }
-    let tokens = |n: f64| (budget.0 / n - INFER * served) / TRAIN;
-    let loss = |ln: f64| {
-        let (n, d) = (ln.exp(), tokens(ln.exp()));
-        if d > 0.0 { slice.loss(n, d).0 } else { f64::INFINITY }
-    };
+    serving.check()?;
     let largest = slice.optimum(budget).n_active;
-    let n_active = minimum(loss, ((largest / SPAN).ln(), largest.ln())).exp();
-    let tokens = tokens(n_active);
+    let tokens = |n: f64| (budget.0 - serving.flops(n)) / (TRAIN * n);
+    let (n_active, tokens) = lowest(largest, tokens, |n, d| slice.loss(n, d).0);
     Ok(Lifetime { n_active, tokens, loss: slice.loss(n_active, tokens), flops: budget })
+}
+
+/// [`cheapest`] for any law of size and tokens that knows its active parameters and training work.
+///
+/// # Errors
+/// As [`cheapest`]; [`Error::Unfit`] for a law without an optimum or without active parameters.
+pub fn cheapest_on(surface: &dyn Surface, loss: Nats, serving: Serving) -> Result<SizeAndTokens> {
+    serving.check()?;
+    let largest = surface.optimum(surface.budget_for_loss(loss)?)?.n;
+    active(surface, largest)?;
+    let tokens = |n: f64| surface.tokens_for_loss(n, loss);
+    let (n, tokens) = least(largest, tokens, |n, d| life_flops(surface, n, d, serving))?;
+    Ok(SizeAndTokens { n, tokens })
+}
+
+/// [`best`] for any law of size and tokens that knows its active parameters and training work.
+///
+/// # Errors
+/// As [`best`]; [`Error::Unfit`] for a law without an optimum or without active parameters.
+pub fn best_on(surface: &dyn Surface, budget: Flops, serving: Serving) -> Result<SizeAndTokens> {
+    error::positive("budget", budget.0)?;
+    serving.check()?;
+    let largest = surface.optimum(budget)?.n;
+    active(surface, largest)?;
+    let tokens = |n: f64| {
+        let served = life_flops(surface, n, 0.0, serving);
+        (budget.0 - served) / surface.train_flops_per_token(n)
+    };
+    let (n, tokens) = lowest(largest, tokens, |n, d| surface.loss(n, d));
+    Ok(SizeAndTokens { n, tokens })
+}
+
+/// Training and serving FLOPs of `n` parameters as the law counts them; NaN when it cannot tell.
+pub fn life_flops(surface: &dyn Surface, n: f64, tokens: f64, serving: Serving) -> f64 {
+    let active = surface.sizes(n).n_active.unwrap_or(f64::NAN);
+    surface.train_flops_per_token(n) * tokens + serving.flops(active)
+}
+
+fn active(surface: &dyn Surface, n: f64) -> Result<f64> {
+    surface.sizes(n).n_active.ok_or_else(|| {
+        Error::unfit("served tokens", "this law does not say how many parameters a token meets")
+    })
+}
+
+/// Size and tokens of least FLOPs among the sizes below `largest`: serving only ever argues for a
+/// smaller model than training alone.
+fn least(
+    largest: f64,
+    tokens: impl Fn(f64) -> Result<f64>,
+    flops: impl Fn(f64, f64) -> f64,
+) -> Result<(f64, f64)> {
+    let total = |ln: f64| tokens(ln.exp()).map_or(f64::INFINITY, |d| flops(ln.exp(), d));
+    let n = minimum(total, ((largest / SPAN).ln(), largest.ln())).exp();
+    Ok((n, tokens(n)?))
+}
+
+/// Size and tokens of lowest loss among the sizes below `largest`.
+fn lowest(largest: f64, tokens: impl Fn(f64) -> f64, loss: impl Fn(f64, f64) -> f64) -> (f64, f64) {
+    let at = |ln: f64| {
+        let (n, d) = (ln.exp(), tokens(ln.exp()));
+        if d > 0.0 { loss(n, d) } else { f64::INFINITY }
+    };
+    let n = minimum(at, ((largest / SPAN).ln(), largest.ln())).exp();
+    (n, tokens(n))
 }
 
 #[cfg(test)]
@@ -198,6 +260,23 @@ mod tests {
             close(got.tokens, d * 1e9, 5e-3);
             assert!((got.loss.0 - loss).abs() <= 1e-4, "{}", got.loss);
         }
+    }
+
+    #[test]
+    fn a_surface_gives_what_its_slice_gives() {
+        let law = crate::law::load("ludziejewski2025", None).unwrap();
+        let inputs = crate::law::Inputs::default().with(crate::law::Variable::Experts, 8.0);
+        let surface = law.surface(&inputs).unwrap();
+        let slice = load_scaling("ludziejewski2025").unwrap().slice(8).unwrap();
+        let serving = Serving::in_flops(1e12);
+        let whole = cheapest(&slice, Nats(2.3), serving).unwrap();
+        let at = cheapest_on(surface.as_ref(), Nats(2.3), serving).unwrap();
+        close(at.n, whole.n_active, 1e-6);
+        close(life_flops(surface.as_ref(), at.n, at.tokens, serving), whole.flops.0, 1e-9);
+        let whole = best(&slice, Flops(1e21), serving).unwrap();
+        let at = best_on(surface.as_ref(), Flops(1e21), serving).unwrap();
+        close(at.n, whole.n_active, 1e-6);
+        close(life_flops(surface.as_ref(), at.n, at.tokens, serving), 1e21, 1e-9);
     }
 
     #[test]

@@ -19,10 +19,14 @@ pub mod inference_aware;
 mod info;
 pub mod krajewski2024;
 pub mod ludziejewski2025;
+pub mod others;
 mod power_law;
+#[cfg(test)]
+mod properties;
 mod scaling;
 pub mod step_law;
 pub mod surface;
+pub mod sweep;
 pub mod tian2025;
 mod variable;
 pub mod yun2024;

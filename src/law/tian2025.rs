@@ -143,6 +143,7 @@ impl Tian2025 {
             n_total: None,
             tokens: self.moe.tokens.at(budget),
             train_flops: Some(budget.0),
+            lifetime_flops: None,
             in_fit_range: outside.is_empty(),
             extrapolation: outside.iter().map(|o| o.factor).fold(1.0, f64::max),
             outside,
@@ -203,6 +204,10 @@ impl LossLaw for Tian2025 {
                     .ok_or_else(|| out_of_reach(loss, floor, "raise the target loss"))?;
                 self.evaluation(shape, Flops(budget))
             }
+            Question::LifetimeBudget(..) | Question::LifetimeTarget(..) => Err(Error::unfit(
+                &self.info.id,
+                "it does not say how many parameters a served token meets",
+            )),
         }
     }
 

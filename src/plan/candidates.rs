@@ -208,7 +208,7 @@ pub fn geometry(
         kv_splits: kv_splits(heads / inputs.kv_group),
         vocab: closure.vocab,
         untied_head: true,
-        expert_bits: inputs.weight_bits,
+        expert_bits: inputs.expert_bits,
         dense_bits: inputs.weight_bits,
         kv_bits: inputs.weight_bits,
     })

@@ -1,7 +1,7 @@
 //! Everything that a ranking depends on, resolved: no defaults are filled in after this point.
 
 use crate::cost::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
-use crate::units::{Flops, Nats, UsdPerHour};
+use crate::units::{Flops, Nats, UsdPerHour, UsdPerMillionTokens};
 
 /// What all candidates must be equal in.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,6 +28,13 @@ impl Target {
         match *self {
             Self::Budget { experts, .. } => Some(experts),
             Self::Loss { .. } => None,
+        }
+    }
+
+    /// The expert count whose budget the comparison refers to.
+    pub const fn base_experts(&self) -> usize {
+        match *self {
+            Self::Budget { experts, .. } | Self::Loss { experts, .. } => experts,
         }
     }
 }
@@ -106,14 +113,18 @@ pub struct RankInputs {
     pub demand: Demand,
     /// Promised times.
     pub level: ServiceLevel,
+    /// Most serving dollars per million output tokens, if there is such a bound.
+    pub max_serve: Option<UsdPerMillionTokens>,
     /// Served tokens over the model's life.
     pub lifetime: Lifetime,
     /// The serving device.
     pub device: ServingDevice,
     /// The training device.
     pub training: TrainingPrice,
-    /// Bits of one weight and of one cached element.
+    /// Bits of one weight outside the experts and of one cached element.
     pub weight_bits: f64,
+    /// Bits of one expert weight on average, scales included.
+    pub expert_bits: f64,
     /// Query heads per cached key/value head: 1 is multi-head attention, as the default law's models have.
     pub kv_group: f64,
     /// What is drawn.

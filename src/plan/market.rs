@@ -56,6 +56,8 @@ pub struct Costs {
 pub struct World {
     /// Serving price per device and hour in this draw.
     pub price: crate::units::UsdPerHour,
+    /// Most serving dollars per output token; infinite without a bound.
+    pub max_serve: f64,
     /// One per entry.
     pub costs: Vec<Costs>,
 }
@@ -73,14 +75,7 @@ impl Market {
     ) -> Result<Self> {
         let (reference, families) =
             crate::plan::candidates::families(law, inputs, points_per_curve)?;
-        let routings = inputs
-            .experts
-            .iter()
-            .map(|&experts| {
-                let top_k = law.closure(experts, REFERENCE_SIZE)?.top_k;
-                routing(experts, top_k, inputs.ranges.zipf)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let routings = routings(law, inputs)?;
         let points: Vec<(usize, Point)> = families
             .iter()
             .enumerate()
@@ -132,7 +127,8 @@ impl Market {
                 Costs { train, capacity }
             })
             .collect();
-        World { price: inputs.device.price * draw.price, costs }
+        let max_serve = inputs.max_serve.map_or(f64::INFINITY, |bound| bound.0 / 1e6);
+        World { price: inputs.device.price * draw.price, max_serve, costs }
     }
 
     /// Loss that the candidates must reach in a draw: the given one, or what the reference model
@@ -161,9 +157,10 @@ fn reference_residual(inputs: &RankInputs, draw: &Draw) -> f64 {
 }
 
 impl World {
-    /// Serving dollars per output token of one candidate; infinite when it cannot be served.
+    /// Serving dollars per output token of one candidate; infinite when it cannot be served, or not
+    /// within the bound.
     pub fn serve_per_token(&self, entry: usize, demand: Demand, output_length: f64) -> f64 {
-        self.costs[entry]
+        let cheapest = self.costs[entry]
             .capacity
             .iter()
             .map(|&(devices, requests_per_s)| {
@@ -171,7 +168,8 @@ impl World {
                 let rate = TokensPerSecond(requests_per_s * utilisation * count * output_length);
                 usd_per_million_output(devices as f64 * count, self.price, rate).0 / 1e6
             })
-            .fold(f64::INFINITY, f64::min)
+            .fold(f64::INFINITY, f64::min);
+        if cheapest > self.max_serve { f64::INFINITY } else { cheapest }
     }
 
     /// Total cost of one candidate over `lifetime` output tokens.
@@ -179,6 +177,18 @@ impl World {
         let serve = self.serve_per_token(entry, demand, output_length);
         Usd(self.costs[entry].train + lifetime * serve)
     }
+}
+
+/// The routing expectations of each expert count of `inputs`, in their order.
+///
+/// # Errors
+/// When the law does not cover an expert count.
+pub fn routings(law: &dyn ExpertScaling, inputs: &RankInputs) -> Result<Vec<Routing>> {
+    let of = |&experts: &usize| {
+        let top_k = law.closure(experts, REFERENCE_SIZE)?.top_k;
+        routing(experts, top_k, inputs.ranges.zipf)
+    };
+    inputs.experts.iter().map(of).collect()
 }
 
 fn routing(experts: usize, top_k: usize, zipf: f64) -> Result<Routing> {

@@ -14,6 +14,7 @@ pub mod latency_curve;
 pub mod market;
 pub mod operating;
 pub mod outcome;
+pub mod over_training;
 pub mod points;
 pub mod price;
 pub mod rank;

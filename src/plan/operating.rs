@@ -1,12 +1,12 @@
 //! Where a candidate's deployment operates at the given traffic, and what limits it there.
 
-use crate::Result;
 use crate::cost::{Operation, StepFactors, StepTime};
 use crate::plan::inputs::{Demand, RankInputs};
 use crate::plan::outcome::Binding;
 use crate::plan::price::{Priced, Quote, ReplicaOption};
 use crate::profile::Source;
 use crate::units::Seconds;
+use crate::{Error, Result};
 
 /// A deployment at work.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,9 +24,15 @@ pub struct Served {
 /// The cheapest deployment of a candidate at the given traffic.
 ///
 /// # Errors
-/// [`crate::Error::Infeasible`] with the nearest service level that can be kept.
+/// [`Error::Infeasible`] with the nearest service level that can be kept, or for a cost over the bound.
 pub fn serve(priced: &Priced, inputs: &RankInputs) -> Result<Served> {
     let quote = priced.quote(inputs, &StepFactors::ONE).ok_or_else(|| priced.why_not(inputs))?;
+    if let Some(bound) = inputs.max_serve.filter(|bound| quote.cost.0 > bound.0) {
+        return Err(Error::infeasible(
+            format!("serving costs {}, over the bound of {bound}", quote.cost),
+            "raise --max-serve-cost",
+        ));
+    }
     let option = priced.option(quote.devices).ok_or_else(|| priced.why_not(inputs))?;
     let rate = quote.capacity.requests_per_s * quote.utilisation;
     let operation = option.curve.at_rate(rate, &StepFactors::ONE).unwrap_or(quote.capacity);

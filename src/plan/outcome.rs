@@ -9,8 +9,9 @@ use crate::profile::Source;
 
 /// Name of the document kind in `rank.json`.
 pub const SCHEMA: &str = "moe-frontier/rank";
-/// Version of the document; the major number changes when a reader of the old form would be misled.
-pub const SCHEMA_VERSION: &str = "1.0";
+/// Version of the document; the major number changes when a reader of the old form would be misled,
+/// the minor one when fields are added, which documents of an older minor version lack.
+pub const SCHEMA_VERSION: &str = "1.1";
 
 /// The whole answer of `rank`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,10 @@ pub struct RankReport {
     pub frontier: Vec<usize>,
     /// Where the cheapest expert count changes as lifetime tokens grow.
     pub crossovers: Vec<Crossover>,
+    /// Smaller models on more tokens, at one training budget and by FLOPs alone; older documents
+    /// have none.
+    #[serde(default)]
+    pub over_training: Option<OverTrainingReport>,
     /// Total cost of the best candidate of each expert count against lifetime tokens.
     pub total_cost: Vec<TotalCostCurve>,
     /// Who wins where.
@@ -130,6 +135,18 @@ pub struct Candidate {
     pub extrapolation: f64,
     /// Training FLOPs, `6 n_active tokens`.
     pub train_flops: f64,
+    /// Peak learning rate that Step Law advises; `null` far outside its runs.
+    #[serde(default)]
+    pub learning_rate: Option<f64>,
+    /// Batch in tokens that Step Law advises; `null` far outside its runs.
+    #[serde(default)]
+    pub batch_tokens: Option<f64>,
+    /// Largest factor by which size or tokens lie outside Step Law's runs; 1 is inside.
+    #[serde(default)]
+    pub hyperparameter_extrapolation: Option<f64>,
+    /// Why there is no learning rate and no batch.
+    #[serde(default)]
+    pub hyperparameters_missing: Option<String>,
     /// Training cost in dollars.
     pub train_usd: f64,
     /// 95 % interval of `train_usd`.
@@ -160,12 +177,116 @@ pub struct Candidate {
     pub total_usd_interval: Option<Interval>,
     /// Probability that this expert count is the cheapest in total cost; `null` unless `best_of_experts`.
     pub p_best: Option<f64>,
+    /// What over-training it costs and saves against the cheapest training of its expert count; only
+    /// for over-trained candidates.
+    #[serde(default)]
+    pub over_training: Option<OverTraining>,
     /// What limits the deployment.
     pub binding: Option<Binding>,
     /// The least trusted origin among the latencies that matter.
     pub latency_source: Option<Source>,
     /// Why there is no serving cost.
     pub infeasible: Option<String>,
+}
+
+/// An over-trained candidate against the cheapest training of the same expert count and loss.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OverTraining {
+    /// Active parameters over that one's.
+    pub size_ratio: f64,
+    /// Training dollars beyond that one's.
+    pub extra_train_usd: f64,
+    /// Serving dollars below that one's per million output tokens, negative when dearer; `null` when
+    /// one of the two cannot be served.
+    pub saved_usd_per_million_output_tokens: Option<f64>,
+    /// Served output tokens from which it costs less in all; `null` when it never does.
+    pub pays_from_output_tokens: Option<f64>,
+}
+
+/// Smaller models with more experts, trained on more tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OverTrainingReport {
+    /// Expert count whose loss-optimal model at the budget is the base.
+    pub base_experts: usize,
+    /// Training budget of all models but those that match both loss and cost.
+    pub budget_flops: f64,
+    /// Loss of the base.
+    pub base_loss_nats: f64,
+    /// Serving cost of the base; `null` when it cannot be served.
+    pub base_serve_usd_per_million_output_tokens: Option<f64>,
+    /// The bound on serving cost: the one given, or the base's cost.
+    pub max_serve_usd_per_million_output_tokens: Option<f64>,
+    /// Both algorithms of Yun et al. 2024 (arXiv 2404.02852) for each expert count.
+    pub at_budget: Vec<AtBudget>,
+    /// Tokens processed over the model's life, prompts included, behind `by_flops`.
+    pub processed_tokens: f64,
+    /// The least training and inference FLOPs for the target loss (Sardana et al. 2024,
+    /// arXiv 2401.00448) of each expert count that reaches it.
+    pub by_flops: Vec<ByFlops>,
+}
+
+/// One expert count at the base's training budget.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AtBudget {
+    /// Experts per layer.
+    pub experts: usize,
+    /// The smallest model with the base's loss.
+    pub bounded_loss: Option<SmallerModel>,
+    /// Why there is none.
+    pub bounded_loss_missing: Option<String>,
+    /// The model of lowest loss within the bound on serving cost.
+    pub bounded_cost: Option<SmallerModel>,
+    /// Why there is none.
+    pub bounded_cost_missing: Option<String>,
+    /// Training FLOPs over the budget with which both the base's loss and the bound are met.
+    pub train_factor_for_both: Option<f64>,
+    /// Why there is none.
+    pub both_missing: Option<String>,
+}
+
+/// A model that spends the budget at less than its loss-optimal size.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SmallerModel {
+    /// Active parameters.
+    pub n_active: f64,
+    /// Training tokens.
+    pub tokens: f64,
+    /// Training tokens per active parameter.
+    pub tokens_per_param: f64,
+    /// Loss.
+    pub loss_nats: f64,
+    /// Active parameters over the loss-optimal ones of the same expert count.
+    pub size_over_optimal: f64,
+    /// Serving cost.
+    pub serve_usd_per_million_output_tokens: f64,
+    /// Training FLOPs over the budget that the base's expert count would need for this loss.
+    pub base_train_factor: f64,
+    /// Largest factor by which a variable lies outside the law's fitted range; 1 is inside.
+    pub extrapolation: f64,
+}
+
+/// The model of least FLOPs over its life.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ByFlops {
+    /// Experts per layer.
+    pub experts: usize,
+    /// Active parameters.
+    pub n_active: f64,
+    /// Training tokens.
+    pub tokens: f64,
+    /// Training tokens per active parameter.
+    pub tokens_per_param: f64,
+    /// Training FLOPs.
+    pub train_flops: f64,
+    /// Training and inference FLOPs, `6 N D + 2 N D_processed`.
+    pub total_flops: f64,
+    /// Largest factor by which a variable lies outside the law's fitted range; 1 is inside.
+    pub extrapolation: f64,
 }
 
 /// A change of the cheapest expert count along lifetime output tokens.

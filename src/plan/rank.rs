@@ -6,8 +6,8 @@
 
 use rayon::prelude::*;
 
-use crate::cost::training_flops;
-use crate::law::ExpertScaling;
+use crate::cost::{StepFactors, training_flops};
+use crate::law::{ExpertScaling, step_law};
 use crate::plan::candidates::{Point, geometry};
 use crate::plan::decide::{
     CostTable, best_of_families, changes, cost_table, interval, pair_crossing, win_shares, winner,
@@ -22,8 +22,9 @@ use crate::plan::outcome::{
     Assumption, Candidate, CandidateKind, Crossover, DecisionMaps, Interval, LawUsed, ProfileUsed,
     RankReport, SCHEMA, SCHEMA_VERSION, Sensitivity, TotalCostCurve, TotalCostPoint,
 };
+use crate::plan::over_training::Pricing;
 use crate::plan::price::Priced;
-use crate::plan::{latency_curve, sensitivity, summary};
+use crate::plan::{latency_curve, over_training, sensitivity, summary};
 use crate::profile::LatencyModel;
 use crate::units::Seconds;
 use crate::{Error, Result};
@@ -90,6 +91,8 @@ pub fn rank(
         let mut candidate = candidate(law, inputs, entry.family, &entry.point, &entry.priced);
         candidate.best_of_experts = best[entry.family].is_some_and(|(i, _)| i == index);
         fill_costs(&mut candidate, &nominal, &tables, index, lifetime);
+        candidate.over_training =
+            over_training::against_cheapest_training(&market, &nominal, index);
         if candidate.best_of_experts {
             candidate.p_best = Some(shares[entry.family]);
         }
@@ -121,6 +124,11 @@ pub fn rank(
         frontier,
         crossovers: crossovers(&market, &nominal, &tables, (lifetime / span, lifetime * span)),
         total_cost: total_cost(&market, &nominal, lifetime),
+        over_training: Some(over_training::report(
+            &Pricing::of(&market, law, latency, inputs),
+            &market,
+            lifetime,
+        )?),
         decision_map,
         sensitivity: sensitivity::sensitivities(law, latency, inputs, first)?,
         layer_latency: latency_curve::curves(latency, &market, &best, inputs),
@@ -175,6 +183,9 @@ fn candidate(
         Err(reason) => (None, Some(reason.to_string())),
     };
     let of = |f: fn(&Served) -> f64| served.as_ref().map(f);
+    // Step Law counts parameters without the vocabulary.
+    let body = point.n_active - 2.0 * priced.geometry.vocab_params();
+    let advice = step_law::advice(body, point.tokens);
     Candidate {
         experts,
         top_k: priced.geometry.top_k,
@@ -189,6 +200,10 @@ fn candidate(
         loss_nats: law_loss(law, experts, point),
         extrapolation: law.extrapolation(experts, point.n_active, point.tokens).worst(),
         train_flops: training_flops(point.n_active, point.tokens).0,
+        learning_rate: advice.as_ref().ok().map(|(step, _)| step.learning_rate),
+        batch_tokens: advice.as_ref().ok().map(|(step, _)| step.batch_tokens),
+        hyperparameter_extrapolation: advice.as_ref().ok().map(|(_, factor)| *factor),
+        hyperparameters_missing: advice.err(),
         train_usd: inputs.training.cost(point.train_flops()).0,
         train_usd_interval: None,
         serve_usd_per_million_output_tokens: of(|s| s.quote.cost.0),
@@ -204,6 +219,7 @@ fn candidate(
         total_usd: None,
         total_usd_interval: None,
         p_best: None,
+        over_training: None,
         binding: served.as_ref().map(|s| s.binding),
         latency_source: served.as_ref().map(|s| s.source),
         infeasible,
@@ -294,6 +310,14 @@ fn total_cost(market: &Market, nominal: &CostTable, lifetime: f64) -> Vec<TotalC
 
 /// Why nothing can be served, from the candidate that comes nearest.
 fn infeasible(market: &Market, inputs: &RankInputs) -> Error {
+    let quotes = market.entries.iter().filter_map(|e| e.priced.quote(inputs, &StepFactors::ONE));
+    let cheapest = quotes.map(|quote| quote.cost).min_by(|a, b| a.0.total_cmp(&b.0));
+    if let (Some(bound), Some(cheapest)) = (inputs.max_serve, cheapest) {
+        return Error::infeasible(
+            format!("no candidate at equal loss serves for {bound} or less"),
+            format!("nearest feasible --max-serve-cost is {:.4}", cheapest.0),
+        );
+    }
     let smallest = market.entries.iter().min_by(|a, b| {
         a.priced.geometry.weights_bytes().0.total_cmp(&b.priced.geometry.weights_bytes().0)
     });

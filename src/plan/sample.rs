@@ -3,9 +3,10 @@
 use proptest::prelude::*;
 
 use crate::plan::outcome::{
-    Assumption, Binding, Candidate, CandidateKind, Crossover, DecisionMap, DecisionMaps, Interval,
-    LatencyCurve, LatencyPoint, LawUsed, ProfileUsed, RankReport, SCHEMA, SCHEMA_VERSION,
-    Sensitivity, TotalCostCurve, TotalCostPoint,
+    Assumption, AtBudget, Binding, ByFlops, Candidate, CandidateKind, Crossover, DecisionMap,
+    DecisionMaps, Interval, LatencyCurve, LatencyPoint, LawUsed, OverTraining, OverTrainingReport,
+    ProfileUsed, RankReport, SCHEMA, SCHEMA_VERSION, Sensitivity, SmallerModel, TotalCostCurve,
+    TotalCostPoint,
 };
 use crate::profile::Source;
 
@@ -33,6 +34,7 @@ pub(crate) fn report() -> RankReport {
         },
         Crossover { from_experts: 4, to_experts: 1, lifetime_tokens: 4e13, interval: None },
     ];
+    report.over_training = Some(over_training());
     report.total_cost = [(1, 3e5, 0.5), (4, 2e5, 0.4)]
         .into_iter()
         .map(|(experts, train, serve)| TotalCostCurve {
@@ -96,6 +98,7 @@ pub(crate) fn empty() -> RankReport {
         frontier: vec![],
         crossovers: vec![],
         total_cost: vec![],
+        over_training: None,
         decision_map: DecisionMaps { traffic: nothing(), budget: nothing() },
         sensitivity: vec![],
         layer_latency: vec![],
@@ -143,6 +146,10 @@ fn candidate(experts: usize, kind: CandidateKind, index: f64, step: f64) -> Cand
         loss_nats: if step == 0.0 { 2.05 + 0.02 * index } else { 2.1234 },
         extrapolation: 1.0 + 5.0 * index * step,
         train_flops: 1.2e22,
+        learning_rate: (experts < 32).then_some(4.2e-4),
+        batch_tokens: (experts < 32).then_some(1.6e6),
+        hyperparameter_extrapolation: (experts < 32).then_some(2.5),
+        hyperparameters_missing: (experts == 32).then(|| "tokens lie far outside".into()),
         train_usd,
         train_usd_interval: Some(around(train_usd)),
         serve_usd_per_million_output_tokens: serve,
@@ -157,10 +164,66 @@ fn candidate(experts: usize, kind: CandidateKind, index: f64, step: f64) -> Cand
         weights_bytes: 4.2e10,
         total_usd,
         total_usd_interval: total_usd.map(around),
+        over_training: (kind == CandidateKind::OverTrained).then(|| OverTraining {
+            size_ratio: 0.5,
+            extra_train_usd: train_usd / 6.0,
+            saved_usd_per_million_output_tokens: serve.map(|_| 0.05),
+            pays_from_output_tokens: serve.map(|_| train_usd / 0.3 * 1e6),
+        }),
         p_best: best.then_some(if experts == 4 { 0.71 } else { 0.145 }),
         binding: serve.map(|_| Binding::WeightStream),
         latency_source: serve.map(|_| Source::Transferred),
         infeasible: serve.is_none().then(|| "weights do not fit".into()),
+    }
+}
+
+fn over_training() -> OverTrainingReport {
+    let model = SmallerModel {
+        n_active: 2e9,
+        tokens: 4e11,
+        tokens_per_param: 200.0,
+        loss_nats: 2.11,
+        size_over_optimal: 0.3,
+        serve_usd_per_million_output_tokens: 0.31,
+        base_train_factor: 1.2,
+        extrapolation: 8.0,
+    };
+    OverTrainingReport {
+        base_experts: 4,
+        budget_flops: 1.2e22,
+        base_loss_nats: 2.1234,
+        base_serve_usd_per_million_output_tokens: Some(0.4),
+        max_serve_usd_per_million_output_tokens: Some(0.4),
+        at_budget: vec![
+            AtBudget {
+                experts: 1,
+                bounded_loss: None,
+                bounded_loss_missing: Some("dense does not reach that loss".into()),
+                bounded_cost: Some(model),
+                bounded_cost_missing: None,
+                train_factor_for_both: None,
+                both_missing: Some("no dense model serves within the bound".into()),
+            },
+            AtBudget {
+                experts: 32,
+                bounded_loss: Some(model),
+                bounded_loss_missing: None,
+                bounded_cost: Some(model),
+                bounded_cost_missing: None,
+                train_factor_for_both: Some(0.68),
+                both_missing: None,
+            },
+        ],
+        processed_tokens: 2e12,
+        by_flops: vec![ByFlops {
+            experts: 32,
+            n_active: 1e9,
+            tokens: 3e11,
+            tokens_per_param: 300.0,
+            train_flops: 1.8e21,
+            total_flops: 5.8e21,
+            extrapolation: 58.0,
+        }],
     }
 }
 

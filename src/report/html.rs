@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::plan::outcome::RankReport;
 use crate::report::escape::escape;
+use crate::report::over_training_view;
 use crate::report::plot::Figure;
 use crate::report::view::{self, Table};
 
@@ -63,6 +64,10 @@ pub(super) fn page(report: &RankReport, figures: &[Figure]) -> String {
         view::crossovers(report),
         view::frontier(report),
         view::references(report),
+        over_training_view::at_equal_loss(report),
+        over_training_view::at_budget(report),
+        over_training_view::by_flops(report),
+        view::hyperparameters(report),
         view::sensitivity(report, false),
         view::latencies(report),
     ] {

@@ -5,12 +5,15 @@
 mod csv;
 mod escape;
 mod html;
+mod law_plot;
+mod over_training_view;
 mod plot;
 mod table;
 mod theme;
 mod view;
 mod write;
 
+pub use law_plot::write_law_plots;
 pub use table::{rank_text, text_table};
 pub use write::write_all;
 

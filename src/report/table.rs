@@ -4,6 +4,7 @@ use comfy_table::{Cell, CellAlignment, ContentArrangement, TableComponent, prese
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::plan::outcome::RankReport;
+use crate::report::over_training_view;
 use crate::report::view::{self, Table};
 
 /// Widest line.
@@ -19,6 +20,10 @@ pub fn rank_text(report: &RankReport, colour: bool) -> String {
         view::best(report),
         view::totals(report),
         view::references(report),
+        over_training_view::at_equal_loss(report),
+        over_training_view::at_budget(report),
+        over_training_view::by_flops(report),
+        view::hyperparameters(report),
         view::crossovers(report),
         view::latencies(report),
         view::sensitivity(report, true),

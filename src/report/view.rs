@@ -7,7 +7,7 @@ use crate::profile::Source;
 use crate::units::{BytesPerSecond, FlopsPerSecond, Seconds, Usd, UsdPerMillionTokens, count};
 
 /// What stands in a cell without a value.
-const NONE: &str = "-";
+pub(super) const NONE: &str = "-";
 
 /// A column: its heading (lines separated by `\n`) and whether it holds numbers.
 pub(super) type Column = (&'static str, bool);
@@ -160,6 +160,47 @@ fn refusals(report: &RankReport) -> Option<String> {
         .filter_map(|c| Some(format!("{}: {}", name(c.experts), c.infeasible.as_ref()?)))
         .collect();
     (!reasons.is_empty()).then(|| format!("Not served: {}.", reasons.join("; ")))
+}
+
+/// Learning rate and batch of the recommended candidates.
+pub(super) fn hyperparameters(report: &RankReport) -> Table {
+    let best = best_candidates(report);
+    let row = |c: &&Candidate| {
+        vec![
+            experts(c.experts),
+            count(c.n_active),
+            count(c.tokens),
+            or_none(c.learning_rate, |v| format!("{v:.2e}")),
+            or_none(c.batch_tokens, count),
+            or_none(c.hyperparameter_extrapolation, factor),
+        ]
+    };
+    let missing = best.iter().filter_map(|c| {
+        Some(format!("{}: {}", name(c.experts), c.hyperparameters_missing.as_ref()?))
+    });
+    let missing: Vec<String> = missing.collect();
+    let advice = "Step Law (arXiv 2503.04715): advice for a first run, no part of the ranking. A \
+                    learning rate carries over to other widths and expert counts under \
+                    mu-parametrisation, not to other expert widths (arXiv 2508.09752).";
+    let note = if missing.is_empty() {
+        advice.to_owned()
+    } else {
+        format!("{advice} None given: {}.", missing.join("; "))
+    };
+    Table {
+        title: "Learning rate and batch to start from".into(),
+        columns: &[
+            ("experts", true),
+            ("active\nparams", true),
+            ("train\ntokens", true),
+            ("peak learning\nrate", true),
+            ("batch\ntokens", true),
+            ("outside\nits runs", true),
+        ],
+        rows: best.iter().map(row).collect(),
+        strong: None,
+        note: Some(note),
+    }
 }
 
 /// The Pareto set over training and serving cost.
@@ -376,15 +417,15 @@ fn strongest(best: &[&Candidate]) -> Option<usize> {
     totals.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i)
 }
 
-fn or_none<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
+pub(super) fn or_none<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
     value.map_or_else(|| NONE.to_owned(), text)
 }
 
-fn experts(count: usize) -> String {
+pub(super) fn experts(count: usize) -> String {
     if count == 1 { "dense".to_owned() } else { count.to_string() }
 }
 
-fn serving(value: f64) -> String {
+pub(super) fn serving(value: f64) -> String {
     UsdPerMillionTokens(value).to_string().trim_end_matches("/M").to_owned()
 }
 
@@ -396,11 +437,11 @@ fn percent(share: f64) -> String {
     format!("{:.0}%", share * 100.0)
 }
 
-fn whole(value: f64) -> String {
+pub(super) fn whole(value: f64) -> String {
     if value.abs() < 1e6 { format!("{value:.0}") } else { count(value) }
 }
 
-fn factor(value: f64) -> String {
+pub(super) fn factor(value: f64) -> String {
     match value.abs() {
         v if v < 9.95 => format!("x{value:.1}"),
         _ => format!("x{}", whole(value)),
@@ -408,7 +449,7 @@ fn factor(value: f64) -> String {
 }
 
 /// Three significant digits, with a suffix from ten thousand on.
-fn short(value: f64) -> String {
+pub(super) fn short(value: f64) -> String {
     match value.abs() {
         v if v >= 1e4 => count(value),
         v if v >= 99.95 => format!("{value:.0}"),

@@ -24,6 +24,7 @@ pub(crate) fn inputs() -> RankInputs {
         prefill_chunk: 2048.0,
         demand: Demand::Rate(100.0),
         level: ServiceLevel { tpot: Some(Seconds::from_ms(20.0)), ttft: None },
+        max_serve: None,
         lifetime: Lifetime::Tokens(1e12),
         device: ServingDevice {
             memory: MemoryBudget { device: Bytes(80e9), usable_share: 0.9, reserve: Bytes(3.5e9) },
@@ -38,6 +39,7 @@ pub(crate) fn inputs() -> RankInputs {
             overhead: 0.0,
         },
         weight_bits: 16.0,
+        expert_bits: 16.0,
         kv_group: 1.0,
         ranges: Ranges {
             mfu: (0.3, 0.5),

@@ -8,7 +8,10 @@ use crate::cli::law::wrapped;
 use crate::cli::progress::Progress;
 use crate::cli::{Output, output, parse};
 use crate::law::Variable;
-use crate::law::fit::{self, Filter, Fit, FitOptions, HoldOut, Mapping, Reading};
+use crate::law::fit::{
+    self, Filter, Fit, FitOptions, FittedOptimum, HoldOut, Mapping, Reading, Spread,
+};
+use crate::units::Flops;
 use crate::{Error, Result, files};
 
 /// Example for the help.
@@ -70,6 +73,11 @@ pub struct FitArgs {
     #[arg(long, value_name = "VARIABLE[=VALUE]", value_parser = hold_out)]
     hold_out: Option<HoldOut>,
 
+    /// Also give the best model of this training budget with its spread, for every expert count (or
+    /// sparsity) of the runs.
+    #[arg(long, value_parser = parse::quantity, value_name = "C")]
+    optimum_at: Option<f64>,
+
     /// Give the coefficients even when the runs do not tell them apart.
     #[arg(long)]
     force: bool,
@@ -103,6 +111,9 @@ pub(super) fn run(args: &FitArgs, output: Output) -> Result<()> {
         let reason = format!("`{}` is no variable of {}", v.name(), args.form);
         return Err(Error::usage("--hold-out", reason));
     }
+    if args.optimum_at.is_some() {
+        fit::check_optimum(&args.form)?;
+    }
     if let Some(out) = &args.out {
         files::check_writable(out, args.overwrite)?;
     }
@@ -122,6 +133,7 @@ pub(super) fn run(args: &FitArgs, output: Output) -> Result<()> {
         resamples: args.resamples as usize,
         seed: args.seed,
         force: args.force,
+        optimum_at: args.optimum_at.map(Flops),
     };
     let source = format!("fit of {} to {}", args.form, args.runs.display());
     let what = format!("fitting {} to {} losses", args.form, read.runs.len());
@@ -174,6 +186,7 @@ fn text(fit: &Fit) -> String {
     for size in &fit.by_size {
         lines.push(format!("{:>14.4e} {:>6} {:>14.5}", size.n, size.runs, size.rmsle));
     }
+    lines.extend(optima(&fit.optima));
     let mut text = lines.join("\n") + "\n";
     if let Some(held) = &fit.held_out {
         let sentence = format!(
@@ -187,6 +200,43 @@ fn text(fit: &Fit) -> String {
         text.push_str(&wrapped("\nheld out  ", &sentence));
     }
     text
+}
+
+/// The best models of the budget asked about, each value with its 5 to 95 % over the resamplings.
+fn optima(optima: &[FittedOptimum]) -> Vec<String> {
+    let Some(first) = optima.first() else {
+        return Vec::new();
+    };
+    let what = first.of.map_or_else(String::new, Variable::name);
+    let mut lines = vec![
+        String::new(),
+        format!(
+            "best models at {:e} training FLOPs, with 5 to 95 % in brackets",
+            first.train_flops
+        ),
+        format!("{what:<10} {:>30} {:>30} {:>24}", "active parameters", "training tokens", "loss"),
+    ];
+    let large = |v: f64| format!("{v:.3e}");
+    let small = |v: f64| format!("{v:.4}");
+    let cell = |value: Option<f64>, spread: Option<Spread>, text: &dyn Fn(f64) -> String| {
+        let value = value.map_or_else(|| "-".to_owned(), text);
+        spread
+            .map_or_else(|| value.clone(), |s| format!("{value} [{}, {}]", text(s.p5), text(s.p95)))
+    };
+    lines.extend(optima.iter().map(|o| {
+        format!(
+            "{:<10} {:>30} {:>30} {:>24}",
+            o.value.map_or_else(String::new, |v| v.to_string()),
+            cell(o.n_active, o.n_active_spread, &large),
+            cell(Some(o.tokens), o.tokens_spread, &large),
+            cell(Some(o.loss_nats), o.loss_spread, &small),
+        )
+    }));
+    let worst = optima.iter().map(|o| o.extrapolation).fold(1.0, f64::max);
+    if worst > 1.0 {
+        lines.push(format!("up to {worst:.1} times outside the fitted runs"));
+    }
+    lines
 }
 
 #[cfg(test)]

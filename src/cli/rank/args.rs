@@ -12,7 +12,8 @@ use crate::units::Seconds;
 #[command(after_help = "Examples:\n  \
     moe-frontier rank                               measure this machine and rank at a fitting budget\n  \
     moe-frontier rank --train-flops 1e21 --profile h100 --rate 20 --tpot 50ms\n  \
-    moe-frontier rank --profile profile.json --target-loss 2.4 --lifetime-tokens 1T")]
+    moe-frontier rank --profile profile.json --target-loss 2.4 --lifetime-tokens 1T\n  \
+    moe-frontier rank --train-flops 1e22 --profile h100 --rate 100 --max-serve-cost 0.30")]
 pub struct RankArgs {
     /// Latencies: `auto` (the newest profile of this machine, else it is measured now), a profile
     /// file, or a device name such as `h100`.
@@ -50,6 +51,10 @@ pub struct RankArgs {
     /// Most training FLOPs, as a multiple of the budget [default: 3.5].
     #[arg(long, value_parser = quantity, help_heading = "What is compared")]
     pub max_train_factor: Option<f64>,
+    /// Bits of one stored expert weight, scales included, such as 2.54 for mixed precision; only with
+    /// a device's published peaks, since a profile has the bits it was measured with.
+    #[arg(long, value_parser = quantity, value_name = "BITS", help_heading = "What is compared")]
+    pub weight_bits: Option<f64>,
     /// Query heads per key/value head of the models [default: 1, as the law's models have].
     #[arg(long, value_parser = quantity, help_heading = "What is compared")]
     pub kv_group: Option<f64>,
@@ -72,6 +77,10 @@ pub struct RankArgs {
     /// Longest mean time to first token, waiting excluded [default: none].
     #[arg(long, value_parser = duration, help_heading = "Traffic and promises")]
     pub ttft: Option<Seconds>,
+    /// Most dollars per million output tokens: dearer models are not recommended, and the best loss
+    /// within it is told for every expert count [default: no bound].
+    #[arg(long, value_parser = quantity, value_name = "USD", help_heading = "Traffic and promises")]
+    pub max_serve_cost: Option<f64>,
     /// Output tokens served over the model's life [default: as many as the reference model is
     /// trained on].
     #[arg(long, value_parser = quantity, help_heading = "Traffic and promises")]

@@ -8,7 +8,9 @@ use crate::cost::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
 use crate::law::ExpertScaling;
 use crate::plan::budget;
 use crate::plan::inputs::{Demand, Lifetime, Limits, Ranges, RankInputs, ServingDevice, Target};
-use crate::units::{Bytes, Flops, FlopsPerSecond, Nats, Seconds, Tokens, UsdPerHour, count};
+use crate::units::{
+    Bytes, Flops, FlopsPerSecond, Nats, Seconds, Tokens, UsdPerHour, UsdPerMillionTokens, count,
+};
 use crate::{Error, Result};
 
 /// Expert counts compared unless named.
@@ -56,6 +58,7 @@ pub(super) fn resolve(
     };
     let demand = demand(args, &mut ledger);
     let level = service_level(args, serving, &mut ledger);
+    let max_serve = max_serve(args, &mut ledger);
     let lifetime = lifetime(args, &mut ledger);
     let limits = Limits {
         max_tokens_per_param: ledger.take(
@@ -73,6 +76,7 @@ pub(super) fn resolve(
     };
     let device = device(args, serving, &mut ledger)?;
     let training = training(args, &mut ledger)?;
+    let expert_bits = expert_bits(args, serving, &mut ledger)?;
     let kv_group = ledger.take(
         "--kv-group",
         args.kv_group,
@@ -97,10 +101,12 @@ pub(super) fn resolve(
         prefill_chunk,
         demand,
         level,
+        max_serve,
         lifetime,
         device,
         training,
         weight_bits: serving.weight_bits,
+        expert_bits,
         kv_group,
         ranges,
         draws: args.draws as usize,
@@ -212,6 +218,44 @@ fn service_level(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Ser
         None => ledger.note("--ttft", "no limit", None, "not asked for", true),
     }
     ServiceLevel { tpot: Some(tpot), ttft: args.ttft }
+}
+
+/// Bits of expert weights: those of the profile, or what the user has in mind for a device that is
+/// known by its peaks.
+fn expert_bits(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Result<f64> {
+    /// No format in use stores a weight in more.
+    const MOST: f64 = 32.0;
+    let Some(bits) = args.weight_bits else {
+        return Ok(serving.weight_bits);
+    };
+    if bits > MOST {
+        return Err(Error::usage("--weight-bits", format!("{bits} is more than {MOST}")));
+    }
+    if serving.is_measured && (bits - serving.weight_bits).abs() > 1e-9 {
+        return Err(Error::usage(
+            "--weight-bits",
+            format!(
+                "the profile measured expert weights of {} bits; kernels of {bits} were not measured, \
+                 name a device such as h100 instead",
+                serving.weight_bits
+            ),
+        ));
+    }
+    ledger.note(
+        "--weight-bits",
+        &format!("{bits} bits per expert weight"),
+        None,
+        "given; bytes and bandwidth follow, the quality change is not modelled",
+        false,
+    );
+    Ok(bits)
+}
+
+/// A bound on serving cost; without one the ledger is silent, as nothing rests on it.
+fn max_serve(args: &RankArgs, ledger: &mut Ledger) -> Option<UsdPerMillionTokens> {
+    let bound = args.max_serve_cost.map(UsdPerMillionTokens)?;
+    ledger.note("--max-serve-cost", &bound.to_string(), None, "given", false);
+    Some(bound)
 }
 
 fn lifetime(args: &RankArgs, ledger: &mut Ledger) -> Lifetime {

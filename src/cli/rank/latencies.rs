@@ -36,6 +36,8 @@ pub(super) struct Serving {
     pub(super) memory: Bytes,
     /// Bits of one weight in the profile, or in what will be measured.
     pub(super) weight_bits: f64,
+    /// Whether a profile was, or will be, measured on it.
+    pub(super) is_measured: bool,
     /// Whether it is a host processor, alone by itself.
     pub(super) is_cpu: bool,
     /// Known price of one device, with its source.
@@ -103,6 +105,7 @@ impl Choice {
                 memory: Bytes(spec.memory_bytes),
                 weight_bits: DType::Bf16.bits(),
                 is_cpu: false,
+                is_measured: false,
                 price: spec
                     .price()
                     .map(|(usd, p)| (usd, format!("{} ({}, {})", p.source, p.tier, p.date))),
@@ -196,6 +199,7 @@ fn of_device(device: &Device) -> Serving {
         memory: Bytes(device.memory_bytes() as f64),
         weight_bits: DType::Bf16.bits(),
         is_cpu,
+        is_measured: true,
         price: price.or_else(|| {
             let (usd, p) = spec.as_ref()?.price()?;
             Some((usd, format!("{} ({}, {})", p.source, p.tier, p.date)))

@@ -5,8 +5,10 @@ mod args;
 mod assumptions;
 mod inputs;
 mod latencies;
+mod serving_cost;
 
 pub use args::RankArgs;
+pub(super) use serving_cost::ServingCost;
 
 use crate::cli::output::{Output, warn};
 use crate::files::{create_folder, write_atomic};
@@ -57,6 +59,7 @@ fn answer(args: &RankArgs) -> Result<RankReport> {
     let Latencies { model, used, weight_bits, warnings } =
         choice.latencies(args, &widths, &inputs.experts)?;
     inputs.weight_bits = weight_bits;
+    inputs.expert_bits = args.weight_bits.unwrap_or(weight_bits);
     let mut ledger = resolved.ledger;
     note_latencies(&mut ledger, &inputs, &used.dtype);
     let provenance = Provenance {

@@ -258,9 +258,9 @@ mod tests {
     }
 
     #[test]
-    fn rows_beyond_31_bits_are_refused() {
+    fn pairs_beyond_what_kernels_number_are_refused() {
         let opt = MoeOptions::default();
-        let many = WorkspaceLayout::new(&SHAPE, 1 << 27, 256, &A100, &opt).unwrap_err();
+        let many = WorkspaceLayout::new(&SHAPE, 1 << 28, 256, &A100, &opt).unwrap_err();
         assert_eq!(many.exit_code(), 2);
     }
 }

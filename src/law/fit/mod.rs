@@ -13,12 +13,15 @@ use crate::law::file::{self, FORMS, LawFile};
 use crate::law::fit::forms::{Form, MOST, coefficients};
 use crate::law::fit::solve::{Objective, Solution, condition, minimise, minimise_from_afar};
 use crate::law::{Range, Variable};
+use crate::units::Flops;
 use crate::{Error, Result};
 
 mod forms;
+mod optima;
 mod runs;
 mod solve;
 
+pub use optima::{FittedOptimum, check_optimum};
 pub use runs::{Filter, Mapping, Origin, Reading, Run, Runs};
 
 /// Runs that a form must have per coefficient.
@@ -46,11 +49,20 @@ pub struct FitOptions {
     pub seed: u64,
     /// Whether to give coefficients that cannot be told apart all the same.
     pub force: bool,
+    /// Training budget whose best models are given with their spread, if any.
+    pub optimum_at: Option<Flops>,
 }
 
 impl Default for FitOptions {
     fn default() -> Self {
-        Self { huber_delta: 1e-3, starts: 40, resamples: 200, seed: 1, force: false }
+        Self {
+            huber_delta: 1e-3,
+            starts: 40,
+            resamples: 200,
+            seed: 1,
+            force: false,
+            optimum_at: None,
+        }
     }
 }
 
@@ -142,6 +154,8 @@ pub struct Fit {
     pub by_size: Vec<SizeError>,
     /// Prediction of a part that was left out.
     pub held_out: Option<HeldOut>,
+    /// The best models of the budget that was asked about.
+    pub optima: Vec<FittedOptimum>,
     /// What to know before using it.
     pub warnings: Vec<String>,
     /// The law, for a file.
@@ -184,6 +198,9 @@ pub fn fit(
     progress: &mut dyn FnMut(usize, &str),
 ) -> Result<Fit> {
     crate::error::positive("--huber-delta", options.huber_delta)?;
+    if options.optimum_at.is_some() {
+        check_optimum(form)?;
+    }
     let id = form;
     let form = known(form)?;
     check(form, runs)?;
@@ -231,6 +248,7 @@ pub fn fit(
         correlation: correlation(&draws),
         by_size,
         held_out,
+        optima: Vec::new(),
         warnings: Vec::new(),
         law: LawFile {
             schema: file::SCHEMA.into(),
@@ -246,6 +264,9 @@ pub fn fit(
             fit: None,
         },
     };
+    if let Some(budget) = options.optimum_at {
+        fit.optima = optima::optima(&fit.law, runs, budget)?;
+    }
     fit.warnings = warnings(&fit);
     fit.law.fit = serde_json::to_value(&fit).ok();
     Ok(fit)

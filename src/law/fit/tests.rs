@@ -80,6 +80,31 @@ fn resampling_gives_joint_draws_that_a_ranking_can_use() {
 }
 
 #[test]
+fn the_optimum_of_a_budget_has_a_spread_that_holds_it_and_the_truth() {
+    let budget = crate::units::Flops(1e20);
+    let options = FitOptions { force: true, optimum_at: Some(budget), ..options(6, 40) };
+    let fit = fit("ludziejewski2025", &grid(0.002, 2), "test", &options, None).unwrap();
+    assert_eq!(fit.optima.len(), 6);
+    let truth = load_scaling("ludziejewski2025").unwrap();
+    for optimum in &fit.optima {
+        assert_eq!(optimum.of, Some(Variable::Experts));
+        let (n, loss) = (optimum.n_active_spread.unwrap(), optimum.loss_spread.unwrap());
+        assert!(n.p5 < n.p95 && loss.p5 < loss.p95, "{optimum:?}");
+        assert!((0.9 * n.p5..=1.1 * n.p95).contains(&optimum.n_active.unwrap()), "{optimum:?}");
+        let experts = [1, 2, 4, 8, 16, 32]
+            .into_iter()
+            .find(|e| (f64::from(*e) - optimum.value.unwrap()).abs() < 0.5)
+            .unwrap();
+        let expected = truth.slice(usize::try_from(experts).unwrap()).unwrap().optimum(budget);
+        // The stated accuracy of such a fit: a few thousandths of a nat at the optimum.
+        assert!((optimum.loss_nats - expected.loss.0).abs() < 9e-3, "{optimum:?}");
+    }
+    let none = FitOptions { optimum_at: Some(budget), ..options };
+    let error = super::fit("clark2022", &grid(0.0, 1), "t", &none, None, &mut |_, _| ());
+    assert_eq!(error.unwrap_err().exit_code(), 2);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_fit() {
     let options = FitOptions { force: true, ..options(3, 3) };
     let once = fit("ludziejewski2025", &grid(0.002, 2), "test", &options, None).unwrap();

@@ -5,10 +5,13 @@
 //! plans are then simulated and given another replica where the simulation misses a limit.
 
 mod curve;
+mod mixture;
 mod search;
+mod steps;
 
 pub use curve::{Load, PlanCurve};
 pub use search::{Choice, Failure, SizeAnswer, size};
+pub use steps::Variability;
 
 use serde::Serialize;
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Limit, Load, PlanCurve, SizeInputs};
+use super::{Limit, Load, PlanCurve, SizeInputs, Variability};
 use crate::cost::{
     Arrivals, Deployment, Layout, Percentiles, Simulated, simulate, usd_per_million_split,
 };
@@ -15,8 +15,10 @@ use crate::{Error, Result};
 const NODE_SIZES: [usize; 4] = [1, 2, 4, 8];
 /// Most plans that are simulated before the search gives up.
 const FINALISTS: usize = 12;
-/// Replicas that a finalist may gain from its simulation.
+/// Times that a finalist may gain replicas from its simulation.
 const EXTRA: usize = 3;
+/// It gains one, and one more for each of so many that it has.
+const FLEET_STEP: usize = 50;
 
 /// A plan that cannot keep the service level, with what failed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -137,7 +139,9 @@ pub fn size<'a>(
             let plan = format!("{} {layout}", device.name);
             let usable =
                 Bytes(device.memory_bytes * REPORTED_OVER_NOMINAL * USABLE_SHARE) - RESERVE;
-            let curve = match PlanCurve::new(&deployment, usable, &inputs.lengths) {
+            let variability = Variability::of(inputs.burstiness, inputs.spread);
+            let curve = PlanCurve::new(&deployment, usable, &inputs.lengths, variability);
+            let curve = match curve {
                 Ok(curve) => curve,
                 Err(error) => {
                     failures.push(Failure { plan, reason: format!("memory: {error}") });
@@ -247,7 +251,10 @@ fn confirm(choice: &mut Choice, inputs: &SizeInputs) -> Result<bool> {
         if (choice.replicas + 1) * choice.layout.devices() > inputs.max_gpus {
             return Ok(false);
         }
-        choice.replicas += 1;
+        // A large fleet that misses by a little needs more than one.
+        let more = (serving / FLEET_STEP).max(1);
+        let fit = inputs.max_gpus / choice.layout.devices() - choice.replicas;
+        choice.replicas += more.min(fit);
     }
     Ok(false)
 }

@@ -6,6 +6,7 @@
 mod axis;
 mod decision_map;
 mod frontier;
+pub(super) mod law;
 mod layer_latency;
 mod legend;
 mod panel;

@@ -1,0 +1,143 @@
+//! Works that stand beside the laws: what this program carries of each, and why nothing where a paper
+//! brings nothing to compute here.
+
+use serde::Serialize;
+
+/// One work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Work {
+    /// What it is about.
+    pub title: &'static str,
+    /// arXiv number.
+    pub arxiv: &'static str,
+    /// Where its idea is used here; `None` when nothing of it is.
+    pub used_as: Option<&'static str>,
+    /// What to know, or why nothing of it is used.
+    pub note: &'static str,
+}
+
+/// The works, those in use first.
+pub const WORKS: [Work; 16] = [
+    Work {
+        title: "Step Law",
+        arxiv: "2503.04715",
+        used_as: Some("learning rate and batch beside each candidate of `rank`"),
+        note: "LR 1.79 N^-0.713 D^0.307, batch 0.58 D^0.571 tokens, N without the vocabulary; advice, \
+               no part of the ranking",
+    },
+    Work {
+        title: "Inference-aware accounting (Sardana et al.)",
+        arxiv: "2401.00448",
+        used_as: Some("`law optimal --served-tokens`, and the FLOPs-only table of `rank`"),
+        note: "6 N D + 2 N D_served; measured cost replaces its constant MFU in the ranking",
+    },
+    Work {
+        title: "Mu-parametrisation for MoE",
+        arxiv: "2508.09752",
+        used_as: Some("a note beside the learning rates of `rank`"),
+        note: "a learning rate carries over to other widths and expert counts, not to other expert \
+               widths",
+    },
+    Work {
+        title: "Expert prototyping (M6-T)",
+        arxiv: "2105.15082",
+        used_as: Some("the router score `prototype` of the kernels"),
+        note: "k groups of E/k experts, top-1 inside each, outputs summed: the FLOPs of top-k, \
+               (E/k)^k reachable sets; a balancing loss hurt there (PPL 2.694 with, 2.645 without)",
+    },
+    Work {
+        title: "MC-MoE, mixed-precision compression",
+        arxiv: "2410.06270",
+        used_as: Some("`rank --weight-bits`, averages such as 2.54 included"),
+        note: "bytes and bandwidth follow the bits; quality change not modelled: the paper's 76.6 % \
+               smaller for 3.8 % of accuracy cannot be derived from its sizes",
+    },
+    Work {
+        title: "qs inequality",
+        arxiv: "2603.08960",
+        used_as: Some("the dense baseline that `rank` includes"),
+        note: "at decode, fragmented routing and lost cache can make a MoE model lose to a dense one \
+               of equal quality",
+    },
+    Work {
+        title: "FLP and FLP-M, downstream accuracy from loss",
+        arxiv: "2410.08527",
+        used_as: None,
+        note: "its coefficients are not published; loss is not downstream accuracy, and no number here \
+               is one",
+    },
+    Work {
+        title: "Familial models",
+        arxiv: "2512.23407",
+        used_as: None,
+        note: "its G counts early-exit sub-models, not expert granularity; no form or coefficients found",
+    },
+    Work {
+        title: "Multi-model collaboration",
+        arxiv: "2512.23340",
+        used_as: None,
+        note: "ensembles chosen by an oracle, not one model to train",
+    },
+    Work {
+        title: "Sparse MoEs meet efficient ensembles",
+        arxiv: "2110.03360",
+        used_as: None,
+        note: "ensembles of sparse models (up to 45 % fewer FLOPs than a deep ensemble, published)",
+    },
+    Work {
+        title: "Mixtures of experts in deep reinforcement learning",
+        arxiv: "2402.08609",
+        used_as: None,
+        note: "value networks: no language loss",
+    },
+    Work {
+        title: "Superposition in Transformers",
+        arxiv: "2501.00530",
+        used_as: None,
+        note: "merges models by autoencoders: no law of the number of experts",
+    },
+    Work {
+        title: "Duo-LLM",
+        arxiv: "2410.10846",
+        used_as: None,
+        note: "compute that varies by token: no law of size and data",
+    },
+    Work {
+        title: "Holistic MoE scaling",
+        arxiv: "2603.21862",
+        used_as: None,
+        note: "known from other papers only: D 22.89 C^0.4563, forward FLOPs per token 0.0437 C^0.5437, \
+               total over active parameters 18-25",
+    },
+    Work {
+        title: "Optimal sparsity for reasoning (Nakamura et al.)",
+        arxiv: "2508.18672",
+        used_as: None,
+        note: "known from other papers only: memorisation likes sparsity, reasoning does not; not a \
+               statement about loss",
+    },
+    Work {
+        title: "Farseer",
+        arxiv: "2506.10972",
+        used_as: None,
+        note: "a dense law without expert terms; the dense laws here are the baselines",
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_work_has_its_number_and_says_what_is_used_or_why_nothing_is() {
+        for work in WORKS {
+            let (month, number) = work.arxiv.split_once('.').unwrap();
+            assert!(month.len() == 4 && number.len() == 5, "{}", work.arxiv);
+            assert!(work.note.len() > 20 && work.used_as.is_none_or(|u| u.len() > 10));
+        }
+        let mut numbers: Vec<&str> = WORKS.iter().map(|w| w.arxiv).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), WORKS.len(), "a work is listed twice");
+    }
+}
