@@ -90,7 +90,7 @@ pub(crate) fn compare(capsule: &mut Capsule, tables: &Tables, table: &PaddedAlig
     }
 }
 
-/// (pairs, experts, block_m, whether some ids name no expert).
+/// (pairs, experts, `block_m`, whether some ids name no expert).
 const SMALL: [(u32, u32, u32, bool); 4] =
     [(1, 1, 1, false), (40, 5, 8, false), (67, 3, 16, true), (200, 72, 128, false)];
 const LARGE: [(u32, u32, u32, bool); 6] = [

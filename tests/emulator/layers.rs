@@ -321,8 +321,8 @@ pub(crate) fn check_repeats(run: &Run) -> Outcome {
     let layer = Layer::new(case.clone(), run.seed);
     let s = &case.shape;
     let mut outputs = Vec::new();
-    let whole = Workspace::bytes(s, case.tokens, &DEVICE, &case.opt).map_err(told)?;
-    for limit in [None, Some(whole.bytes / 2)] {
+    let part = Workspace::bytes(s, case.tokens / 3, &DEVICE, &case.opt).map_err(told)?;
+    for limit in [None, Some(part.bytes)] {
         let opt = MoeOptions { workspace_limit: limit, ..case.opt.clone() };
         let plan = Plan::choose(s, case.tokens, case.format, &DEVICE, &opt).map_err(told)?;
         if limit.is_some() && plan.chunk_tokens >= case.tokens {

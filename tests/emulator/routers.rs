@@ -143,7 +143,7 @@ pub(crate) fn check(run: &Run, small: bool) -> Outcome {
 /// Rows of x and of the router's weights, when the router computes its logits.
 struct Gate {
     x: Vec<bf16>,
-    gate: Vec<bf16>,
+    weights: Vec<bf16>,
     hidden: usize,
 }
 
@@ -152,14 +152,14 @@ impl Gate {
         let mut rows = |count: u32, scale| -> Vec<bf16> {
             (0..count as usize * hidden).map(|_| suite::normal(rng, scale)).collect()
         };
-        Self { x: rows(case.tokens, 1.0), gate: rows(case.experts, 0.25), hidden }
+        Self { x: rows(case.tokens, 1.0), weights: rows(case.experts, 0.25), hidden }
     }
 
     /// Whether logits `[tokens, experts]` are those of the rows.
     fn compare(&self, logits: &[f32], experts: usize) -> Outcome {
         for (i, &got) in logits.iter().enumerate() {
             let row = |of: &[bf16], at: usize| of[at * self.hidden..][..self.hidden].to_vec();
-            let (x, gate) = (row(&self.x, i / experts), row(&self.gate, i % experts));
+            let (x, gate) = (row(&self.x, i / experts), row(&self.weights, i % experts));
             let terms = || x.iter().zip(&gate).map(|(a, b)| a.to_f64() * b.to_f64());
             let (value, absolute): (f64, f64) = (terms().sum(), terms().map(f64::abs).sum());
             let bound = 4.0 * (self.hidden as f64).sqrt() * f64::from(f32::EPSILON) * absolute;
@@ -205,7 +205,7 @@ fn prepare(case: Case, seed: u64, batch: &mut Batch) -> Outcome {
         format: case.format,
         gate: gate.as_ref().map(|g| GateInput {
             x: suite::input_view(capsule, &suite::bytes_bf16(&g.x), g.hidden, 2),
-            gate: suite::input(capsule, &suite::bytes_bf16(&g.gate)),
+            gate: suite::input(capsule, &suite::bytes_bf16(&g.weights)),
             hidden: u32::try_from(g.hidden).unwrap(),
         }),
         tokens: case.tokens,
