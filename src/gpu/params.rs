@@ -10,6 +10,8 @@ use crate::gpu::DeviceAddress;
 pub const MAX_EXPERTS: u32 = 1024;
 /// Most choices per token that the kernels take.
 pub const MAX_TOP_K: u32 = 32;
+/// Most groups of experts that the kernels take.
+pub const MAX_GROUPS: u32 = 32;
 
 /// Status bit: a logit was NaN and was taken as minus infinity.
 pub const STATUS_NON_FINITE_LOGIT: u32 = 1;
@@ -155,6 +157,24 @@ device_structs! {
         unused: i32,
     }
 
+    /// What the probes read and write.
+    pub struct ProbeParams {
+        /// What is read.
+        from: DeviceAddress,
+        /// What is written.
+        to: DeviceAddress,
+        /// Gate: memory that the host writes.
+        flag: DeviceAddress,
+        /// Size of what is read or written; a multiple of 16.
+        bytes: u64,
+        /// Gate: longest wait.
+        limit_ns: u64,
+        /// Which of several.
+        variant: u32,
+        /// Seed of the flush's pattern.
+        seed: u32,
+    }
+
     /// First 256 bytes of the workspace.
     pub struct WorkspaceHeader {
         /// Entries of the tile table.
@@ -243,17 +263,17 @@ device_structs! {
         align: AlignParams,
     }
 
-    /// A routing whose logits the kernel computes itself.
+    /// One routing that computes its logits itself.
     pub struct RouterGateParams {
-        /// The routing; its logits, f32, are written by the kernel.
+        /// The routing; its logits are f32 and written by the kernel.
         router: RouterParams,
-        /// `bf16[tokens, hidden]`.
+        /// `bf16[tokens, hidden]` with row stride `x_stride`.
         x: DeviceAddress,
         /// `bf16[experts, hidden]`.
         gate: DeviceAddress,
-        /// Elements between rows of x.
+        /// Elements between rows of `x`; a multiple of 8.
         x_stride: u64,
-        /// Width of x and of the gate.
+        /// Hidden size; a multiple of 8.
         hidden: u32,
         /// Not read.
         unused: u32,
@@ -325,24 +345,6 @@ device_structs! {
         top_k: u32,
         /// Not read.
         unused: u32,
-    }
-
-    /// A probe of the device: ceilings, helpers of the timing, single instructions.
-    pub struct ProbeParams {
-        /// What is read.
-        from: DeviceAddress,
-        /// What is written.
-        to: DeviceAddress,
-        /// Gate only: memory that the host writes.
-        flag: DeviceAddress,
-        /// Size of `from`, or of what is written; a multiple of 16.
-        bytes: u64,
-        /// Gate only: longest wait in nanoseconds.
-        limit_ns: u64,
-        /// Which of several.
-        variant: u32,
-        /// Seed of the flush's pattern.
-        seed: u32,
     }
 
     /// Where the layout check writes.
@@ -439,6 +441,7 @@ mod tests {
         contiguous::<WorkspaceHeader>();
         contiguous::<AlignParams>();
         contiguous::<RouterParams>();
+        contiguous::<RouterGateParams>();
         contiguous::<GemmParams>();
         contiguous::<SplitGemmParams>();
         contiguous::<CombineParams>();

@@ -69,9 +69,21 @@ impl TensorMap {
     /// # Errors
     /// [`Error::Usage`] when a size is outside what the driver encodes.
     pub fn bf16(base: DeviceAddress, dims: &[(u64, u64, u32)]) -> Result<Self> {
+        Self::swizzled(Element::Bf16, base, dims)
+    }
+
+    /// The same of any element type.
+    ///
+    /// # Errors
+    /// As [`Self::bf16`].
+    pub fn swizzled(
+        element: Element,
+        base: DeviceAddress,
+        dims: &[(u64, u64, u32)],
+    ) -> Result<Self> {
         let mut map = Self {
             base,
-            element: Element::Bf16,
+            element,
             rank: dims.len(),
             dims: [1; MAX_RANK],
             strides: [0; MAX_RANK],

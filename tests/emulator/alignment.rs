@@ -27,6 +27,13 @@ impl Tables {
         Self::with_capacity(capsule, pairs, experts, (rows, tiles))
     }
 
+    /// Room for whatever routing.
+    pub(crate) fn for_any(capsule: &mut Capsule, pairs: u32, experts: u32, block_m: u32) -> Self {
+        let active = pairs.min(experts);
+        let rows = pairs + active * (block_m - 1);
+        Self::with_capacity(capsule, pairs, experts, (rows, pairs / block_m + active))
+    }
+
     fn with_capacity(
         capsule: &mut Capsule,
         pairs: u32,
@@ -83,7 +90,7 @@ pub(crate) fn compare(capsule: &mut Capsule, tables: &Tables, table: &PaddedAlig
     }
 }
 
-/// (pairs, experts, block_m, whether some ids name no expert).
+/// (pairs, experts, `block_m`, whether some ids name no expert).
 const SMALL: [(u32, u32, u32, bool); 4] =
     [(1, 1, 1, false), (40, 5, 8, false), (67, 3, 16, true), (200, 72, 128, false)];
 const LARGE: [(u32, u32, u32, bool); 6] = [

@@ -16,13 +16,22 @@ use moe_frontier::kernels::{LayerWeights, MoeShape, Routed, RouterSpec, WeightDa
 
 use crate::suite::{self, DEVICE, Outcome, Run};
 
+/// Where the experts come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Logits,
+    /// The router computes its logits.
+    Gate,
+    /// The caller chose.
+    Chosen,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
     shape: MoeShape,
     tokens: u32,
     format: LogitFormat,
-    /// Experts chosen by the caller instead of the router.
-    chosen: bool,
+    source: Source,
     opt: MoeOptions,
 }
 
@@ -32,8 +41,13 @@ const fn shape(experts: usize, top_k: usize, hidden: usize, inter: usize) -> Moe
 
 /// A layer for every kernel of either product, and for every other path of the launch sequence.
 pub(crate) fn cases() -> Vec<Case> {
-    let case =
-        |shape, tokens, opt| Case { shape, tokens, format: LogitFormat::F32, chosen: false, opt };
+    let case = |shape, tokens, opt| Case {
+        shape,
+        tokens,
+        format: LogitFormat::F32,
+        source: Source::Logits,
+        opt,
+    };
     let mut cases = Vec::new();
     let named = PRODUCTS.iter().filter(|k| k.weights == WeightFormat::Bf16);
     for (i, kernel) in named.enumerate() {
@@ -51,7 +65,8 @@ pub(crate) fn cases() -> Vec<Case> {
     let plain = MoeOptions::default();
     cases.push(case(shape(3, 1, 64, 72), 2, plain.clone()));
     cases.push(Case { format: LogitFormat::Bf16, ..case(shape(8, 3, 72, 64), 17, plain.clone()) });
-    cases.push(Case { chosen: true, ..case(shape(4, 4, 64, 72), 3, plain.clone()) });
+    cases.push(Case { source: Source::Chosen, ..case(shape(4, 4, 64, 72), 3, plain.clone()) });
+    cases.push(Case { source: Source::Gate, ..case(shape(6, 2, 72, 64), 7, plain.clone()) });
     let wide =
         MoeOptions { combine: Combine::F32, gate_first: false, overlap: false, ..plain.clone() };
     cases.push(case(shape(5, 2, 72, 64), 9, wide));
@@ -94,16 +109,18 @@ impl Layer {
         // Exact in bf16, so that both formats of logits say the same.
         let logits: Vec<f32> =
             (0..tokens * s.experts).map(|_| suite::normal(rng, 2.0).to_f32()).collect();
-        let (routed, _) = reference::route_as_device(
-            &logits,
-            s.experts,
-            s.top_k,
-            &RouterSpec::softmax(),
-            DeviceRouting::default(),
-        )
-        .unwrap();
         let weights = LayerWeights::new(s, w13, w2).unwrap();
-        Self { case, weights, x, logits, routed }
+        let mut layer = Self { case, weights, x, logits: Vec::new(), routed: Routed::default() };
+        layer.route(logits);
+        layer
+    }
+
+    /// Chooses experts by these logits.
+    fn route(&mut self, logits: Vec<f32>) {
+        let s = &self.case.shape;
+        let (spec, device) = (RouterSpec::softmax(), DeviceRouting::default());
+        let routed = reference::route_as_device(&logits, s.experts, s.top_k, &spec, device);
+        (self.logits, self.routed) = (logits, routed.unwrap().0);
     }
 
     fn ids(&self) -> Vec<i32> {
@@ -132,12 +149,24 @@ impl Layer {
     }
 
     fn routing(&self, capsule: &mut Capsule) -> Routing {
-        if self.case.chosen {
-            let ids = suite::input(capsule, &suite::bytes_i32(&self.ids()));
-            let weights = suite::input(capsule, &suite::bytes_f32(&self.routed.weights));
-            return Routing::Chosen { ids, weights };
-        }
         let experts = self.case.shape.experts;
+        match self.case.source {
+            Source::Logits => {}
+            Source::Chosen => {
+                let ids = suite::input(capsule, &suite::bytes_i32(&self.ids()));
+                let weights = suite::input(capsule, &suite::bytes_f32(&self.routed.weights));
+                return Routing::Chosen { ids, weights };
+            }
+            Source::Gate => {
+                let rng = &mut suite::rng(99);
+                let gate: Vec<bf16> = (0..experts * self.case.shape.hidden)
+                    .map(|_| suite::normal(rng, 0.25))
+                    .collect();
+                let region = capsule.allocate(4 * self.logits.len() as u64).unwrap();
+                let gate = suite::input(capsule, &suite::bytes_bf16(&gate));
+                return Routing::Gate { gate, logits: Matrix::dense(region, experts as u64) };
+            }
+        }
         let (bytes, size) = match self.case.format {
             LogitFormat::F32 => (suite::bytes_f32(&self.logits), 4),
             LogitFormat::Bf16 => {
@@ -157,7 +186,7 @@ pub(crate) fn check(case: &Case, seed: u64, run: &Run) -> Result<Vec<&'static st
 }
 
 fn check_stages(case: &Case, seed: u64, run: &Run) -> Result<Vec<&'static str>, String> {
-    let layer = Layer::new(case.clone(), seed);
+    let mut layer = Layer::new(case.clone(), seed);
     let (s, opt) = (&case.shape, &case.opt);
     let capsule = &mut run.capsule();
     let told = |e: moe_frontier::Error| e.to_string();
@@ -173,6 +202,9 @@ fn check_stages(case: &Case, seed: u64, run: &Run) -> Result<Vec<&'static str>, 
         MoeInput { tokens: case.tokens, x, routing, out: Matrix::dense(out, s.hidden as u64) };
     moe_forward(capsule, &plan, &buffers, opt, &input, &workspace).map_err(told)?;
     capsule.synchronize().map_err(told)?;
+    if let Routing::Gate { logits, .. } = routing {
+        layer.route(suite::read_f32(capsule, logits.region)?);
+    }
     Stages { layer: &layer, plan: &plan, workspace: &workspace, out }.check(capsule)?;
     Ok(capsule.launched().to_vec())
 }
@@ -189,7 +221,7 @@ impl Stages<'_> {
     fn check(&self, capsule: &mut Capsule) -> Outcome {
         let piece = |piece| self.workspace.piece(piece).map_err(|e| e.to_string());
         let layer = self.layer;
-        if !layer.case.chosen {
+        if layer.case.source != Source::Chosen {
             let ids = suite::read_i32(capsule, piece(Piece::TopkIds)?)?;
             let weights = suite::read_f32(capsule, piece(Piece::TopkWeights)?)?;
             if ids != layer.ids() || weights != layer.routed.weights {
@@ -283,14 +315,14 @@ pub(crate) fn check_repeats(run: &Run) -> Outcome {
         shape: shape(4, 2, 72, 64),
         tokens: 23,
         format: LogitFormat::F32,
-        chosen: false,
+        source: Source::Logits,
         opt: MoeOptions { up: Some("grouped_gemm_bf16_up_m16".into()), ..MoeOptions::default() },
     };
     let layer = Layer::new(case.clone(), run.seed);
     let s = &case.shape;
     let mut outputs = Vec::new();
-    let whole = Workspace::bytes(s, case.tokens, &DEVICE, &case.opt).map_err(told)?;
-    for limit in [None, Some(whole.bytes / 2)] {
+    let part = Workspace::bytes(s, case.tokens / 3, &DEVICE, &case.opt).map_err(told)?;
+    for limit in [None, Some(part.bytes)] {
         let opt = MoeOptions { workspace_limit: limit, ..case.opt.clone() };
         let plan = Plan::choose(s, case.tokens, case.format, &DEVICE, &opt).map_err(told)?;
         if limit.is_some() && plan.chunk_tokens >= case.tokens {

@@ -53,7 +53,7 @@ fn expected() -> Vec<(String, i64)> {
     constant("sizeof(TensorMap)", 128);
     constant("kMaxExperts", params::MAX_EXPERTS);
     constant("kMaxTopK", params::MAX_TOP_K);
-    constant("kMaxGroups", 32);
+    constant("kMaxGroups", params::MAX_GROUPS);
     constant("kAlignSmallPairs", 4096);
     constant("kStatusNonFiniteLogit", params::STATUS_NON_FINITE_LOGIT);
     constant("kStatusBadExpertId", params::STATUS_BAD_EXPERT_ID);

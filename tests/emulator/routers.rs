@@ -3,10 +3,10 @@
 use half::bf16;
 use moe_frontier::config::{RouterConfig, Scoring};
 use moe_frontier::gpu::params::{STATUS_NON_FINITE_LOGIT, WorkspaceHeader};
-use moe_frontier::gpu::{Launcher, Region};
+use moe_frontier::gpu::{Capsule, Launcher, Region};
 use moe_frontier::kernels::RouterSpec;
-use moe_frontier::kernels::gpu::LogitFormat;
-use moe_frontier::kernels::gpu::launches::{RouterLaunch, router_topk};
+use moe_frontier::kernels::gpu::launches::{GateInput, RouterLaunch, router_topk};
+use moe_frontier::kernels::gpu::{LogitFormat, Matrix};
 use moe_frontier::kernels::reference::{self, DeviceRouting};
 use moe_frontier::kernels::stages::PaddedAlignment;
 use rand::Rng;
@@ -39,6 +39,8 @@ struct Case {
     device: DeviceRouting,
     /// Rows of a tile, when the router aligns as well.
     align: Option<u32>,
+    /// Hidden size, when the router computes its logits.
+    gate: Option<usize>,
 }
 
 fn spec(scoring: Scoring) -> RouterSpec {
@@ -65,12 +67,14 @@ fn cases(small: bool) -> Vec<Case> {
         format: LogitFormat::F32,
         device: DeviceRouting::default(),
         align: None,
+        gate: None,
     };
     let with = |case: Case, spec| Case { spec, ..case };
     let mut cases = vec![
         Case { align: Some(8), ..plain(8, 2, 17, Logits::Normal) },
         with(plain(72, 6, 3, Logits::Ties), spec(Scoring::SoftmaxOverTopK)),
         with(plain(64, 8, 5, Logits::Extreme), grouped(Scoring::Sigmoid, 64, (8, 4))),
+        Case { gate: Some(72), align: Some(8), ..plain(9, 2, 5, Logits::Normal) },
     ];
     if small {
         return cases;
@@ -99,6 +103,8 @@ fn cases(small: bool) -> Vec<Case> {
             device: top1,
             ..with(plain(64, 4, 9, Logits::Normal), grouped(Scoring::Sigmoid, 64, (8, 3)))
         },
+        Case { gate: Some(136), ..with(plain(40, 4, 16, Logits::Normal), spec(Scoring::Sigmoid)) },
+        Case { gate: Some(2056), ..plain(3, 1, 1, Logits::Normal) },
         Case { device: shared, align: Some(16), ..plain(20, 3, 40, Logits::Normal) },
         Case { align: Some(4), ..plain(128, 8, 30, Logits::Extreme) },
     ]);
@@ -134,40 +140,74 @@ pub(crate) fn check(run: &Run, small: bool) -> Outcome {
     batch.finish()
 }
 
+/// Rows of x and of the router's weights, when the router computes its logits.
+struct Gate {
+    x: Vec<bf16>,
+    weights: Vec<bf16>,
+    hidden: usize,
+}
+
+impl Gate {
+    fn new(hidden: usize, case: &Case, rng: &mut ChaCha8Rng) -> Self {
+        let mut rows = |count: u32, scale| -> Vec<bf16> {
+            (0..count as usize * hidden).map(|_| suite::normal(rng, scale)).collect()
+        };
+        Self { x: rows(case.tokens, 1.0), weights: rows(case.experts, 0.25), hidden }
+    }
+
+    /// Whether logits `[tokens, experts]` are those of the rows.
+    fn compare(&self, logits: &[f32], experts: usize) -> Outcome {
+        for (i, &got) in logits.iter().enumerate() {
+            let row = |of: &[bf16], at: usize| of[at * self.hidden..][..self.hidden].to_vec();
+            let (x, gate) = (row(&self.x, i / experts), row(&self.weights, i % experts));
+            let terms = || x.iter().zip(&gate).map(|(a, b)| a.to_f64() * b.to_f64());
+            let (value, absolute): (f64, f64) = (terms().sum(), terms().map(f64::abs).sum());
+            let bound = 4.0 * (self.hidden as f64).sqrt() * f64::from(f32::EPSILON) * absolute;
+            if !suite::within(f64::from(got), &reference::Exact { value, bound }) {
+                return Err(format!("logit {i} is {got}, not {value} +- {bound}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Logits in device memory: given, or room for those that the router computes.
+fn place_logits(capsule: &mut Capsule, case: &Case, logits: &[f32]) -> Matrix {
+    let experts = case.experts as usize;
+    match (case.gate, case.format) {
+        (Some(_), _) => {
+            let region = capsule.allocate(4 * logits.len() as u64).unwrap();
+            Matrix::dense(region, u64::from(case.experts))
+        }
+        (None, LogitFormat::F32) => {
+            suite::input_view(capsule, &suite::bytes_f32(logits), experts, 4)
+        }
+        (None, LogitFormat::Bf16) => {
+            let narrow: Vec<bf16> = logits.iter().map(|&l| bf16::from_f32(l)).collect();
+            suite::input_view(capsule, &suite::bytes_bf16(&narrow), experts, 2)
+        }
+    }
+}
+
 fn prepare(case: Case, seed: u64, batch: &mut Batch) -> Outcome {
     let rng = &mut suite::rng(seed);
     let logits = logits_of(&case, rng);
+    let gate = case.gate.map(|hidden| Gate::new(hidden, &case, rng));
     let capsule = &mut batch.capsule;
-    let (bytes, size) = match case.format {
-        LogitFormat::F32 => (suite::bytes_f32(&logits), 4),
-        LogitFormat::Bf16 => {
-            let narrow: Vec<bf16> = logits.iter().map(|&l| bf16::from_f32(l)).collect();
-            (suite::bytes_bf16(&narrow), 2)
-        }
-    };
-    let view = suite::input_view(capsule, &bytes, case.experts as usize, size);
-    let slots = case.top_k + u32::from(case.device.shared);
-    let pairs = case.tokens * slots;
+    let view = place_logits(capsule, &case, &logits);
+    let pairs = case.tokens * (case.top_k + u32::from(case.device.shared));
     let bias = case.spec.config.bias;
     let bias = bias.then(|| suite::input(capsule, &suite::bytes_f32(&case.spec.bias)));
-    let (routed, nan) = reference::route_as_device(
-        &logits,
-        case.experts as usize,
-        case.top_k as usize,
-        &case.spec,
-        case.device,
-    )
-    .map_err(|e| e.to_string())?;
-    let ids: Vec<i32> = routed.ids.iter().map(|id| id.cast_signed()).collect();
     let experts = case.experts + u32::from(case.device.shared);
-    let block_m = case.align.unwrap_or(1);
-    let table = PaddedAlignment::new(&ids, experts.cast_signed(), block_m.cast_signed());
-    let tables = Tables::new(capsule, pairs, experts, &table);
-    let topk_ids = capsule.allocate(4 * u64::from(pairs)).unwrap();
-    let topk_weights = capsule.allocate(4 * u64::from(pairs)).unwrap();
+    let tables = Tables::for_any(capsule, pairs, experts, case.align.unwrap_or(1));
     let launch = RouterLaunch {
         logits: view,
         format: case.format,
+        gate: gate.as_ref().map(|g| GateInput {
+            x: suite::input_view(capsule, &suite::bytes_bf16(&g.x), g.hidden, 2),
+            gate: suite::input(capsule, &suite::bytes_bf16(&g.weights)),
+            hidden: u32::try_from(g.hidden).unwrap(),
+        }),
         tokens: case.tokens,
         experts: case.experts,
         top_k: case.top_k,
@@ -175,28 +215,55 @@ fn prepare(case: Case, seed: u64, batch: &mut Batch) -> Outcome {
         bias,
         group_top1: case.device.group_top1,
         shared: case.device.shared,
-        topk_ids,
-        topk_weights,
+        topk_ids: capsule.allocate(4 * u64::from(pairs)).unwrap(),
+        topk_weights: capsule.allocate(4 * u64::from(pairs)).unwrap(),
         header: tables.buffers.header,
         align: case.align.map(|block_m| (tables.buffers, block_m)),
         overlaps: true,
     };
     router_topk(capsule, &launch).map_err(|e| e.to_string())?;
-    let aligns = case.align.is_some();
-    batch.check(format!("router {case:?} data seed {seed}"), move |capsule| {
-        compare_ids(&suite::read_i32(capsule, topk_ids)?, &ids, slots)?;
-        compare_weights(&suite::read_f32(capsule, topk_weights)?, &routed.weights, slots)?;
-        let header = header(capsule, tables.buffers.header)?;
-        let status = if nan { STATUS_NON_FINITE_LOGIT } else { 0 };
-        if header.status != status {
-            return Err(format!("status {} instead of {status}", header.status));
+    let (topk_ids, topk_weights) = (launch.topk_ids, launch.topk_weights);
+    let name = format!("router {case:?} data seed {seed}");
+    batch.check(name, move |capsule| {
+        let mut logits = logits;
+        if let Some(gate) = gate {
+            logits = suite::read_f32(capsule, view.region)?;
+            gate.compare(&logits, case.experts as usize)?;
         }
-        if header.tickets.iter().any(|&t| t != 0) {
-            return Err(format!("tickets are left at {:?}", header.tickets));
-        }
-        if aligns { alignment::compare(capsule, &tables, &table) } else { Ok(()) }
+        let ids = suite::read_i32(capsule, topk_ids)?;
+        let weights = suite::read_f32(capsule, topk_weights)?;
+        compare_choice(capsule, &case, &logits, (&ids, &weights), &tables)
     });
     Ok(())
+}
+
+/// Whether ids, weights, status and tables follow from the logits.
+fn compare_choice(
+    capsule: &mut Capsule,
+    case: &Case,
+    logits: &[f32],
+    (ids, weights): (&[i32], &[f32]),
+    tables: &Tables,
+) -> Outcome {
+    let (experts, top_k) = (case.experts as usize, case.top_k as usize);
+    let (routed, nan) = reference::route_as_device(logits, experts, top_k, &case.spec, case.device)
+        .map_err(|e| e.to_string())?;
+    let wanted: Vec<i32> = routed.ids.iter().map(|id| id.cast_signed()).collect();
+    let slots = case.top_k + u32::from(case.device.shared);
+    compare_ids(ids, &wanted, slots)?;
+    compare_weights(weights, &routed.weights, slots)?;
+    let header = header(capsule, tables.buffers.header)?;
+    let status = if nan { STATUS_NON_FINITE_LOGIT } else { 0 };
+    if header.status != status {
+        return Err(format!("status {} instead of {status}", header.status));
+    }
+    if header.tickets.iter().any(|&t| t != 0) {
+        return Err(format!("tickets are left at {:?}", header.tickets));
+    }
+    let Some(block_m) = case.align else { return Ok(()) };
+    let experts = case.experts + u32::from(case.device.shared);
+    let table = PaddedAlignment::new(&wanted, experts.cast_signed(), block_m.cast_signed());
+    alignment::compare(capsule, tables, &table)
 }
 
 pub(crate) fn header(

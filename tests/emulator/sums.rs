@@ -10,7 +10,7 @@ use rand::seq::SliceRandom;
 
 use crate::suite::{self, Batch, Outcome, Run};
 
-/// (tokens, hidden, top_k, output in single precision).
+/// (tokens, hidden, `top_k`, output in single precision).
 const SMALL: [(usize, usize, usize, bool); 2] = [(1, 8, 1, false), (3, 72, 2, true)];
 const LARGE: [(usize, usize, usize, bool); 4] =
     [(17, 136, 3, false), (66, 64, 9, true), (2, 2056, 8, false), (130, 192, 17, false)];

@@ -303,14 +303,13 @@ impl<L: Launcher> LoadedLayer for GpuLayer<'_, L> {
         let mut launcher = self.backend.launcher();
         let mut total = 0.0;
         for &set in sets {
-            let recording = match self.recordings.get(&(stage, set)) {
-                Some(recording) => *recording,
-                None => {
-                    let made = launcher.record(&mut |l| self.launch(l, stage, set))?;
-                    let Some(made) = made else { return Ok(None) };
-                    self.recordings.insert((stage, set), made);
-                    made
-                }
+            let recording = if let Some(recording) = self.recordings.get(&(stage, set)) {
+                *recording
+            } else {
+                let made = launcher.record(&mut |l| self.launch(l, stage, set))?;
+                let Some(made) = made else { return Ok(None) };
+                self.recordings.insert((stage, set), made);
+                made
             };
             total += launcher.time(recording, self.flush)?;
         }

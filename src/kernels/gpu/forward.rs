@@ -5,8 +5,8 @@
 
 use crate::gpu::{Launcher, Region};
 use crate::kernels::gpu::launches::{
-    AlignBuffers, CombineLaunch, ProductLaunch, RouterLaunch, Split, align, combine, product,
-    router_topk,
+    AlignBuffers, CombineLaunch, GateInput, ProductLaunch, RouterLaunch, Split, align, combine,
+    product, router_topk,
 };
 use crate::kernels::gpu::{
     Combine, LogitFormat, Matrix, MoeOptions, Piece, Plan, Workspace, options,
@@ -40,6 +40,13 @@ pub enum Routing {
         logits: Matrix,
         /// Their format.
         format: LogitFormat,
+    },
+    /// Logits that the router computes itself, from the layer's input; for at most 16 tokens.
+    Gate {
+        /// The router's weights, `bf16[experts, hidden]`.
+        gate: Region,
+        /// Where it puts the logits, `f32[tokens, experts]`.
+        logits: Matrix,
     },
     /// Chosen by the caller. An id that is not below the number of experts sets a status bit and its
     /// pair counts as absent.
@@ -180,9 +187,9 @@ impl Chunk<'_> {
             Stage::Layer => self.run(launcher),
             Stage::Router => match self.input.routing {
                 Routing::Chosen { .. } => refused("the caller chose the experts: no router runs"),
-                Routing::Logits { .. } => self.router(launcher, overlaps).map(|_| ()),
+                Routing::Logits { .. } | Routing::Gate { .. } => self.router(launcher, overlaps),
             },
-            Stage::Align => self.align(launcher, overlaps).map(|_| ()),
+            Stage::Align => self.align(launcher, overlaps),
             Stage::GateUp => product(launcher, &self.up(overlaps)?),
             Stage::Down => {
                 let up = self.up(overlaps)?;
@@ -217,7 +224,7 @@ impl Chunk<'_> {
 
     /// Routes if need be, aligns, and returns where the weights of the pairs lie.
     fn route(&self, launcher: &mut dyn Launcher, overlaps: bool) -> Result<Region> {
-        if matches!(self.input.routing, Routing::Logits { .. }) {
+        if !matches!(self.input.routing, Routing::Chosen { .. }) {
             self.router(launcher, overlaps)?;
             if self.plan.fuse_align {
                 return self.pair_weights();
@@ -228,14 +235,21 @@ impl Chunk<'_> {
     }
 
     fn router(&self, launcher: &mut dyn Launcher, overlaps: bool) -> Result<()> {
-        let Routing::Logits { logits, format } = self.input.routing else {
-            return Ok(());
-        };
         let shape = &self.layer.shape;
+        let (logits, format, gate) = match self.input.routing {
+            Routing::Chosen { .. } => return Ok(()),
+            Routing::Logits { logits, format } => (logits, format, None),
+            Routing::Gate { gate, logits } => {
+                let x = self.input.x.rows_from(u64::from(self.first), 2)?;
+                let gate = GateInput { x, gate, hidden: size(shape.hidden)? };
+                (logits, LogitFormat::F32, Some(gate))
+            }
+        };
         let buffers = AlignBuffers::of(self.workspace)?;
         let router = RouterLaunch {
             logits: logits.rows_from(u64::from(self.first), format.bytes())?,
             format,
+            gate,
             tokens: self.tokens,
             experts: size(shape.experts)?,
             top_k: size(shape.top_k)?,
@@ -265,7 +279,9 @@ impl Chunk<'_> {
     /// Where the weights of this chunk's pairs lie: the router's, or the caller's.
     fn pair_weights(&self) -> Result<Region> {
         match self.input.routing {
-            Routing::Logits { .. } => self.workspace.piece(Piece::TopkWeights),
+            Routing::Logits { .. } | Routing::Gate { .. } => {
+                self.workspace.piece(Piece::TopkWeights)
+            }
             Routing::Chosen { weights, .. } => self.of_pairs(weights),
         }
     }

@@ -20,6 +20,6 @@ pub use launches::Matrix;
 pub use options::{Combine, LogitFormat, MoeOptions, WeightFormat};
 pub use plan::{Plan, Thresholds};
 pub use registry::{
-    ALIGN, COMBINE, Family, GATE, PRODUCTS, Product, ProductKernel, ROUTERS, kernel_names,
+    ALIGN, COMBINE, Family, PRODUCTS, Product, ProductKernel, ROUTER_GATE, ROUTERS, kernel_names,
 };
 pub use workspace::{Piece, Workspace, WorkspaceLayout};

@@ -206,22 +206,27 @@ fn path(rows: f64, device: &DeviceFacts, opt: &MoeOptions) -> Result<(Family, u3
             format!("compute capability {major}.{minor}; the kernels need 8.0"),
         ));
     }
-    let fast = opt.combine == Combine::Fast;
-    if opt.weights == WeightFormat::E4m3 || (rows <= t.gemv && !fast) {
+    let (fast, narrow) = (opt.combine == Combine::Fast, opt.weights == WeightFormat::E4m3);
+    if rows <= t.gemv && !fast {
         return Ok((Family::Gemv, 4));
     }
     // Counts scatter around their mean by its square root. An expert that fills a second tile has its
     // weights read twice, so the tile holds one deviation more than the mean.
     let with_room = rows + rows.sqrt();
     let smallest = |sizes: &[u32]| sizes.iter().copied().find(|&s| with_room <= f64::from(s));
-    if !Family::Sm90.runs_on(device) || (fast && rows <= t.rows64) {
-        return Ok((Family::Generic, smallest(&[16, 32, 64]).unwrap_or(128)));
+    // Generic tiles of 8-bit weights have at most 64 rows.
+    let generic = smallest(&[16, 32, 64]).unwrap_or(if narrow { 64 } else { 128 });
+    if !Family::Sm90.runs_on(device) || (fast && (narrow || rows <= t.rows64)) {
+        return Ok((Family::Generic, generic));
     }
     if fast {
         return Ok((Family::Sm90, 128));
     }
     if let Some(block_m) = smallest(&[8, 16, 32, 64]) {
         return Ok((Family::SwapAb, block_m));
+    }
+    if narrow {
+        return Ok((Family::Generic, generic));
     }
     let block_m = match rows {
         r if r <= t.rows64 => 64,
@@ -272,11 +277,9 @@ fn find(
             && kernel.weights == opt.weights
             && runs(kernel, device)
     };
-    let wide = shape.inter >= Thresholds::INITIAL.wide_down;
-    let rank = |kernel: &&ProductKernel| {
-        let width = if wide { u32::MAX - kernel.columns } else { kernel.columns };
-        (kernel.family != family, width)
-    };
+    let short = product != Product::Up && shape.inter < Thresholds::INITIAL.wide_down;
+    let rank =
+        |kernel: &&ProductKernel| (kernel.family != family, if short { kernel.columns } else { 0 });
     PRODUCTS.iter().filter(fits).min_by_key(rank).ok_or_else(|| {
         Error::usage(
             "kernel",
@@ -444,6 +447,10 @@ mod tests {
         let opt = MoeOptions { weights: WeightFormat::E4m3, ..MoeOptions::default() };
         let plan = plan_with(&QWEN3, 4, &DeviceFacts::H100, &opt);
         assert_eq!((plan.up.name, plan.down.name), ("gemv_w8_up", "gemv_w8_down"));
+        let up = |tokens, device| plan_with(&QWEN3, tokens, device, &opt).up.name;
+        assert_eq!(up(150, &DeviceFacts::H100), "swap_ab_sm90_e4m3_up_n16");
+        assert_eq!(up(16_384, &DeviceFacts::H100), "grouped_gemm_w8_up_m64");
+        assert_eq!(up(150, &L4), "grouped_gemm_w8_up_m16");
         let odd = MoeShape { hidden: 2056, ..QWEN3 };
         assert!(Plan::choose(&odd, 4, LogitFormat::F32, &DeviceFacts::H100, &opt).is_err());
     }

@@ -81,6 +81,7 @@ impl ProductKernel {
 }
 
 use Product::{Down, DownFast, Up};
+use WeightFormat::{Bf16, E4m3};
 
 const fn generic(
     product: Product,
@@ -94,7 +95,7 @@ const fn generic(
         name,
         product,
         family: Family::Generic,
-        weights: WeightFormat::Bf16,
+        weights: Bf16,
         block_m,
         threads,
         shared_bytes,
@@ -102,6 +103,17 @@ const fn generic(
         columns,
         box_rows: 0,
     }
+}
+
+const fn generic_w8(
+    product: Product,
+    name: &'static str,
+    block_m: u32,
+    launch: (u32, u32),
+) -> ProductKernel {
+    let columns = if matches!(product, Up) { 64 } else { 128 };
+    let kernel = generic(product, name, block_m, 128, launch, columns);
+    ProductKernel { weights: E4m3, ..kernel }
 }
 
 const fn gemv(
@@ -137,7 +149,7 @@ const fn sm90(
         name,
         product,
         family: Family::Sm90,
-        weights: WeightFormat::Bf16,
+        weights: Bf16,
         block_m,
         threads: 384,
         shared_bytes,
@@ -149,18 +161,23 @@ const fn sm90(
 
 const fn swap_ab(
     product: Product,
+    weights: WeightFormat,
     name: &'static str,
     block_m: u32,
-    threads: u32,
-    stages: u32,
+    (threads, stages): (u32, u32),
 ) -> ProductKernel {
-    // 32 KiB of weights and the rows of one or two halves of the depth.
-    let stage = 32 * 1024 + 128 * block_m * if matches!(product, Up) { 1 } else { 2 };
+    // Tiles of tokens in a stage: one for each 128 bytes of bf16 that its depth of weights meets.
+    let tiles = match (product, weights) {
+        (Up, Bf16) => 1,
+        (Up, E4m3) | (_, Bf16) => 2,
+        (_, E4m3) => 4,
+    };
+    let stage = 32 * 1024 + 128 * block_m * tiles;
     ProductKernel {
         name,
         product,
         family: Family::SwapAb,
-        weights: WeightFormat::Bf16,
+        weights,
         block_m,
         threads,
         // Alignment, ring, staging of the results, two barriers a stage, two tickets.
@@ -171,12 +188,12 @@ const fn swap_ab(
     }
 }
 
-/// Every kernel of a grouped product.
+/// Every kernel of a grouped product. Where several fit a plan, the first is taken.
 pub const PRODUCTS: &[ProductKernel] = &[
-    gemv(Up, "gemv_bf16_up", WeightFormat::Bf16, 5, 4),
-    gemv(Down, "gemv_bf16_down", WeightFormat::Bf16, 5, 8),
-    gemv(Up, "gemv_w8_up", WeightFormat::E4m3, 4, 4),
-    gemv(Down, "gemv_w8_down", WeightFormat::E4m3, 4, 8),
+    gemv(Up, "gemv_bf16_up", Bf16, 5, 4),
+    gemv(Down, "gemv_bf16_down", Bf16, 5, 8),
+    gemv(Up, "gemv_w8_up", E4m3, 4, 4),
+    gemv(Down, "gemv_w8_down", E4m3, 4, 8),
     generic(Up, "grouped_gemm_bf16_up_m16", 16, 128, (73_984, 3), 64),
     generic(Up, "grouped_gemm_bf16_up_m32", 32, 128, (82_176, 2), 64),
     generic(Up, "grouped_gemm_bf16_up_m64", 64, 128, (73_984, 3), 64),
@@ -189,22 +206,43 @@ pub const PRODUCTS: &[ProductKernel] = &[
     generic(DownFast, "grouped_gemm_bf16_down_fast_m32", 32, 128, (82_176, 2), 128),
     generic(DownFast, "grouped_gemm_bf16_down_fast_m64", 64, 128, (73_984, 3), 128),
     generic(DownFast, "grouped_gemm_bf16_down_fast_m128", 128, 256, (98_560, 1), 256),
+    generic_w8(Up, "grouped_gemm_w8_up_m16", 16, (61_696, 3)),
+    generic_w8(Up, "grouped_gemm_w8_up_m32", 32, (98_560, 2)),
+    generic_w8(Up, "grouped_gemm_w8_up_m64", 64, (98_560, 2)),
+    generic_w8(Down, "grouped_gemm_w8_down_m16", 16, (61_696, 3)),
+    generic_w8(Down, "grouped_gemm_w8_down_m32", 32, (98_560, 2)),
+    generic_w8(Down, "grouped_gemm_w8_down_m64", 64, (98_560, 2)),
+    generic_w8(DownFast, "grouped_gemm_w8_down_fast_m16", 16, (61_696, 3)),
+    generic_w8(DownFast, "grouped_gemm_w8_down_fast_m32", 32, (98_560, 2)),
+    generic_w8(DownFast, "grouped_gemm_w8_down_fast_m64", 64, (98_560, 2)),
     sm90(Up, "grouped_gemm_sm90_bf16_up_m64n256", 64, 128, 128, 197_696),
     sm90(Up, "grouped_gemm_sm90_bf16_up_m128n256", 128, 128, 128, 230_464),
+    sm90(Up, "grouped_gemm_sm90_bf16_up_m128n192", 128, 96, 96, 197_696),
     sm90(Up, "grouped_gemm_sm90_bf16_up_m256n128", 256, 64, 64, 230_464),
+    sm90(Up, "grouped_gemm_sm90_bf16_up_m256n192", 256, 96, 96, 205_872),
     sm90(Down, "grouped_gemm_sm90_bf16_down_m64n256", 64, 256, 256, 197_696),
     sm90(Down, "grouped_gemm_sm90_bf16_down_m128n256", 128, 256, 256, 230_464),
+    sm90(Down, "grouped_gemm_sm90_bf16_down_m128n192", 128, 192, 192, 197_696),
     sm90(Down, "grouped_gemm_sm90_bf16_down_m128n128", 128, 128, 128, 230_496),
     sm90(Down, "grouped_gemm_sm90_bf16_down_m256n128", 256, 128, 128, 230_464),
+    sm90(Down, "grouped_gemm_sm90_bf16_down_m256n192", 256, 192, 192, 205_872),
     sm90(DownFast, "grouped_gemm_sm90_bf16_down_fast_m128n256", 128, 256, 256, 222_256),
-    swap_ab(Up, "swap_ab_sm90_bf16_up_n8", 8, 352, 6),
-    swap_ab(Up, "swap_ab_sm90_bf16_up_n16", 16, 416, 6),
-    swap_ab(Up, "swap_ab_sm90_bf16_up_n32", 32, 416, 6),
-    swap_ab(Up, "swap_ab_sm90_bf16_up_n64", 64, 416, 5),
-    swap_ab(Down, "swap_ab_sm90_bf16_down_n8", 8, 288, 6),
-    swap_ab(Down, "swap_ab_sm90_bf16_down_n16", 16, 288, 6),
-    swap_ab(Down, "swap_ab_sm90_bf16_down_n32", 32, 288, 5),
-    swap_ab(Down, "swap_ab_sm90_bf16_down_n64", 64, 288, 4),
+    swap_ab(Up, Bf16, "swap_ab_sm90_bf16_up_n8", 8, (352, 6)),
+    swap_ab(Up, Bf16, "swap_ab_sm90_bf16_up_n16", 16, (416, 6)),
+    swap_ab(Up, Bf16, "swap_ab_sm90_bf16_up_n32", 32, (416, 6)),
+    swap_ab(Up, Bf16, "swap_ab_sm90_bf16_up_n64", 64, (416, 5)),
+    swap_ab(Down, Bf16, "swap_ab_sm90_bf16_down_n8", 8, (288, 6)),
+    swap_ab(Down, Bf16, "swap_ab_sm90_bf16_down_n16", 16, (288, 6)),
+    swap_ab(Down, Bf16, "swap_ab_sm90_bf16_down_n32", 32, (288, 5)),
+    swap_ab(Down, Bf16, "swap_ab_sm90_bf16_down_n64", 64, (288, 4)),
+    swap_ab(Up, E4m3, "swap_ab_sm90_e4m3_up_n8", 8, (320, 6)),
+    swap_ab(Up, E4m3, "swap_ab_sm90_e4m3_up_n16", 16, (384, 6)),
+    swap_ab(Up, E4m3, "swap_ab_sm90_e4m3_up_n32", 32, (384, 5)),
+    swap_ab(Up, E4m3, "swap_ab_sm90_e4m3_up_n64", 64, (384, 4)),
+    swap_ab(Down, E4m3, "swap_ab_sm90_e4m3_down_n8", 8, (384, 6)),
+    swap_ab(Down, E4m3, "swap_ab_sm90_e4m3_down_n16", 16, (384, 5)),
+    swap_ab(Down, E4m3, "swap_ab_sm90_e4m3_down_n32", 32, (384, 4)),
+    swap_ab(Down, E4m3, "swap_ab_sm90_e4m3_down_n64", 64, (384, 3)),
 ];
 
 /// The kernel of a grouped product with this name.
@@ -214,8 +252,8 @@ pub(crate) fn product_kernel(name: &str) -> Option<&'static ProductKernel> {
 
 /// Entry points of the router, by the format of the logits: f32, bf16.
 pub const ROUTERS: [&str; 2] = ["router_topk_f32", "router_topk_bf16"];
-/// Entry point of the router that computes its logits itself. No plan chooses it yet.
-pub const GATE: &str = "router_topk_gate_bf16";
+/// Entry point of the router that computes its logits.
+pub const ROUTER_GATE: &str = "router_topk_gate_bf16";
 /// Entry points of align: of few pairs, then the three of many.
 pub const ALIGN: [&str; 4] = ["align_small", "align_histogram", "align_scan", "align_scatter"];
 /// Entry point of the weighted sum.
@@ -234,7 +272,7 @@ pub fn kernel_names() -> Vec<&'static str> {
     let mut names: Vec<&str> = PRODUCTS.iter().map(|kernel| kernel.name).collect();
     names.extend(ROUTERS);
     names.extend(ALIGN);
-    names.push(COMBINE);
+    names.extend([ROUTER_GATE, COMBINE]);
     names
 }
 

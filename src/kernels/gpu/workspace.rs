@@ -7,7 +7,7 @@ use crate::gpu::params::WorkspaceHeader;
 use crate::gpu::{DeviceFacts, Launcher, Region};
 use crate::kernels::MoeShape;
 use crate::kernels::gpu::launches::split_bytes;
-use crate::kernels::gpu::{Combine, Family, MoeOptions, PRODUCTS, WeightFormat, options};
+use crate::kernels::gpu::{Combine, Family, MoeOptions, PRODUCTS, options};
 use crate::{Error, Result};
 
 /// Pairs that each block of align's histogram and scatter takes: 128 blocks at 131,072 pairs.
@@ -108,7 +108,7 @@ impl WorkspaceLayout {
         let too_many = || Error::usage("tokens", format!("{rows} padded rows exceed 31 bits"));
         let signed = |n: u64| i32::try_from(n).map(i32::unsigned_abs).map_err(|_| too_many());
         let (capacity_rows, capacity_tiles) = (signed(rows)?, signed(tiles)?);
-        let splits = Family::SwapAb.runs_on(device) && opt.weights == WeightFormat::Bf16;
+        let splits = Family::SwapAb.runs_on(device);
         let blocks = if splits { u64::from(device.sm_count) } else { 0 };
         let matrix = |width: usize| rows.checked_mul(2 * width as u64).ok_or_else(too_many);
         let sizes = [

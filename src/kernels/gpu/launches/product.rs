@@ -1,7 +1,7 @@
 //! Launching a grouped product: gathered rows times `w13` with SwiGLU, or h times `w2`.
 
 use crate::gpu::params::{GemmParams, SplitGemmParams};
-use crate::gpu::{DeviceAddress, Launch, Launcher, ParamBytes, Region, TensorMap};
+use crate::gpu::{DeviceAddress, Element, Launch, Launcher, ParamBytes, Region, TensorMap};
 use crate::kernels::gpu::launches::Matrix;
 use crate::kernels::gpu::{Family, Piece, Product, ProductKernel, WeightFormat, Workspace};
 use crate::{Error, Result};
@@ -211,7 +211,8 @@ impl ProductLaunch {
         }
         let mut maps = vec![self.weight_map(params.b)?];
         if self.kernel.family == Family::SwapAb {
-            if !up {
+            // Rows that meet 8-bit weights are gathered by the kernel.
+            if !up && self.kernel.weights == WeightFormat::Bf16 {
                 maps.push(self.row_map(params.a, self.inter, self.kernel.block_m)?);
             }
             return Ok(maps);
@@ -243,21 +244,23 @@ impl ProductLaunch {
         let (hidden, inter) = (u64::from(self.hidden), u64::from(self.inter));
         let experts = u64::from(self.experts);
         let rows = self.kernel.box_rows;
-        match self.kernel.product {
-            Product::Up => TensorMap::bf16(
-                base,
-                &[
-                    (hidden, 1, BOX_COLUMNS),
-                    (inter, hidden, rows),
-                    (2, inter * hidden, 2),
-                    (experts, 2 * inter * hidden, 1),
-                ],
-            ),
-            Product::Down | Product::DownFast => TensorMap::bf16(
-                base,
-                &[(inter, 1, BOX_COLUMNS), (hidden, inter, rows), (experts, hidden * inter, 1)],
-            ),
-        }
+        // A box is as wide as a swizzled row: 128 bytes.
+        let (element, wide) = match self.kernel.weights {
+            WeightFormat::Bf16 => (Element::Bf16, BOX_COLUMNS),
+            WeightFormat::E4m3 => (Element::U8, 128),
+        };
+        let dims: &[(u64, u64, u32)] = match self.kernel.product {
+            Product::Up => &[
+                (hidden, 1, wide),
+                (inter, hidden, rows),
+                (2, inter * hidden, 2),
+                (experts, 2 * inter * hidden, 1),
+            ],
+            Product::Down | Product::DownFast => {
+                &[(inter, 1, wide), (hidden, inter, rows), (experts, hidden * inter, 1)]
+            }
+        };
+        TensorMap::swizzled(element, base, dims)
     }
 
     /// Padded rows of h or y.

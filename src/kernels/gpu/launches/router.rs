@@ -1,10 +1,12 @@
 //! Launching the router (`kernels/router_topk.cu`): logits to experts and weights.
 
 use crate::config::Scoring;
-use crate::gpu::params::{AlignParams, RouterGateParams, RouterParams, RouterScoring};
+use crate::gpu::params::{
+    AlignParams, MAX_GROUPS, MAX_TOP_K, RouterGateParams, RouterParams, RouterScoring,
+};
 use crate::gpu::{DeviceAddress, Launch, Launcher, ParamBytes, Region};
 use crate::kernels::gpu::launches::{AlignBuffers, Matrix};
-use crate::kernels::gpu::registry::{GATE, router_kernel};
+use crate::kernels::gpu::registry::{ROUTER_GATE, router_kernel};
 use crate::kernels::gpu::{LogitFormat, options};
 use crate::kernels::{MAX_EXPERTS, RouterSpec};
 use crate::{Error, Result};
@@ -12,18 +14,31 @@ use crate::{Error, Result};
 /// Threads of a block, in warps of one row or more.
 const THREADS: u32 = 256;
 const WARPS: u32 = THREADS / 32;
-/// Experts whose logits a block computes.
+/// Experts whose logits one block computes, when the router does so.
 const GATE_EXPERTS: u32 = 2;
-/// Most groups of experts.
-const MAX_GROUPS: usize = 32;
+/// Most tokens of a router that computes its logits: one block routes them all.
+pub(crate) const GATE_TOKENS: u32 = 16;
+
+/// What a router computes its logits from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GateInput {
+    /// `bf16[tokens, hidden]`.
+    pub x: Matrix,
+    /// `bf16[experts, hidden]`.
+    pub gate: Region,
+    /// Hidden size; a multiple of 8.
+    pub hidden: u32,
+}
 
 /// One routing of all tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct RouterLaunch<'a> {
-    /// `[tokens, experts]`.
+    /// `[tokens, experts]`: read, or written where there is a `gate`.
     pub logits: Matrix,
     /// Their format.
     pub format: LogitFormat,
+    /// For at most 16 tokens: computes the logits first, in single precision.
+    pub gate: Option<GateInput>,
     /// Tokens; 0: nothing is launched.
     pub tokens: u32,
     /// Experts that are chosen from.
@@ -54,10 +69,22 @@ impl RouterLaunch<'_> {
     fn validate(&self) -> Result<()> {
         self.spec.validate(self.experts as usize, self.top_k as usize)?;
         let invalid = |name: &str, reason: String| Err(Error::usage(name, reason));
-        if self.top_k > crate::gpu::params::MAX_TOP_K {
-            return invalid("top_k", format!("{} is above the kernels' 32", self.top_k));
+        if self.top_k > MAX_TOP_K {
+            return invalid("top_k", format!("{} is above the kernels' {MAX_TOP_K}", self.top_k));
         }
-        if self.spec.config.n_group > MAX_GROUPS {
+        if self.gate.is_some() && self.format != LogitFormat::F32 {
+            return invalid("logits", "the router computes them in single precision".into());
+        }
+        if self.gate.is_some() && self.tokens > GATE_TOKENS {
+            return invalid(
+                "tokens",
+                format!(
+                    "{} are above the {GATE_TOKENS} whose logits a router computes",
+                    self.tokens
+                ),
+            );
+        }
+        if self.spec.config.n_group > MAX_GROUPS as usize {
             return invalid(
                 "n_group",
                 format!("{} is above the kernels' {MAX_GROUPS}", self.spec.config.n_group),
@@ -78,16 +105,6 @@ impl RouterLaunch<'_> {
             .ok()
             .filter(|&p| u64::from(p) <= options::MAX_PAIRS)
             .ok_or_else(|| Error::usage("tokens", format!("{pairs} pairs are too many")))
-    }
-
-    /// The rows' scores, which a fused align may take over, and the slack of the arena.
-    fn shared_bytes(&self) -> u32 {
-        let scores = 4 * THREADS * self.experts.div_ceil(32);
-        let align = match self.align {
-            Some(_) => 22 * (self.experts + u32::from(self.shared)) + 148,
-            None => 0,
-        };
-        scores.max(align) + 16
     }
 
     fn params(&self) -> Result<RouterParams> {
@@ -168,6 +185,36 @@ fn scoring(scoring: Scoring) -> Result<RouterScoring> {
     })
 }
 
+/// Shared memory of a block: scores of eight rows, or later the counters of align.
+fn shared_bytes(router: &RouterLaunch<'_>) -> u32 {
+    let scores = 1024 * router.experts.div_ceil(32);
+    let (scores_slack, align_slack) = if router.gate.is_some() { (20, 144) } else { (16, 148) };
+    let counters = match router.align {
+        Some(_) => 22 * (router.experts + u32::from(router.shared)) + align_slack,
+        None => 0,
+    };
+    counters.max(scores + scores_slack)
+}
+
+fn gate_params(router: &RouterLaunch<'_>, gate: &GateInput) -> Result<RouterGateParams> {
+    if gate.hidden == 0 || !gate.hidden.is_multiple_of(8) {
+        return Err(Error::usage(
+            "hidden",
+            format!("{} is no positive multiple of 8", gate.hidden),
+        ));
+    }
+    let (tokens, hidden) = (u64::from(router.tokens), u64::from(gate.hidden));
+    let bytes = (2 * hidden).checked_mul(u64::from(router.experts));
+    Ok(RouterGateParams {
+        router: router.params()?,
+        x: gate.x.checked("x", (tokens, hidden), 2, 16)?,
+        gate: gate.gate.checked("gate", bytes, 16)?,
+        x_stride: gate.x.stride,
+        hidden: gate.hidden,
+        unused: 0,
+    })
+}
+
 /// Chooses experts and weights for every token.
 ///
 /// # Errors
@@ -180,65 +227,23 @@ pub fn router_topk(launcher: &mut dyn Launcher, router: &RouterLaunch<'_>) -> Re
     // Rows of few experts share a warp, each in the next power of two of lanes.
     let lanes = router.experts.next_power_of_two().min(32);
     let rows = WARPS * (32 / lanes);
-    launcher.launch(&Launch {
-        kernel: router_kernel(router.format),
-        grid: [router.tokens.div_ceil(rows), 1],
-        threads: THREADS,
-        shared_bytes: router.shared_bytes(),
-        maps: Vec::new(),
-        params: ParamBytes::of(&router.params()?),
-        overlaps: router.overlaps,
-    })
-}
-
-/// A router that computes its logits itself.
-#[derive(Clone, Copy, Debug)]
-pub struct RouterGateLaunch<'a> {
-    /// The routing. Its logits are f32, and written by the kernel.
-    pub router: RouterLaunch<'a>,
-    /// `bf16[tokens, hidden]`.
-    pub x: Matrix,
-    /// `bf16[experts, hidden]`, without gaps.
-    pub gate: Region,
-    /// Width of x and of the gate, a multiple of 8.
-    pub hidden: u32,
-}
-
-/// Multiplies x and the gate, then chooses experts and weights for every token, in one launch. Meant
-/// for few tokens: every block reads all of x.
-///
-/// # Errors
-/// [`Error::Usage`] for settings or buffers that do not fit, else as [`Launcher::launch`].
-pub fn router_topk_gate(launcher: &mut dyn Launcher, launch: &RouterGateLaunch<'_>) -> Result<()> {
-    let router = &launch.router;
-    router.validate()?;
-    if router.format != LogitFormat::F32 {
-        return Err(Error::usage("logits", "are computed as f32"));
-    }
-    if launch.hidden == 0 || !launch.hidden.is_multiple_of(8) {
-        return Err(Error::usage("hidden", format!("{} is no multiple of 8", launch.hidden)));
-    }
-    if router.tokens == 0 {
-        return Ok(());
-    }
-    let hidden = u64::from(launch.hidden);
-    let gate_bytes = Some(2 * u64::from(router.experts) * hidden);
-    let params = RouterGateParams {
-        router: router.params()?,
-        x: launch.x.checked("x", (u64::from(router.tokens), hidden), 2, 16)?,
-        gate: launch.gate.checked("gate", gate_bytes, 16)?,
-        x_stride: launch.x.stride,
-        hidden: launch.hidden,
-        unused: 0,
+    let (kernel, blocks, params) = match &router.gate {
+        None => {
+            let params = ParamBytes::of(&router.params()?);
+            (router_kernel(router.format), router.tokens.div_ceil(rows), params)
+        }
+        Some(gate) => {
+            let params = ParamBytes::of(&gate_params(router, gate)?);
+            (ROUTER_GATE, router.experts.div_ceil(GATE_EXPERTS), params)
+        }
     };
     launcher.launch(&Launch {
-        kernel: GATE,
-        grid: [router.experts.div_ceil(GATE_EXPERTS), 1],
+        kernel,
+        grid: [blocks, 1],
         threads: THREADS,
-        // The flag of the last block stays beside the rows' scores.
-        shared_bytes: router.shared_bytes() + 4,
+        shared_bytes: shared_bytes(router),
         maps: Vec::new(),
-        params: ParamBytes::of(&params),
+        params,
         overlaps: router.overlaps,
     })
 }
