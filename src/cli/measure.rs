@@ -59,7 +59,8 @@ pub struct MeasureArgs {
     /// Storage of the weights: bf16 or f32.
     #[arg(long, default_value = "bf16", value_parser = executed_dtype)]
     pub dtype: DType,
-    /// Routing: balanced, uniform, zipf:S, power-law:A, dirichlet:C, hot:SHARE, all-to-one, trace:FILE.
+    /// Routing: balanced, uniform, zipf:S, power-law:A, dirichlet:C, hot:SHARE, all-to-one,
+    /// prototype, trace:FILE.
     #[arg(long, default_value = "uniform")]
     pub routing: String,
     /// Time that the rounds may take; it cuts the list of cells, never the rounds.
