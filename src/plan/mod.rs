@@ -22,3 +22,4 @@ pub(crate) mod sample;
 pub mod sensitivity;
 pub mod size;
 pub mod summary;
+pub mod vllm_bench;
