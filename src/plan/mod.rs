@@ -23,3 +23,4 @@ pub(crate) mod sample;
 pub mod sensitivity;
 pub mod size;
 pub mod summary;
+pub mod vllm_bench;
