@@ -141,22 +141,19 @@ impl DeviceChoice {
             Self::Auto => crate::gpu::probe().ok().and_then(|found| Some(found.first()?.ordinal)),
             Self::Gpu(ordinal) => Some(ordinal),
         };
-        let on_cpu = |work: Box<dyn FnOnce(&dyn MoeBackend, &dyn Target) -> Result<T> + '_>| {
-            if kernels.is_empty() {
-                return work(&CpuBackend::new(), &CpuTarget::default());
-            }
-            Err(Error::usage("--kernel", "kernels are chosen on a GPU; the processor has one"))
-        };
-        let Some(ordinal) = ordinal else {
-            return on_cpu(Box::new(work));
-        };
-        match open_gpu(ordinal, options(kernels)?) {
-            Ok(backend) => work(&backend, &GpuTarget::new(&backend)?),
-            Err(error) if self == Self::Auto => {
+        let opened = match ordinal.map(|ordinal| open_gpu(ordinal, options(kernels)?)) {
+            Some(Err(error)) if self == Self::Auto => {
                 warn(&format!("the GPU is not used: {error}"));
-                on_cpu(Box::new(work))
+                None
             }
-            Err(error) => Err(error),
+            opened => opened.transpose()?,
+        };
+        match opened {
+            Some(backend) => work(&backend, &GpuTarget::new(&backend)?),
+            None if kernels.is_empty() => work(&CpuBackend::new(), &CpuTarget::default()),
+            None => {
+                Err(Error::usage("--kernel", "kernels are chosen on a GPU; the processor has one"))
+            }
         }
     }
 }
