@@ -17,6 +17,7 @@ pub mod outcome;
 pub mod points;
 pub mod price;
 pub mod rank;
+pub mod request_trace;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod sensitivity;
