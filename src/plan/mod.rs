@@ -18,6 +18,7 @@ pub mod over_training;
 pub mod points;
 pub mod price;
 pub mod rank;
+pub mod request_trace;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod sensitivity;

@@ -153,7 +153,10 @@ fn limits(text: &mut String, ways: &[Way]) {
             .iter()
             .filter_map(|(name, e)| e.tpot_mape.map(|mape| (mape * e.n_tpot as f64, name, e)))
             .collect();
-        groups.sort_by(|a, b| b.0.total_cmp(&a.0));
+        groups.sort_by(|a, b| {
+            let each = |g: &(f64, &String, &Errors)| g.0 / g.2.n_tpot as f64;
+            each(b).total_cmp(&each(a))
+        });
         let sum: f64 = groups.iter().map(|g| g.0).sum();
         let rows: usize = groups.iter().map(|g| g.2.n_tpot).sum();
         let (first, first_rows) =
@@ -172,7 +175,7 @@ fn limits(text: &mut String, ways: &[Way]) {
     text.push_str(LIMITS);
 }
 
-/// Groups named as those with most of the error.
+/// Groups named as those with the largest errors.
 const HEAVIEST: usize = 4;
 const LIMITS: &str = "\
 - An SGLang server that launches each kernel from the host spends 10-40 ms on a step whatever the \
