@@ -9,6 +9,8 @@
 # The compiler is $CXX, else c++.
 set -eu
 
+# In braces: read as a whole before it runs, whatever happens to the file meanwhile.
+{
 here=$(cd "$(dirname "$0")" && pwd)
 kind=plain
 defines=
@@ -90,3 +92,5 @@ objects="$objects $(compile "$(basename "$driver" .cpp)" "$driver" $flags $runti
 # shellcheck disable=SC2086
 "$cxx" $link_flags $objects -o "$out.$$"
 mv "$out.$$" "$out"
+exit 0
+}

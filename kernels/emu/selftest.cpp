@@ -33,6 +33,12 @@ PRODUCT(64)
 PRODUCT(128)
 PRODUCT(192)
 PRODUCT(256)
+#define REGISTER_PRODUCT(N) \
+    extern "C" void selftest_register_product_n##N(RegisterProductParams);
+REGISTER_PRODUCT(8)
+REGISTER_PRODUCT(16)
+REGISTER_PRODUCT(32)
+REGISTER_PRODUCT(64)
 extern "C" void selftest_fragments(FragmentParams);
 extern "C" void selftest_lanes(LaneParams);
 extern "C" void selftest_copies(CopyParams);
@@ -121,6 +127,31 @@ int product_all(Fault fault) {
            product<128>(selftest_product_n128, 72, 128, 264, fault) |
            product<192>(selftest_product_n192, 130, 192, 64, fault) |
            product<256>(selftest_product_n256, 8, 200, 200, fault);
+}
+
+int register_product(void (*kernel)(RegisterProductParams), u32 columns) {
+    std::vector<u16> a = small_bf16(64 * 64, 11);
+    std::vector<u16> b = small_bf16((size_t)columns * 64, 17);
+    std::vector<float> d((size_t)64 * columns, NAN);
+    RegisterProductParams p = {a.data(), b.data(), d.data()};
+    emu_launch(kernel, EmuDim{}, 128, columns * 128 + 1023, p);
+    for (u32 row = 0; row < 64; row++) {
+        for (u32 column = 0; column < columns; column++) {
+            float sum = 0;
+            for (u32 k = 0; k < 64; k++)
+                sum += 2.0f * value_of(a[row * 64 + k]) * value_of(b[column * 64 + k]);
+            if (d[row * columns + column] != sum)
+                return expect(false, "a product with registers");
+        }
+    }
+    return 0;
+}
+
+int register_products(Fault) {
+    return register_product(selftest_register_product_n8, 8) |
+           register_product(selftest_register_product_n16, 16) |
+           register_product(selftest_register_product_n32, 32) |
+           register_product(selftest_register_product_n64, 64);
 }
 
 int fragments(Fault) {
@@ -375,6 +406,7 @@ const std::vector<Case> kCases = {
     {"dependent launches", dependent, kFaultNone, {0}, {}, {}},
     {"barrier", barrier, kFaultNone, {0}, {}, {}},
     {"products", product_all, kFaultNone, {0}, {}, {}},
+    {"products with registers", register_products, kFaultNone, {0}, {}, {}},
 
     {"lanes outside the mask", lanes, kFaultPartialMask, {kDivergence}, {}, {}},
     {"divergent collectives", lanes, kFaultDivergent, {kDivergence}, {}, {}},

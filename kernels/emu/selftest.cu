@@ -147,6 +147,47 @@ PRODUCT(128)
 PRODUCT(192)
 PRODUCT(256)
 
+// d = a b^T for 64 rows and one depth of 64, with a in the registers of a warpgroup.
+template <u32 N>
+DEVICE void register_product(const RegisterProductParams& p) {
+    TestArena arena;
+    u8* b = arena.take<u8>(N * 128, 1024);
+    u32 t = thread_index();
+    for (u32 c = t; c < N * 8; c += 128)
+        st_shared(smem_addr(b) + swizzle128(c * 16), ld_global(p.b + c * 8));
+    fence_proxy_async();
+    block_sync();
+    u32 row = t / 32 * 16 + t % 32 / 4;
+    u32 pair = t % 4 * 2;
+    float d[N / 2];
+    for (u32 k = 0; k < kDepth; k += 16) {
+        // Rows row and row + 8, then the same 8 columns further; one factor of 2 by mul_bf16x2.
+        u32 a[4];
+        for (u32 i = 0; i < 4; i++) {
+            u32 half = *(const u32*)(p.a + (row + i % 2 * 8) * kDepth + k + pair + i / 2 * 8);
+            a[i] = mul_bf16x2(half, pack_bf16x2(2.0f, 2.0f));
+        }
+        // The registers of a were written since the last product.
+        wgmma_fence();
+        wgmma_bf16_rs<N>(d, a, wgmma_descriptor(smem_addr(b) + k * 2), k > 0);
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    for (u32 i = 0; i < N / 2; i++) wgmma_fence_operand(d[i]);
+    for (u32 i = 0; i < N / 2; i++)
+        p.d[(row + i / 2 % 2 * 8) * N + i / 4 * 8 + pair + i % 2] = d[i];
+}
+
+#define REGISTER_PRODUCT(N)                                                 \
+    KERNEL(128, 1)                                                          \
+    selftest_register_product_n##N(GRID_CONSTANT RegisterProductParams p) { \
+        register_product<N>(p);                                             \
+    }
+REGISTER_PRODUCT(8)
+REGISTER_PRODUCT(16)
+REGISTER_PRODUCT(32)
+REGISTER_PRODUCT(64)
+
 // ---- fragments --------------------------------------------------------------------------------
 
 // One warp: each lane writes out what it received, and stores what it was given.

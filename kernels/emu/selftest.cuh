@@ -52,6 +52,12 @@ struct ProductParams {
     Fault fault;
 };
 
+struct RegisterProductParams {
+    const u16* a;  // [64, 64] bf16
+    const u16* b;  // [columns, 64]
+    float* d;      // [64, columns]
+};
+
 struct FragmentParams {
     const u16* tile;       // [32, 64] 16-bit elements
     u32* ldmatrix_x4;      // [32 lanes, 4]
