@@ -716,6 +716,9 @@ DEVICE void multiply_scaled_stage(Sums<T::kTokens>& sums, const Shared<T>& share
     u32 row = group * kGroupRows + thread / kWarpSize * 16 + lane % 16;
     u64 tokens = wgmma_descriptor(shared.tokens(ring.stage));
     shared.wait_full(ring);
+#ifdef MUTANT_RELEASE_BEFORE_WAIT
+    release_stage(shared, ring);
+#endif
 #pragma unroll
     for (u32 half = 0; half < kHalves; ++half) {
         constexpr u32 kTilesOfHalf = kScaleBlock / kTokenDepth;
@@ -729,7 +732,9 @@ DEVICE void multiply_scaled_stage(Sums<T::kTokens>& sums, const Shared<T>& share
             sum = fma_rn(scale[half], products[i], sum);
         }
     }
+#ifndef MUTANT_RELEASE_BEFORE_WAIT
     release_stage(shared, ring);
+#endif
 }
 
 // Where a warpgroup of a block keeps its sums of a shared unit. A block has two slots: it may hold
