@@ -144,7 +144,7 @@ impl LaneSum {
         for (i, &value) in values.iter().enumerate() {
             sum.add(first + i, value);
         }
-        sum.total_of(first + values.len())
+        sum.total()
     }
 
     /// Adds the value of index `i`; indices of a lane come in ascending order.
@@ -160,14 +160,8 @@ impl LaneSum {
 
     /// The sum of all lanes.
     #[inline(always)]
-    pub fn total(self) -> f32 {
-        self.total_of(LANES)
-    }
-
-    /// The same when only the first `used` lanes were added to: steps that would add zeros are left out.
-    #[inline(always)]
-    pub(crate) fn total_of(mut self, used: usize) -> f32 {
-        for d in [16, 8, 4, 2, 1].into_iter().filter(|&d| d < used) {
+    pub fn total(mut self) -> f32 {
+        for d in [16, 8, 4, 2, 1] {
             for lane in 0..d {
                 self.lanes[lane] += self.lanes[lane + d];
             }

@@ -74,7 +74,7 @@ fn power_sum(row: &[f32], max: f32) -> f32 {
             *lane += softmax_power(l, max);
         }
     }
-    sum.total_of(row.len())
+    sum.total()
 }
 
 #[cfg(test)]
