@@ -110,6 +110,7 @@ fn sizing(model: &str) -> SizeInputs {
         costs: EngineCosts::of("vllm"),
         lengths: Lengths { input: 1000.0, output: 200.0 },
         spread: Spread::LogNormal(0.5),
+        trace: None,
         rate: 20.0,
         peak_over_mean: 1.2,
         burstiness: 1.0,

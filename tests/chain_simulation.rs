@@ -72,7 +72,7 @@ fn means_and_tails_agree(name: &str, lengths: Lengths, cap: usize) {
         let whole = off(chain.ttft[0].0 + decoding * chain.tpot[0].0, simulated.e2e_s.mean.value);
         let batch = off(chain.mean_batch, simulated.mean_running);
         let p99 = off(chain.ttft[3].0, simulated.ttft_s.p99.value);
-        println!(
+        eprintln!(
             "{name} {cap} load {load}: end to end {whole:+.4}, batch {batch:+.4}, ttft p99 {p99:+.4}"
         );
         assert!(whole.abs() <= 0.03, "{name} load {load}: end to end {whole:+.4}");

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 OUT = ROOT / "target" / "gpu-bundle"
 # The folder is copied by hand and by slow links.
 LIMIT_BYTES = 40 << 20
-TESTS = ["gpu_parity"]
+# Runs the kernels on a GPU with the cases that the emulator runs.
+TESTS = ["emulator"]
 BENCHES = ["cuda"]
 
 

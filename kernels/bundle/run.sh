@@ -52,11 +52,11 @@ reason=$(sed -n 's/^GPU not used *//p' "$out/doctor.log")
 
 if [ "$gpu" -gt 0 ]; then
     command -v nvidia-smi >/dev/null && part device 30 nvidia-smi -q -d CLOCK,POWER,ECC,TEMPERATURE
-    part parity 480 "$bin/gpu_parity" --test-threads=1 --nocapture
+    part parity 480 "$bin/emulator" on_a_gpu --test-threads=1 --nocapture
     if command -v compute-sanitizer >/dev/null; then
         for tool in memcheck racecheck initcheck synccheck; do
             part "$tool" 480 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-                "$bin/gpu_parity" --test-threads=1 small
+                "$bin/emulator" on_a_gpu_small --test-threads=1 --nocapture
         done
     else
         skip sanitizers 'compute-sanitizer is not on the path'

@@ -22,13 +22,13 @@
         stem: "grouped_gemm",
         generic: true,
         text: include_str!("../grouped_gemm.cu"),
-        kernels: &["grouped_gemm_bf16_down_fast_m128", "grouped_gemm_bf16_down_fast_m16", "grouped_gemm_bf16_down_fast_m32", "grouped_gemm_bf16_down_fast_m64", "grouped_gemm_bf16_down_m128", "grouped_gemm_bf16_down_m16", "grouped_gemm_bf16_down_m32", "grouped_gemm_bf16_down_m64", "grouped_gemm_bf16_up_m128", "grouped_gemm_bf16_up_m16", "grouped_gemm_bf16_up_m32", "grouped_gemm_bf16_up_m64"],
+        kernels: &["grouped_gemm_bf16_down_fast_m128", "grouped_gemm_bf16_down_fast_m16", "grouped_gemm_bf16_down_fast_m32", "grouped_gemm_bf16_down_fast_m64", "grouped_gemm_bf16_down_m128", "grouped_gemm_bf16_down_m16", "grouped_gemm_bf16_down_m32", "grouped_gemm_bf16_down_m64", "grouped_gemm_bf16_up_m128", "grouped_gemm_bf16_up_m16", "grouped_gemm_bf16_up_m32", "grouped_gemm_bf16_up_m64", "grouped_gemm_w8_down_fast_m16", "grouped_gemm_w8_down_fast_m32", "grouped_gemm_w8_down_fast_m64", "grouped_gemm_w8_down_m16", "grouped_gemm_w8_down_m32", "grouped_gemm_w8_down_m64", "grouped_gemm_w8_up_m16", "grouped_gemm_w8_up_m32", "grouped_gemm_w8_up_m64"],
     },
     Source {
         stem: "grouped_gemm_sm90",
         generic: false,
         text: include_str!("../grouped_gemm_sm90.cu"),
-        kernels: &["grouped_gemm_sm90_bf16_down_fast_m128n256", "grouped_gemm_sm90_bf16_down_m128n128", "grouped_gemm_sm90_bf16_down_m128n256", "grouped_gemm_sm90_bf16_down_m256n128", "grouped_gemm_sm90_bf16_down_m64n256", "grouped_gemm_sm90_bf16_up_m128n256", "grouped_gemm_sm90_bf16_up_m256n128", "grouped_gemm_sm90_bf16_up_m64n256"],
+        kernels: &["grouped_gemm_sm90_bf16_down_fast_m128n256", "grouped_gemm_sm90_bf16_down_m128n128", "grouped_gemm_sm90_bf16_down_m128n192", "grouped_gemm_sm90_bf16_down_m128n256", "grouped_gemm_sm90_bf16_down_m256n128", "grouped_gemm_sm90_bf16_down_m256n192", "grouped_gemm_sm90_bf16_down_m64n256", "grouped_gemm_sm90_bf16_up_m128n192", "grouped_gemm_sm90_bf16_up_m128n256", "grouped_gemm_sm90_bf16_up_m256n128", "grouped_gemm_sm90_bf16_up_m256n192", "grouped_gemm_sm90_bf16_up_m64n256"],
     },
     Source {
         stem: "permute",
@@ -52,12 +52,12 @@
         stem: "router_topk",
         generic: true,
         text: include_str!("../router_topk.cu"),
-        kernels: &["router_topk_bf16", "router_topk_f32"],
+        kernels: &["router_topk_bf16", "router_topk_f32", "router_topk_gate_bf16"],
     },
     Source {
         stem: "swap_ab_sm90",
         generic: false,
         text: include_str!("../swap_ab_sm90.cu"),
-        kernels: &["swap_ab_sm90_bf16_down_n16", "swap_ab_sm90_bf16_down_n32", "swap_ab_sm90_bf16_down_n64", "swap_ab_sm90_bf16_down_n8", "swap_ab_sm90_bf16_up_n16", "swap_ab_sm90_bf16_up_n32", "swap_ab_sm90_bf16_up_n64", "swap_ab_sm90_bf16_up_n8"],
+        kernels: &["swap_ab_sm90_bf16_down_n16", "swap_ab_sm90_bf16_down_n32", "swap_ab_sm90_bf16_down_n64", "swap_ab_sm90_bf16_down_n8", "swap_ab_sm90_bf16_up_n16", "swap_ab_sm90_bf16_up_n32", "swap_ab_sm90_bf16_up_n64", "swap_ab_sm90_bf16_up_n8", "swap_ab_sm90_e4m3_down_n16", "swap_ab_sm90_e4m3_down_n32", "swap_ab_sm90_e4m3_down_n64", "swap_ab_sm90_e4m3_down_n8", "swap_ab_sm90_e4m3_up_n16", "swap_ab_sm90_e4m3_up_n32", "swap_ab_sm90_e4m3_up_n64", "swap_ab_sm90_e4m3_up_n8"],
     },
 ]

@@ -65,7 +65,9 @@ pub fn run(args: &AccuracyArgs, output: Output) -> Result<()> {
         way("Calibrated, cross-validated", CROSS_VALIDATED, &points, &held_out),
     ];
     let name = args.points.file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
-    let text = page(&name, &ways, &calibrations, &not_counted(&points, &zero));
+    let files: Vec<(String, usize)> =
+        tables.files.iter().map(|f| (f.name.clone(), f.rows)).collect();
+    let text = page(&name, &files, &ways, &calibrations, &not_counted(&points, &zero));
     write_atomic(&args.out, text.as_bytes(), args.force)?;
     let document = Document {
         schema: "moe-frontier/accuracy",

@@ -12,6 +12,7 @@ use crate::gpu::libraries::CudaLibrary;
 use crate::gpu::{CudaDevice, GpuFacts, Launcher, driver, images};
 use crate::kernels::MoeBackend;
 use crate::kernels::cpu::CpuBackend;
+use crate::kernels::gpu::MoeOptions;
 use crate::measure::host;
 use crate::measure::preflight::Load;
 use crate::measure::record::{CpuDevice, Device};
@@ -68,7 +69,9 @@ fn look() -> Findings {
     let cpu = host::cpu(rayon::current_num_threads());
     let (gpus, gpu_unused_because) = match driver::probe() {
         Ok(found) => {
-            let opened = found.first().map_or(Ok(()), |gpu| open_gpu(gpu.ordinal).map(|_| ()));
+            let opened = found
+                .first()
+                .map_or(Ok(()), |gpu| open_gpu(gpu.ordinal, MoeOptions::default()).map(|_| ()));
             let reason = opened.err().map(|e| e.to_string()).unwrap_or_default();
             (found, reason)
         }

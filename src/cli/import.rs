@@ -1,4 +1,5 @@
-//! `import`: third-party measured tables into a file that `estimate` and `size` read.
+//! `import`: third-party measured tables and benchmark results into files that `estimate` and `size`
+//! read.
 
 use std::path::PathBuf;
 
@@ -11,10 +12,12 @@ use crate::files::check_writable;
 use crate::profile::engine_tables::{self, EngineTables, ImportedFile, LeftOut};
 use crate::profile::import;
 
-/// Reads third-party measured tables.
+pub mod vllm_bench;
+
+/// Reads third-party measured tables and benchmark results.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  moe-frontier import aiconfigurator moe_perf.parquet gemm_perf.parquet --out h100.tables.json"
+    after_help = "Examples:\n  moe-frontier import aiconfigurator moe_perf.parquet gemm_perf.parquet --out h100.tables.json\n  moe-frontier import vllm-bench c8.json c32.json --gpu h100 --parallelism tp2 --out points.csv"
 )]
 pub struct ImportArgs {
     /// Where the tables come from.
@@ -28,6 +31,8 @@ pub enum Format {
     /// Kernel tables of NVIDIA's aiconfigurator: MoE, GEMM, attention, all-reduce and NCCL, CSV or
     /// Parquet, all of one device.
     Aiconfigurator(Aiconfigurator),
+    /// Results of `vllm bench serve --save-result`, as points to calibrate on.
+    VllmBench(vllm_bench::VllmBench),
 }
 
 /// Files of aiconfigurator.
@@ -64,12 +69,18 @@ struct Imported<'a> {
     left_out: &'a [LeftOut],
 }
 
-/// Imports the files and writes the tables.
+/// Imports the files and writes the tables or points.
 ///
 /// # Errors
-/// As [`import::aiconfigurator`] and [`engine_tables::write`].
+/// As [`import::aiconfigurator`] and [`engine_tables::write`], or of the results.
 pub fn run(args: ImportArgs, output: Output) -> Result<()> {
-    let Format::Aiconfigurator(args) = args.format;
+    match args.format {
+        Format::Aiconfigurator(args) => aiconfigurator(&args, output),
+        Format::VllmBench(args) => vllm_bench::run(&args, output),
+    }
+}
+
+fn aiconfigurator(args: &Aiconfigurator, output: Output) -> Result<()> {
     check_writable(&args.out, args.force)?;
     let program = format!("moe-frontier {}", env!("CARGO_PKG_VERSION"));
     let tables = import::aiconfigurator(&args.files, &program)?;

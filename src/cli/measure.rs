@@ -15,7 +15,7 @@ use crate::files::{check_writable, write_atomic};
 use crate::gpu::CudaDevice;
 use crate::kernels::MoeBackend;
 use crate::kernels::cpu::CpuBackend;
-use crate::kernels::gpu::{GpuBackend, MoeOptions};
+use crate::kernels::gpu::{GpuBackend, MoeOptions, PRODUCTS, Product};
 use crate::measure::record::{Cell, Profile};
 use crate::measure::sampling::BlockRule;
 use crate::measure::{
@@ -59,7 +59,8 @@ pub struct MeasureArgs {
     /// Storage of the weights: bf16 or f32.
     #[arg(long, default_value = "bf16", value_parser = executed_dtype)]
     pub dtype: DType,
-    /// Routing: balanced, uniform, zipf:S, power-law:A, dirichlet:C, hot:SHARE, all-to-one, trace:FILE.
+    /// Routing: balanced, uniform, zipf:S, power-law:A, dirichlet:C, hot:SHARE, all-to-one,
+    /// prototype, trace:FILE.
     #[arg(long, default_value = "uniform")]
     pub routing: String,
     /// Time that the rounds may take; it cuts the list of cells, never the rounds.
@@ -77,6 +78,9 @@ pub struct MeasureArgs {
     /// File to write [default: a new file in the folder of measured profiles].
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Kernel of one of a GPU's products instead of the planned one, by name; for both, give it twice.
+    #[arg(long = "kernel", value_name = "NAME")]
+    pub kernels: Vec<String>,
     /// Also write which expert each token visits, of every cell, as JSON: for timing other programs'
     /// kernels on the same tokens.
     #[arg(long)]
@@ -129,6 +133,7 @@ impl DeviceChoice {
     /// [`Error::Device`] when a GPU was asked for that is not there; whatever `work` reports.
     pub fn open<T>(
         self,
+        kernels: &[String],
         work: impl FnOnce(&dyn MoeBackend, &dyn Target) -> Result<T>,
     ) -> Result<T> {
         let ordinal = match self {
@@ -136,16 +141,19 @@ impl DeviceChoice {
             Self::Auto => crate::gpu::probe().ok().and_then(|found| Some(found.first()?.ordinal)),
             Self::Gpu(ordinal) => Some(ordinal),
         };
-        let Some(ordinal) = ordinal else {
-            return work(&CpuBackend::new(), &CpuTarget::default());
-        };
-        match open_gpu(ordinal) {
-            Ok(backend) => work(&backend, &GpuTarget::new(&backend)?),
-            Err(error) if self == Self::Auto => {
+        let opened = match ordinal.map(|ordinal| open_gpu(ordinal, options(kernels)?)) {
+            Some(Err(error)) if self == Self::Auto => {
                 warn(&format!("the GPU is not used: {error}"));
-                work(&CpuBackend::new(), &CpuTarget::default())
+                None
             }
-            Err(error) => Err(error),
+            opened => opened.transpose()?,
+        };
+        match opened {
+            Some(backend) => work(&backend, &GpuTarget::new(&backend)?),
+            None if kernels.is_empty() => work(&CpuBackend::new(), &CpuTarget::default()),
+            None => {
+                Err(Error::usage("--kernel", "kernels are chosen on a GPU; the processor has one"))
+            }
         }
     }
 }
@@ -154,7 +162,7 @@ impl DeviceChoice {
 ///
 /// # Errors
 /// [`Error::Device`] when it cannot be opened or has no kernels.
-pub(super) fn open_gpu(ordinal: u32) -> Result<GpuBackend<CudaDevice>> {
+pub(super) fn open_gpu(ordinal: u32, options: MoeOptions) -> Result<GpuBackend<CudaDevice>> {
     let mut device = CudaDevice::open(ordinal)?;
     for kernel in ["router_topk_f32", "align_small", "combine_bf16"] {
         device.load(kernel)?;
@@ -162,7 +170,32 @@ pub(super) fn open_gpu(ordinal: u32) -> Result<GpuBackend<CudaDevice>> {
     let gpu = device.gpu();
     let description =
         format!("{}, compute capability {}, CUDA {}", gpu.name, gpu.sm, gpu.driver_cuda);
-    GpuBackend::new(device, description, MoeOptions::default())
+    GpuBackend::new(device, description, options)
+}
+
+/// Options that name the kernels of `--kernel`.
+///
+/// # Errors
+/// [`Error::Usage`] for an unknown name, and for two of one product.
+fn options(kernels: &[String]) -> Result<MoeOptions> {
+    let mut options = MoeOptions::default();
+    for name in kernels {
+        let Some(kernel) = PRODUCTS.iter().find(|k| k.name == name) else {
+            let known: Vec<&str> = PRODUCTS.iter().map(|k| k.name).collect();
+            return Err(Error::usage(
+                "--kernel",
+                format!("`{name}` is unknown; there are {}", known.join(", ")),
+            ));
+        };
+        let place = match kernel.product {
+            Product::Up => &mut options.up,
+            Product::Down | Product::DownFast => &mut options.down,
+        };
+        if place.replace(name.clone()).is_some() {
+            return Err(Error::usage("--kernel", "names two kernels of one product"));
+        }
+    }
+    Ok(options)
 }
 
 /// Runs the command.
@@ -196,7 +229,7 @@ pub fn run(args: &MeasureArgs, output: Output) -> Result<()> {
         ));
     }
     let profile = in_pool(args.threads, || {
-        args.device.open(|backend, target| {
+        args.device.open(&args.kernels, |backend, target| {
             measure_on(backend, target, request, |plan| match &args.routing_out {
                 Some(path) => write_routing(path, plan, args.force),
                 None => Ok(()),
@@ -259,7 +292,7 @@ pub fn in_pool<T: Send>(
 /// # Errors
 /// See [`DeviceChoice::open`] and [`Session::run`].
 pub fn measure(device: DeviceChoice, request: Request) -> Result<Profile> {
-    device.open(|backend, target| measure_on(backend, target, request, |_| Ok(())))
+    device.open(&[], |backend, target| measure_on(backend, target, request, |_| Ok(())))
 }
 
 /// Writes the routings of a plan's cells.
@@ -416,6 +449,19 @@ mod tests {
         assert_eq!(device_choice("gpu"), Ok(DeviceChoice::Gpu(0)));
         assert!(device_choice("gpu:x").is_err() && device_choice("tpu").is_err());
         assert!(executed_dtype("fp8").is_err());
+    }
+
+    #[test]
+    fn kernels_are_named_once_a_product() {
+        let names = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let both = options(&names(&["gemv_bf16_up", "gemv_bf16_down"])).unwrap();
+        assert_eq!(both.up.as_deref(), Some("gemv_bf16_up"));
+        assert_eq!(both.down.as_deref(), Some("gemv_bf16_down"));
+        for wrong in [&["gemv_bf16_up", "gemv_bf16_up"][..], &["gemm"][..]] {
+            assert_eq!(options(&names(wrong)).unwrap_err().exit_code(), 2);
+        }
+        let ignored = DeviceChoice::Cpu.open(&names(&["gemv_bf16_up"]), |_, _| Ok(()));
+        assert_eq!(ignored.unwrap_err().exit_code(), 2);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::cost::{Lengths, Percentiles, Spread};
 use crate::files::{check_writable, create_folder, write_atomic};
 use crate::plan::calibrate::Calibration;
 use crate::plan::points::{self, RESERVE, USABLE_SHARE, set_precision};
+use crate::plan::request_trace::RequestTrace;
 use crate::plan::size::{Choice, Failure, Limit, Metric, SizeAnswer, SizeInputs, Statistic, size};
 use crate::profile::engine_tables;
 use crate::report::serving_plot;
@@ -38,6 +39,10 @@ pub struct SizeArgs {
     /// Peak over mean rate: capacity is for the peak, dollars are over the mean.
     #[arg(long, default_value = "1", value_parser = quantity)]
     pub peak: f64,
+    /// CSV of recorded requests (`arrival_s,input_tokens,output_tokens`): its lengths and gaps,
+    /// stretched to the rate, are simulated instead of drawn ones.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["isl", "osl", "length_cv", "burstiness", "requests", "seed"])]
+    pub trace: Option<PathBuf>,
     /// Mean prompt tokens per request.
     #[arg(long, default_value = "1000", value_parser = quantity)]
     pub isl: f64,
@@ -202,10 +207,11 @@ struct Assumptions {
     engine: String,
     calibration: &'static str,
     constants: crate::cost::EngineCosts,
+    trace: Option<String>,
     isl: f64,
     osl: f64,
-    length_cv: f64,
-    burstiness: f64,
+    length_cv: Option<f64>,
+    burstiness: Option<f64>,
     rate: f64,
     peak_over_mean: f64,
     spare_replicas: usize,
@@ -274,17 +280,18 @@ fn inputs(args: &SizeArgs, calibrations: &[Calibration]) -> Result<(SizeInputs, 
         sources.push(source);
         devices.push((device, price));
     }
+    let trace = args.trace.as_deref().map(RequestTrace::read).transpose()?;
+    let drawn = Lengths { input: args.isl, output: args.osl };
+    let spread =
+        if args.length_cv > 0.0 { Spread::LogNormal(args.length_cv) } else { Spread::Fixed };
     let inputs = SizeInputs {
         model,
         devices,
         engine: args.engine.clone(),
         costs: resolve(&args.engine, calibrations),
-        lengths: Lengths { input: args.isl, output: args.osl },
-        spread: if args.length_cv > 0.0 {
-            Spread::LogNormal(args.length_cv)
-        } else {
-            Spread::Fixed
-        },
+        lengths: trace.as_ref().map_or(drawn, RequestTrace::lengths),
+        spread: trace.as_ref().map_or(spread, RequestTrace::spread),
+        trace,
         rate: args.rate,
         peak_over_mean: args.peak,
         burstiness: args.burstiness,
@@ -406,10 +413,11 @@ fn document(
             engine: args.engine.clone(),
             calibration: if calibrations.is_empty() { "uncalibrated" } else { "calibrated" },
             constants: inputs.costs.clone(),
-            isl: args.isl,
-            osl: args.osl,
-            length_cv: args.length_cv,
-            burstiness: args.burstiness,
+            trace: args.trace.as_ref().map(|p| p.display().to_string()),
+            isl: inputs.lengths.input,
+            osl: inputs.lengths.output,
+            length_cv: args.trace.is_none().then_some(args.length_cv),
+            burstiness: args.trace.is_none().then_some(args.burstiness),
             rate: args.rate,
             peak_over_mean: args.peak,
             spare_replicas: args.spare,

@@ -119,6 +119,12 @@ pub trait LoadedLayer {
         Ok(None)
     }
 
+    /// Which kernels were planned for the input in place, with the reason; `None` where there is no
+    /// choice.
+    fn plan(&self) -> Option<String> {
+        None
+    }
+
     /// What the router chose.
     ///
     /// # Errors

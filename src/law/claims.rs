@@ -6,11 +6,11 @@
 
 use serde::Serialize;
 
-use crate::Result;
 use crate::law::bounded::{Bounded, Cost, bounded_cost, bounded_loss, budget_for_both};
 use crate::law::zhao2025::Zhao2025;
 use crate::law::{ExpertScaling, Optimum};
 use crate::units::Flops;
+use crate::{Error, Result};
 
 /// Training budgets between which the paper makes its claims.
 const BUDGETS: [f64; 2] = [2.12e21, 8.18e21];
@@ -411,6 +411,12 @@ impl Desk<'_> {
                 format!("{e}: {}", cost.map_or_else(|| "not served".to_owned(), significant))
             })
             .collect();
+        if self.is_priced && cheapest.is_none() {
+            return Err(Error::infeasible(
+                "none of the models at equal loss can be served within the limits",
+                "name a larger device or a longer time per token",
+            ));
+        }
         let serves = cheapest.is_some_and(|e| e == 4 || e == 8);
         let judged = if self.is_priced { "training and cheapest to serve" } else { "training" };
         Ok(Answer {
@@ -733,7 +739,7 @@ mod tests {
         let verdict = |id| claims.iter().find(|c| c.id == id).unwrap().verdict;
         assert_eq!(verdict("Y6"), Verdict::NotComputable);
         assert_eq!(verdict("Y3"), Verdict::SameDirection);
-        assert_eq!(verdict("Y1"), Verdict::OppositeDirection, "none serves cheapest");
+        assert_eq!(verdict("Y1"), Verdict::NotComputable, "none serves cheapest");
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub const WORKS: [Work; 16] = [
     Work {
         title: "Expert prototyping (M6-T)",
         arxiv: "2105.15082",
-        used_as: Some("the router score `prototype` of the kernels"),
+        used_as: Some("`measure --routing prototype`, and a router score of the kernels"),
         note: "k groups of E/k experts, top-1 inside each, outputs summed: the FLOPs of top-k, \
                (E/k)^k reachable sets; a balancing loss hurt there (PPL 2.694 with, 2.645 without)",
     },

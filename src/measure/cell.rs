@@ -60,6 +60,8 @@ pub(super) struct CellState {
     check: Option<CheckRecord>,
     checking_ns: u64,
     failure: Option<String>,
+    /// Which kernels the layer planned for the batch.
+    plan: Option<String>,
     /// Slowed down in every attempt at a block.
     throttled: bool,
     /// The power limit held the clock in some block.
@@ -142,6 +144,7 @@ impl CellState {
             check: None,
             checking_ns: 0,
             failure: None,
+            plan: None,
             throttled: false,
             power_limited: false,
         }
@@ -216,6 +219,7 @@ impl CellState {
             let record = check::run(layer, sets, &self.inputs, (0, 0), common.arithmetic)?;
             self.checking_ns += common.clock.now_ns().saturating_sub(start);
             self.check = Some(record);
+            self.plan = layer.plan();
             if record.output != CheckOutcome::Pass {
                 return Ok(true);
             }
@@ -344,6 +348,7 @@ impl CellState {
             op: Op::MoeLayer,
             kernel: common.kernel.0.to_owned(),
             kernel_sha256: common.kernel.1.to_owned(),
+            plan: self.plan.clone(),
             timing: common.timing,
             status: summary.status,
             flags: summary.flags,

@@ -253,6 +253,9 @@ pub struct Cell {
     pub kernel: String,
     /// SHA-256 of its source and build settings.
     pub kernel_sha256: String,
+    /// Which kernels were planned for this batch, with the reason, where several could run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
     /// How it was timed.
     pub timing: TimingMode,
     /// Whether the value may be used.

@@ -18,8 +18,10 @@ pub mod over_training;
 pub mod points;
 pub mod price;
 pub mod rank;
+pub mod request_trace;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod sensitivity;
 pub mod size;
 pub mod summary;
+pub mod vllm_bench;

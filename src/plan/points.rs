@@ -18,7 +18,7 @@ use crate::{Error, Result};
 
 /// `InferenceX` draws lengths evenly from 80-100 % of the nominal ones.
 const INFERENCEX_MEAN_LENGTH: f64 = 0.9;
-/// Requests of each client in its closed-loop runs.
+/// Requests of each client in its closed-loop runs, and where no column says otherwise.
 pub const REQUESTS_PER_CLIENT: f64 = 10.0;
 /// An open loop that completes less than this share of what was offered is overloaded: its batch is
 /// set by what the engine admits and by how long the run lasted, not by the rate.
@@ -266,13 +266,14 @@ fn traffic(row: &Row) -> Result<Traffic, String> {
         }
         return Ok(Traffic::Open(done));
     }
-    let concurrency: Option<f64> = text.parse().ok();
-    concurrency
-        .filter(|c| c.is_finite() && *c >= 1.0)
-        .map(|concurrency| Traffic::Closed {
-            concurrency,
-            requests_per_client: REQUESTS_PER_CLIENT,
-        })
+    let at_least_one = |text: &str| text.parse().ok().filter(|c: &f64| c.is_finite() && *c >= 1.0);
+    let requests_per_client = match row.text("requests_per_client") {
+        None => REQUESTS_PER_CLIENT,
+        Some(text) => at_least_one(text)
+            .ok_or_else(|| format!("requests_per_client is `{text}`, not a number of requests"))?,
+    };
+    at_least_one(text)
+        .map(|concurrency| Traffic::Closed { concurrency, requests_per_client })
         .ok_or_else(|| format!("load `{text}` is neither a concurrency nor a rate"))
 }
 

@@ -41,6 +41,7 @@ pub(crate) fn cell(widths: (usize, usize), experts: usize, tokens: usize, noise:
     let mut cell = Cell {
         op: Op::MoeLayer,
         kernel: "synthetic".into(),
+        plan: None,
         kernel_sha256: "0".repeat(64),
         timing: TimingMode::Cpu,
         status: Status::Valid,

@@ -21,9 +21,10 @@ pub struct Way<'a> {
     pub summary: Summary,
 }
 
-/// The page.
+/// The page. `tables` names the kernel tables with their rows.
 pub fn page(
     points: &str,
+    tables: &[(String, usize)],
     ways: &[Way],
     calibrations: &[Calibration],
     not_counted: &[(String, usize)],
@@ -36,12 +37,18 @@ pub fn page(
 flag and overloaded rows (less than 90 % of the offered rate completed) do not count; they are \
 listed below by reason.\n"
     );
+    if !tables.is_empty() {
+        let names: Vec<String> =
+            tables.iter().map(|(name, rows)| format!("`{name}` ({rows} rows)")).collect();
+        let _ = writeln!(text, "Kernel times come from {}.\n", names.join(", "));
+    }
     for way in ways {
         let _ = writeln!(text, "## {}\n\n{}\n", way.name, way.how);
         table(&mut text, &way.summary);
         worst(&mut text, &way.rows);
     }
     constants(&mut text, calibrations);
+    limits(&mut text, ways);
     text.push_str("## Rows that do not count\n\n| rows | reason |\n|---|---|\n");
     for (reason, rows) in not_counted {
         let _ = writeln!(text, "| {rows} | {} |", cell(reason));
@@ -136,6 +143,53 @@ use fits without the row's fold); 95 % intervals.\n\n| group | rows | left out |
     text.push('\n');
 }
 
+/// What the page does not show, and which rows carry most of the error.
+fn limits(text: &mut String, ways: &[Way]) {
+    text.push_str("## Limits\n\n");
+    for way in ways {
+        let mut groups: Vec<_> = way
+            .summary
+            .by_group
+            .iter()
+            .filter_map(|(name, e)| e.tpot_mape.map(|mape| (mape * e.n_tpot as f64, name, e)))
+            .collect();
+        groups.sort_by(|a, b| {
+            let each = |g: &(f64, &String, &Errors)| g.0 / g.2.n_tpot as f64;
+            each(b).total_cmp(&each(a))
+        });
+        let sum: f64 = groups.iter().map(|g| g.0).sum();
+        let rows: usize = groups.iter().map(|g| g.2.n_tpot).sum();
+        let (first, first_rows) =
+            groups.iter().take(HEAVIEST).fold((0.0, 0), |at, g| (at.0 + g.0, at.1 + g.2.n_tpot));
+        if sum > 0.0 {
+            let names: Vec<String> = groups.iter().take(HEAVIEST).map(|g| cell(g.1)).collect();
+            let _ = writeln!(
+                text,
+                "- {}: {:.0} % of the summed TPOT error stand in {first_rows} of {rows} rows: {}.",
+                way.name,
+                first / sum * 100.0,
+                names.join("; ")
+            );
+        }
+    }
+    text.push_str(LIMITS);
+}
+
+/// Groups named as those with the largest errors.
+const HEAVIEST: usize = 4;
+const LIMITS: &str = "\
+- An SGLang server that launches each kernel from the host spends 10-40 ms on a step whatever the \
+load: no kernel table shows it, and the published rows do not say whether graphs were on. It is one \
+of the fitted constants (`decode_launch_us`), so that these rows are far off without calibration.
+- The device of rows named `h100_80gb` is not stated by their source; its price suggests an H100 NVL \
+and it is predicted as one.
+- Cross-validation holds out whole models on a device, which moves both the kernels and the launches \
+per layer; a calibration on rows of the model itself is closer than these errors.
+- Time to first token is the weakest figure: rows do not say how their clients start or whether \
+prompts repeat, and medians stand beside predicted means.
+
+";
+
 /// Text that cannot break a table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace(['\n', '\r'], " ")
@@ -150,7 +204,9 @@ mod tests {
     fn a_page_of_nothing_is_still_a_page_and_cells_cannot_break_it() {
         let way =
             Way { name: "Zero-shot", how: "Defaults.", rows: Vec::new(), summary: summarise(&[]) };
-        let page = page("p.csv", &[way], &[], &[("a|b\nc".into(), 2)]);
+        let tables = [("moe.csv".to_owned(), 3)];
+        let page = page("p.csv", &tables, &[way], &[], &[("a|b\nc".into(), 2)]);
+        assert!(page.contains("`moe.csv` (3 rows)"), "{page}");
         assert!(page.contains("| **all** | 0 | 0 | 0 | - |"), "{page}");
         assert!(page.contains("| 2 | a\\|b c |"), "{page}");
     }

@@ -207,7 +207,7 @@ fn draw_memory(svg: &mut String, parts: &[(&str, f64)]) -> Result<(), String> {
     register_font()?;
     let text = |e: &dyn std::fmt::Display| e.to_string();
     let total: f64 = parts.iter().map(|p| p.1).sum();
-    let root = SVGBackend::with_string(svg, (760, 220)).into_drawing_area();
+    let root = SVGBackend::with_string(svg, (760, 280)).into_drawing_area();
     root.fill(&WHITE).map_err(|e| text(&e))?;
     let mut chart = ChartBuilder::on(&root)
         .caption("Memory of one GPU", ("sans-serif", 18))
@@ -225,7 +225,7 @@ fn draw_memory(svg: &mut String, parts: &[(&str, f64)]) -> Result<(), String> {
         .map_err(|e| text(&e))?;
     let mut from = 0.0;
     for ((name, size), colour) in parts.iter().zip(COLOURS) {
-        let bar = Rectangle::new([(from, 0.25), (from + size, 0.6)], colour.filled());
+        let bar = Rectangle::new([(from, 0.08), (from + size, 0.42)], colour.filled());
         chart
             .draw_series(std::iter::once(bar))
             .map_err(|e| text(&e))?

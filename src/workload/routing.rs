@@ -38,6 +38,10 @@ pub enum RoutingKind {
     },
     /// All tokens visit the first `top_k` experts.
     AllToOne,
+    /// Expert prototyping (Yang et al. 2021, arXiv 2105.15082): `top_k` groups of as many experts each,
+    /// one of every group, each equally likely. Of the sets that top-k could choose only
+    /// `(experts / top_k)^top_k` can occur.
+    Prototype,
     /// Popularities from a recorded load, as shares of rows.
     Trace(Vec<f64>),
 }
@@ -74,6 +78,12 @@ impl RoutingKind {
                 .flat_map(|_| rand::seq::index::sample(&mut rng, experts, top_k))
                 .map(narrow)
                 .collect(),
+            Self::Prototype => {
+                let size = group_size(experts, top_k)?;
+                (0..tokens * top_k)
+                    .map(|pair| narrow((pair % top_k) * size + rng.random_range(0..size)))
+                    .collect()
+            }
             _ => {
                 let weights = self.popularity(experts, top_k, &mut rng)?;
                 (0..tokens).flat_map(|_| draw_distinct(&weights, top_k, &mut rng)).collect()
@@ -93,6 +103,7 @@ impl RoutingKind {
         let even = top_k as f64 / experts as f64;
         match self {
             Self::Balanced | Self::Uniform => Ok(vec![even; experts]),
+            Self::Prototype => group_size(experts, top_k).map(|_| vec![even; experts]),
             Self::AllToOne => Ok((0..experts).map(|i| if i < top_k { 1.0 } else { 0.0 }).collect()),
             Self::Hot { share } => {
                 self.popularity(experts, top_k, &mut ChaCha8Rng::seed_from_u64(0))?;
@@ -144,7 +155,9 @@ impl RoutingKind {
                 "--routing",
                 format!("the trace has {} experts, the layer {experts}", shares.len()),
             )),
-            Self::Balanced | Self::Uniform | Self::AllToOne => Ok(vec![1.0; experts]),
+            Self::Balanced | Self::Uniform | Self::AllToOne | Self::Prototype => {
+                Ok(vec![1.0; experts])
+            }
         }
     }
 }
@@ -162,6 +175,17 @@ fn check_sizes(experts: usize, top_k: usize) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Experts of one of `top_k` groups of equal size.
+fn group_size(experts: usize, top_k: usize) -> Result<usize> {
+    if !experts.is_multiple_of(top_k) {
+        return Err(Error::usage(
+            "--routing",
+            format!("prototype: {top_k} groups do not divide {experts} experts"),
+        ));
+    }
+    Ok(experts / top_k)
 }
 
 /// `top_k` distinct experts, drawn one after the other in proportion to their weights: the largest
@@ -207,6 +231,7 @@ impl FromStr for RoutingKind {
             ("balanced", None) => Ok(Self::Balanced),
             ("uniform", None) => Ok(Self::Uniform),
             ("all-to-one", None) => Ok(Self::AllToOne),
+            ("prototype", None) => Ok(Self::Prototype),
             ("zipf", _) => Ok(Self::Zipf { s: number()? }),
             ("power-law", _) => Ok(Self::PowerLaw { alpha: number()? }),
             ("dirichlet", _) => Ok(Self::Dirichlet { concentration: number()? }),
@@ -218,7 +243,7 @@ impl FromStr for RoutingKind {
                 "--routing",
                 format!(
                     "`{text}` is none of balanced, uniform, zipf:S, power-law:A, dirichlet:C, \
-                     hot:SHARE, all-to-one, trace:FILE"
+                     hot:SHARE, all-to-one, prototype, trace:FILE"
                 ),
             )),
         }
@@ -235,6 +260,7 @@ impl fmt::Display for RoutingKind {
             Self::Dirichlet { concentration } => write!(f, "dirichlet:{concentration}"),
             Self::Hot { share } => write!(f, "hot:{share}"),
             Self::AllToOne => f.write_str("all-to-one"),
+            Self::Prototype => f.write_str("prototype"),
             Self::Trace(shares) => write!(f, "trace of {} experts", shares.len()),
         }
     }
@@ -275,6 +301,28 @@ mod tests {
                 assert!(ids.iter().all(|&id| id < 8));
             }
             assert_eq!(routing, kind.sample(100, 8, 3, 42).unwrap());
+        }
+    }
+
+    #[test]
+    fn prototyping_takes_one_expert_of_every_group() {
+        let kind: RoutingKind = "prototype".parse().unwrap();
+        assert_eq!(kind.to_string(), "prototype");
+        let routing = kind.sample(2000, 8, 2, 5).unwrap();
+        assert_eq!(routing, kind.sample(2000, 8, 2, 5).unwrap());
+        for ids in routing.ids.chunks_exact(2) {
+            assert!(ids[0] < 4 && (4..8).contains(&ids[1]), "{ids:?}");
+        }
+        let load = ExpertLoad::of(&routing.ids, 8);
+        assert!(load.max_over_mean().unwrap() < 1.15);
+        let p = kind.inclusion(8, 2).unwrap();
+        assert!(p.iter().all(|p| (p - 0.25).abs() < 1e-12), "{p:?}");
+        // One group is plain top-1, as many groups as experts visit all.
+        assert_eq!(kind.sample(3, 4, 4, 1).unwrap().ids, [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3]);
+        for refused in [kind.sample(1, 8, 3, 0).map(|_| ()), kind.inclusion(8, 3).map(|_| ())] {
+            let error = refused.unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("do not divide 8"), "{error}");
         }
     }
 

@@ -1,11 +1,12 @@
 //! Align: every table as the reference makes it, for few pairs and for many.
 
+use moe_frontier::gpu::Launcher;
 use moe_frontier::gpu::params::{STATUS_BAD_EXPERT_ID, STATUS_CAPACITY, Tile};
-use moe_frontier::gpu::{Capsule, Launcher};
 use moe_frontier::kernels::gpu::launches::{AlignBuffers, align};
 use moe_frontier::kernels::stages::PaddedAlignment;
 use rand::Rng;
 
+use crate::board::Board;
 use crate::routers;
 use crate::suite::{self, Batch, Outcome, Run};
 
@@ -17,30 +18,30 @@ pub(crate) struct Tables {
 
 impl Tables {
     pub(crate) fn new(
-        capsule: &mut Capsule,
+        board: &mut Board,
         pairs: u32,
         experts: u32,
         table: &PaddedAlignment,
     ) -> Self {
         let rows = u32::try_from(table.sorted_pairs.len()).unwrap();
         let tiles = u32::try_from(table.tiles.len()).unwrap();
-        Self::with_capacity(capsule, pairs, experts, (rows, tiles))
+        Self::with_capacity(board, pairs, experts, (rows, tiles))
     }
 
     /// Room for whatever routing.
-    pub(crate) fn for_any(capsule: &mut Capsule, pairs: u32, experts: u32, block_m: u32) -> Self {
+    pub(crate) fn for_any(board: &mut Board, pairs: u32, experts: u32, block_m: u32) -> Self {
         let active = pairs.min(experts);
         let rows = pairs + active * (block_m - 1);
-        Self::with_capacity(capsule, pairs, experts, (rows, pairs / block_m + active))
+        Self::with_capacity(board, pairs, experts, (rows, pairs / block_m + active))
     }
 
     fn with_capacity(
-        capsule: &mut Capsule,
+        board: &mut Board,
         pairs: u32,
         experts: u32,
         (capacity_rows, capacity_tiles): (u32, u32),
     ) -> Self {
-        let mut words = |count: u32| capsule.allocate(4 * u64::from(count.max(1))).unwrap();
+        let mut words = |count: u32| board.allocate(4 * u64::from(count.max(1))).unwrap();
         let mut buffers = AlignBuffers {
             topk_ids: words(pairs),
             expert_count: words(experts),
@@ -53,13 +54,13 @@ impl Tables {
             capacity_rows,
             capacity_tiles,
         };
-        buffers.header = capsule.store(&[0; 256]).unwrap();
+        buffers.header = board.store(&[0; 256]).unwrap();
         Self { buffers }
     }
 }
 
 /// Whether the tables are those of the reference.
-pub(crate) fn compare(capsule: &mut Capsule, tables: &Tables, table: &PaddedAlignment) -> Outcome {
+pub(crate) fn compare(board: &mut Board, tables: &Tables, table: &PaddedAlignment) -> Outcome {
     let b = &tables.buffers;
     let same = |what: &str, got: Vec<i32>, wanted: &[i32]| match got
         .iter()
@@ -69,16 +70,16 @@ pub(crate) fn compare(capsule: &mut Capsule, tables: &Tables, table: &PaddedAlig
         Some(at) => Err(format!("{what}[{at}] is {}, not {}", got[at], wanted[at])),
         None => Ok(()),
     };
-    same("expert_count", suite::read_i32(capsule, b.expert_count)?, &table.expert_count)?;
-    same("expert_offsets", suite::read_i32(capsule, b.expert_offsets)?, &table.expert_offsets)?;
-    same("sorted_pairs", suite::read_i32(capsule, b.sorted_pairs)?, &table.sorted_pairs)?;
-    same("pair_rows", suite::read_i32(capsule, b.pair_rows)?, &table.pair_rows)?;
+    same("expert_count", suite::read_i32(board, b.expert_count)?, &table.expert_count)?;
+    same("expert_offsets", suite::read_i32(board, b.expert_offsets)?, &table.expert_offsets)?;
+    same("sorted_pairs", suite::read_i32(board, b.sorted_pairs)?, &table.sorted_pairs)?;
+    same("pair_rows", suite::read_i32(board, b.pair_rows)?, &table.pair_rows)?;
     let tiles: Vec<i32> = table.tiles.iter().flat_map(|t| [t[0], t[1], t[2], 0]).collect();
-    let mut got = suite::read_i32(capsule, b.tiles)?;
+    let mut got = suite::read_i32(board, b.tiles)?;
     // The last word of a tile is not read by anyone.
     got.iter_mut().skip(3).step_by(4).for_each(|unused| *unused = 0);
     same("tiles", got, &tiles)?;
-    let header = routers::header(capsule, b.header)?;
+    let header = routers::header(board, b.header)?;
     let count = |n: usize| u32::try_from(n).unwrap();
     let active = count(table.expert_count.iter().filter(|&&c| c > 0).count());
     let wanted = (count(table.tiles.len()), count(table.sorted_pairs.len()), active);
@@ -134,15 +135,15 @@ fn prepare(
         })
         .collect();
     let table = PaddedAlignment::new(&ids, experts.cast_signed(), block_m.cast_signed());
-    let capsule = &mut batch.capsule;
-    let mut tables = Tables::new(capsule, pairs, experts, &table);
-    tables.buffers.topk_ids = suite::input(capsule, &suite::bytes_i32(&ids));
-    align(capsule, &tables.buffers, (pairs, experts, block_m), true).map_err(|e| e.to_string())?;
+    let board = &mut batch.board;
+    let mut tables = Tables::new(board, pairs, experts, &table);
+    tables.buffers.topk_ids = suite::input(board, &suite::bytes_i32(&ids));
+    align(board, &tables.buffers, (pairs, experts, block_m), true).map_err(|e| e.to_string())?;
     let name =
         format!("align of {pairs} pairs, {experts} experts, tiles of {block_m}, seed {seed}");
-    batch.check(name, move |capsule| {
-        compare(capsule, &tables, &table)?;
-        let header = routers::header(capsule, tables.buffers.header)?;
+    batch.check(name, move |board| {
+        compare(board, &tables, &table)?;
+        let header = routers::header(board, tables.buffers.header)?;
         let status = if table.bad_id { STATUS_BAD_EXPERT_ID } else { 0 };
         if header.status != status || header.tickets.iter().any(|&t| t != 0) {
             return Err(format!("status {}, not {status}; or a ticket is left", header.status));
@@ -159,18 +160,18 @@ fn overflow(batch: &mut Batch) -> Outcome {
         let (experts, block_m) = (4_u32, 8_u32);
         let ids: Vec<i32> = (0..pairs).map(|pair| (pair % experts).cast_signed()).collect();
         let table = PaddedAlignment::new(&ids, 4, 8);
-        let capsule = &mut batch.capsule;
-        let mut tables = Tables::with_capacity(capsule, pairs, experts, (24, 2));
-        tables.buffers.topk_ids = suite::input(capsule, &suite::bytes_i32(&ids));
-        align(capsule, &tables.buffers, (pairs, experts, block_m), true)
+        let board = &mut batch.board;
+        let mut tables = Tables::with_capacity(board, pairs, experts, (24, 2));
+        tables.buffers.topk_ids = suite::input(board, &suite::bytes_i32(&ids));
+        align(board, &tables.buffers, (pairs, experts, block_m), true)
             .map_err(|e| e.to_string())?;
-        batch.check(format!("align of {pairs} pairs into short tables"), move |capsule| {
-            let header = routers::header(capsule, tables.buffers.header)?;
+        batch.check(format!("align of {pairs} pairs into short tables"), move |board| {
+            let header = routers::header(board, tables.buffers.header)?;
             if header.status != STATUS_CAPACITY || header.num_tiles > 2 || header.padded_rows > 24 {
                 return Err(format!("{header:?}"));
             }
             let mut bytes = [0; 32];
-            capsule.download(tables.buffers.tiles, &mut bytes).map_err(|e| e.to_string())?;
+            board.download(tables.buffers.tiles, &mut bytes).map_err(|e| e.to_string())?;
             for (i, got) in Tile::table(&bytes)[..header.num_tiles as usize].iter().enumerate() {
                 if [got.expert, got.row0, got.rows] != table.tiles[i] {
                     return Err(format!("tile {i} is {got:?}"));

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use half::bf16;
 use moe_frontier::config::DType;
-use moe_frontier::gpu::{Capsule, Launcher, Region};
+use moe_frontier::gpu::{Launcher, Region};
 use moe_frontier::kernels::gpu::{
     Combine, LayerBuffers, LogitFormat, Matrix, MoeInput, MoeOptions, PRODUCTS, Piece, Plan,
     Product, Routing, WeightFormat, Workspace, moe_forward,
@@ -14,7 +14,8 @@ use moe_frontier::kernels::reference::{self, DeviceRouting};
 use moe_frontier::kernels::stages::{self, PaddedAlignment};
 use moe_frontier::kernels::{LayerWeights, MoeShape, Routed, RouterSpec, WeightData};
 
-use crate::suite::{self, DEVICE, Outcome, Run};
+use crate::board::Board;
+use crate::suite::{self, Outcome, Run};
 
 /// Where the experts come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +128,7 @@ impl Layer {
         self.routed.ids.iter().map(|id| id.cast_signed()).collect()
     }
 
-    fn buffers(&self, capsule: &mut Capsule) -> LayerBuffers {
+    fn buffers(&self, board: &mut Board) -> LayerBuffers {
         let bytes = |data: &WeightData| match data {
             WeightData::Bf16(values) => suite::bytes_bf16(values),
             _ => panic!("weights are bf16"),
@@ -140,21 +141,21 @@ impl Layer {
         }
         LayerBuffers {
             shape: self.case.shape,
-            w13: suite::input(capsule, &w13),
-            w2: suite::input(capsule, &bytes(&self.weights.w2)),
+            w13: suite::input(board, &w13),
+            w2: suite::input(board, &bytes(&self.weights.w2)),
             scales: None,
             router: RouterSpec::softmax(),
             bias: None,
         }
     }
 
-    fn routing(&self, capsule: &mut Capsule) -> Routing {
+    fn routing(&self, board: &mut Board) -> Routing {
         let experts = self.case.shape.experts;
         match self.case.source {
             Source::Logits => {}
             Source::Chosen => {
-                let ids = suite::input(capsule, &suite::bytes_i32(&self.ids()));
-                let weights = suite::input(capsule, &suite::bytes_f32(&self.routed.weights));
+                let ids = suite::input(board, &suite::bytes_i32(&self.ids()));
+                let weights = suite::input(board, &suite::bytes_f32(&self.routed.weights));
                 return Routing::Chosen { ids, weights };
             }
             Source::Gate => {
@@ -162,8 +163,8 @@ impl Layer {
                 let gate: Vec<bf16> = (0..experts * self.case.shape.hidden)
                     .map(|_| suite::normal(rng, 0.25))
                     .collect();
-                let region = capsule.allocate(4 * self.logits.len() as u64).unwrap();
-                let gate = suite::input(capsule, &suite::bytes_bf16(&gate));
+                let region = board.allocate(4 * self.logits.len() as u64).unwrap();
+                let gate = suite::input(board, &suite::bytes_bf16(&gate));
                 return Routing::Gate { gate, logits: Matrix::dense(region, experts as u64) };
             }
         }
@@ -174,7 +175,7 @@ impl Layer {
                 (suite::bytes_bf16(&narrow), 2)
             }
         };
-        let logits = suite::input_view(capsule, &bytes, experts, size);
+        let logits = suite::input_view(board, &bytes, experts, size);
         Routing::Logits { logits, format: self.case.format }
     }
 }
@@ -188,25 +189,26 @@ pub(crate) fn check(case: &Case, seed: u64, run: &Run) -> Result<Vec<&'static st
 fn check_stages(case: &Case, seed: u64, run: &Run) -> Result<Vec<&'static str>, String> {
     let mut layer = Layer::new(case.clone(), seed);
     let (s, opt) = (&case.shape, &case.opt);
-    let capsule = &mut run.capsule();
+    let board = &mut run.board();
+    let facts = *board.facts();
     let told = |e: moe_frontier::Error| e.to_string();
-    let plan = Plan::choose(s, case.tokens, case.format, &DEVICE, opt).map_err(told)?;
-    let buffers = layer.buffers(capsule);
-    let x = suite::input_view(capsule, &suite::bytes_bf16(&layer.x), s.hidden, 2);
-    let routing = layer.routing(capsule);
-    let layout = Workspace::bytes(s, case.tokens, &DEVICE, opt).map_err(told)?;
-    let workspace = Workspace::in_pieces(capsule, layout).map_err(told)?;
+    let plan = Plan::choose(s, case.tokens, case.format, &facts, opt).map_err(told)?;
+    let buffers = layer.buffers(board);
+    let x = suite::input_view(board, &suite::bytes_bf16(&layer.x), s.hidden, 2);
+    let routing = layer.routing(board);
+    let layout = Workspace::bytes(s, case.tokens, &facts, opt).map_err(told)?;
+    let workspace = Workspace::in_pieces(board, layout).map_err(told)?;
     let bytes = u64::from(case.tokens) * s.hidden as u64 * opt.combine.output_bytes();
-    let out = capsule.allocate(bytes).map_err(told)?;
+    let out = board.allocate(bytes).map_err(told)?;
     let input =
         MoeInput { tokens: case.tokens, x, routing, out: Matrix::dense(out, s.hidden as u64) };
-    moe_forward(capsule, &plan, &buffers, opt, &input, &workspace).map_err(told)?;
-    capsule.synchronize().map_err(told)?;
+    moe_forward(board, &plan, &buffers, opt, &input, &workspace).map_err(told)?;
+    board.synchronize().map_err(told)?;
     if let Routing::Gate { logits, .. } = routing {
-        layer.route(suite::read_f32(capsule, logits.region)?);
+        layer.route(suite::read_f32(board, logits.region)?);
     }
-    Stages { layer: &layer, plan: &plan, workspace: &workspace, out }.check(capsule)?;
-    Ok(capsule.launched().to_vec())
+    Stages { layer: &layer, plan: &plan, workspace: &workspace, out }.check(board)?;
+    Ok(board.launched())
 }
 
 /// What a run left behind.
@@ -218,31 +220,31 @@ struct Stages<'a> {
 }
 
 impl Stages<'_> {
-    fn check(&self, capsule: &mut Capsule) -> Outcome {
+    fn check(&self, board: &mut Board) -> Outcome {
         let piece = |piece| self.workspace.piece(piece).map_err(|e| e.to_string());
         let layer = self.layer;
         if layer.case.source != Source::Chosen {
-            let ids = suite::read_i32(capsule, piece(Piece::TopkIds)?)?;
-            let weights = suite::read_f32(capsule, piece(Piece::TopkWeights)?)?;
+            let ids = suite::read_i32(board, piece(Piece::TopkIds)?)?;
+            let weights = suite::read_f32(board, piece(Piece::TopkWeights)?)?;
             if ids != layer.ids() || weights != layer.routed.weights {
                 return Err("the router chose otherwise than the reference".into());
             }
         }
         let experts = i32::try_from(layer.case.shape.experts).unwrap();
         let table = PaddedAlignment::new(&layer.ids(), experts, self.plan.block_m.cast_signed());
-        let sorted = suite::read_i32(capsule, piece(Piece::SortedPairs)?)?;
+        let sorted = suite::read_i32(board, piece(Piece::SortedPairs)?)?;
         if sorted[..table.sorted_pairs.len()] != table.sorted_pairs {
             return Err("the pairs are sorted otherwise than by the reference".into());
         }
-        let h = suite::read_bf16(capsule, piece(Piece::H)?)?;
+        let h = suite::read_bf16(board, piece(Piece::H)?)?;
         let fast = layer.case.opt.combine == Combine::Fast;
-        let y = if fast { Vec::new() } else { suite::read_bf16(capsule, piece(Piece::Y)?)? };
+        let y = if fast { Vec::new() } else { suite::read_bf16(board, piece(Piece::Y)?)? };
         self.check_rows(&table, &h, &y)?;
         let out: Vec<f32> = match layer.case.opt.combine {
             Combine::Bf16 => {
-                suite::read_bf16(capsule, self.out)?.into_iter().map(f32::from).collect()
+                suite::read_bf16(board, self.out)?.into_iter().map(f32::from).collect()
             }
-            Combine::F32 | Combine::Fast => suite::read_f32(capsule, self.out)?,
+            Combine::F32 | Combine::Fast => suite::read_f32(board, self.out)?,
         };
         if !fast {
             self.check_sums(&table, &y, &out)?;
@@ -319,30 +321,31 @@ pub(crate) fn check_repeats(run: &Run) -> Outcome {
         opt: MoeOptions { up: Some("grouped_gemm_bf16_up_m16".into()), ..MoeOptions::default() },
     };
     let layer = Layer::new(case.clone(), run.seed);
+    let facts = *run.board().facts();
     let s = &case.shape;
     let mut outputs = Vec::new();
-    let part = Workspace::bytes(s, case.tokens / 3, &DEVICE, &case.opt).map_err(told)?;
+    let part = Workspace::bytes(s, case.tokens / 3, &facts, &case.opt).map_err(told)?;
     for limit in [None, Some(part.bytes)] {
         let opt = MoeOptions { workspace_limit: limit, ..case.opt.clone() };
-        let plan = Plan::choose(s, case.tokens, case.format, &DEVICE, &opt).map_err(told)?;
+        let plan = Plan::choose(s, case.tokens, case.format, &facts, &opt).map_err(told)?;
         if limit.is_some() && plan.chunk_tokens >= case.tokens {
             return Err(format!("the limit makes no chunks: {plan}"));
         }
-        let capsule = &mut run.capsule();
-        let buffers = layer.buffers(capsule);
-        let x = suite::input_view(capsule, &suite::bytes_bf16(&layer.x), s.hidden, 2);
-        let routing = layer.routing(capsule);
-        let layout = Workspace::bytes(s, plan.chunk_tokens, &DEVICE, &opt).map_err(told)?;
+        let board = &mut run.board();
+        let buffers = layer.buffers(board);
+        let x = suite::input_view(board, &suite::bytes_bf16(&layer.x), s.hidden, 2);
+        let routing = layer.routing(board);
+        let layout = Workspace::bytes(s, plan.chunk_tokens, &facts, &opt).map_err(told)?;
         // As one region, this time.
-        let workspace = Workspace::new(capsule, layout).map_err(told)?;
+        let workspace = Workspace::new(board, layout).map_err(told)?;
         for _ in 0..2 {
-            let out = capsule.allocate(u64::from(case.tokens) * 2 * s.hidden as u64).unwrap();
+            let out = board.allocate(u64::from(case.tokens) * 2 * s.hidden as u64).unwrap();
             let out_matrix = Matrix::dense(out, s.hidden as u64);
             let input = MoeInput { tokens: case.tokens, x, routing, out: out_matrix };
-            moe_forward(capsule, &plan, &buffers, &opt, &input, &workspace).map_err(told)?;
-            outputs.push(suite::read_bf16(capsule, out)?);
+            moe_forward(board, &plan, &buffers, &opt, &input, &workspace).map_err(told)?;
+            outputs.push(suite::read_bf16(board, out)?);
         }
-        workspace.free(capsule).map_err(told)?;
+        workspace.free(board).map_err(told)?;
     }
     if outputs.iter().any(|o| *o != outputs[0]) {
         return Err(format!("chunks or reruns differ [{}]", run.label()));

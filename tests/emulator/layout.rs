@@ -9,8 +9,8 @@ use crate::suite::{self, Outcome, Run};
 const CAPACITY: u32 = 1024;
 
 pub(crate) fn check(run: &Run) -> Outcome {
-    let capsule = &mut run.capsule();
-    let words = capsule.allocate(4 * u64::from(CAPACITY)).unwrap();
+    let board = &mut run.board();
+    let words = board.allocate(4 * u64::from(CAPACITY)).unwrap();
     let params = params::ConfigCheckParams { words: words.address, capacity: CAPACITY, unused: 0 };
     let launch = Launch {
         kernel: "config_check",
@@ -21,8 +21,8 @@ pub(crate) fn check(run: &Run) -> Outcome {
         params: ParamBytes::of(&params),
         overlaps: false,
     };
-    capsule.launch(&launch).map_err(|e| e.to_string())?;
-    let words = suite::read_i32(capsule, words)?;
+    board.launch(&launch).map_err(|e| e.to_string())?;
+    let words = suite::read_i32(board, words)?;
     let count = usize::try_from(words[0]).unwrap();
     let mut got = words.get(1..=count).ok_or("the table is longer than its buffer")?.iter();
     for (what, wanted) in expected() {

@@ -10,9 +10,11 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod alignment;
+mod board;
 mod driver;
 mod layers;
 mod layout;
+mod models;
 mod mutants;
 mod products;
 mod routers;
@@ -22,8 +24,9 @@ mod sums;
 use std::collections::BTreeSet;
 
 use driver::Build;
+use moe_frontier::gpu::Launcher;
 use moe_frontier::kernels::gpu::{Family, PRODUCTS, WeightFormat, kernel_names};
-use suite::{Outcome, Run};
+use suite::{Outcome, Place, Run};
 
 /// Runs a check in every delivery mode of a build.
 fn in_every_mode(build: Build, seeds: u64, check: impl Fn(&Run) -> Outcome) {
@@ -33,10 +36,26 @@ fn in_every_mode(build: Build, seeds: u64, check: impl Fn(&Run) -> Outcome) {
     }
 }
 
+/// Runs a check on this machine's GPU; says why when there is none.
+fn on_a_gpu(check: impl Fn(&Run) -> Outcome) {
+    if let Err(reason) = moe_frontier::gpu::probe() {
+        return eprintln!("SKIPPED: {reason}");
+    }
+    for seed in 1..=2 {
+        check(&Run { place: Place::Gpu, seed }).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
 fn products_of(family: Family, run: &Run, small: bool) -> Outcome {
+    if !family.runs_on(run.board().facts()) {
+        eprintln!("SKIPPED: {} do not run on this device", family.label());
+        return Ok(());
+    }
     let kernels = PRODUCTS.iter().filter(|k| k.family == family);
     kernels.into_iter().try_for_each(|kernel| products::check(kernel, run, small))
 }
+
+const FAMILIES: [Family; 4] = [Family::Gemv, Family::Generic, Family::Sm90, Family::SwapAb];
 
 #[test]
 fn matrix_vector_products_agree_with_the_reference() {
@@ -92,7 +111,7 @@ fn everything_small(run: &Run) -> Outcome {
     routers::check(run, true)?;
     alignment::check(run, true)?;
     sums::check(run, true)?;
-    PRODUCTS.iter().try_for_each(|kernel| products::check(kernel, run, true))
+    FAMILIES.into_iter().try_for_each(|family| products_of(family, run, true))
 }
 
 #[test]
@@ -163,4 +182,42 @@ fn planted_faults_are_caught() {
 #[test]
 fn more_planted_faults_are_caught() {
     every_second_fault_is_caught(1);
+}
+
+#[test]
+fn on_a_gpu_small_cases_of_everything_agree() {
+    on_a_gpu(everything_small);
+}
+
+#[test]
+fn on_a_gpu_every_stage_agrees_with_the_reference() {
+    on_a_gpu(|run| {
+        layout::check(run)?;
+        routers::check(run, false)?;
+        alignment::check(run, false)?;
+        sums::check(run, false)?;
+        FAMILIES.into_iter().try_for_each(|family| products_of(family, run, false))
+    });
+}
+
+#[test]
+fn on_a_gpu_whole_layers_agree_with_the_reference() {
+    on_a_gpu(|run| {
+        if !run.board().facts().is_hopper() {
+            eprintln!("SKIPPED: these layers name Hopper kernels");
+            return Ok(());
+        }
+        layers::check_all(run).map(|_| ())?;
+        layers::check_repeats(run)
+    });
+}
+
+#[test]
+fn on_a_gpu_weights_behind_four_billion_others_are_found() {
+    on_a_gpu(|run| PRODUCTS.iter().try_for_each(|kernel| products::check_large_stack(kernel, run)));
+}
+
+#[test]
+fn on_a_gpu_layers_of_models_agree_and_repeat() {
+    on_a_gpu(|run| if run.seed == 1 { models::check_all() } else { Ok(()) });
 }

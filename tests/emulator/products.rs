@@ -3,7 +3,7 @@
 
 use half::bf16;
 use moe_frontier::gpu::params::WorkspaceHeader;
-use moe_frontier::gpu::{Capsule, Launcher, ParamBytes};
+use moe_frontier::gpu::{Launcher, ParamBytes};
 use moe_frontier::kernels::gpu::launches::{ProductLaunch, Split, product};
 use moe_frontier::kernels::gpu::{Matrix, Product, ProductKernel, WeightFormat};
 use moe_frontier::kernels::reference::Exact;
@@ -12,7 +12,8 @@ use moe_frontier::kernels::{LayerWeights, MoeShape, WeightData};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::suite::{self, Batch, DEVICE, Outcome, Run};
+use crate::board::Board;
+use crate::suite::{self, Batch, Outcome, Run};
 
 /// How tokens choose experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,7 +234,7 @@ fn prepare(kernel: &'static ProductKernel, case: Case, seed: u64, batch: &mut Ba
     let topk_weights: Vec<f32> =
         ids.iter().map(|_| [1.0, 0.5, 0.25][rng.random_range(0..3)]).collect();
     let poison = batch.poison;
-    let capsule = &mut batch.capsule;
+    let board = &mut batch.board;
 
     // One tile more than needed: what lies behind the table must not be touched.
     let capacity_rows = table.sorted_pairs.len() + kernel.block_m as usize;
@@ -242,17 +243,17 @@ fn prepare(kernel: &'static ProductKernel, case: Case, seed: u64, batch: &mut Ba
     let rows = |width: usize| (capacity_rows * width * 2) as u64;
     let flat: Vec<u8> = input.iter().flat_map(|row| suite::bytes_bf16(row)).collect();
     let up = kernel.product == Product::Up;
-    let x = up.then(|| suite::input_view(capsule, &flat, s.hidden, 2));
-    let h = capsule.allocate(rows(s.inter)).unwrap();
+    let x = up.then(|| suite::input_view(board, &flat, s.hidden, 2));
+    let h = board.allocate(rows(s.inter)).unwrap();
     if !up {
-        capsule.upload(h, &flat).unwrap();
-        capsule.protect(h).unwrap();
+        board.upload(h, &flat).unwrap();
+        board.protect(h).unwrap();
     }
-    let y = (kernel.product == Product::Down).then(|| capsule.allocate(rows(s.hidden)).unwrap());
+    let y = (kernel.product == Product::Down).then(|| board.allocate(rows(s.hidden)).unwrap());
     let accumulate = (kernel.product == Product::DownFast).then(|| {
         let stride = s.hidden + 8;
-        let sums = capsule.store(&vec![0; case.tokens * stride * 4]).unwrap();
-        let weights = suite::input(capsule, &suite::bytes_f32(&topk_weights));
+        let sums = board.store(&vec![0; case.tokens * stride * 4]).unwrap();
+        let weights = suite::input(board, &suite::bytes_f32(&topk_weights));
         (Matrix { region: sums, stride: stride as u64 }, weights)
     });
     let launch = ProductLaunch {
@@ -263,50 +264,50 @@ fn prepare(kernel: &'static ProductKernel, case: Case, seed: u64, batch: &mut Ba
         hidden: small(s.hidden),
         inter: small(s.inter),
         x,
-        weights: suite::input(capsule, &weights.bytes),
+        weights: suite::input(board, &weights.bytes),
         scales: (kernel.weights == WeightFormat::E4m3)
-            .then(|| suite::input(capsule, &suite::bytes_f32(&weights.scales))),
+            .then(|| suite::input(board, &suite::bytes_f32(&weights.scales))),
         gate_first: case.gate_first,
         h,
         y,
         accumulate,
-        header: suite::input(capsule, &header(&table)),
-        tiles: suite::input(capsule, &tiles(&table)),
-        sorted_pairs: suite::input(capsule, &suite::bytes_i32(&sorted)),
+        header: suite::input(board, &header(&table)),
+        tiles: suite::input(board, &tiles(&table)),
+        sorted_pairs: suite::input(board, &suite::bytes_i32(&sorted)),
         capacity_rows: small(capacity_rows),
         capacity_tiles: small(table.tiles.len()),
-        split: split(capsule, kernel, case),
+        split: split(board, kernel, case),
         overlaps: true,
     };
-    product(capsule, &launch).map_err(|e| e.to_string())?;
+    product(board, &launch).map_err(|e| e.to_string())?;
     let weights = weights.exact;
     let expected = Expected { kernel, case, table, weights, input, topk_weights, poison };
     let tickets = launch.split.map(|s| s.tickets);
     let out = y.unwrap_or(h);
     let name = format!("{} {case:?} data seed {seed}", kernel.name);
-    batch.check(name, move |capsule| {
+    batch.check(name, move |board| {
         if let Some(tickets) = tickets {
-            let left = suite::read_i32(capsule, tickets)?;
+            let left = suite::read_i32(board, tickets)?;
             if left.iter().any(|&t| t != 0) {
                 return Err(format!("tickets are left at {left:?}"));
             }
         }
         match accumulate {
             Some((sums, _)) => {
-                expected.check_sums(&suite::read_f32(capsule, sums.region)?, sums.stride)
+                expected.check_sums(&suite::read_f32(board, sums.region)?, sums.stride)
             }
-            None => expected.check_rows(&suite::read_bf16(capsule, out)?),
+            None => expected.check_rows(&suite::read_bf16(board, out)?),
         }
     });
     Ok(())
 }
 
 /// Scratch for shared units of work, in every second case.
-fn split(capsule: &mut Capsule, kernel: &ProductKernel, case: Case) -> Option<Split> {
-    let blocks = u64::from(DEVICE.sm_count);
+fn split(board: &mut Board, kernel: &ProductKernel, case: Case) -> Option<Split> {
+    let blocks = u64::from(board.facts().sm_count);
     case.gate_first.then(|| Split {
-        partials: capsule.allocate(2 * blocks * 256 * u64::from(kernel.block_m) * 4).unwrap(),
-        tickets: capsule.store(&vec![0; usize::try_from(8 * blocks).unwrap()]).unwrap(),
+        partials: board.allocate(2 * blocks * 256 * u64::from(kernel.block_m) * 4).unwrap(),
+        tickets: board.store(&vec![0; usize::try_from(8 * blocks).unwrap()]).unwrap(),
     })
 }
 
@@ -440,20 +441,20 @@ pub(crate) fn check_large_stack(kernel: &'static ProductKernel, run: &Run) -> Ou
     let table =
         PaddedAlignment::new(&[signed(EXPERTS) - 1], signed(EXPERTS), signed(kernel.block_m));
     let mut batch = Batch::new(run);
-    let capsule = &mut batch.capsule;
+    let board = &mut batch.board;
     let expert_bytes = (columns * depth * 2) as u64;
-    let weights = capsule.allocate_sparse(u64::from(EXPERTS) * expert_bytes).unwrap();
+    let weights = board.allocate_sparse(u64::from(EXPERTS) * expert_bytes).unwrap();
     let place = weights.part(u64::from(EXPERTS - 1) * expert_bytes, expert_bytes).unwrap();
-    capsule.upload(place, &suite::bytes_bf16(&last)).unwrap();
+    board.upload(place, &suite::bytes_bf16(&last)).unwrap();
     let rows = table.sorted_pairs.len();
-    let mut h = capsule.allocate((rows * inter * 2) as u64).unwrap();
-    let x = up.then(|| Matrix::dense(suite::input(capsule, &suite::bytes_bf16(&input)), 1024));
+    let mut h = board.allocate((rows * inter * 2) as u64).unwrap();
+    let x = up.then(|| Matrix::dense(suite::input(board, &suite::bytes_bf16(&input)), 1024));
     if !up {
         let mut padded = input.clone();
         padded.resize(rows * inter, bf16::ZERO);
-        h = suite::input(capsule, &suite::bytes_bf16(&padded));
+        h = suite::input(board, &suite::bytes_bf16(&padded));
     }
-    let y = (!up).then(|| capsule.allocate((rows * hidden * 2) as u64).unwrap());
+    let y = (!up).then(|| board.allocate((rows * hidden * 2) as u64).unwrap());
     let launch = ProductLaunch {
         kernel,
         tokens: 1,
@@ -468,15 +469,15 @@ pub(crate) fn check_large_stack(kernel: &'static ProductKernel, run: &Run) -> Ou
         h,
         y,
         accumulate: None,
-        header: suite::input(capsule, &header(&table)),
-        tiles: suite::input(capsule, &tiles(&table)),
-        sorted_pairs: suite::input(capsule, &suite::bytes_i32(&table.sorted_pairs)),
+        header: suite::input(board, &header(&table)),
+        tiles: suite::input(board, &tiles(&table)),
+        sorted_pairs: suite::input(board, &suite::bytes_i32(&table.sorted_pairs)),
         capacity_rows: small(rows),
         capacity_tiles: 1,
         split: None,
         overlaps: true,
     };
-    product(capsule, &launch).map_err(|e| e.to_string())?;
+    product(board, &launch).map_err(|e| e.to_string())?;
     // The reference sees the last expert by itself.
     let one = MoeShape { experts: 1, top_k: 1, hidden, inter, gated: true };
     let other = |len: usize| WeightData::Bf16(vec![bf16::ZERO; len]);
@@ -489,8 +490,8 @@ pub(crate) fn check_large_stack(kernel: &'static ProductKernel, run: &Run) -> Ou
         stages::down(&alone, 0, &input)
     };
     let out = y.unwrap_or(h);
-    batch.check(format!("{} with a stack of 2^32 weights", kernel.name), move |capsule| {
-        let got = suite::read_bf16(capsule, out)?;
+    batch.check(format!("{} with a stack of 2^32 weights", kernel.name), move |board| {
+        let got = suite::read_bf16(board, out)?;
         match got.iter().zip(&exact).position(|(g, e)| !suite::within(g.to_f64(), e)) {
             Some(n) => Err(format!("column {n}: {}, not {:?}", got[n], exact[n])),
             None => Ok(()),

@@ -3,7 +3,7 @@
 use half::bf16;
 use moe_frontier::config::{RouterConfig, Scoring};
 use moe_frontier::gpu::params::{STATUS_NON_FINITE_LOGIT, WorkspaceHeader};
-use moe_frontier::gpu::{Capsule, Launcher, Region};
+use moe_frontier::gpu::{Launcher, Region};
 use moe_frontier::kernels::RouterSpec;
 use moe_frontier::kernels::gpu::launches::{GateInput, RouterLaunch, router_topk};
 use moe_frontier::kernels::gpu::{LogitFormat, Matrix};
@@ -13,6 +13,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::alignment::{self, Tables};
+use crate::board::Board;
 use crate::suite::{self, Batch, Outcome, Run};
 
 /// What logits are like.
@@ -172,19 +173,17 @@ impl Gate {
 }
 
 /// Logits in device memory: given, or room for those that the router computes.
-fn place_logits(capsule: &mut Capsule, case: &Case, logits: &[f32]) -> Matrix {
+fn place_logits(board: &mut Board, case: &Case, logits: &[f32]) -> Matrix {
     let experts = case.experts as usize;
     match (case.gate, case.format) {
         (Some(_), _) => {
-            let region = capsule.allocate(4 * logits.len() as u64).unwrap();
+            let region = board.allocate(4 * logits.len() as u64).unwrap();
             Matrix::dense(region, u64::from(case.experts))
         }
-        (None, LogitFormat::F32) => {
-            suite::input_view(capsule, &suite::bytes_f32(logits), experts, 4)
-        }
+        (None, LogitFormat::F32) => suite::input_view(board, &suite::bytes_f32(logits), experts, 4),
         (None, LogitFormat::Bf16) => {
             let narrow: Vec<bf16> = logits.iter().map(|&l| bf16::from_f32(l)).collect();
-            suite::input_view(capsule, &suite::bytes_bf16(&narrow), experts, 2)
+            suite::input_view(board, &suite::bytes_bf16(&narrow), experts, 2)
         }
     }
 }
@@ -193,19 +192,19 @@ fn prepare(case: Case, seed: u64, batch: &mut Batch) -> Outcome {
     let rng = &mut suite::rng(seed);
     let logits = logits_of(&case, rng);
     let gate = case.gate.map(|hidden| Gate::new(hidden, &case, rng));
-    let capsule = &mut batch.capsule;
-    let view = place_logits(capsule, &case, &logits);
+    let board = &mut batch.board;
+    let view = place_logits(board, &case, &logits);
     let pairs = case.tokens * (case.top_k + u32::from(case.device.shared));
     let bias = case.spec.config.bias;
-    let bias = bias.then(|| suite::input(capsule, &suite::bytes_f32(&case.spec.bias)));
+    let bias = bias.then(|| suite::input(board, &suite::bytes_f32(&case.spec.bias)));
     let experts = case.experts + u32::from(case.device.shared);
-    let tables = Tables::for_any(capsule, pairs, experts, case.align.unwrap_or(1));
+    let tables = Tables::for_any(board, pairs, experts, case.align.unwrap_or(1));
     let launch = RouterLaunch {
         logits: view,
         format: case.format,
         gate: gate.as_ref().map(|g| GateInput {
-            x: suite::input_view(capsule, &suite::bytes_bf16(&g.x), g.hidden, 2),
-            gate: suite::input(capsule, &suite::bytes_bf16(&g.weights)),
+            x: suite::input_view(board, &suite::bytes_bf16(&g.x), g.hidden, 2),
+            gate: suite::input(board, &suite::bytes_bf16(&g.weights)),
             hidden: u32::try_from(g.hidden).unwrap(),
         }),
         tokens: case.tokens,
@@ -215,31 +214,31 @@ fn prepare(case: Case, seed: u64, batch: &mut Batch) -> Outcome {
         bias,
         group_top1: case.device.group_top1,
         shared: case.device.shared,
-        topk_ids: capsule.allocate(4 * u64::from(pairs)).unwrap(),
-        topk_weights: capsule.allocate(4 * u64::from(pairs)).unwrap(),
+        topk_ids: board.allocate(4 * u64::from(pairs)).unwrap(),
+        topk_weights: board.allocate(4 * u64::from(pairs)).unwrap(),
         header: tables.buffers.header,
         align: case.align.map(|block_m| (tables.buffers, block_m)),
         overlaps: true,
     };
-    router_topk(capsule, &launch).map_err(|e| e.to_string())?;
+    router_topk(board, &launch).map_err(|e| e.to_string())?;
     let (topk_ids, topk_weights) = (launch.topk_ids, launch.topk_weights);
     let name = format!("router {case:?} data seed {seed}");
-    batch.check(name, move |capsule| {
+    batch.check(name, move |board| {
         let mut logits = logits;
         if let Some(gate) = gate {
-            logits = suite::read_f32(capsule, view.region)?;
+            logits = suite::read_f32(board, view.region)?;
             gate.compare(&logits, case.experts as usize)?;
         }
-        let ids = suite::read_i32(capsule, topk_ids)?;
-        let weights = suite::read_f32(capsule, topk_weights)?;
-        compare_choice(capsule, &case, &logits, (&ids, &weights), &tables)
+        let ids = suite::read_i32(board, topk_ids)?;
+        let weights = suite::read_f32(board, topk_weights)?;
+        compare_choice(board, &case, &logits, (&ids, &weights), &tables)
     });
     Ok(())
 }
 
 /// Whether ids, weights, status and tables follow from the logits.
 fn compare_choice(
-    capsule: &mut Capsule,
+    board: &mut Board,
     case: &Case,
     logits: &[f32],
     (ids, weights): (&[i32], &[f32]),
@@ -252,7 +251,7 @@ fn compare_choice(
     let slots = case.top_k + u32::from(case.device.shared);
     compare_ids(ids, &wanted, slots)?;
     compare_weights(weights, &routed.weights, slots)?;
-    let header = header(capsule, tables.buffers.header)?;
+    let header = header(board, tables.buffers.header)?;
     let status = if nan { STATUS_NON_FINITE_LOGIT } else { 0 };
     if header.status != status {
         return Err(format!("status {} instead of {status}", header.status));
@@ -263,15 +262,12 @@ fn compare_choice(
     let Some(block_m) = case.align else { return Ok(()) };
     let experts = case.experts + u32::from(case.device.shared);
     let table = PaddedAlignment::new(&wanted, experts.cast_signed(), block_m.cast_signed());
-    alignment::compare(capsule, tables, &table)
+    alignment::compare(board, tables, &table)
 }
 
-pub(crate) fn header(
-    capsule: &mut dyn Launcher,
-    region: Region,
-) -> Result<WorkspaceHeader, String> {
+pub(crate) fn header(board: &mut dyn Launcher, region: Region) -> Result<WorkspaceHeader, String> {
     let mut bytes = [0; size_of::<WorkspaceHeader>()];
-    capsule.download(region, &mut bytes).map_err(|e| e.to_string())?;
+    board.download(region, &mut bytes).map_err(|e| e.to_string())?;
     Ok(WorkspaceHeader::from_bytes(&bytes))
 }
 

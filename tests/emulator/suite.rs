@@ -1,15 +1,16 @@
 //! What all stages share: runs of the driver, batches of cases in one run, data, comparison.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use half::bf16;
-use moe_frontier::gpu::{Capsule, CapsuleOptions, Delivery, DeviceFacts, Launcher, Region};
+use moe_frontier::gpu::{Delivery, DeviceFacts, Launcher, Region};
 use moe_frontier::kernels::gpu::Matrix;
 use moe_frontier::kernels::reference::Exact;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 
+use crate::board::Board;
 use crate::driver::{self, Build};
 
 /// What a check says: nothing, or what is wrong.
@@ -21,57 +22,67 @@ pub(crate) const DEVICE: DeviceFacts = DeviceFacts { sm_count: 2, ..DeviceFacts:
 /// Bit patterns that fresh memory holds in turn: NaN, infinities, and 1e4, in both formats at once.
 pub(crate) const POISONS: [u32; 4] = [0x7fff_7fff, 0x7f80_7f80, 0xff80_ff80, 0x461c_461c];
 
-/// One way to run the driver.
+/// What runs the kernels.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    /// The emulator's driver.
+    Emulator { driver: PathBuf, build: Build, delivery: Delivery },
+    /// The first GPU of this machine.
+    Gpu,
+}
+
+/// One way to run the kernels.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
-    pub(crate) driver: PathBuf,
-    pub(crate) build: Build,
-    pub(crate) delivery: Delivery,
+    pub(crate) place: Place,
     pub(crate) seed: u64,
 }
 
 impl Run {
     /// Every delivery mode with `seeds` seeds; `EMU_SEEDS` in the environment replaces their number.
-    pub(crate) fn all(driver: &std::path::Path, build: Build, seeds: u64) -> Vec<Self> {
+    pub(crate) fn all(driver: &Path, build: Build, seeds: u64) -> Vec<Self> {
         let asked = std::env::var("EMU_SEEDS").ok().and_then(|n| n.parse().ok());
         let seeds = 1..=asked.unwrap_or(seeds);
-        let run = |delivery, seed| Self { driver: driver.to_owned(), build, delivery, seed };
+        let run = |delivery, seed| {
+            let place = Place::Emulator { driver: driver.to_owned(), build, delivery };
+            Self { place, seed }
+        };
         seeds.flat_map(|seed| Delivery::ALL.map(|delivery| run(delivery, seed))).collect()
     }
 
     pub(crate) fn label(&self) -> String {
-        format!(
-            "{} build, {} delivery, seed {}",
-            self.build.label(),
-            self.delivery.label(),
-            self.seed
-        )
+        match &self.place {
+            Place::Emulator { build, delivery, .. } => {
+                format!(
+                    "{} build, {} delivery, seed {}",
+                    build.label(),
+                    delivery.label(),
+                    self.seed
+                )
+            }
+            Place::Gpu => format!("GPU, seed {}", self.seed),
+        }
     }
 
     pub(crate) fn poison(&self) -> u32 {
         POISONS[usize::try_from(self.seed).unwrap() % POISONS.len()]
     }
 
-    pub(crate) fn capsule(&self) -> Capsule {
-        let kept = driver::folder().join(format!("failed-{}.capsule", std::process::id()));
-        let options = CapsuleOptions {
-            delivery: self.delivery,
-            seed: self.seed,
-            poison: self.poison(),
-            // All together, or one after another.
-            live_blocks: u32::from(!self.seed.is_multiple_of(2)),
-            keep: Some(kept),
-            ..CapsuleOptions::new(&self.driver)
+    pub(crate) fn board(&self) -> Board {
+        let kept = match self.place {
+            Place::Emulator { .. } => driver::folder(),
+            Place::Gpu => PathBuf::new(),
         };
-        Capsule::new(DEVICE, options).unwrap()
+        let kept = kept.join(format!("failed-{}.capsule", std::process::id()));
+        Board::new(self, DEVICE, kept).unwrap()
     }
 }
 
-type Check = Box<dyn FnOnce(&mut Capsule) -> Outcome>;
+type Check = Box<dyn FnOnce(&mut Board) -> Outcome>;
 
 /// Cases whose launches share one run of the driver; their results are checked at its end.
 pub(crate) struct Batch {
-    pub(crate) capsule: Capsule,
+    pub(crate) board: Board,
     pub(crate) poison: u32,
     label: String,
     checks: Vec<(String, Check)>,
@@ -79,14 +90,14 @@ pub(crate) struct Batch {
 
 impl Batch {
     pub(crate) fn new(run: &Run) -> Self {
-        let (capsule, poison) = (run.capsule(), run.poison());
-        Self { capsule, poison, label: run.label(), checks: Vec::new() }
+        let (board, poison) = (run.board(), run.poison());
+        Self { board, poison, label: run.label(), checks: Vec::new() }
     }
 
     pub(crate) fn check(
         &mut self,
         name: String,
-        check: impl FnOnce(&mut Capsule) -> Outcome + 'static,
+        check: impl FnOnce(&mut Board) -> Outcome + 'static,
     ) {
         self.checks.push((name, Box::new(check)));
     }
@@ -94,11 +105,11 @@ impl Batch {
     /// Runs everything and checks every case.
     pub(crate) fn finish(mut self) -> Outcome {
         let cases: Vec<String> = self.checks.iter().map(|(name, _)| name.clone()).collect();
-        self.capsule
+        self.board
             .synchronize()
             .map_err(|e| format!("{} [{}]: {e}", cases.join("; "), self.label))?;
         for (name, check) in self.checks {
-            check(&mut self.capsule).map_err(|e| format!("{name} [{}]: {e}", self.label))?;
+            check(&mut self.board).map_err(|e| format!("{name} [{}]: {e}", self.label))?;
         }
         Ok(())
     }
@@ -128,45 +139,45 @@ pub(crate) fn bytes_i32(values: &[i32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_ne_bytes()).collect()
 }
 
-fn words(capsule: &mut Capsule, region: Region) -> Result<Vec<u32>, String> {
+fn words(board: &mut Board, region: Region) -> Result<Vec<u32>, String> {
     let mut bytes = vec![0; usize::try_from(region.bytes).unwrap()];
-    capsule.download(region, &mut bytes).map_err(|e| e.to_string())?;
+    board.download(region, &mut bytes).map_err(|e| e.to_string())?;
     Ok(moe_frontier::gpu::params::words(&bytes).collect())
 }
 
-pub(crate) fn read_i32(capsule: &mut Capsule, region: Region) -> Result<Vec<i32>, String> {
-    Ok(words(capsule, region)?.into_iter().map(u32::cast_signed).collect())
+pub(crate) fn read_i32(board: &mut Board, region: Region) -> Result<Vec<i32>, String> {
+    Ok(words(board, region)?.into_iter().map(u32::cast_signed).collect())
 }
 
-pub(crate) fn read_f32(capsule: &mut Capsule, region: Region) -> Result<Vec<f32>, String> {
-    Ok(words(capsule, region)?.into_iter().map(f32::from_bits).collect())
+pub(crate) fn read_f32(board: &mut Board, region: Region) -> Result<Vec<f32>, String> {
+    Ok(words(board, region)?.into_iter().map(f32::from_bits).collect())
 }
 
-pub(crate) fn read_bf16(capsule: &mut Capsule, region: Region) -> Result<Vec<bf16>, String> {
+pub(crate) fn read_bf16(board: &mut Board, region: Region) -> Result<Vec<bf16>, String> {
     let mut bytes = vec![0; usize::try_from(region.bytes).unwrap()];
-    capsule.download(region, &mut bytes).map_err(|e| e.to_string())?;
+    board.download(region, &mut bytes).map_err(|e| e.to_string())?;
     let pairs = bytes.chunks_exact(2);
     Ok(pairs.map(|b| bf16::from_bits(u16::from_ne_bytes([b[0], b[1]]))).collect())
 }
 
 /// A buffer with these bytes that kernels may not change; never empty.
-pub(crate) fn input(capsule: &mut Capsule, bytes: &[u8]) -> Region {
+pub(crate) fn input(board: &mut Board, bytes: &[u8]) -> Region {
     let bytes = if bytes.is_empty() { &[0; 16] } else { bytes };
-    let region = capsule.store(bytes).unwrap();
-    capsule.protect(region).unwrap();
+    let region = board.store(bytes).unwrap();
+    board.protect(region).unwrap();
     region
 }
 
 /// Rows of `width` elements of `size` bytes as a view: behind an offset, with gaps between them.
-pub(crate) fn input_view(capsule: &mut Capsule, bytes: &[u8], width: usize, size: usize) -> Matrix {
+pub(crate) fn input_view(board: &mut Board, bytes: &[u8], width: usize, size: usize) -> Matrix {
     let (offset, stride) = (8 * size, (width + 8) * size);
     let rows = bytes.len() / (width * size);
-    let region = capsule.allocate((offset + rows * stride) as u64).unwrap();
+    let region = board.allocate((offset + rows * stride) as u64).unwrap();
     for (i, row) in bytes.chunks_exact(width * size).enumerate() {
         let start = (offset + i * stride) as u64;
-        capsule.upload(region.part(start, row.len() as u64).unwrap(), row).unwrap();
+        board.upload(region.part(start, row.len() as u64).unwrap(), row).unwrap();
     }
-    capsule.protect(region).unwrap();
+    board.protect(region).unwrap();
     let region = region.part(offset as u64, region.bytes - offset as u64).unwrap();
     Matrix { region, stride: (width + 8) as u64 }
 }

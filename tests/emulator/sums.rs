@@ -39,15 +39,15 @@ fn prepare(
     // Some pairs were dropped, but for the first token: its sum shows every slot.
     rows.iter_mut().skip(top_k).step_by(5).for_each(|row| *row = -1);
     let weights: Vec<f32> = (0..pairs).map(|_| rng.random_range(-1.0..1.0)).collect();
-    let (capsule, poison) = (&mut batch.capsule, batch.poison);
+    let (board, poison) = (&mut batch.board, batch.poison);
     let small = |n: usize| u32::try_from(n).unwrap();
     let (size, stride) = (if f32_out { 4 } else { 2 }, hidden + 8);
-    let out = capsule.allocate((tokens * stride * size) as u64).unwrap();
+    let out = board.allocate((tokens * stride * size) as u64).unwrap();
     let launch = CombineLaunch {
-        y: suite::input(capsule, &suite::bytes_bf16(&y)),
+        y: suite::input(board, &suite::bytes_bf16(&y)),
         rows: small(pairs + 3),
-        pair_rows: suite::input(capsule, &suite::bytes_i32(&rows)),
-        topk_weights: suite::input(capsule, &suite::bytes_f32(&weights)),
+        pair_rows: suite::input(board, &suite::bytes_i32(&rows)),
+        topk_weights: suite::input(board, &suite::bytes_f32(&weights)),
         out: Matrix { region: out, stride: stride as u64 },
         out_f32: f32_out,
         tokens: small(tokens),
@@ -55,13 +55,13 @@ fn prepare(
         top_k: small(top_k),
         overlaps: true,
     };
-    combine(capsule, &launch).map_err(|e| e.to_string())?;
+    combine(board, &launch).map_err(|e| e.to_string())?;
     let name = format!("combine {tokens}x{hidden} top {top_k} f32 {f32_out} seed {seed}");
-    batch.check(name, move |capsule| {
+    batch.check(name, move |board| {
         let got: Vec<f32> = if f32_out {
-            suite::read_f32(capsule, out)?
+            suite::read_f32(board, out)?
         } else {
-            suite::read_bf16(capsule, out)?.into_iter().map(f32::from).collect()
+            suite::read_bf16(board, out)?.into_iter().map(f32::from).collect()
         };
         let untouched = if f32_out { poison } else { poison << 16 };
         for (i, &got) in got.iter().enumerate() {

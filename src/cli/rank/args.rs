@@ -51,8 +51,9 @@ pub struct RankArgs {
     /// Most training FLOPs, as a multiple of the budget [default: 3.5].
     #[arg(long, value_parser = quantity, help_heading = "What is compared")]
     pub max_train_factor: Option<f64>,
-    /// Bits of one stored expert weight, scales included, such as 2.54 for mixed precision; only with
-    /// a device's published peaks, since a profile has the bits it was measured with.
+    /// Bits of one stored expert weight (FFN weight of a dense model), scales included, such as 2.54
+    /// for mixed precision; only with a device's published peaks, since a profile has the bits it was
+    /// measured with [default: the profile's, or 16].
     #[arg(long, value_parser = quantity, value_name = "BITS", help_heading = "What is compared")]
     pub weight_bits: Option<f64>,
     /// Query heads per key/value head of the models [default: 1, as the law's models have].

@@ -383,11 +383,16 @@ fn mfu_range(mfu: f64) -> (f64, f64) {
 
 fn ranges(args: &RankArgs, law: &dyn ExpertScaling, zipf: f64, ledger: &mut Ledger) -> Ranges {
     let loss_sigma = law.residual_nats();
+    let source = if law.drawn_slices(1).is_empty() {
+        "held-out RMSE of the law; no covariance of its coefficients is published"
+    } else {
+        "error of the fit, beside the joint draws of its coefficients"
+    };
     ledger.note(
         "loss residual of each expert count",
         &format!("0 +- {loss_sigma} nats"),
         Some("normal".into()),
-        "held-out RMSE of the law; no covariance of its coefficients is published",
+        source,
         true,
     );
     ledger.note(

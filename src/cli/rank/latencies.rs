@@ -153,7 +153,7 @@ fn keep(profile: &Profile) -> Result<PathBuf> {
 /// the device that is to be measured.
 fn this_machine(args: &RankArgs) -> Result<Choice> {
     let (device, kernels) = DeviceChoice::Auto
-        .open(|backend, target| Ok((target.device(), backend.kernel_sha256())))?;
+        .open(&[], |backend, target| Ok((target.device(), backend.kernel_sha256())))?;
     let transfers = |profile: &Profile| {
         LatencyTable::new(profile, policy(true)).is_ok_and(|t| t.transfer_error().is_some())
     };

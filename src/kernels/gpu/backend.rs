@@ -321,6 +321,10 @@ impl<L: Launcher> LoadedLayer for GpuLayer<'_, L> {
         Ok(Some(total.round() as u64))
     }
 
+    fn plan(&self) -> Option<String> {
+        self.batch.as_ref().map(|(_, plan)| plan.to_string())
+    }
+
     fn routed(&mut self) -> Result<Routed> {
         let (tokens, _) = self.batch()?;
         let pairs = *tokens as usize * self.shape.top_k;

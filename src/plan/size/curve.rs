@@ -99,14 +99,33 @@ impl PlanCurve {
     /// The replica with at most `cap` sequences at `rate` requests per second; `None` when it cannot
     /// keep up.
     pub fn at(&self, rate: f64, cap: usize) -> Option<Load> {
-        self.steps.at(rate, cap.min(self.cap()), self.request_s)
+        self.load(rate, cap, |_, _| true)
+    }
+
+    /// The same with the percentiles that are wanted; the others are zero.
+    fn load(
+        &self,
+        rate: f64,
+        cap: usize,
+        wanted: impl Fn(Metric, Statistic) -> bool,
+    ) -> Option<Load> {
+        let mut load = self.steps.at(rate, cap.min(self.cap()), wanted)?;
+        for value in &mut load.ttft {
+            *value += Seconds(self.request_s);
+        }
+        Some(load)
     }
 
     /// The highest rate at which all limits hold with at most `cap` sequences; 0 when none does.
     pub fn capacity(&self, limits: &[Limit], cap: usize) -> f64 {
         let cap = cap.min(self.cap());
         let mut high = self.steps.fastest(cap) / self.output;
-        let holds = |rate: f64| self.at(rate, cap).is_some_and(|load| load.tightest(limits) <= 1.0);
+        let wanted = |metric: Metric, statistic: Statistic| {
+            limits.iter().any(|l| l.metric == metric && l.statistic == statistic)
+        };
+        let holds = |rate: f64| {
+            self.load(rate, cap, wanted).is_some_and(|load| load.tightest(limits) <= 1.0)
+        };
         let mut low = high * 1e-6;
         if !holds(low) {
             return 0.0;

@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::config::{DeviceSpec, MoeModel};
 use crate::cost::{EngineCosts, Lengths, Spread};
+use crate::plan::request_trace::RequestTrace;
 use crate::units::{Seconds, UsdPerHour};
 
 /// What a limit is on.
@@ -104,6 +105,8 @@ pub struct SizeInputs {
     pub lengths: Lengths,
     /// How lengths vary, for the simulation.
     pub spread: Spread,
+    /// Recorded requests to simulate instead of drawn ones.
+    pub trace: Option<RequestTrace>,
     /// Mean requests per second.
     pub rate: f64,
     /// Peak over mean rate: capacity is for the peak, dollars are over the mean.
@@ -141,6 +144,7 @@ mod tests {
             costs: EngineCosts::of("vllm"),
             lengths: Lengths { input: 1000.0, output: 200.0 },
             spread: Spread::Geometric,
+            trace: None,
             rate,
             peak_over_mean: 1.2,
             burstiness: 1.0,

@@ -230,13 +230,16 @@ fn confirm(choice: &mut Choice, inputs: &SizeInputs) -> Result<bool> {
     for _ in 0..=EXTRA {
         let serving = choice.replicas - inputs.spare;
         let rate = inputs.rate * inputs.peak_over_mean / serving as f64;
-        let drawn = Arrivals::Drawn {
-            rate,
-            burstiness: inputs.burstiness,
-            lengths: inputs.lengths,
-            spread: inputs.spread,
-            requests: inputs.requests,
-            seed: inputs.seed,
+        let drawn = match &inputs.trace {
+            Some(trace) => Arrivals::Trace(trace.share(serving, rate)),
+            None => Arrivals::Drawn {
+                rate,
+                burstiness: inputs.burstiness,
+                lengths: inputs.lengths,
+                spread: inputs.spread,
+                requests: inputs.requests,
+                seed: inputs.seed,
+            },
         };
         let simulated = simulate(&choice.curve.speed(choice.max_batch), &drawn)?;
         choice.simulated = Some(simulated);

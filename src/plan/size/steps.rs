@@ -9,24 +9,27 @@
 //! step that is longer than the mean one (the inspection paradox); tails are taken of the mixture
 //! over states. How lengths and gaps vary enters through the wait for a place alone. Kleinrock, Queueing Systems I (1975), sections 2.4 and 5.
 
-use super::Statistic;
 use super::curve::Load;
 use super::mixture::{Mixture, Shape};
+use super::{Metric, Statistic};
 use crate::cost::{EngineSpeed, Equilibrium, Lengths, PromptTimes, Queue, Spread};
 use crate::units::Seconds;
 
 /// Prompts may take at most this share of the time.
 const BUSIEST: f64 = 0.98;
-/// Rounds of the fixed point of the mean step; its error shrinks by the prompts' share each time.
+/// Rounds of a fixed point at most, and its relative precision.
 const ROUNDS: usize = 40;
-/// Rounds of the fixed point of a state's service time.
-const SERVICE_ROUNDS: usize = 20;
-/// Prompts of one step that are tabulated; further ones add what the last one does.
-const TABULATED: usize = 8;
+const PRECISION: f64 = 1e-4;
 /// Prompts of one step that are told apart.
 const MOST_PROMPTS: f64 = 60.0;
+/// Prompts of one step that are tabulated; further ones add what the last one does.
+const TABULATED: usize = 8;
 /// Steps after which the number of prompts in one has forgotten where it started.
 const CROWD_ROUNDS: usize = 4;
+/// Prompts per step from which their number is taken as Poisson.
+const CROWDED: f64 = 3.0;
+/// A part of a distribution that no percentile here can see.
+const NEGLIGIBLE: f64 = 1e-5;
 /// States are summed to this many groups for the tails.
 const GROUPS: f64 = 16.0;
 /// Share of the variance of the step time that is left in its mean over a request's life: states
@@ -76,17 +79,37 @@ pub(super) struct Steps {
     variability: Variability,
     /// Service of a request with `j + 1` in the system.
     service: Vec<Service>,
+    /// Times to first token of an arrival that finds so many others, by rising number.
+    arrivals: Vec<(usize, Vec<(f64, Shape)>)>,
 }
 
-/// What a request meets in a system of some size.
+/// What a request meets in a system of some size, itself included.
 #[derive(Clone, Copy, Debug)]
 struct Service {
     /// Seconds from arrival to the last token.
     seconds: f64,
+    /// Seconds from arrival to the first token.
+    first: f64,
     /// How many of the requests decode.
     decoding: f64,
     /// The mean step.
     step: f64,
+    /// What a prompt adds to it.
+    prompt: f64,
+}
+
+impl Service {
+    /// A share of the way from this one to another.
+    fn towards(&self, other: &Self, share: f64) -> Self {
+        let mix = |a: f64, b: f64| a + (b - a) * share;
+        Self {
+            seconds: mix(self.seconds, other.seconds),
+            first: mix(self.first, other.first),
+            decoding: mix(self.decoding, other.decoding),
+            step: mix(self.step, other.step),
+            prompt: mix(self.prompt, other.prompt),
+        }
+    }
 }
 
 /// What prompts do to the steps beside a number of decoding sequences.
@@ -129,14 +152,16 @@ impl Beside {
         let mut length = self.decode + self.first() * (rate * self.decode).min(1.0);
         for _ in 0..ROUNDS {
             let next = self.decode + self.extra(rate * length);
-            let settled = (next / length - 1.0).abs() < 1e-6;
+            let settled = (next / length - 1.0).abs() < PRECISION;
             length = next;
             if settled {
                 break;
             }
         }
         let mut shares: Vec<f64> = poisson(rate * length).collect();
-        for _ in 0..CROWD_ROUNDS {
+        // Among many prompts the next one more or less changes little.
+        let rounds = if rate * length < CROWDED { CROWD_ROUNDS } else { 0 };
+        for _ in 0..rounds {
             let mut next = Vec::new();
             for (k, share) in shares.iter().enumerate() {
                 for (m, p) in poisson(rate * (self.decode + self.of(k))).enumerate() {
@@ -179,6 +204,8 @@ struct State {
     decoding: f64,
     /// The mean step.
     step: f64,
+    /// What a prompt adds to it.
+    prompt: f64,
 }
 
 impl Steps {
@@ -190,24 +217,21 @@ impl Steps {
         chunk_tokens: f64,
         variability: Variability,
     ) -> Self {
-        let service = Vec::new();
-        let mut steps = Self { decode, prompt, lengths, chunk_tokens, variability, service };
+        let (service, arrivals) = (Vec::new(), Vec::new());
+        let mut steps =
+            Self { decode, prompt, lengths, chunk_tokens, variability, service, arrivals };
         // Smooth in the number of requests: solved on a grid, linear in between.
-        let mut at = (1, steps.solve(1));
-        steps.service.push(at.1);
-        while at.0 < steps.decode.len() {
-            let next = (at.0 * 5 / 4).max(at.0 + 1).min(steps.decode.len());
-            let solved = steps.solve(next);
-            for n in at.0 + 1..=next {
-                let share = (n - at.0) as f64 / (next - at.0) as f64;
-                let mix = |a: f64, b: f64| a + (b - a) * share;
-                steps.service.push(Service {
-                    seconds: mix(at.1.seconds, solved.seconds),
-                    decoding: mix(at.1.decoding, solved.decoding),
-                    step: mix(at.1.step, solved.step),
-                });
+        let mut at = 1;
+        let mut solved = steps.solve(at);
+        steps.service.push(solved);
+        while at < steps.decode.len() {
+            let next = (at * 5 / 4).max(at + 1).min(steps.decode.len());
+            let then = steps.solve(next);
+            for n in at + 1..=next {
+                let share = (n - at) as f64 / (next - at) as f64;
+                steps.service.push(solved.towards(&then, share));
             }
-            at = (next, solved);
+            (at, solved) = (next, then);
         }
         steps
     }
@@ -288,42 +312,77 @@ impl Steps {
         cap as f64 / self.lengths.output.max(1.0)
     }
 
-    /// From admission to first token with `others` decoding, and the wait for the running step.
-    fn first_token(&self, beside: &Beside, rate: f64, others: f64) -> (f64, f64) {
-        if others <= 0.0 {
-            return (beside.first(), 0.0);
-        }
-        let met = beside.crowd(rate).met;
-        // Who arrived during the same step shares the next one.
-        (self.chunks() * beside.decode + beside.shared(rate * met), met / 2.0)
-    }
-
-    /// The service in a system of `requests`.
-    fn solve(&self, requests: usize) -> Service {
+    /// The service in a system of `requests`; keeps what their arrivals meet.
+    fn solve(&mut self, requests: usize) -> Service {
         let all = requests as f64;
         let tokens = (self.lengths.output - 1.0).max(0.0);
         let others = self.beside(all - 1.0);
-        let mut decoding = all;
-        let mut step = self.decode_at(all);
-        let mut seconds = all * others.first() + tokens * step;
-        for _ in 0..SERVICE_ROUNDS {
+        let step = self.decode_at(all);
+        let mut found = Service {
+            seconds: all * others.first() + tokens * step,
+            first: others.first(),
+            decoding: all,
+            step,
+            prompt: others.first(),
+        };
+        for _ in 0..ROUNDS {
             // In equilibrium as many requests come to this state from below as leave it downwards,
             // and each brings its prompt, which holds up the others.
-            let rate = (all - 1.0) / seconds;
-            step = self.beside(decoding).crowd(rate).mean;
-            let (own, wait) = self.first_token(&others, rate, all - 1.0);
-            let next = wait + own + tokens * step;
-            decoding = all * (1.0 - (wait + own) / next);
-            seconds = f64::midpoint(seconds, next);
+            let rate = (all - 1.0) / found.seconds;
+            let beside = self.beside(found.decoding);
+            let crowd = beside.crowd(rate);
+            if requests > 1 {
+                // The rest of the running step, then its own, which it shares with who arrived
+                // during the same one.
+                let own = self.chunks() * others.decode + others.shared(rate * crowd.met);
+                found.first = crowd.met / 2.0 + own;
+            }
+            let next = found.first + tokens * crowd.mean;
+            found.decoding = all * (1.0 - found.first / next);
+            (found.step, found.prompt) = (crowd.mean, beside.first());
+            let settled = (next / found.seconds - 1.0).abs() < PRECISION;
+            found.seconds = f64::midpoint(found.seconds, next);
+            if settled {
+                break;
+            }
         }
-        Service { seconds, decoding, step }
+        let shapes = self.first_tokens(&others, (all - 1.0) / found.seconds);
+        self.arrivals.push((requests - 1, shapes));
+        found
     }
 
-    /// The replica with at most `cap` sequences at `rate` requests per second; `None` when it cannot
-    /// keep up.
-    pub(super) fn at(&self, rate: f64, cap: usize, request_s: f64) -> Option<Load> {
-        let full = self.beside(cap as f64);
-        if rate * full.slope >= BUSIEST {
+    /// Times to first token of arrivals beside others: they meet a step with `k` prompts, wait for
+    /// its end, and share the next one with the `m` that came in the same step.
+    fn first_tokens(&self, beside: &Beside, rate: f64) -> Vec<(f64, Shape)> {
+        if beside.decode <= 0.0 {
+            return vec![(1.0, Shape::Uniform { from: beside.first(), width: 0.0 })];
+        }
+        let crowd = beside.crowd(rate);
+        let mut shapes = Vec::new();
+        for (k, share) in crowd.shares.iter().enumerate() {
+            let width = beside.decode + beside.of(k);
+            // Steps are met in proportion to their length.
+            let met = share * width / crowd.mean;
+            for (m, p) in poisson(rate * width).enumerate() {
+                let from = self.chunks() * beside.decode + beside.of(1 + m);
+                if met * p > NEGLIGIBLE {
+                    shapes.push((met * p, Shape::Uniform { from, width }));
+                }
+            }
+        }
+        shapes
+    }
+
+    /// The replica with at most `cap` sequences at `rate` requests per second, with percentiles of
+    /// the metrics that are `wanted`, zero otherwise; `None` when it cannot keep up.
+    pub(super) fn at(
+        &self,
+        rate: f64,
+        cap: usize,
+        wanted: impl Fn(Metric, Statistic) -> bool,
+    ) -> Option<Load> {
+        let slope = self.beside(cap as f64).slope;
+        if rate * slope >= BUSIEST {
             return None;
         }
         let mut service: Vec<f64> = self.service[..cap].iter().map(|s| s.seconds).collect();
@@ -332,18 +391,21 @@ impl Steps {
         let chain = queue.at(rate)?;
         let cap = queue.cap();
         let states = self.states(&chain, cap);
-        let ttft = self.ttft(&chain, rate, cap, request_s);
         let tokens = (self.lengths.output - 1.0).max(1.0);
         // Little's law over the decoding sequences.
         let mean_decoding: f64 = states.iter().map(|s| s.probability * s.decoding).sum();
+        let values = |metric: Metric, mean: f64, tails: &Mixture| {
+            Statistic::ALL.map(|statistic| match statistic.share() {
+                None => Seconds(mean),
+                Some(share) if wanted(metric, statistic) => tails.quantile(share),
+                Some(_) => Seconds::ZERO,
+            })
+        };
+        let (mean, tails) = self.ttft(&chain, cap);
+        let ttft = values(Metric::Ttft, mean, &tails);
         let tails = self.tpot(&states, rate);
-        let mut tpot = [Seconds(mean_decoding / (rate * tokens)); 4];
-        for (value, statistic) in tpot.iter_mut().zip(Statistic::ALL) {
-            if let Some(share) = statistic.share() {
-                *value = tails.quantile(share);
-            }
-        }
-        let prompt_share = (rate * full.slope).max(1.0 - mean_decode_share(&states, self));
+        let tpot = values(Metric::Tpot, mean_decoding / (rate * tokens), &tails);
+        let prompt_share = (rate * slope).max(1.0 - mean_decode_share(&states, self));
         Some(Load { mean_batch: mean_decoding, prompt_share, ttft, tpot })
     }
 
@@ -354,75 +416,36 @@ impl Steps {
             .map(|n| {
                 let at_cap = n == cap;
                 let probability = if at_cap { chain.waiting } else { chain.states()[n] };
-                let Service { decoding, step, .. } = self.service[n - 1];
+                let Service { decoding, step, prompt, .. } = self.service[n - 1];
                 let step = if at_cap { full } else { step };
-                State { requests: n as f64, probability, decoding, step }
+                State { requests: n as f64, probability, decoding, step, prompt }
             })
             .collect()
     }
 
-    /// Mean, p50, p90 and p99 of the time to first token.
-    fn ttft(&self, chain: &Equilibrium, rate: f64, cap: usize, request_s: f64) -> [Seconds; 4] {
+    /// Mean and tails of the time to first token.
+    fn ttft(&self, chain: &Equilibrium, cap: usize) -> (f64, Mixture) {
         let mut tails = Mixture::default();
         let last = self.beside(cap as f64 - 1.0);
         let admitted = self.chunks() * last.decode + last.shared(self.entering(cap));
-        let from = admitted + request_s;
         let (decode, prompts) = self.full_parts(cap);
         let slower = self.variability.waiting(prompts / (prompts + decode));
-        tails.add(chain.waiting, Shape::Exponential { from, rate: chain.drain() / slower });
-        let mut mean = chain.waiting * admitted + chain.mean_wait.0 * slower;
-        let mut group = (0.0, 0.0);
-        for (n, p) in chain.states().iter().enumerate().take(cap) {
-            let others = n as f64;
-            if n == 0 {
-                let alone = self.beside(0.0).first();
-                mean += p * alone;
-                tails.add(*p, Shape::Uniform { from: alone + request_s, width: 0.0 });
-                continue;
-            }
-            group = (group.0 + p, group.1 + p * others);
-            if group.0 >= 1.0 / GROUPS || n + 1 == cap {
-                let beside = self.beside(group.1 / group.0);
-                let (own, wait) = self.first_token(&beside, rate, group.1 / group.0);
-                mean += group.0 * (own + wait);
-                self.arrivals(&beside, group.0, rate, request_s, &mut tails);
-                group = (0.0, 0.0);
+        let rate = chain.drain() / slower;
+        tails.add(chain.waiting, Shape::Exponential { from: admitted, rate });
+        let waiting = chain.waiting * admitted + chain.mean_wait.0 * slower;
+        // An arrival that finds `n` others makes a system of `n + 1`.
+        let admits = chain.states().iter().take(cap).zip(&self.service);
+        let mean = waiting + admits.map(|(p, s)| p * s.first).sum::<f64>();
+        for (i, (from, shapes)) in self.arrivals.iter().enumerate() {
+            let to = self.arrivals.get(i + 1).map_or(cap, |next| next.0).min(cap);
+            let weight: f64 = chain.states().get(*from..to).unwrap_or_default().iter().sum();
+            if weight > NEGLIGIBLE {
+                for (share, shape) in shapes {
+                    tails.add(weight * share, *shape);
+                }
             }
         }
-        Statistic::ALL.map(|statistic| match statistic.share() {
-            None => Seconds(mean + request_s),
-            Some(share) => tails.quantile(share),
-        })
-    }
-
-    /// Arrivals in one group of states: they meet a step with `k` prompts, wait for its end, and
-    /// share the next one with the `m` that came in the same step.
-    fn arrivals(
-        &self,
-        beside: &Beside,
-        weight: f64,
-        rate: f64,
-        request_s: f64,
-        tails: &mut Mixture,
-    ) {
-        let crowd = beside.crowd(rate);
-        let met: Vec<(f64, f64)> = crowd
-            .shares
-            .iter()
-            .enumerate()
-            .map(|(k, p)| {
-                let length = beside.decode + beside.of(k);
-                (p * length, length)
-            })
-            .collect();
-        let total: f64 = met.iter().map(|m| m.0).sum();
-        for (share, width) in met {
-            for (m, p) in poisson(rate * width).enumerate() {
-                let own = self.chunks() * beside.decode + beside.of(1 + m);
-                let shape = Shape::Uniform { from: own + request_s, width };
-                tails.add(weight * share / total * p, shape);
-            }
-        }
+        (mean, tails)
     }
 
     /// Time per output token over requests of the mean length.
@@ -434,13 +457,12 @@ impl Steps {
         let mut group = (0.0, 0.0, 0.0);
         for (i, s) in states.iter().enumerate() {
             let weight = s.probability * s.requests / total;
-            group = (group.0 + weight, group.1 + weight * s.step, group.2 + weight * s.decoding);
+            group = (group.0 + weight, group.1 + weight * s.step, group.2 + weight * s.prompt);
             if group.0 >= 1.0 / GROUPS || i + 1 == states.len() {
                 if group.0 > 0.0 {
-                    let (step, decoding) = (group.1 / group.0, group.2 / group.0);
+                    let (step, prompt) = (group.1 / group.0, group.2 / group.0);
                     // Prompts during its life: a Poisson number, spread over its tokens.
-                    let first = self.beside(decoding).first();
-                    let sd = first * (rate * step / self.lengths.output.max(1.0)).sqrt();
+                    let sd = prompt * (rate * step / self.lengths.output.max(1.0)).sqrt();
                     let at = mean + LEFT_OF_VARIANCE.sqrt() * (step - mean);
                     tails.add(group.0, Shape::Normal { mean: at, sd });
                 }

@@ -1,0 +1,157 @@
+//! Where kernels run: in the emulator, or on a GPU. Both are given the same cases.
+
+use std::path::PathBuf;
+
+use moe_frontier::gpu::{
+    Capsule, CapsuleOptions, CudaDevice, DeviceFacts, Launch, Launcher, Region,
+};
+use moe_frontier::{Error, Result};
+
+use crate::suite::{Place, Run};
+
+/// A launcher that a case runs on.
+pub(crate) enum Board {
+    Emulator(Box<Capsule>),
+    Gpu(Box<OnGpu>),
+}
+
+/// A GPU with what the emulator does by itself: poisoned memory, and inputs that must not change.
+pub(crate) struct OnGpu {
+    device: CudaDevice,
+    poison: u32,
+    inputs: Vec<(Region, Vec<u8>)>,
+    launched: Vec<&'static str>,
+}
+
+impl Board {
+    /// The board of a run; `kept` is where the emulator leaves a run that it ended.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub(crate) fn new(run: &Run, facts: DeviceFacts, kept: PathBuf) -> Result<Self> {
+        let poison = run.poison();
+        let Place::Emulator { driver, delivery, .. } = &run.place else {
+            let device = CudaDevice::open(0)?;
+            let on_gpu = OnGpu { device, poison, inputs: Vec::new(), launched: Vec::new() };
+            return Ok(Self::Gpu(Box::new(on_gpu)));
+        };
+        let options = CapsuleOptions {
+            delivery: *delivery,
+            seed: run.seed,
+            poison,
+            // The race detector sees more of blocks that are alive together.
+            live_blocks: u32::from(!run.seed.is_multiple_of(2)),
+            keep: Some(kept),
+            ..CapsuleOptions::new(driver)
+        };
+        Ok(Self::Emulator(Box::new(Capsule::new(facts, options)?)))
+    }
+
+    fn launcher(&mut self) -> &mut dyn Launcher {
+        match self {
+            Self::Emulator(capsule) => capsule.as_mut(),
+            Self::Gpu(gpu) => &mut gpu.device,
+        }
+    }
+
+    /// Declares a region an input: a kernel that changes it fails the case.
+    pub(crate) fn protect(&mut self, region: Region) -> Result<()> {
+        match self {
+            Self::Emulator(capsule) => capsule.protect(region),
+            Self::Gpu(gpu) => {
+                let mut bytes = vec![0; usize::try_from(region.bytes).unwrap()];
+                gpu.device.download(region, &mut bytes)?;
+                gpu.inputs.push((region, bytes));
+                Ok(())
+            }
+        }
+    }
+
+    /// Memory for stacks larger than a machine that emulates; zero where nothing is uploaded.
+    pub(crate) fn allocate_sparse(&mut self, bytes: u64) -> Result<Region> {
+        match self {
+            Self::Emulator(capsule) => capsule.allocate_sparse(bytes),
+            Self::Gpu(gpu) => {
+                let region = gpu.device.allocate(bytes)?;
+                gpu.device.fill(region, 0)?;
+                Ok(region)
+            }
+        }
+    }
+
+    /// Names of all kernels that were launched so far.
+    pub(crate) fn launched(&self) -> Vec<&'static str> {
+        match self {
+            Self::Emulator(capsule) => capsule.launched().to_vec(),
+            Self::Gpu(gpu) => gpu.launched.clone(),
+        }
+    }
+}
+
+impl OnGpu {
+    fn unchanged(&mut self) -> Result<()> {
+        for (region, before) in &self.inputs {
+            let mut now = vec![0; before.len()];
+            self.device.download(*region, &mut now)?;
+            if now != *before {
+                let kernels = self.launched.join(", ");
+                return Err(Error::device("gpu", format!("an input was changed by {kernels}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Launcher for Board {
+    fn facts(&self) -> &DeviceFacts {
+        match self {
+            Self::Emulator(capsule) => capsule.facts(),
+            Self::Gpu(gpu) => gpu.device.facts(),
+        }
+    }
+
+    fn allocate(&mut self, bytes: u64) -> Result<Region> {
+        match self {
+            Self::Emulator(capsule) => capsule.allocate(bytes),
+            Self::Gpu(gpu) => {
+                let region = gpu.device.allocate(bytes)?;
+                let pattern = gpu.poison.to_ne_bytes();
+                let length = usize::try_from(bytes).unwrap();
+                let filled: Vec<u8> = pattern.iter().copied().cycle().take(length).collect();
+                gpu.device.upload(region, &filled)?;
+                Ok(region)
+            }
+        }
+    }
+
+    fn free(&mut self, region: Region) -> Result<()> {
+        self.launcher().free(region)
+    }
+
+    fn upload(&mut self, to: Region, bytes: &[u8]) -> Result<()> {
+        self.launcher().upload(to, bytes)
+    }
+
+    fn download(&mut self, from: Region, bytes: &mut [u8]) -> Result<()> {
+        self.launcher().download(from, bytes)
+    }
+
+    fn fill(&mut self, region: Region, byte: u8) -> Result<()> {
+        self.launcher().fill(region, byte)
+    }
+
+    fn enqueue(&mut self, launch: &Launch) -> Result<()> {
+        if let Self::Gpu(gpu) = self {
+            gpu.launched.push(launch.kernel);
+        }
+        self.launcher().enqueue(launch)
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.launcher().synchronize()?;
+        match self {
+            Self::Emulator(_) => Ok(()),
+            Self::Gpu(gpu) => gpu.unchanged(),
+        }
+    }
+}
