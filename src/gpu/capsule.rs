@@ -227,7 +227,8 @@ impl Capsule {
         let mut command = Command::new(&self.options.driver);
         command.args(["--mode", self.options.delivery.label(), "--seed"]);
         command.arg(self.options.seed.to_string()).arg(capsule).arg(result);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        // The driver says everything on standard error.
+        command.stdin(Stdio::null()).stderr(stderr);
         let status = wait(command, &self.options.driver)?;
         if status.success() {
             return Ok(());

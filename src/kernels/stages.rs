@@ -3,7 +3,7 @@
 //!
 //! Rounding of the device: sums in single precision, results in bf16. A result y of K terms is held to
 //! `|y - r| <= 2^-8 |r| + 4 sqrt(K) u (|A| |B|)` and the smallest normal number, where u covers how
-//! tensor cores add ([`TENSOR_CORE`]).
+//! tensor cores add (`TENSOR_CORE`).
 
 use half::bf16;
 
