@@ -2,8 +2,8 @@
 
 use crate::units::Seconds;
 
-/// Halvings of the interval that holds a quantile: to a millionth of it.
-const HALVINGS: usize = 20;
+/// Halvings of the interval that holds a quantile: far below a millionth of it.
+const HALVINGS: usize = 30;
 
 /// One part of a mixture.
 #[derive(Clone, Copy, Debug, PartialEq)]
