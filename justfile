@@ -77,5 +77,5 @@ report ranking='out/rank.json' *flags:
 # Import the kernel tables of DATA and compare predictions with its measured servers: reports/accuracy.md
 [group('report')]
 accuracy data=env('MOE_FRONTIER_DATA', '../shared/data'):
-    cargo run --release -- import aiconfigurator {{ data }}/aiconfigurator/*.csv --out target/h100.tables.json --force
+    cargo run --release -- import aiconfigurator {{ data }}/aiconfigurator/*.csv {{ data }}/aiconfigurator/*.parquet --out target/h100.tables.json --force
     cargo run --release -- accuracy --points {{ data }}/serving_points/dev.csv --profile target/h100.tables.json --force
