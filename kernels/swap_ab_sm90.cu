@@ -320,13 +320,13 @@ struct Shared {
         }
         fence_mbar_init();
     }
-    DEVICE void wait_empty(const Ring& ring) const {
+    DEVICE void wait_empty([[maybe_unused]] const Ring& ring) const {
 #ifndef MUTANT_NO_EMPTY_WAIT
         // A fresh barrier lets the parity of the phase before its first pass.
         mbar_wait(empty(ring.stage), ring.parity ^ 1);
 #endif
     }
-    DEVICE void wait_full(const Ring& ring) const {
+    DEVICE void wait_full([[maybe_unused]] const Ring& ring) const {
 #ifndef MUTANT_NO_FULL_WAIT
         mbar_wait(full(ring.stage), ring.parity);
 #endif

@@ -121,7 +121,10 @@ fn the_address_and_undefined_behaviour_sanitizers_find_nothing() {
 
 #[test]
 fn the_thread_sanitizer_finds_no_race() {
-    in_every_mode(Build::Thread, 1, everything_small);
+    let Some(driver) = driver::driver(Build::Thread) else { return };
+    // Races are found from missing edges, whatever the order of events: one delivery mode shows them.
+    let run = &Run::all(&driver, Build::Thread, 1)[0];
+    everything_small(run).unwrap_or_else(|e| panic!("{e}"));
 }
 
 /// Whole layers reach every kernel of the registry, and every kernel that is compiled is known.
