@@ -1,8 +1,8 @@
-//! The CUDA kernels on a GPU, stage by stage, beside cuBLAS with one product per expert.
+//! The CUDA kernels on a GPU, stage by stage, beside cuBLAS with one product per expert and grouped.
 //!
 //! `cargo bench --bench cuda` prints one row a cell: milliseconds of each stage and of the whole layer,
 //! the roofline floor under ceilings measured in the same run, the share of it that the layer reaches,
-//! and how many times longer cuBLAS takes for the products alone. Every launch finds the second-level
+//! and how many times longer cuBLAS takes for the products alone (one call an expert; grouped). Every launch finds the second-level
 //! cache overwritten; times are the device's own, medians over interleaved rounds. Without a GPU it
 //! says why and measures nothing.
 
@@ -14,7 +14,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{Batch, Mode, median};
-use moe_frontier::gpu::{Cublas, CudaDevice, Launcher, Product, Region};
+use moe_frontier::gpu::{Cublas, CudaDevice, GroupedProducts, Launcher, Product, Region};
 use moe_frontier::kernels::gpu::launches::{ReadStream, read_stream};
 use moe_frontier::kernels::gpu::{GpuBackend, MoeOptions};
 use moe_frontier::kernels::{LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage};
@@ -77,26 +77,40 @@ impl<'a> PerExpert<'a> {
         }
     }
 
-    fn run(&self) -> moe_frontier::Result<()> {
+    /// The two products of every expert that has rows: first those with `w13`, then those with `w2`.
+    fn products(&self) -> moe_frontier::Result<[Vec<(Product, [Region; 3])>; 2]> {
         let MoeShape { hidden, inter, .. } = self.shape;
+        let mut both = [Vec::new(), Vec::new()];
         let (mut first, at) = (0, |row: usize, width: usize| 2 * (row * width) as u64);
         let rest = |region: Region, offset: u64| region.part(offset, region.bytes - offset);
         for (expert, &m) in self.rows.iter().enumerate().filter(|(_, m)| **m > 0) {
-            self.blas.gemm_bf16(
+            both[0].push((
                 Product { m, n: 2 * inter, k: hidden },
-                rest(self.x, at(first, hidden))?,
-                rest(self.w13, at(expert * 2 * inter, hidden))?,
-                rest(self.halves, at(first, 2 * inter))?,
-            )?;
-            self.blas.gemm_bf16(
+                [
+                    rest(self.x, at(first, hidden))?,
+                    rest(self.w13, at(expert * 2 * inter, hidden))?,
+                    rest(self.halves, at(first, 2 * inter))?,
+                ],
+            ));
+            both[1].push((
                 Product { m, n: hidden, k: inter },
-                rest(self.h, at(first, inter))?,
-                rest(self.w2, at(expert * hidden, inter))?,
-                rest(self.y, at(first, hidden))?,
-            )?;
+                [
+                    rest(self.h, at(first, inter))?,
+                    rest(self.w2, at(expert * hidden, inter))?,
+                    rest(self.y, at(first, hidden))?,
+                ],
+            ));
             first += m;
         }
-        Ok(())
+        Ok(both)
+    }
+
+    /// One call an expert and product.
+    fn run(&self) -> moe_frontier::Result<()> {
+        self.products()?
+            .iter()
+            .flatten()
+            .try_for_each(|(product, [a, b, c])| self.blas.gemm_bf16(*product, *a, *b, *c))
     }
 
     fn free(self, device: &mut CudaDevice) {
@@ -134,15 +148,26 @@ fn ceilings(device: &mut CudaDevice, blas: &Cublas) -> Ceilings {
     Ceilings { read_bytes_per_s: median(&read), gemm_flops_per_s: median(&dense) }
 }
 
+/// Milliseconds of cuBLAS: a call an expert, and one grouped call a product whose sizes the host knows.
+struct PeerTimes {
+    per_expert: f64,
+    grouped: f64,
+}
+
 /// Milliseconds of every stage, and of cuBLAS, over interleaved rounds.
 fn cell(
     backend: &GpuBackend<CudaDevice>,
     layer: &mut dyn LoadedLayer,
     peer: &PerExpert,
     flush: Region,
-) -> (BTreeMap<&'static str, f64>, f64) {
+) -> (BTreeMap<&'static str, f64>, PeerTimes) {
     let mut ours: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
-    let mut cublas = Vec::new();
+    let (mut per_expert, mut grouped_ms) = (Vec::new(), Vec::new());
+    let grouped = {
+        let mut device = backend.launcher();
+        let products = peer.products().expect("regions fit");
+        products.map(|list| GroupedProducts::new(&mut device, &list).expect("products"))
+    };
     for round in 0..ROUNDS {
         for stage in Stage::ALL {
             let ns = layer.time(stage, &[0]).expect("stage runs").expect("a GPU has a clock");
@@ -151,9 +176,18 @@ fn cell(
         let mut device = backend.launcher();
         let byte = u8::try_from(round % 250 + 1).unwrap_or(1);
         device.fill(flush, byte).expect("flush");
-        cublas.push(device.elapsed_ns(|_| peer.run()).expect("cuBLAS runs") * 1e-6);
+        per_expert.push(device.elapsed_ns(|_| peer.run()).expect("cuBLAS runs") * 1e-6);
+        device.fill(flush, byte).expect("flush");
+        let both = |_: &mut CudaDevice| {
+            grouped.iter().try_for_each(|products| peer.blas.grouped_gemm_bf16(products))
+        };
+        grouped_ms.push(device.elapsed_ns(both).expect("cuBLAS runs") * 1e-6);
     }
-    (ours.into_iter().map(|(stage, ms)| (stage, median(&ms))).collect(), median(&cublas))
+    for products in grouped {
+        products.free(&mut backend.launcher()).expect("freed once");
+    }
+    let times = PeerTimes { per_expert: median(&per_expert), grouped: median(&grouped_ms) };
+    (ours.into_iter().map(|(stage, ms)| (stage, median(&ms))).collect(), times)
 }
 
 fn shape_table(backend: &GpuBackend<CudaDevice>, blas: &Cublas, name: &str, shape: MoeShape) {
@@ -168,7 +202,7 @@ fn shape_table(backend: &GpuBackend<CudaDevice>, blas: &Cublas, name: &str, shap
         found.gemm_flops_per_s / 1e12
     );
     println!(
-        "{:>6} {:>8} {:>8} {:>8} {:>8} {:>8} | {:>8} {:>8} {:>6} | {:>7} | kernels",
+        "{:>6} {:>8} {:>8} {:>8} {:>8} {:>8} | {:>8} {:>8} {:>6} | {:>7} {:>7} | kernels",
         "tokens",
         "router",
         "align",
@@ -209,14 +243,15 @@ fn shape_table(backend: &GpuBackend<CudaDevice>, blas: &Cublas, name: &str, shap
         let plan = backend.plan(&shape, u32::try_from(tokens).expect("few")).expect("plan");
         println!(
             "{tokens:>6} {:>8.4} {:>8.4} {:>8.4} {:>8.4} {:>8.4} | {whole:>8.4} {floor:>8.4} \
-             {:>6.2} | {:>6.2}x | {plan}",
+             {:>6.2} | {:>6.2}x {:>6.2}x | {plan}",
             ms["router"],
             ms["align"],
             ms["gate_up"],
             ms["down"],
             ms["combine"],
             floor / whole,
-            cublas / (ms["gate_up"] + ms["down"]),
+            cublas.per_expert / (ms["gate_up"] + ms["down"]),
+            cublas.grouped / (ms["gate_up"] + ms["down"]),
         );
     }
 }

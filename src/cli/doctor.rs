@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::Result;
+use crate::cli::law::wrapped;
 use crate::cli::measure::open_gpu;
 use crate::cli::output::Output;
 use crate::cli::store;
@@ -154,11 +155,11 @@ fn text(f: &Findings) -> String {
     ];
     for (gpu, kernels) in f.gpus.iter().zip(&f.gpu_kernels) {
         lines.push(format!("GPU            {gpu}"));
-        lines.push(format!("CUDA kernels   {kernels}"));
+        lines.push(wrapped("CUDA kernels   ", kernels).trim_end().to_owned());
     }
-    lines.push(format!("NVRTC          {}", f.nvrtc));
+    lines.push(wrapped("NVRTC          ", &f.nvrtc).trim_end().to_owned());
     if !f.gpu_unused_because.is_empty() {
-        lines.push(format!("GPU not used   {}", f.gpu_unused_because));
+        lines.push(wrapped("GPU not used   ", &f.gpu_unused_because).trim_end().to_owned());
     }
     let folder = f.profiles_folder.as_deref().unwrap_or("no folder is known");
     lines.push(format!("profiles       {folder}"));

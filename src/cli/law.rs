@@ -229,7 +229,7 @@ fn describe(info: &LawInfo) -> String {
 }
 
 /// A label and a value of up to 100 columns a line, continued under the value.
-fn wrapped(label: &str, value: &str) -> String {
+pub(super) fn wrapped(label: &str, value: &str) -> String {
     const WIDTH: usize = 100;
     let indent = " ".repeat(label.trim_start_matches('\n').len());
     let mut text = String::new();

@@ -10,6 +10,7 @@ use std::fmt;
 use cudarc::cublas::{CudaBlas, result, sys};
 
 use super::cuda::CudaDevice;
+use super::launch::Launcher;
 use super::libraries::CudaLibrary;
 use super::memory::Region;
 use crate::{Error, Result};
@@ -103,6 +104,98 @@ impl Cublas {
     }
 }
 
+/// Many products of one call, each `c = a b^T` with sizes of its own. The library reads the addresses of
+/// the matrices from device memory: they are put there once.
+pub struct GroupedProducts {
+    m: Vec<i32>,
+    n: Vec<i32>,
+    k: Vec<i32>,
+    /// Addresses of all a, all b and all c.
+    pointers: [Region; 3],
+}
+
+impl GroupedProducts {
+    /// Prepares products, each with its a, b and c.
+    ///
+    /// # Errors
+    /// As [`Cublas::gemm_bf16`]; [`Error::Usage`] for no product at all.
+    pub fn new(device: &mut CudaDevice, products: &[(Product, [Region; 3])]) -> Result<Self> {
+        if products.is_empty() {
+            return Err(Error::usage("products", "there is none"));
+        }
+        let (mut m, mut n, mut k) = (Vec::new(), Vec::new(), Vec::new());
+        let mut addresses = [Vec::new(), Vec::new(), Vec::new()];
+        for (product, regions) in products {
+            let sizes = [(product.m, product.k), (product.n, product.k), (product.m, product.n)];
+            for ((list, region), (rows, columns)) in addresses.iter_mut().zip(regions).zip(sizes) {
+                let bytes = (rows as u64).checked_mul(columns as u64);
+                let bytes = bytes.and_then(|elements| elements.checked_mul(BF16_BYTES));
+                list.extend(region.checked("matrix", bytes, 16)?.0.to_ne_bytes());
+            }
+            m.push(size("m", product.m)?);
+            n.push(size("n", product.n)?);
+            k.push(size("k", product.k)?);
+        }
+        let [a, b, c] = &addresses;
+        let pointers = [device.store(a)?, device.store(b)?, device.store(c)?];
+        Ok(Self { m, n, k, pointers })
+    }
+
+    /// Gives the memory of the addresses back.
+    ///
+    /// # Errors
+    /// As [`Launcher::free`].
+    pub fn free(self, device: &mut CudaDevice) -> Result<()> {
+        self.pointers.into_iter().try_for_each(|region| device.free(region))
+    }
+}
+
+impl Cublas {
+    /// Runs prepared products. Their sizes are read on the host, so that a layer's must be known there.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when cuBLAS refuses.
+    pub fn grouped_gemm_bf16(&self, products: &GroupedProducts) -> Result<()> {
+        use sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
+        let GroupedProducts { m, n, k, pointers: [a, b, c] } = products;
+        let count = m.len();
+        let groups = size("products", count)?;
+        let (transposed, plain) = (vec![CUBLAS_OP_T; count], vec![CUBLAS_OP_N; count]);
+        let (ones, zeros, each) = (vec![1.0_f32; count], vec![0.0_f32; count], vec![1_i32; count]);
+        let bf16 = sys::cudaDataType_t::CUDA_R_16BF;
+        // SAFETY: every host array holds `groups` entries and outlives the call; the device arrays hold
+        // as many addresses, of matrices that were checked for length and alignment; factors are f32
+        // as the compute type asks. Sizes are turned round as in `gemm_bf16`.
+        let status = unsafe {
+            sys::cublasGemmGroupedBatchedEx(
+                *self.handle.handle(),
+                transposed.as_ptr(),
+                plain.as_ptr(),
+                n.as_ptr(),
+                m.as_ptr(),
+                k.as_ptr(),
+                ones.as_ptr().cast(),
+                b.address.0 as *const *const c_void,
+                bf16,
+                k.as_ptr(),
+                a.address.0 as *const *const c_void,
+                bf16,
+                k.as_ptr(),
+                zeros.as_ptr().cast(),
+                c.address.0 as *const *mut c_void,
+                bf16,
+                n.as_ptr(),
+                groups,
+                each.as_ptr(),
+                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            )
+        };
+        status
+            .result()
+            .map_err(|e| Error::device(&self.device, format!("cuBLAS: {}", one_line(&e))))
+    }
+}
+
 fn size(name: &str, value: usize) -> Result<i32> {
     i32::try_from(value).map_err(|_| Error::usage(name, format!("{value} exceeds 31 bits")))
 }
@@ -115,7 +208,6 @@ fn one_line(error: &dyn fmt::Debug) -> String {
 mod tests {
     use half::bf16;
 
-    use super::super::launch::Launcher;
     use super::*;
 
     #[test]
@@ -134,14 +226,24 @@ mod tests {
         let bytes = |v: &[bf16]| -> Vec<u8> { v.iter().flat_map(|x| x.to_ne_bytes()).collect() };
         let (on_a, on_b) = (device.store(&bytes(&a)).unwrap(), device.store(&bytes(&b)).unwrap());
         let on_c = device.allocate(3 * 8 * 2).unwrap();
-        blas.gemm_bf16(product, on_a, on_b, on_c).unwrap();
-        let mut out = vec![0; 3 * 8 * 2];
-        device.download(on_c, &mut out).unwrap();
-        for (i, pair) in out.chunks_exact(2).enumerate() {
-            let (row, column) = (i / 8, i % 8);
-            let exact: f32 =
-                (0..16).map(|k| a[row * 16 + k].to_f32() * b[column * 16 + k].to_f32()).sum();
-            assert_eq!(bf16::from_ne_bytes([pair[0], pair[1]]), bf16::from_f32(exact), "{i}");
+        let matrices = [on_a, on_b, on_c];
+        let grouped = GroupedProducts::new(&mut device, &[(product, matrices)]).unwrap();
+        for in_a_group in [false, true] {
+            device.fill(on_c, 0xff).unwrap();
+            if in_a_group {
+                blas.grouped_gemm_bf16(&grouped).unwrap();
+            } else {
+                blas.gemm_bf16(product, on_a, on_b, on_c).unwrap();
+            }
+            let mut out = vec![0; 3 * 8 * 2];
+            device.download(on_c, &mut out).unwrap();
+            for (i, pair) in out.chunks_exact(2).enumerate() {
+                let (row, column) = (i / 8, i % 8);
+                let exact: f32 =
+                    (0..16).map(|k| a[row * 16 + k].to_f32() * b[column * 16 + k].to_f32()).sum();
+                assert_eq!(bf16::from_ne_bytes([pair[0], pair[1]]), bf16::from_f32(exact), "{i}");
+            }
         }
+        grouped.free(&mut device).unwrap();
     }
 }

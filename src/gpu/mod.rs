@@ -19,7 +19,7 @@ pub mod params;
 mod tensor_map;
 
 pub use capsule::{Capsule, CapsuleOptions, Delivery};
-pub use cublas::{Cublas, Product};
+pub use cublas::{Cublas, GroupedProducts, Product};
 pub use cuda::{CudaDevice, Origin};
 pub use driver::{GpuFacts, NoGpu, probe};
 pub use launch::{DeviceFacts, Launch, Launcher, Recording};

@@ -314,7 +314,7 @@ fn infeasible(market: &Market, inputs: &RankInputs) -> Error {
     let cheapest = quotes.map(|quote| quote.cost).min_by(|a, b| a.0.total_cmp(&b.0));
     if let (Some(bound), Some(cheapest)) = (inputs.max_serve, cheapest) {
         return Error::infeasible(
-            format!("no candidate at equal loss serves for {bound} or less"),
+            format!("no candidate at equal loss serves for ${}/M or less", bound.0),
             format!("nearest feasible --max-serve-cost is {:.4}", cheapest.0),
         );
     }
