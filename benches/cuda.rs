@@ -212,7 +212,8 @@ fn shape_table(backend: &GpuBackend<CudaDevice>, blas: &Cublas, name: &str, shap
         "layer",
         "floor",
         "share",
-        "cuBLAS"
+        "loop",
+        "grouped"
     );
     let sets = [common::weights_bf16(shape)];
     for tokens in TOKENS {
