@@ -32,6 +32,9 @@ const ROUNDS: usize = 15;
 /// The dense product whose rate is the ceiling.
 const SQUARE: usize = 8192;
 
+/// Products with the places of their two factors and of the result.
+type Products = Vec<(Product, [Region; 3])>;
+
 /// What the device reached in this run.
 struct Ceilings {
     read_bytes_per_s: f64,
@@ -78,7 +81,7 @@ impl<'a> PerExpert<'a> {
     }
 
     /// The two products of every expert that has rows: first those with `w13`, then those with `w2`.
-    fn products(&self) -> moe_frontier::Result<[Vec<(Product, [Region; 3])>; 2]> {
+    fn products(&self) -> moe_frontier::Result<[Products; 2]> {
         let MoeShape { hidden, inter, .. } = self.shape;
         let mut both = [Vec::new(), Vec::new()];
         let (mut first, at) = (0, |row: usize, width: usize| 2 * (row * width) as u64);
