@@ -52,7 +52,10 @@ fn products_of(family: Family, run: &Run, small: bool) -> Outcome {
         return Ok(());
     }
     let kernels = PRODUCTS.iter().filter(|k| k.family == family);
-    kernels.into_iter().try_for_each(|kernel| products::check(kernel, run, small))
+    kernels.into_iter().try_for_each(|kernel| {
+        products::check(kernel, run, small)?;
+        products::check_shared_unit(kernel, run)
+    })
 }
 
 const FAMILIES: [Family; 4] = [Family::Gemv, Family::Generic, Family::Sm90, Family::SwapAb];

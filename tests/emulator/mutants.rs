@@ -53,6 +53,7 @@ pub(crate) fn check(driver: &Path, run: &Run) -> Outcome {
     }
     for kernel in PRODUCTS.iter().filter(|k| has(k.name)) {
         products::check(kernel, run, false)?;
+        products::check_shared_unit(kernel, run)?;
         products::check_large_stack(kernel, run)?;
     }
     Ok(())

@@ -3,9 +3,9 @@
 
 use half::bf16;
 use moe_frontier::gpu::params::WorkspaceHeader;
-use moe_frontier::gpu::{Launcher, ParamBytes};
+use moe_frontier::gpu::{DeviceFacts, Launcher, ParamBytes};
 use moe_frontier::kernels::gpu::launches::{ProductLaunch, Split, product};
-use moe_frontier::kernels::gpu::{Matrix, Product, ProductKernel, WeightFormat};
+use moe_frontier::kernels::gpu::{Family, Matrix, Product, ProductKernel, WeightFormat};
 use moe_frontier::kernels::reference::Exact;
 use moe_frontier::kernels::stages::{self, PaddedAlignment};
 use moe_frontier::kernels::{LayerWeights, MoeShape, WeightData};
@@ -13,7 +13,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::board::Board;
-use crate::suite::{self, Batch, Outcome, Run};
+use crate::suite::{self, Batch, DEVICE, Outcome, Run};
 
 /// How tokens choose experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +86,22 @@ pub(crate) fn check(kernel: &'static ProductKernel, run: &Run, small: bool) -> O
     let mut batch = Batch::new(run);
     for (i, case) in cases(kernel, small).into_iter().enumerate() {
         prepare(kernel, case, i as u64 + 100 * run.seed, &mut batch)?;
+    }
+    batch.finish()
+}
+
+/// One deep unit of work for four multiprocessors: those that split the depth of a unit do so here, and
+/// add their parts. With the two of the other cases a split would never pay.
+pub(crate) fn check_shared_unit(kernel: &'static ProductKernel, run: &Run) -> Outcome {
+    if kernel.family != Family::SwapAb {
+        return Ok(());
+    }
+    let mut batch = Batch::on(run, DeviceFacts { sm_count: 4, ..DEVICE });
+    let shape =
+        if kernel.product == Product::Up { shape(1, 1, 1296, 80) } else { shape(1, 1, 80, 2576) };
+    for (i, numbers) in (0..).zip([Numbers::Integers, Numbers::Normal]) {
+        let case = Case { shape, tokens: 3, spread: Spread::Uniform, numbers, gate_first: true };
+        prepare(kernel, case, i + 100 * run.seed, &mut batch)?;
     }
     batch.finish()
 }

@@ -69,12 +69,17 @@ impl Run {
     }
 
     pub(crate) fn board(&self) -> Board {
+        self.board_of(DEVICE)
+    }
+
+    /// A board whose emulated device is another than the usual one.
+    pub(crate) fn board_of(&self, facts: DeviceFacts) -> Board {
         let kept = match self.place {
             Place::Emulator { .. } => driver::folder(),
             Place::Gpu => PathBuf::new(),
         };
         let kept = kept.join(format!("failed-{}.capsule", std::process::id()));
-        Board::new(self, DEVICE, kept).unwrap()
+        Board::new(self, facts, kept).unwrap()
     }
 }
 
@@ -90,7 +95,12 @@ pub(crate) struct Batch {
 
 impl Batch {
     pub(crate) fn new(run: &Run) -> Self {
-        let (board, poison) = (run.board(), run.poison());
+        Self::on(run, DEVICE)
+    }
+
+    /// Cases on another device than the usual one.
+    pub(crate) fn on(run: &Run, facts: DeviceFacts) -> Self {
+        let (board, poison) = (run.board_of(facts), run.poison());
         Self { board, poison, label: run.label(), checks: Vec::new() }
     }
 

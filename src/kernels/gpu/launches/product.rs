@@ -112,7 +112,8 @@ impl ProductLaunch {
         tiles.min(u64::from(self.capacity_tiles))
     }
 
-    /// Blocks: as many as the device holds at a time, or as there is work for.
+    /// Blocks: as many as the device holds at a time, or as there is work for. Blocks that can share a
+    /// unit of work are never too many.
     fn grid(&self, sm_count: u32) -> Result<u32> {
         let (columns, _) = self.sizes();
         let work = self.most_tiles() * u64::from(columns.div_ceil(self.kernel.columns));
@@ -124,6 +125,11 @@ impl ProductLaunch {
             ));
         }
         let resident = u64::from(sm_count) * u64::from(self.kernel.blocks_per_sm);
+        let all = u32::try_from(resident).unwrap_or(u32::MAX).max(1);
+        let shares = self.kernel.family == Family::SwapAb;
+        if shares && self.split.is_some_and(|split| split.fits(all, self.kernel.block_m)) {
+            return Ok(all);
+        }
         Ok(u32::try_from(work.min(resident)).unwrap_or(u32::MAX).max(1))
     }
 
