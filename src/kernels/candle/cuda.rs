@@ -34,7 +34,7 @@ impl OnGpu {
             let bits = |v: bf16| v.to_ne_bytes();
             let bytes: Vec<u8> = match data {
                 WeightData::Bf16(v) => v.iter().flat_map(|&v| bits(v)).collect(),
-                other => bail!("the CUDA kernels multiply bf16 weights, not {}", other.dtype()),
+                other => bail!("the CUDA kernels multiply bf16 weights, not {:?}", other.dtype()),
             };
             device.store(&bytes).map_err(wrapped)
         };
