@@ -72,12 +72,11 @@ impl OnGpu {
         // than a hundredth of a layer.
         let out = self.candle.alloc_zeros::<bf16>(tokens * hidden)?;
         let plan = self.plan(count)?;
-        let (logits, format) = match logits.as_cuda_slice::<f32>() {
-            Ok(values) => (self.rows("logits", values, logits_layout)?, LogitFormat::F32),
-            Err(_) => {
-                let values = logits.as_cuda_slice::<bf16>()?;
-                (self.rows("logits", values, logits_layout)?, LogitFormat::Bf16)
-            }
+        let (logits, format) = if let Ok(values) = logits.as_cuda_slice::<f32>() {
+            (self.rows("logits", values, logits_layout)?, LogitFormat::F32)
+        } else {
+            let values = logits.as_cuda_slice::<bf16>()?;
+            (self.rows("logits", values, logits_layout)?, LogitFormat::Bf16)
         };
         let input = MoeInput {
             tokens: count,
