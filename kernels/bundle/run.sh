@@ -82,7 +82,7 @@ else
         skip "$name" "${reason:-no GPU was found}"
     done
     # What needs no GPU shows that the executables of the bundle work here.
-    part cpu 120 "$bin/moe-frontier" measure --device cpu --quick --time-budget 5s --hidden 256 \
+    part cpu 120 "$bin/moe-frontier" measure --device cpu --quick --time-budget 20s --tokens 1,8 --hidden 256 \
         --inter 512 --experts 4 --out "$out/cpu.profile.json" --force
 fi
 
