@@ -8,7 +8,7 @@
 use rayon::prelude::*;
 
 use crate::kernels::cpu::blocks::{BLOCK, count, padded, split_by_expert};
-use crate::kernels::cpu::simd::{Activation, Format, Isa, Operand};
+use crate::kernels::cpu::simd::{Activation, Format, Isa, Operand, Panel};
 use crate::kernels::{Alignment, MoeShape, Routed};
 
 /// `h = act(a w13^T)`: `a` holds gathered rows, `h` receives activated rows, both column-blocked with
@@ -28,10 +28,11 @@ pub(crate) fn gate_up<F: Format>(
         let first = expert * shape.halves();
         let half = |half: usize| {
             let start = (first + half) * matrix + columns.start * shape.hidden;
-            &w13[start..start + columns.len() * shape.hidden]
+            let values = &w13[start..start + columns.len() * shape.hidden];
+            Panel { values, rows: columns.len(), k: shape.hidden, packed: false }
         };
         let up = shape.gated.then(|| half(1));
-        F::gate_up(isa, (half(0), up), shape.hidden, a, out);
+        F::gate_up(isa, (half(0), up), a, out);
     });
 }
 
@@ -50,7 +51,9 @@ pub(crate) fn down<F: Format>(
     for_each_block(&input, shape.hidden, &alignment.offsets, y, &|expert, block, h, out| {
         let columns = block * BLOCK..((block + 1) * BLOCK).min(shape.hidden);
         let start = expert * matrix + columns.start * shape.inter;
-        F::down(isa, &w2[start..start + columns.len() * shape.inter], shape.inter, h, out);
+        let values = &w2[start..start + columns.len() * shape.inter];
+        let panel = Panel { values, rows: columns.len(), k: shape.inter, packed: false };
+        F::down(isa, panel, h, out);
     });
 }
 

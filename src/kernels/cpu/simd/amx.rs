@@ -17,7 +17,7 @@ use half::bf16;
 
 use super::activate::activate;
 use super::format::{Activation, Format};
-use super::{Isa, Operand};
+use super::{Isa, Operand, Panel};
 use crate::kernels::cpu::blocks::BLOCK;
 
 /// Rows of a tile: weight rows, token rows, and pairs of columns.
@@ -281,6 +281,12 @@ fn place(rows: usize, row: usize, column: usize) -> usize {
     tile * TILE + (column % STEP / 2) * STEP + (row % SIDE) * 2 + column % 2
 }
 
+/// Weights in rows, in which they are read here.
+fn in_rows(panel: Panel<bf16>) -> &[bf16] {
+    assert!(!panel.packed && panel.values.len() == panel.rows * panel.k, "weights in rows");
+    panel.values
+}
+
 impl Format for Tiles {
     type Weight = bf16;
     type Activation = bf16;
@@ -295,13 +301,13 @@ impl Format for Tiles {
 
     fn gate_up(
         isa: Isa,
-        (gate, up): (&[bf16], Option<&[bf16]>),
-        k: usize,
+        (gate, up): (Panel<bf16>, Option<Panel<bf16>>),
         a: Operand<bf16>,
         out: &mut [bf16],
     ) {
+        let (k, columns) = (gate.k, gate.rows);
+        let (gate, up) = (in_rows(gate), up.map(in_rows));
         assert!(executable(), "tiles were asked for as {} where there are none", isa.label());
-        let columns = gate.len() / k;
         let mut h = [0.0; SUMS];
         for first in (0..BLOCK).step_by(SIDE) {
             let rows = columns.saturating_sub(first).min(SIDE);
@@ -335,9 +341,10 @@ impl Format for Tiles {
         }
     }
 
-    fn down(isa: Isa, w: &[bf16], k: usize, a: Operand<bf16>, out: &mut [f32]) {
+    fn down(isa: Isa, w: Panel<bf16>, a: Operand<bf16>, out: &mut [f32]) {
+        let (k, columns) = (w.k, w.rows);
+        let w = in_rows(w);
         assert!(executable(), "tiles were asked for as {} where there are none", isa.label());
-        let columns = w.len() / k;
         if columns < BLOCK {
             out.fill(0.0);
         }
@@ -420,7 +427,10 @@ mod tests {
             }
             let mut out = vec![f32::NAN; rows * BLOCK];
             let a = Operand { values: &a, rows: padded };
-            Tiles::down(Isa::Amx, &narrowed(&w), k, a, &mut out);
+            let w = narrowed(&w);
+            let panel = Panel { values: &w, rows: columns, k, packed: false };
+            Tiles::down(Isa::Amx, panel, a, &mut out);
+            let w: Vec<f32> = w.iter().map(|w| w.to_f32()).collect();
             for (row, out) in out.chunks_exact(BLOCK).enumerate() {
                 for (n, &got) in out.iter().enumerate() {
                     let exact: f32 = if n < columns {

@@ -28,6 +28,8 @@ pub(super) trait Lanes {
     type Sums: Copy;
     /// Values that one multiplication takes from each operand; divides [`BLOCK`].
     const STEP: usize;
+    /// Values that one lane of a register takes: pairs, or single ones.
+    const PER_LANE: usize;
     /// Token rows up to which one weight row is read at a time. One stream in the order of memory is
     /// what the processor's own prefetching follows best, but a single sum per token row waits for each
     /// addition: it pays where one multiplication takes 64 bytes of weights.
@@ -41,6 +43,27 @@ pub(super) trait Lanes {
     unsafe fn weights(from: *const Self::Weight) -> Self::Register;
     /// Loads `STEP` activations.
     unsafe fn activations(from: *const Self::Activation) -> Self::Register;
+    /// Loads `PER_LANE` activations into every lane.
+    unsafe fn repeat(from: *const Self::Activation) -> Self::Register;
+    /// Stores `STEP` weights in single precision.
+    unsafe fn widen(from: *const Self::Weight, to: *mut f32);
+    /// Loads one sum for every lane.
+    unsafe fn resume(from: *const f32) -> Self::Sums;
+    /// Stores one sum of every lane.
+    unsafe fn store(sums: Self::Sums, to: *mut f32);
+    /// Stores lane `i` of the 16 lanes in row `j` of 16 as lane `j` of row `i`. Rows to read are `stride`
+    /// bytes apart and may lie at any address, rows to write follow each other.
+    unsafe fn transpose(from: *const u32, stride: usize, to: *mut u32) {
+        for row in 0..16 {
+            for lane in 0..16 {
+                // SAFETY: the caller vouches for 16 rows of 16 lanes at both ends.
+                unsafe {
+                    let value = from.byte_add(row * stride).add(lane).read_unaligned();
+                    to.add(lane * 16 + row).write_unaligned(value);
+                }
+            }
+        }
+    }
     /// `sums + w x`, lane by lane.
     unsafe fn multiply_add(w: Self::Register, x: Self::Register, sums: Self::Sums) -> Self::Sums;
     /// Adds up the lanes of each register.

@@ -15,6 +15,7 @@ mod dot;
 mod format;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod packed;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod plain;
 mod softmax;
@@ -34,13 +35,14 @@ pub(crate) use format::{Activation, Format, Wide};
 pub(crate) use softmax::softmax_shares;
 
 /// Sources that decide what the micro-kernels do, for the hash of the kernels.
-pub(crate) const SOURCES: [&str; 9] = [
+pub(crate) const SOURCES: [&str; 10] = [
     include_str!("mod.rs"),
     include_str!("activate.rs"),
     include_str!("amx.rs"),
     include_str!("dot.rs"),
     include_str!("format.rs"),
     include_str!("neon.rs"),
+    include_str!("packed.rs"),
     include_str!("plain.rs"),
     include_str!("softmax.rs"),
     include_str!("x86.rs"),
@@ -63,6 +65,19 @@ impl<'a, A> Operand<'a, A> {
         let start = (block * self.rows + row) * super::blocks::BLOCK;
         &self.values[start..start + count * super::blocks::BLOCK]
     }
+}
+
+/// Up to 64 weight rows of one matrix.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panel<'a, W> {
+    /// `[rows, k]`, or the tiles of [`packed`].
+    pub(crate) values: &'a [W],
+    /// Weight rows, at least one.
+    pub(crate) rows: usize,
+    /// Length of a row.
+    pub(crate) k: usize,
+    /// Whether the values are packed.
+    pub(crate) packed: bool,
 }
 
 /// An instruction set that micro-kernels are compiled for.

@@ -61,6 +61,7 @@ impl<W: Widen> Lanes for Neon<W> {
     type Register = float32x4_t;
     type Sums = float32x4_t;
     const STEP: usize = 4;
+    const PER_LANE: usize = 1;
     const SINGLE_ROWS: usize = 0;
     const ZERO: W = W::ZERO;
 
@@ -78,6 +79,26 @@ impl<W: Widen> Lanes for Neon<W> {
     unsafe fn activations(from: *const f32) -> float32x4_t {
         // SAFETY: the caller vouches for four values.
         unsafe { vld1q_f32(from) }
+    }
+    #[inline(always)]
+    unsafe fn repeat(from: *const f32) -> float32x4_t {
+        // SAFETY: the caller vouches for a value; every aarch64 processor has NEON.
+        unsafe { vdupq_n_f32(*from) }
+    }
+    #[inline(always)]
+    unsafe fn widen(from: *const W, to: *mut f32) {
+        // SAFETY: the caller vouches for four values at both ends.
+        unsafe { vst1q_f32(to, W::widen4(from)) }
+    }
+    #[inline(always)]
+    unsafe fn resume(from: *const f32) -> float32x4_t {
+        // SAFETY: the caller vouches for the sums.
+        unsafe { vld1q_f32(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(sums: float32x4_t, to: *mut f32) {
+        // SAFETY: the caller vouches for room.
+        unsafe { vst1q_f32(to, sums) }
     }
     #[inline(always)]
     unsafe fn multiply_add(w: float32x4_t, x: float32x4_t, sums: float32x4_t) -> float32x4_t {

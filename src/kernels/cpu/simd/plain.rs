@@ -19,6 +19,7 @@ impl<W: Weight> Lanes for Plain<W> {
     type Register = [f32; 4];
     type Sums = [f32; 4];
     const STEP: usize = 4;
+    const PER_LANE: usize = 1;
     const SINGLE_ROWS: usize = 0;
     const ZERO: W = W::ZERO;
 
@@ -36,6 +37,26 @@ impl<W: Weight> Lanes for Plain<W> {
     unsafe fn activations(from: *const f32) -> [f32; 4] {
         // SAFETY: the caller vouches for four values.
         unsafe { from.cast::<[f32; 4]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn repeat(from: *const f32) -> [f32; 4] {
+        // SAFETY: the caller vouches for a value.
+        [unsafe { *from }; 4]
+    }
+    #[inline(always)]
+    unsafe fn widen(from: *const W, to: *mut f32) {
+        // SAFETY: the caller vouches for four values at both ends.
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(Self::weights(from)) }
+    }
+    #[inline(always)]
+    unsafe fn resume(from: *const f32) -> [f32; 4] {
+        // SAFETY: the caller vouches for the sums.
+        unsafe { from.cast::<[f32; 4]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(sums: [f32; 4], to: *mut f32) {
+        // SAFETY: the caller vouches for room.
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(sums) }
     }
     #[inline(always)]
     unsafe fn multiply_add(w: [f32; 4], x: [f32; 4], s: [f32; 4]) -> [f32; 4] {

@@ -165,12 +165,90 @@ unsafe fn totals_of_sixteens<const N: usize>(sums: [__m512; N]) -> [f32; N] {
     }
 }
 
+/// [`Lanes::transpose`] in registers of sixteen lanes: neighbours, pairs, then quarters change places.
+///
+/// # Safety
+/// Rows and room as there; the processor has AVX-512.
+#[inline(always)]
+unsafe fn transpose_sixteen(from: *const u32, stride: usize, to: *mut u32) {
+    // SAFETY: the caller vouches for rows, room and AVX-512.
+    unsafe {
+        let mut rows = [_mm512_setzero_si512(); 16];
+        let mut other = rows;
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = _mm512_loadu_si512(from.byte_add(i * stride).cast());
+        }
+        for i in 0..8 {
+            let (a, b) = (rows[2 * i], rows[2 * i + 1]);
+            other[2 * i] = _mm512_unpacklo_epi32(a, b);
+            other[2 * i + 1] = _mm512_unpackhi_epi32(a, b);
+        }
+        for i in 0..4 {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|j| other[4 * i + j]);
+            rows[4 * i] = _mm512_unpacklo_epi64(a, c);
+            rows[4 * i + 1] = _mm512_unpackhi_epi64(a, c);
+            rows[4 * i + 2] = _mm512_unpacklo_epi64(b, d);
+            rows[4 * i + 3] = _mm512_unpackhi_epi64(b, d);
+        }
+        for i in 0..4 {
+            for half in [0, 8] {
+                let (a, b) = (rows[half + i], rows[half + 4 + i]);
+                other[half + i] = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
+                other[half + 4 + i] = _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b);
+            }
+        }
+        for i in 0..8 {
+            let (a, b) = (other[i], other[8 + i]);
+            let (even, odd) = (
+                _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b),
+                _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b),
+            );
+            _mm512_storeu_si512(to.add(i * 16).cast(), even);
+            _mm512_storeu_si512(to.add((i + 8) * 16).cast(), odd);
+        }
+    }
+}
+
+/// A square of eight lanes, transposed in the same way; rows to write are 16 lanes apart.
+///
+/// # Safety
+/// Eight rows at both ends; the processor has AVX2.
+#[inline(always)]
+unsafe fn transpose_eight(from: *const f32, stride: usize, to: *mut f32) {
+    // SAFETY: the caller vouches for rows, room and AVX2.
+    unsafe {
+        let mut rows = [_mm256_setzero_ps(); 8];
+        let mut other = rows;
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = _mm256_loadu_ps(from.byte_add(i * stride));
+        }
+        for i in 0..4 {
+            let (a, b) = (rows[2 * i], rows[2 * i + 1]);
+            other[2 * i] = _mm256_unpacklo_ps(a, b);
+            other[2 * i + 1] = _mm256_unpackhi_ps(a, b);
+        }
+        for i in 0..2 {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|j| other[4 * i + j]);
+            rows[4 * i] = _mm256_shuffle_ps::<0b01_00_01_00>(a, c);
+            rows[4 * i + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(a, c);
+            rows[4 * i + 2] = _mm256_shuffle_ps::<0b01_00_01_00>(b, d);
+            rows[4 * i + 3] = _mm256_shuffle_ps::<0b11_10_11_10>(b, d);
+        }
+        for i in 0..4 {
+            let (a, b) = (rows[i], rows[4 + i]);
+            _mm256_storeu_ps(to.add(i * 16), _mm256_permute2f128_ps::<0x20>(a, b));
+            _mm256_storeu_ps(to.add((i + 4) * 16), _mm256_permute2f128_ps::<0x31>(a, b));
+        }
+    }
+}
+
 impl<W: Widen> Lanes for Avx512<W> {
     type Weight = W;
     type Activation = f32;
     type Register = __m512;
     type Sums = __m512;
     const STEP: usize = 16;
+    const PER_LANE: usize = 1;
     const SINGLE_ROWS: usize = 0;
     const ZERO: W = W::ZERO;
 
@@ -188,6 +266,31 @@ impl<W: Widen> Lanes for Avx512<W> {
     unsafe fn activations(from: *const f32) -> __m512 {
         // SAFETY: the caller vouches for sixteen values and AVX-512.
         unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn repeat(from: *const f32) -> __m512 {
+        // SAFETY: the caller vouches for a value and AVX-512.
+        unsafe { _mm512_set1_ps(*from) }
+    }
+    #[inline(always)]
+    unsafe fn widen(from: *const W, to: *mut f32) {
+        // SAFETY: the caller vouches for sixteen values at both ends and AVX-512.
+        unsafe { _mm512_storeu_ps(to, W::widen16(from)) }
+    }
+    #[inline(always)]
+    unsafe fn resume(from: *const f32) -> __m512 {
+        // SAFETY: the caller vouches for the sums and AVX-512.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(sums: __m512, to: *mut f32) {
+        // SAFETY: the caller vouches for room and AVX-512.
+        unsafe { _mm512_storeu_ps(to, sums) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(from: *const u32, stride: usize, to: *mut u32) {
+        // SAFETY: as the caller vouches.
+        unsafe { transpose_sixteen(from, stride, to) }
     }
     #[inline(always)]
     unsafe fn multiply_add(w: __m512, x: __m512, sums: __m512) -> __m512 {
@@ -212,6 +315,7 @@ impl Lanes for Avx512Bf16 {
     type Register = __m512bh;
     type Sums = __m512;
     const STEP: usize = 32;
+    const PER_LANE: usize = 2;
     const SINGLE_ROWS: usize = 4;
     const ZERO: bf16 = bf16::ZERO;
 
@@ -229,6 +333,31 @@ impl Lanes for Avx512Bf16 {
     unsafe fn activations(from: *const bf16) -> __m512bh {
         // SAFETY: as for weights.
         unsafe { Self::weights(from) }
+    }
+    #[inline(always)]
+    unsafe fn repeat(from: *const bf16) -> __m512bh {
+        // SAFETY: the caller vouches for a pair and AVX-512.
+        unsafe { std::mem::transmute(_mm512_set1_epi32(from.cast::<i32>().read_unaligned())) }
+    }
+    #[inline(always)]
+    unsafe fn widen(from: *const bf16, to: *mut f32) {
+        // SAFETY: the caller vouches for 32 values at both ends and AVX-512.
+        unsafe { _mm512_storeu_ps(to, bf16::widen16(from)); _mm512_storeu_ps(to.add(16), bf16::widen16(from.add(16))); }
+    }
+    #[inline(always)]
+    unsafe fn resume(from: *const f32) -> __m512 {
+        // SAFETY: the caller vouches for the sums and AVX-512.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(sums: __m512, to: *mut f32) {
+        // SAFETY: the caller vouches for room and AVX-512.
+        unsafe { _mm512_storeu_ps(to, sums) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(from: *const u32, stride: usize, to: *mut u32) {
+        // SAFETY: as the caller vouches.
+        unsafe { transpose_sixteen(from, stride, to) }
     }
     #[inline(always)]
     unsafe fn multiply_add(w: __m512bh, x: __m512bh, sums: __m512) -> __m512 {
@@ -253,6 +382,7 @@ impl<W: Widen> Lanes for Avx2<W> {
     type Register = __m256;
     type Sums = __m256;
     const STEP: usize = 8;
+    const PER_LANE: usize = 1;
     const SINGLE_ROWS: usize = 0;
     const ZERO: W = W::ZERO;
 
@@ -270,6 +400,36 @@ impl<W: Widen> Lanes for Avx2<W> {
     unsafe fn activations(from: *const f32) -> __m256 {
         // SAFETY: the caller vouches for eight values and AVX2.
         unsafe { _mm256_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn repeat(from: *const f32) -> __m256 {
+        // SAFETY: the caller vouches for a value and AVX2.
+        unsafe { _mm256_set1_ps(*from) }
+    }
+    #[inline(always)]
+    unsafe fn widen(from: *const W, to: *mut f32) {
+        // SAFETY: the caller vouches for eight values at both ends and AVX2.
+        unsafe { _mm256_storeu_ps(to, W::widen8(from)) }
+    }
+    #[inline(always)]
+    unsafe fn resume(from: *const f32) -> __m256 {
+        // SAFETY: the caller vouches for the sums and AVX2.
+        unsafe { _mm256_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(sums: __m256, to: *mut f32) {
+        // SAFETY: the caller vouches for room and AVX2.
+        unsafe { _mm256_storeu_ps(to, sums) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(from: *const u32, stride: usize, to: *mut u32) {
+        // SAFETY: as the caller vouches: four squares of eight.
+        unsafe {
+            for (row, lane) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
+                let from = from.byte_add(row * stride).add(lane);
+                transpose_eight(from.cast(), stride, to.add(lane * 16 + row).cast());
+            }
+        }
     }
     #[inline(always)]
     unsafe fn multiply_add(w: __m256, x: __m256, sums: __m256) -> __m256 {
@@ -294,6 +454,7 @@ impl<W: Widen> Lanes for Sse2<W> {
     type Register = __m128;
     type Sums = __m128;
     const STEP: usize = 4;
+    const PER_LANE: usize = 1;
     const SINGLE_ROWS: usize = 0;
     const ZERO: W = W::ZERO;
 
@@ -311,6 +472,26 @@ impl<W: Widen> Lanes for Sse2<W> {
     unsafe fn activations(from: *const f32) -> __m128 {
         // SAFETY: the caller vouches for four values.
         unsafe { _mm_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn repeat(from: *const f32) -> __m128 {
+        // SAFETY: the caller vouches for a value and SSE2.
+        unsafe { _mm_set1_ps(*from) }
+    }
+    #[inline(always)]
+    unsafe fn widen(from: *const W, to: *mut f32) {
+        // SAFETY: the caller vouches for four values at both ends and SSE2.
+        unsafe { _mm_storeu_ps(to, W::widen4(from)) }
+    }
+    #[inline(always)]
+    unsafe fn resume(from: *const f32) -> __m128 {
+        // SAFETY: the caller vouches for the sums and SSE2.
+        unsafe { _mm_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(sums: __m128, to: *mut f32) {
+        // SAFETY: the caller vouches for room and SSE2.
+        unsafe { _mm_storeu_ps(to, sums) }
     }
     #[inline(always)]
     unsafe fn multiply_add(w: __m128, x: __m128, sums: __m128) -> __m128 {
