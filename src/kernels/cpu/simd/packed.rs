@@ -27,8 +27,8 @@ const TILES: usize = BLOCK / SIDE;
 /// Columns multiplied with all token rows before the next are: with 64 weight rows 256 KiB in single
 /// precision, a part of a second-level cache.
 const PIECE: usize = 1024;
-/// Lines by which the reading of packed weights runs ahead when only few token rows hide it.
-const AHEAD: usize = 24;
+/// Bytes of a cache line, which is what is asked for ahead of its use.
+const LINE: usize = size_of::<Line>();
 
 /// Values that a matrix of `n` rows of `k` weights has when packed, `per_lane` to a lane.
 pub(crate) const fn packed_len(n: usize, k: usize, per_lane: usize) -> usize {
@@ -75,13 +75,14 @@ pub(super) unsafe fn panel<L, S, const NV: usize, const NX: usize>(
     for start in (0..w.k).step_by(PIECE) {
         let columns = (w.k - start).min(PIECE);
         let product = Product { a, first, rows, start, columns, tiles };
+        let ahead = product.ahead(w);
         if w.packed {
             assert!(w.values.len() >= packed_len(w.rows, w.k, L::PER_LANE), "packed weights");
             let stride = packed_len(SIDE, w.k, L::PER_LANE);
             let from = w.values[start * SIDE..].as_ptr();
             // SAFETY: every tile has `stride` values, of which `start` columns are skipped; the caller
             // vouches for the instructions.
-            unsafe { product.add::<L, NV, NX>((from, stride), true, out) };
+            unsafe { product.add::<L, NV, NX>((from, stride), ahead, out) };
         } else {
             let stride = packed_len(SIDE, PIECE, S::PER_LANE);
             let lines = TILES * stride * size_of::<S::Weight>() / size_of::<Line>();
@@ -93,7 +94,7 @@ pub(super) unsafe fn panel<L, S, const NV: usize, const NX: usize>(
             // instructions.
             unsafe {
                 pack::<L, S>(w, start..start + columns, to, stride);
-                product.add::<S, NV, NX>((to, stride), false, out);
+                product.add::<S, NV, NX>((to, stride), ahead, out);
             }
         }
     }
@@ -165,6 +166,13 @@ unsafe fn square<L: Lanes, S: Lanes>(from: *const L::Weight, stride: usize, to: 
     }
 }
 
+/// Weights that will be needed next, which are read from memory while others are multiplied: a cache
+/// line with every column (pair) of a few token rows.
+struct Ahead {
+    next: *const i8,
+    end: *const i8,
+}
+
 /// Token rows and columns of one product with packed weights.
 #[derive(Clone, Copy)]
 struct Product<'a, A> {
@@ -178,6 +186,13 @@ struct Product<'a, A> {
 }
 
 impl<A: Copy> Product<'_, A> {
+    /// As much of the next panel as this piece is of its own.
+    fn ahead<W>(&self, w: Panel<W>) -> Ahead {
+        let row = size_of_val(w.values) / w.k;
+        let next = w.values.as_ptr().cast::<i8>().wrapping_add(row * (w.k + self.start));
+        Ahead { next, end: next.wrapping_add(row * self.columns) }
+    }
+
     /// Adds the product to `out`, or stores it when it is the first.
     ///
     /// # Safety
@@ -186,7 +201,7 @@ impl<A: Copy> Product<'_, A> {
     unsafe fn add<L, const NV: usize, const NX: usize>(
         &self,
         w: (*const L::Weight, usize),
-        stream: bool,
+        mut ahead: Ahead,
         out: &mut [f32],
     ) where
         L: Lanes<Activation = A>,
@@ -195,16 +210,20 @@ impl<A: Copy> Product<'_, A> {
         // SAFETY: the caller vouches for weights and instructions; rows are those of the product.
         unsafe {
             while row + NX <= self.rows {
-                self.rows::<L, NV, NX>(w, row, stream, out);
+                if ahead.next < ahead.end {
+                    self.rows::<L, NV, NX, true>(w, row, &mut ahead, out);
+                } else {
+                    self.rows::<L, NV, NX, false>(w, row, &mut ahead, out);
+                }
                 row += NX;
             }
             match self.rows - row {
                 0 => {}
-                1 => self.rows::<L, NV, 1>(w, row, stream, out),
-                2 => self.rows::<L, NV, 2>(w, row, stream, out),
-                3 => self.rows::<L, NV, 3>(w, row, stream, out),
-                4 => self.rows::<L, NV, 4>(w, row, stream, out),
-                _ => self.rows::<L, NV, 5>(w, row, stream, out),
+                1 => self.rows::<L, NV, 1, false>(w, row, &mut ahead, out),
+                2 => self.rows::<L, NV, 2, false>(w, row, &mut ahead, out),
+                3 => self.rows::<L, NV, 3, false>(w, row, &mut ahead, out),
+                4 => self.rows::<L, NV, 4, false>(w, row, &mut ahead, out),
+                _ => self.rows::<L, NV, 5, false>(w, row, &mut ahead, out),
             }
         }
     }
@@ -214,11 +233,11 @@ impl<A: Copy> Product<'_, A> {
     /// # Safety
     /// As [`Product::add`]; the rows exist.
     #[inline(always)]
-    unsafe fn rows<L, const NV: usize, const NX: usize>(
+    unsafe fn rows<L, const NV: usize, const NX: usize, const FETCH: bool>(
         &self,
         (w, stride): (*const L::Weight, usize),
         row: usize,
-        stream: bool,
+        ahead: &mut Ahead,
         out: &mut [f32],
     ) where
         L: Lanes<Activation = A>,
@@ -229,11 +248,11 @@ impl<A: Copy> Product<'_, A> {
         // Registers that reach beyond the last tile are left out.
         unsafe {
             while column + NV * lanes <= self.tiles * SIDE {
-                self.sums::<L, NV, NX>((w, stride), (row, column), stream, out);
+                self.sums::<L, NV, NX, FETCH>((w, stride), (row, column), ahead, out);
                 column += NV * lanes;
             }
             while column < self.tiles * SIDE {
-                self.sums::<L, 1, NX>((w, stride), (row, column), stream, out);
+                self.sums::<L, 1, NX, FETCH>((w, stride), (row, column), ahead, out);
                 column += lanes;
             }
         }
@@ -244,11 +263,11 @@ impl<A: Copy> Product<'_, A> {
     /// # Safety
     /// As [`Product::rows`]; the tiles have the registers.
     #[inline(always)]
-    unsafe fn sums<L, const NV: usize, const NX: usize>(
+    unsafe fn sums<L, const NV: usize, const NX: usize, const FETCH: bool>(
         &self,
         (w, stride): (*const L::Weight, usize),
         (row, column): (usize, usize),
-        stream: bool,
+        ahead: &mut Ahead,
         out: &mut [f32],
     ) where
         L: Lanes<Activation = A>,
@@ -260,6 +279,7 @@ impl<A: Copy> Product<'_, A> {
         // whole blocks of columns; `out` has NX rows of NV registers. A prefetch may point anywhere.
         unsafe {
             let mut acc = [[L::zero(); NV]; NX];
+            let mut next = ahead.next;
             if self.start > 0 {
                 for (j, acc) in acc.iter_mut().enumerate() {
                     for (v, acc) in acc.iter_mut().enumerate() {
@@ -271,7 +291,6 @@ impl<A: Copy> Product<'_, A> {
                 let row = column + v * lanes;
                 w.wrapping_add(row / SIDE * stride + row % SIDE * L::PER_LANE)
             };
-            let ahead = AHEAD * line;
             for block in 0..self.columns.div_ceil(BLOCK) {
                 let x = self.a.block_rows(self.start / BLOCK + block, self.first + row, NX);
                 let x = x[..NX * BLOCK].as_ptr();
@@ -284,12 +303,9 @@ impl<A: Copy> Product<'_, A> {
                         weights[v] = L::weights(place(v).add(at));
                         v += 1;
                     }
-                    if stream && row == 0 {
-                        let mut v = 0;
-                        while v < NV {
-                            L::prefetch(place(v).wrapping_add(at + ahead));
-                            v += 1;
-                        }
+                    if FETCH {
+                        L::prefetch(next.cast());
+                        next = next.wrapping_add(LINE);
                     }
                     let mut j = 0;
                     while j < NX {
@@ -303,6 +319,7 @@ impl<A: Copy> Product<'_, A> {
                     }
                 }
             }
+            ahead.next = next;
             for (j, acc) in acc.into_iter().enumerate() {
                 for (v, acc) in acc.into_iter().enumerate() {
                     L::store(acc, out.as_mut_ptr().add(j * BLOCK + v * lanes));
