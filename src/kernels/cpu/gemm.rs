@@ -8,52 +8,71 @@
 use rayon::prelude::*;
 
 use crate::kernels::cpu::blocks::{BLOCK, count, padded, split_by_expert};
-use crate::kernels::cpu::simd::{Activation, Format, Isa, Operand, Panel};
+use crate::kernels::cpu::simd::{Activation, Format, Isa, Operand, Panel, packed_len};
 use crate::kernels::{Alignment, MoeShape, Routed};
+
+/// Matrices of one product, as many rows and columns in each.
+pub(crate) struct Matrices<'a, W> {
+    /// All of them, in rows or packed.
+    values: &'a [W],
+    /// Rows and columns of one.
+    size: (usize, usize),
+    /// Values to a lane, where they are packed.
+    per_lane: Option<usize>,
+}
+
+impl<'a, W> Matrices<'a, W> {
+    /// Matrices of `size` rows and columns.
+    pub(crate) fn new(values: &'a [W], size: (usize, usize), per_lane: Option<usize>) -> Self {
+        Self { values, size, per_lane }
+    }
+
+    /// Where the given number of rows of one matrix ends.
+    fn end(&self, rows: usize) -> usize {
+        let k = self.size.1;
+        self.per_lane.map_or(rows * k, |per_lane| packed_len(rows, k, per_lane))
+    }
+
+    /// One block of 64 rows, or fewer at the end, of a matrix.
+    fn panel(&self, matrix: usize, block: usize) -> Panel<'a, W> {
+        let (n, k) = self.size;
+        let (first, last) = (block * BLOCK, ((block + 1) * BLOCK).min(n));
+        let start = matrix * self.end(n);
+        let values = &self.values[start + self.end(first)..start + self.end(last)];
+        Panel { values, rows: last - first, k, packed: self.per_lane.is_some() }
+    }
+}
 
 /// `h = act(a w13^T)`: `a` holds gathered rows, `h` receives activated rows, both column-blocked with
 /// the rows of `starts`.
 pub(crate) fn gate_up<F: Format>(
     shape: &MoeShape,
-    w13: &[F::Weight],
+    w13: &Matrices<F::Weight>,
     a: &[F::Activation],
     starts: &[usize],
     h: &mut [F::Activation],
     isa: Isa,
 ) {
-    let matrix = shape.inter * shape.hidden;
     let input = Input { values: a, starts, width: shape.hidden };
     for_each_block(&input, shape.inter, starts, h, &|expert, block, a, out| {
-        let columns = block * BLOCK..((block + 1) * BLOCK).min(shape.inter);
-        let first = expert * shape.halves();
-        let half = |half: usize| {
-            let start = (first + half) * matrix + columns.start * shape.hidden;
-            let values = &w13[start..start + columns.len() * shape.hidden];
-            Panel { values, rows: columns.len(), k: shape.hidden, packed: false }
-        };
-        let up = shape.gated.then(|| half(1));
-        F::gate_up(isa, (half(0), up), a, out);
+        let half = |half: usize| w13.panel(expert * shape.halves() + half, block);
+        F::gate_up(isa, (half(0), shape.gated.then(|| half(1))), a, out);
     });
 }
 
 /// `y = h w2^T`: `h` column-blocked with the rows of `starts`, `y` with those of the alignment.
 pub(crate) fn down<F: Format>(
     shape: &MoeShape,
-    w2: &[F::Weight],
+    w2: &Matrices<F::Weight>,
     h: &[F::Activation],
     starts: &[usize],
     alignment: &Alignment,
     y: &mut [f32],
     isa: Isa,
 ) {
-    let matrix = shape.inter * shape.hidden;
     let input = Input { values: h, starts, width: shape.inter };
     for_each_block(&input, shape.hidden, &alignment.offsets, y, &|expert, block, h, out| {
-        let columns = block * BLOCK..((block + 1) * BLOCK).min(shape.hidden);
-        let start = expert * matrix + columns.start * shape.inter;
-        let values = &w2[start..start + columns.len() * shape.inter];
-        let panel = Panel { values, rows: columns.len(), k: shape.inter, packed: false };
-        F::down(isa, panel, h, out);
+        F::down(isa, w2.panel(expert, block), h, out);
     });
 }
 

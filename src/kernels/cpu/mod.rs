@@ -2,12 +2,15 @@
 //!
 //! Rows are gathered into blocks of 64 columns (`blocks`), so that one micro-kernel serves decode and
 //! prefill: a few weight rows against a few token rows, accumulated in registers over the whole length
-//! ([`simd`]). Weights are used where they lie; nothing is repacked. Work is split over (expert, block of weight rows) and stolen between threads; every output
-//! value is computed by one thread in one order, so results do not depend on the number of threads.
+//! ([`simd`]). Weights are used where they lie, or in a copy that is packed once
+//! ([`CpuBackend::with_packed_weights`]). Work is split over (expert, block of weight rows) and stolen
+//! between threads; every output value is computed by one thread in one order, so results do not depend
+//! on the number of threads.
 
 mod align;
 mod blocks;
 mod gemm;
+mod prepacked;
 mod router;
 #[expect(
     unsafe_code,
@@ -16,6 +19,7 @@ mod router;
 pub mod simd;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use half::{bf16, f16};
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -28,17 +32,20 @@ use crate::kernels::{
 };
 use crate::{Error, Result};
 
+use gemm::Matrices;
+use prepacked::{Packable, Packed, PackedWeights};
 use simd::{Activation, Format, Wide};
 
 pub use align::align;
 pub use router::route;
 
 /// Sources that decide what the kernels do, for their hash.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 7] = [
     include_str!("mod.rs"),
     include_str!("align.rs"),
     include_str!("blocks.rs"),
     include_str!("gemm.rs"),
+    include_str!("prepacked.rs"),
     include_str!("router.rs"),
     include_str!("../math.rs"),
 ];
@@ -52,13 +59,15 @@ pub struct CpuBackend {
     isa: simd::Isa,
     /// Threads of its own; without, rayon's common ones.
     pool: Option<Arc<ThreadPool>>,
+    /// Whether loaded layers keep a packed copy of their weights.
+    pack: bool,
 }
 
 impl CpuBackend {
     /// The backend with the fastest instruction set found at run time, on rayon's common threads (as
     /// many as the process may run on, or `RAYON_NUM_THREADS`).
     pub fn new() -> Self {
-        Self { isa: simd::Isa::detect(), pool: None }
+        Self { isa: simd::Isa::detect(), pool: None, pack: false }
     }
 
     /// The backend with a given instruction set.
@@ -67,7 +76,7 @@ impl CpuBackend {
     /// [`Error::Device`] when this processor does not have it.
     pub fn with_isa(isa: simd::Isa) -> Result<Self> {
         if isa.is_available() {
-            Ok(Self { isa, pool: None })
+            Ok(Self { isa, pool: None, pack: false })
         } else {
             Err(Error::device("cpu", format!("this processor has no {}", isa.label())))
         }
@@ -87,6 +96,13 @@ impl CpuBackend {
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::device("cpu", format!("{threads} threads: {e}")))?;
         Ok(Self { pool: Some(Arc::new(pool)), ..self })
+    }
+
+    /// The same backend, whose loaded layers pack their weights once: a copy as large as the weights,
+    /// in the order in which they are multiplied. What it takes is part of [`LoadedLayer::plan`]. AMX
+    /// multiplies bf16 weights as they lie, and nothing is copied.
+    pub fn with_packed_weights(self) -> Self {
+        Self { pack: true, ..self }
     }
 
     /// Instruction set in use.
@@ -112,7 +128,7 @@ impl CpuBackend {
         workspace.x.copy_from_slice(x);
         self.install(|| {
             workspace.align(&weights.shape)?;
-            workspace.products(weights, self.isa);
+            workspace.products(weights.into(), self.isa);
             Ok(())
         })?;
         Ok(workspace.out)
@@ -134,7 +150,7 @@ impl CpuBackend {
         self.install(|| {
             route(logits, shape.experts, shape.top_k, router, &mut workspace.routed)?;
             workspace.align(shape)?;
-            workspace.products(weights, self.isa);
+            workspace.products(weights.into(), self.isa);
             Ok(())
         })?;
         Ok(&workspace.out)
@@ -161,7 +177,8 @@ impl MoeBackend for CpuBackend {
     }
 
     fn description(&self) -> String {
-        format!("{}, {} threads", self.isa.label(), self.threads())
+        let packed = if self.pack { ", packed weights" } else { "" };
+        format!("{}, {} threads{packed}", self.isa.label(), self.threads())
     }
 
     fn kernel(&self, stage: Stage) -> &'static str {
@@ -184,6 +201,9 @@ impl MoeBackend for CpuBackend {
             hash.update(source);
         }
         hash.update(self.isa.label());
+        if self.pack {
+            hash.update("packed weights");
+        }
         format!("{:x}", hash.finalize())
     }
 
@@ -201,9 +221,22 @@ impl MoeBackend for CpuBackend {
         }
         router.validate(first.shape.experts, first.shape.top_k)?;
         let workspace = Workspace::new(first, self.isa, max_tokens)?;
+        let start = Instant::now();
+        let packed = if self.pack {
+            self.install(|| sets.iter().map(|set| PackedWeights::new(set, self.isa)).collect())?
+        } else {
+            vec![]
+        };
+        let bytes: usize = packed.iter().flatten().map(|p: &PackedWeights| p.bytes).sum();
+        let plan = (bytes > 0).then(|| {
+            let (gb, seconds) = (bytes as f64 / 1e9, start.elapsed().as_secs_f64());
+            format!("weights packed once: {gb:.3} GB more, in {seconds:.3} s")
+        });
         Ok(Box::new(CpuLayer {
             backend: self,
             sets,
+            packed,
+            plan,
             router: router.clone(),
             max_tokens,
             workspace,
@@ -215,6 +248,9 @@ impl MoeBackend for CpuBackend {
 struct CpuLayer<'a> {
     backend: &'a CpuBackend,
     sets: &'a [LayerWeights],
+    /// Packed weights of each set, where they are packed.
+    packed: Vec<Option<PackedWeights>>,
+    plan: Option<String>,
     router: RouterSpec,
     max_tokens: usize,
     workspace: Workspace,
@@ -257,6 +293,8 @@ impl LoadedLayer for CpuLayer<'_> {
             .sets
             .get(set)
             .ok_or_else(|| Error::usage("weight set", format!("there is no set {set}")))?;
+        let weights =
+            Weights { rows: weights, packed: self.packed.get(set).and_then(Option::as_ref) };
         let (ws, router, isa) = (&mut self.workspace, &self.router, self.backend.isa);
         self.backend.install(|| {
             match stage {
@@ -273,6 +311,10 @@ impl LoadedLayer for CpuLayer<'_> {
             }
             Ok(())
         })
+    }
+
+    fn plan(&self) -> Option<String> {
+        self.plan.clone()
     }
 
     fn routed(&mut self) -> Result<Routed> {
@@ -293,6 +335,19 @@ impl LoadedLayer for CpuLayer<'_> {
         ws.routed.weights.fill(f32::NAN);
         ws.routed.ids.fill(u32::MAX);
         Ok(())
+    }
+}
+
+/// A layer's weights, and their packed copy where there is one.
+#[derive(Clone, Copy)]
+struct Weights<'a> {
+    rows: &'a LayerWeights,
+    packed: Option<&'a PackedWeights>,
+}
+
+impl<'a> From<&'a LayerWeights> for Weights<'a> {
+    fn from(rows: &'a LayerWeights) -> Self {
+        Self { rows, packed: None }
     }
 }
 
@@ -421,67 +476,87 @@ impl Workspace {
         align(&self.routed.ids, shape.experts, &mut self.alignment)
     }
 
-    fn products(&mut self, weights: &LayerWeights, isa: simd::Isa) {
+    fn products(&mut self, weights: Weights, isa: simd::Isa) {
         self.gate_up(weights, isa);
         self.down(weights, isa);
-        self.combine(&weights.shape);
+        self.combine(&weights.rows.shape);
     }
 
-    fn gate_up(&mut self, weights: &LayerWeights, isa: simd::Isa) {
-        let shape = &weights.shape;
-        match &weights.w13 {
-            WeightData::F32(w) => self.gate_up_in::<Wide<f32>>(shape, w, isa),
-            WeightData::F16(w) => self.gate_up_in::<Wide<f16>>(shape, w, isa),
+    fn gate_up(&mut self, Weights { rows, packed }: Weights, isa: simd::Isa) {
+        let shape = &rows.shape;
+        let packed = packed.map(|p| &p.w13);
+        match &rows.w13 {
+            WeightData::F32(w) => self.gate_up_in::<Wide<f32>>(shape, (w, packed), isa),
+            WeightData::F16(w) => self.gate_up_in::<Wide<f16>>(shape, (w, packed), isa),
             // Refused by `check_tokens`.
             WeightData::Int8(_) => {}
             WeightData::Bf16(w) => match isa {
                 #[cfg(target_arch = "x86_64")]
-                simd::Isa::Amx => self.gate_up_in::<simd::Tiles>(shape, w, isa),
+                simd::Isa::Amx => self.gate_up_in::<simd::Tiles>(shape, (w, packed), isa),
                 #[cfg(target_arch = "x86_64")]
-                simd::Isa::Avx512Bf16 => self.gate_up_in::<simd::Pairs>(shape, w, isa),
-                _ => self.gate_up_in::<Wide<bf16>>(shape, w, isa),
+                simd::Isa::Avx512Bf16 => self.gate_up_in::<simd::Pairs>(shape, (w, packed), isa),
+                _ => self.gate_up_in::<Wide<bf16>>(shape, (w, packed), isa),
             },
         }
     }
 
-    fn gate_up_in<F>(&mut self, shape: &MoeShape, w13: &[F::Weight], isa: simd::Isa)
+    fn gate_up_in<F>(&mut self, shape: &MoeShape, w13: Values<F::Weight>, isa: simd::Isa)
     where
-        F: Format<Activation: Kept>,
+        F: Format<Activation: Kept, Weight: Packable>,
     {
         let rows = F::Activation::rows(&mut self.wide, &mut self.narrow);
         blocks::starts(&self.alignment, F::ROWS, &mut self.starts);
         let sizes = (shape.hidden, shape.top_k);
         blocks::gather::<F>(&self.x, sizes, &self.alignment, &self.starts, &mut rows.packed);
-        gemm::gate_up::<F>(shape, w13, &rows.packed, &self.starts, &mut rows.h, isa);
+        let w13 = matrices(w13, (shape.inter, shape.hidden), isa);
+        gemm::gate_up::<F>(shape, &w13, &rows.packed, &self.starts, &mut rows.h, isa);
     }
 
-    fn down(&mut self, weights: &LayerWeights, isa: simd::Isa) {
-        let shape = &weights.shape;
-        match &weights.w2 {
-            WeightData::F32(w) => self.down_in::<Wide<f32>>(shape, w, isa),
-            WeightData::F16(w) => self.down_in::<Wide<f16>>(shape, w, isa),
+    fn down(&mut self, Weights { rows, packed }: Weights, isa: simd::Isa) {
+        let shape = &rows.shape;
+        let packed = packed.map(|p| &p.w2);
+        match &rows.w2 {
+            WeightData::F32(w) => self.down_in::<Wide<f32>>(shape, (w, packed), isa),
+            WeightData::F16(w) => self.down_in::<Wide<f16>>(shape, (w, packed), isa),
             WeightData::Int8(_) => {}
             WeightData::Bf16(w) => match isa {
                 #[cfg(target_arch = "x86_64")]
-                simd::Isa::Amx => self.down_in::<simd::Tiles>(shape, w, isa),
+                simd::Isa::Amx => self.down_in::<simd::Tiles>(shape, (w, packed), isa),
                 #[cfg(target_arch = "x86_64")]
-                simd::Isa::Avx512Bf16 => self.down_in::<simd::Pairs>(shape, w, isa),
-                _ => self.down_in::<Wide<bf16>>(shape, w, isa),
+                simd::Isa::Avx512Bf16 => self.down_in::<simd::Pairs>(shape, (w, packed), isa),
+                _ => self.down_in::<Wide<bf16>>(shape, (w, packed), isa),
             },
         }
     }
 
-    fn down_in<F>(&mut self, shape: &MoeShape, w2: &[F::Weight], isa: simd::Isa)
+    fn down_in<F>(&mut self, shape: &MoeShape, w2: Values<F::Weight>, isa: simd::Isa)
     where
-        F: Format<Activation: Kept>,
+        F: Format<Activation: Kept, Weight: Packable>,
     {
         let rows = F::Activation::rows(&mut self.wide, &mut self.narrow);
         blocks::starts(&self.alignment, F::ROWS, &mut self.starts);
         let (alignment, starts) = (&self.alignment, &self.starts);
-        gemm::down::<F>(shape, w2, &rows.h, starts, alignment, &mut self.y, isa);
+        let w2 = matrices(w2, (shape.hidden, shape.inter), isa);
+        gemm::down::<F>(shape, &w2, &rows.h, starts, alignment, &mut self.y, isa);
     }
 
     fn combine(&mut self, shape: &MoeShape) {
         gemm::combine(shape, &self.y, &self.routed, &self.alignment, &mut self.out);
+    }
+}
+
+/// Weights of one product in rows, and packed where they are.
+type Values<'a, W> = (&'a [W], Option<&'a Packed>);
+
+/// The packed weights if there are any, else the rows.
+fn matrices<W: Packable>(
+    (rows, packed): Values<W>,
+    size: (usize, usize),
+    isa: simd::Isa,
+) -> Matrices<'_, W> {
+    let per_lane = isa.packed_per_lane(W::DTYPE);
+    match packed.and_then(W::of).zip(per_lane) {
+        Some((packed, per_lane)) => Matrices::new(packed, size, Some(per_lane)),
+        None => Matrices::new(rows, size, None),
     }
 }

@@ -450,7 +450,7 @@ mod tests {
     fn whole_layers_stay_within_the_bounds_of_bf16_activations() {
         amx_emulator::install();
         // Not `with_isa`, which asks the processor.
-        let backend = CpuBackend { isa: Isa::Amx, pool: None }.with_threads(2).unwrap();
+        let backend = CpuBackend { isa: Isa::Amx, pool: None, pack: false }.with_threads(2).unwrap();
         for (seed, (experts, top_k, hidden, inter, gated, tokens)) in [
             (1, 1, 32, 16, true, 1),
             (3, 2, 70, 45, true, 19),

@@ -31,7 +31,8 @@ use crate::{Error, Result};
 pub(crate) use amx::Tiles;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use format::Pairs;
-pub(crate) use format::{Activation, Format, Wide};
+pub(crate) use format::{Activation, Format, Weight, Wide};
+pub(crate) use packed::{Aligned, pack_matrices, packed_len};
 pub(crate) use softmax::softmax_shares;
 
 /// Sources that decide what the micro-kernels do, for the hash of the kernels.
@@ -187,6 +188,18 @@ impl Isa {
         match (self, weights) {
             (Self::Amx, DType::Bf16) => 16,
             _ => 1,
+        }
+    }
+}
+
+impl Isa {
+    /// Values to a lane of packed weights ([`packed`]); `None` where weights are multiplied as they lie.
+    pub(crate) const fn packed_per_lane(self, weights: DType) -> Option<usize> {
+        match (self, weights) {
+            (Self::Amx, DType::Bf16) => None,
+            (Self::Avx512Bf16, DType::Bf16) => Some(2),
+            (_, DType::F32 | DType::F16 | DType::Bf16) => Some(1),
+            _ => None,
         }
     }
 }

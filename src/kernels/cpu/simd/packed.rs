@@ -16,7 +16,12 @@
     reason = "code takes on the instruction set of its caller only when it is inlined into it"
 )]
 
+use std::marker::PhantomData;
+
+use rayon::prelude::*;
+
 use super::dot::Lanes;
+use super::format::Weight;
 use super::{Operand, Panel};
 use crate::kernels::cpu::blocks::BLOCK;
 
@@ -30,18 +35,70 @@ const PIECE: usize = 1024;
 /// Bytes of a cache line, which is what is asked for ahead of its use.
 const LINE: usize = size_of::<Line>();
 
-/// Values that a matrix of `n` rows of `k` weights has when packed, `per_lane` to a lane.
+/// Values that a matrix of `n` rows of `k` weights has when packed, `per_lane` to a lane. Its tiles
+/// follow each other, those of any panel of 64 rows at `packed_len(row, k, per_lane)`.
 pub(crate) const fn packed_len(n: usize, k: usize, per_lane: usize) -> usize {
     n.div_ceil(SIDE) * k.div_ceil(per_lane) * SIDE * per_lane
 }
 
 /// 64 bytes of a cache line, as which packed weights are aligned.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Line([f32; SIDE]);
 
 impl Line {
     const ZERO: Self = Self([0.0; SIDE]);
+}
+
+/// Weights on the boundaries of cache lines, without which every register would be read from two.
+#[derive(Debug)]
+pub(crate) struct Aligned<W> {
+    lines: Vec<Line>,
+    len: usize,
+    format: PhantomData<W>,
+}
+
+impl<W: Weight> Aligned<W> {
+    /// `len` zeros; `None` when there is no memory for them.
+    pub(crate) fn zeros(len: usize) -> Option<Self> {
+        let count = len.checked_mul(size_of::<W>())?.div_ceil(LINE);
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(count).ok()?;
+        lines.resize(count, Line::ZERO);
+        Some(Self { lines, len, format: PhantomData })
+    }
+
+    /// The weights.
+    pub(crate) fn as_slice(&self) -> &[W] {
+        // SAFETY: lines hold at least `len` weights, which are plain numbers of any bits.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+
+    /// The weights, to be written.
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [W] {
+        // SAFETY: as above; any weights are lines of single precision values.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+/// Packs whole matrices of `n` rows of `k` weights that follow each other, on all threads.
+pub(crate) fn pack_matrices<W: Weight>(
+    matrices: &[W],
+    (n, k): (usize, usize),
+    per_lane: usize,
+    to: &mut [W],
+) {
+    let tiles = to.par_chunks_exact_mut(packed_len(SIDE, k, per_lane)).enumerate();
+    tiles.for_each(|(i, tile)| {
+        let (matrix, first) = (i / n.div_ceil(SIDE), i % n.div_ceil(SIDE) * SIDE);
+        let rows = &matrices[(matrix * n + first) * k..(matrix * n + (first + SIDE).min(n)) * k];
+        for (line, column) in tile.chunks_exact_mut(SIDE * per_lane).zip((0..k).step_by(per_lane)) {
+            let count = per_lane.min(k - column);
+            for (lane, row) in line.chunks_exact_mut(per_lane).zip(rows.chunks_exact(k)) {
+                lane[..count].copy_from_slice(&row[column..column + count]);
+            }
+        }
+    });
 }
 
 /// `out[row][n] = sum over k of a[row][k] w[n][k]` for rows `first..first + out.len() / BLOCK` of `a`
@@ -326,5 +383,48 @@ impl<A: Copy> Product<'_, A> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+
+    #[test]
+    fn every_weight_of_every_matrix_has_its_place_and_the_rest_is_zero() {
+        for (n, k, per_lane) in [(16, 4, 2), (21, 7, 2), (40, 3, 1), (1, 1, 1)] {
+            let matrices: Vec<f32> = (1u16..).take(3 * n * k).map(f32::from).collect();
+            let len = packed_len(n, k, per_lane);
+            let mut packed = Aligned::zeros(3 * len).unwrap();
+            pack_matrices(&matrices, (n, k), per_lane, packed.as_mut_slice());
+            for (matrix, packed) in packed.as_slice().chunks_exact(len).enumerate() {
+                let mut found = 0;
+                for (i, &value) in packed.iter().enumerate() {
+                    let (tile, within) = (i / packed_len(SIDE, k, per_lane), i % packed_len(SIDE, k, per_lane));
+                    let (line, lane) = (within / (SIDE * per_lane), within % (SIDE * per_lane));
+                    let (row, column) = (tile * SIDE + lane / per_lane, line * per_lane + lane % per_lane);
+                    let expected = if row < n && column < k {
+                        found += 1;
+                        matrices[(matrix * n + row) * k + column]
+                    } else {
+                        0.0
+                    };
+                    assert!((value - expected).abs() <= 0.0, "{n} {k} {matrix} {row} {column}");
+                }
+                assert_eq!(found, n * k);
+            }
+        }
+    }
+
+    #[test]
+    fn weights_begin_with_a_cache_line() {
+        for len in [1, 31, 33, 1000] {
+            let mut weights = Aligned::<bf16>::zeros(len).unwrap();
+            assert_eq!(weights.as_slice().as_ptr().addr() % LINE, 0);
+            weights.as_mut_slice().fill(bf16::ONE);
+            assert!(weights.as_slice().iter().all(|&w| w == bf16::ONE) && weights.as_slice().len() == len);
+        }
+        assert!(Aligned::<f32>::zeros(usize::MAX / 2).is_none());
     }
 }
