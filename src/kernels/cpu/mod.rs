@@ -121,14 +121,19 @@ impl CpuBackend {
     /// # Errors
     /// [`Error::Usage`] when lengths or ids do not fit.
     pub fn forward(&self, weights: &LayerWeights, x: &[f32], routed: &Routed) -> Result<Vec<f32>> {
-        let tokens = routed.ids.len() / weights.shape.top_k;
-        let mut workspace = Workspace::new(weights, self.isa, tokens)?;
-        workspace.check_input(&weights.shape, x, routed)?;
+        self.forward_with(weights.into(), x, routed)
+    }
+
+    fn forward_with(&self, weights: Weights, x: &[f32], routed: &Routed) -> Result<Vec<f32>> {
+        let shape = &weights.rows.shape;
+        let tokens = routed.ids.len() / shape.top_k;
+        let mut workspace = Workspace::new(weights.rows, self.isa, tokens)?;
+        workspace.check_input(shape, x, routed)?;
         workspace.routed.clone_from(routed);
         workspace.x.copy_from_slice(x);
         self.install(|| {
-            workspace.align(&weights.shape)?;
-            workspace.products(weights.into(), self.isa);
+            workspace.align(shape)?;
+            workspace.products(weights, self.isa);
             Ok(())
         })?;
         Ok(workspace.out)

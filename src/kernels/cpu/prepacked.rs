@@ -110,3 +110,103 @@ fn pack(
         WeightData::Int8(_) => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::cpu::{CpuBackend, Weights};
+    use crate::kernels::{MoeBackend, MoeShape, RouterSpec, Stage, reference};
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+    use rand_distr::StandardNormal;
+
+    fn normal(rng: &mut ChaCha8Rng, count: usize, scale: f32) -> Vec<f32> {
+        (0..count).map(|_| rng.sample::<f32, _>(StandardNormal) * scale).collect()
+    }
+
+    fn stored(values: &[f32], dtype: DType) -> WeightData {
+        match dtype {
+            DType::F16 => WeightData::F16(values.iter().map(|&v| f16::from_f32(v)).collect()),
+            DType::Bf16 => WeightData::Bf16(values.iter().map(|&v| bf16::from_f32(v)).collect()),
+            _ => WeightData::F32(values.to_vec()),
+        }
+    }
+
+    /// Shapes with odd sizes, with more columns than are multiplied at a time, and with experts of a
+    /// few rows, of a dozen or so, and of more than are multiplied at a time.
+    const CASES: [(MoeShape, usize); 5] = [
+        (MoeShape { experts: 3, top_k: 2, hidden: 70, inter: 45, gated: true }, 7),
+        (MoeShape { experts: 2, top_k: 1, hidden: 33, inter: 66, gated: false }, 27),
+        (MoeShape { experts: 2, top_k: 1, hidden: 1091, inter: 17, gated: true }, 29),
+        (MoeShape { experts: 2, top_k: 2, hidden: 18, inter: 2057, gated: true }, 14),
+        (MoeShape { experts: 2, top_k: 1, hidden: 40, inter: 64, gated: true }, 531),
+    ];
+
+    #[test]
+    fn packed_weights_give_the_layer_within_the_error_bound() {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            let backend = CpuBackend::with_isa(isa).unwrap();
+            for (case, dtype) in
+                CASES.iter().flat_map(|c| [DType::F32, DType::Bf16, DType::F16].map(|d| (c, d)))
+            {
+                let (shape, tokens) = *case;
+                let mut rng = ChaCha8Rng::seed_from_u64(tokens as u64);
+                let w13 = stored(&normal(&mut rng, shape.w13_len().unwrap(), 0.1), dtype);
+                let w2 = stored(&normal(&mut rng, shape.w2_len().unwrap(), 0.1), dtype);
+                let weights = LayerWeights::new(shape, w13, w2).unwrap();
+                let Some(packed) = PackedWeights::new(&weights, isa).unwrap() else {
+                    assert_eq!((isa, dtype), (Isa::Amx, DType::Bf16));
+                    continue;
+                };
+                let x = normal(&mut rng, tokens * shape.hidden, 1.0);
+                let logits = normal(&mut rng, tokens * shape.experts, 1.0);
+                let spec = RouterSpec::softmax();
+                let routed = reference::route(&logits, shape.experts, shape.top_k, &spec).unwrap();
+                let run = |packed| {
+                    let weights = Weights { rows: &weights, packed };
+                    backend.forward_with(weights, &x, &routed).unwrap()
+                };
+                let exact = reference::layer_in(&weights, &x, &routed, isa.activations(dtype));
+                for (way, out) in [("packed", run(Some(&packed))), ("in rows", run(None))] {
+                    for (i, (&got, exact)) in out.iter().zip(&exact).enumerate() {
+                        let off = (f64::from(got) - exact.value).abs();
+                        let name = isa.label();
+                        assert!(
+                            off <= exact.bound,
+                            "{name} {dtype:?} {shape:?} {way}: element {i} is {got}, not {exact:?}"
+                        );
+                    }
+                }
+                assert_eq!(run(Some(&packed)), run(Some(&packed)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_loaded_layer_says_what_its_copy_takes_and_runs_with_it() {
+        let (shape, tokens) = CASES[0];
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let w13 = stored(&normal(&mut rng, shape.w13_len().unwrap(), 0.1), DType::F32);
+        let w2 = stored(&normal(&mut rng, shape.w2_len().unwrap(), 0.1), DType::F32);
+        let sets = [LayerWeights::new(shape, w13, w2).unwrap()];
+        let x = normal(&mut rng, tokens * shape.hidden, 1.0);
+        let logits = normal(&mut rng, tokens * shape.experts, 1.0);
+        let backend = CpuBackend::with_isa(Isa::Portable).unwrap();
+        let packing = backend.clone().with_packed_weights();
+        assert_ne!(backend.kernel_sha256(), packing.kernel_sha256());
+        let run = |backend: &CpuBackend| {
+            let mut layer = backend.load(&sets, &RouterSpec::softmax(), tokens).unwrap();
+            layer.set_input(&x, &logits).unwrap();
+            layer.run(Stage::Layer, 0).unwrap();
+            (layer.plan(), layer.output().unwrap(), layer.routed().unwrap())
+        };
+        let (none, _, _) = run(&backend);
+        let (plan, out, routed) = run(&packing);
+        assert_eq!(none, None);
+        assert!(plan.unwrap().starts_with("weights packed once: 0.000 GB more, in "));
+        let exact = reference::layer_in(&sets[0], &x, &routed, DType::F32);
+        for (&got, exact) in out.iter().zip(&exact) {
+            assert!((f64::from(got) - exact.value).abs() <= exact.bound, "{got}, not {exact:?}");
+        }
+    }
+}

@@ -282,7 +282,7 @@ fn place(rows: usize, row: usize, column: usize) -> usize {
 }
 
 /// Weights in rows, in which they are read here.
-fn in_rows(panel: Panel<bf16>) -> &[bf16] {
+fn in_rows(panel: Panel<'_, bf16>) -> &[bf16] {
     assert!(!panel.packed && panel.values.len() == panel.rows * panel.k, "weights in rows");
     panel.values
 }
@@ -450,7 +450,8 @@ mod tests {
     fn whole_layers_stay_within_the_bounds_of_bf16_activations() {
         amx_emulator::install();
         // Not `with_isa`, which asks the processor.
-        let backend = CpuBackend { isa: Isa::Amx, pool: None, pack: false }.with_threads(2).unwrap();
+        let backend =
+            CpuBackend { isa: Isa::Amx, pool: None, pack: false }.with_threads(2).unwrap();
         for (seed, (experts, top_k, hidden, inter, gated, tokens)) in [
             (1, 1, 32, 16, true, 1),
             (3, 2, 70, 45, true, 19),

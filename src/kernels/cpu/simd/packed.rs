@@ -401,9 +401,11 @@ mod tests {
             for (matrix, packed) in packed.as_slice().chunks_exact(len).enumerate() {
                 let mut found = 0;
                 for (i, &value) in packed.iter().enumerate() {
-                    let (tile, within) = (i / packed_len(SIDE, k, per_lane), i % packed_len(SIDE, k, per_lane));
+                    let (tile, within) =
+                        (i / packed_len(SIDE, k, per_lane), i % packed_len(SIDE, k, per_lane));
                     let (line, lane) = (within / (SIDE * per_lane), within % (SIDE * per_lane));
-                    let (row, column) = (tile * SIDE + lane / per_lane, line * per_lane + lane % per_lane);
+                    let (row, column) =
+                        (tile * SIDE + lane / per_lane, line * per_lane + lane % per_lane);
                     let expected = if row < n && column < k {
                         found += 1;
                         matrices[(matrix * n + row) * k + column]
@@ -423,7 +425,10 @@ mod tests {
             let mut weights = Aligned::<bf16>::zeros(len).unwrap();
             assert_eq!(weights.as_slice().as_ptr().addr() % LINE, 0);
             weights.as_mut_slice().fill(bf16::ONE);
-            assert!(weights.as_slice().iter().all(|&w| w == bf16::ONE) && weights.as_slice().len() == len);
+            assert!(
+                weights.as_slice().iter().all(|&w| w == bf16::ONE)
+                    && weights.as_slice().len() == len
+            );
         }
         assert!(Aligned::<f32>::zeros(usize::MAX / 2).is_none());
     }

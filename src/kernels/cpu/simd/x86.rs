@@ -342,7 +342,10 @@ impl Lanes for Avx512Bf16 {
     #[inline(always)]
     unsafe fn widen(from: *const bf16, to: *mut f32) {
         // SAFETY: the caller vouches for 32 values at both ends and AVX-512.
-        unsafe { _mm512_storeu_ps(to, bf16::widen16(from)); _mm512_storeu_ps(to.add(16), bf16::widen16(from.add(16))); }
+        unsafe {
+            _mm512_storeu_ps(to, bf16::widen16(from));
+            _mm512_storeu_ps(to.add(16), bf16::widen16(from.add(16)));
+        }
     }
     #[inline(always)]
     unsafe fn resume(from: *const f32) -> __m512 {
