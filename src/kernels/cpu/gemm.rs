@@ -7,8 +7,8 @@
 
 use rayon::prelude::*;
 
-use crate::kernels::cpu::blocks::{BLOCK, count, padded, split_by_expert};
-use crate::kernels::cpu::simd::{Activation, Format, Isa, Operand};
+use crate::kernels::cpu::blocks::{BLOCK, columns, count, padded, split_by_expert};
+use crate::kernels::cpu::simd::{Format, Isa, Operand};
 use crate::kernels::{Alignment, MoeShape, Routed};
 
 /// `h = act(a w13^T)`: `a` holds gathered rows, `h` receives activated rows, both column-blocked with
@@ -24,7 +24,7 @@ pub(crate) fn gate_up<F: Format>(
     let matrix = shape.inter * shape.hidden;
     let input = Input { values: a, starts, width: shape.hidden };
     for_each_block(&input, shape.inter, starts, h, &|expert, block, a, out| {
-        let columns = block * BLOCK..((block + 1) * BLOCK).min(shape.inter);
+        let columns = columns(block, shape.inter);
         let first = expert * shape.halves();
         let half = |half: usize| {
             let start = (first + half) * matrix + columns.start * shape.hidden;
@@ -48,29 +48,32 @@ pub(crate) fn down<F: Format>(
     let matrix = shape.inter * shape.hidden;
     let input = Input { values: h, starts, width: shape.inter };
     for_each_block(&input, shape.hidden, &alignment.offsets, y, &|expert, block, h, out| {
-        let columns = block * BLOCK..((block + 1) * BLOCK).min(shape.hidden);
+        let columns = columns(block, shape.hidden);
         let start = expert * matrix + columns.start * shape.inter;
         F::down(isa, &w2[start..start + columns.len() * shape.inter], shape.inter, h, out);
     });
 }
 
 /// Rows of all experts, column-blocked.
-struct Input<'a, A> {
-    values: &'a [A],
-    starts: &'a [usize],
-    width: usize,
+pub(crate) struct Input<'a, A> {
+    /// Blocks of each expert.
+    pub(crate) values: &'a [A],
+    /// First row of each expert, and their number.
+    pub(crate) starts: &'a [usize],
+    /// Columns of a row.
+    pub(crate) width: usize,
 }
 
 /// Runs `work(expert, block, input rows, output block)` for every block of every expert with rows.
-fn for_each_block<A, O, W>(
+pub(crate) fn for_each_block<A, O, W>(
     input: &Input<A>,
     width: usize,
     starts: &[usize],
     output: &mut [O],
     work: &W,
 ) where
-    A: Activation,
-    O: Activation,
+    A: Copy + Sync,
+    O: Send,
     W: Fn(usize, usize, Operand<A>, &mut [O]) + Sync,
 {
     let experts = starts.len() - 1;

@@ -26,12 +26,17 @@ pub(super) trait Lanes {
     type Register: Copy;
     /// A register of sums.
     type Sums: Copy;
+    /// A sum of all lanes.
+    type Total: Total;
     /// Values that one multiplication takes from each operand; divides [`BLOCK`].
     const STEP: usize;
     /// Token rows up to which one weight row is read at a time. One stream in the order of memory is
     /// what the processor's own prefetching follows best, but a single sum per token row waits for each
     /// addition: it pays where one multiplication takes 64 bytes of weights.
     const SINGLE_ROWS: usize;
+    /// Blocks of columns after which, and after at most one more, lanes are added up: lanes of integers
+    /// hold no more.
+    const SPAN: usize;
     /// Zero, which fills up the tail of a weight row.
     const ZERO: Self::Weight;
 
@@ -44,10 +49,42 @@ pub(super) trait Lanes {
     /// `sums + w x`, lane by lane.
     unsafe fn multiply_add(w: Self::Register, x: Self::Register, sums: Self::Sums) -> Self::Sums;
     /// Adds up the lanes of each register.
-    unsafe fn totals<const N: usize>(sums: [Self::Sums; N]) -> [f32; N];
+    unsafe fn totals<const N: usize>(sums: [Self::Sums; N]) -> [Self::Total; N];
     /// Asks for the cache line at `from`, which need not be valid memory, into the second-level cache:
     /// rows of 2 or 4 KiB fall on few sets of the first level (12 against 18 GB/s when aimed there).
     unsafe fn prefetch(from: *const Self::Weight);
+}
+
+/// A sum over columns, outside of vector registers.
+pub(super) trait Total: Copy {
+    /// This sum and that of the columns that follow.
+    fn plus(self, following: Self) -> Self;
+    /// The nearest value in single precision.
+    fn rounded(self) -> f32;
+}
+
+impl Total for f32 {
+    #[inline(always)]
+    fn plus(self, following: f32) -> f32 {
+        self + following
+    }
+    #[inline(always)]
+    fn rounded(self) -> f32 {
+        self
+    }
+}
+
+/// An integer of less than 53 bits.
+impl Total for f64 {
+    #[inline(always)]
+    fn plus(self, following: f64) -> f64 {
+        self + following
+    }
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the one rounding of an exact sum")]
+    fn rounded(self) -> f32 {
+        self as f32
+    }
 }
 
 /// Rows up to which a panel is bound by reading its weights, so that prefetching them pays: with 8 rows
@@ -145,11 +182,38 @@ impl<L: Lanes, const NW: usize> Strip<'_, L, NW> {
         out: &mut [f32],
     ) {
         let whole = self.k / BLOCK;
-        assert!(self.w.len() == NW * self.k, "one strip holds NW rows");
+        let mut start = whole.min(L::SPAN);
+        // SAFETY: the caller vouches for the instructions, here and below.
+        let mut totals = unsafe { self.span::<NX>(a, first + row, 0..start) };
+        while start < whole {
+            let end = whole.min(start.saturating_add(L::SPAN));
+            // SAFETY: see above.
+            let span = unsafe { self.span::<NX>(a, first + row, start..end) };
+            for (total, span) in totals.iter_mut().flatten().zip(span.iter().flatten()) {
+                *total = total.plus(*span);
+            }
+            start = end;
+        }
+        for (j, totals) in totals.into_iter().enumerate() {
+            let totals = totals.map(Total::rounded);
+            out[(row + j) * BLOCK + column..][..NW].copy_from_slice(&totals);
+        }
+    }
+
+    /// The same over the whole blocks of columns `blocks`, and the tail if it follows them.
+    #[inline(always)]
+    unsafe fn span<const NX: usize>(
+        &self,
+        a: Operand<L::Activation>,
+        row: usize,
+        blocks: std::ops::Range<usize>,
+    ) -> [[L::Total; NW]; NX] {
+        let whole = self.k / BLOCK;
+        assert!(self.w.len() == NW * self.k && blocks.end <= whole, "one strip holds NW rows");
         // SAFETY: the caller vouches for the instructions.
         let mut sums = [[unsafe { L::zero() }; NW]; NX];
-        for block in 0..whole {
-            let x = &a.block_rows(block, first + row, NX)[..NX * BLOCK];
+        for block in blocks.clone() {
+            let x = &a.block_rows(block, row, NX)[..NX * BLOCK];
             // SAFETY: `whole * BLOCK <= k`, so each of the NW rows of length `k` holds the block, and
             // `x` holds NX rows of it; the caller vouches for the instructions.
             unsafe {
@@ -164,18 +228,15 @@ impl<L: Lanes, const NW: usize> Strip<'_, L, NW> {
                 accumulate::<L, NW, NX>(w, self.k, x.as_ptr(), &mut sums);
             }
         }
-        if whole * BLOCK < self.k {
-            let x = &a.block_rows(whole, first + row, NX)[..NX * BLOCK];
+        if blocks.end == whole && whole * BLOCK < self.k {
+            let x = &a.block_rows(whole, row, NX)[..NX * BLOCK];
             // SAFETY: `tail` holds NW rows of BLOCK values and `x` NX; instructions as above.
             unsafe {
                 accumulate::<L, NW, NX>(self.tail.as_ptr().cast(), BLOCK, x.as_ptr(), &mut sums);
             }
         }
-        for (j, sums) in sums.into_iter().enumerate() {
-            // SAFETY: the caller vouches for the instructions.
-            let totals = unsafe { L::totals::<NW>(sums) };
-            out[(row + j) * BLOCK + column..][..NW].copy_from_slice(&totals);
-        }
+        // SAFETY: the caller vouches for the instructions.
+        sums.map(|sums| unsafe { L::totals::<NW>(sums) })
     }
 }
 

@@ -139,9 +139,9 @@ pub(crate) trait Dot {
 
 /// Rows for which gate and up are held between the products and the activation: 12 KiB each, and
 /// with 3,584 columns of bf16 activations 336 KiB, which a second-level cache holds.
-const CHUNK: usize = 48;
+pub(super) const CHUNK: usize = 48;
 /// The same for decode, where clearing the larger buffers would show.
-const SMALL_CHUNK: usize = 6;
+pub(super) const SMALL_CHUNK: usize = 6;
 
 impl<D: Dot> Format for D {
     type Weight = D::Weight;

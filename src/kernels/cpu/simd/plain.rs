@@ -9,6 +9,7 @@ use std::marker::PhantomData;
 
 use super::dot::Lanes;
 use super::format::Weight;
+use super::int8::span;
 
 /// Four lanes in an array, which compilers keep in one vector register where there is one.
 pub(super) struct Plain<W>(PhantomData<W>);
@@ -18,8 +19,10 @@ impl<W: Weight> Lanes for Plain<W> {
     type Activation = f32;
     type Register = [f32; 4];
     type Sums = [f32; 4];
+    type Total = f32;
     const STEP: usize = 4;
     const SINGLE_ROWS: usize = 0;
+    const SPAN: usize = usize::MAX;
     const ZERO: W = W::ZERO;
 
     #[inline(always)]
@@ -47,4 +50,46 @@ impl<W: Weight> Lanes for Plain<W> {
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const W) {}
+}
+
+/// Four sums of products of 8-bit weights with 16-bit activations.
+pub(super) struct PlainWords;
+
+impl Lanes for PlainWords {
+    type Weight = i8;
+    type Activation = i16;
+    type Register = [i16; 4];
+    type Sums = [i32; 4];
+    type Total = f64;
+    const STEP: usize = 4;
+    const SINGLE_ROWS: usize = 0;
+    const SPAN: usize = span(4);
+    const ZERO: i8 = 0;
+
+    #[inline(always)]
+    unsafe fn zero() -> [i32; 4] {
+        [0; 4]
+    }
+    #[inline(always)]
+    unsafe fn weights(from: *const i8) -> [i16; 4] {
+        // SAFETY: the caller vouches for four values, which may lie at any address.
+        unsafe { from.cast::<[i8; 4]>().read_unaligned() }.map(i16::from)
+    }
+    #[inline(always)]
+    unsafe fn activations(from: *const i16) -> [i16; 4] {
+        // SAFETY: the caller vouches for four values.
+        unsafe { from.cast::<[i16; 4]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(w: [i16; 4], x: [i16; 4], s: [i32; 4]) -> [i32; 4] {
+        // Wrapping, as a row without unit holds any integers; `SPAN` keeps all others from it.
+        let sum = |i: usize| s[i].wrapping_add(i32::from(w[i]) * i32::from(x[i]));
+        [sum(0), sum(1), sum(2), sum(3)]
+    }
+    #[inline(always)]
+    unsafe fn totals<const N: usize>(sums: [[i32; 4]; N]) -> [f64; N] {
+        sums.map(|s| s.map(f64::from).iter().sum())
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const i8) {}
 }

@@ -170,8 +170,10 @@ impl<W: Widen> Lanes for Avx512<W> {
     type Activation = f32;
     type Register = __m512;
     type Sums = __m512;
+    type Total = f32;
     const STEP: usize = 16;
     const SINGLE_ROWS: usize = 0;
+    const SPAN: usize = usize::MAX;
     const ZERO: W = W::ZERO;
 
     #[inline(always)]
@@ -211,8 +213,10 @@ impl Lanes for Avx512Bf16 {
     type Activation = bf16;
     type Register = __m512bh;
     type Sums = __m512;
+    type Total = f32;
     const STEP: usize = 32;
     const SINGLE_ROWS: usize = 4;
+    const SPAN: usize = usize::MAX;
     const ZERO: bf16 = bf16::ZERO;
 
     #[inline(always)]
@@ -252,8 +256,10 @@ impl<W: Widen> Lanes for Avx2<W> {
     type Activation = f32;
     type Register = __m256;
     type Sums = __m256;
+    type Total = f32;
     const STEP: usize = 8;
     const SINGLE_ROWS: usize = 0;
+    const SPAN: usize = usize::MAX;
     const ZERO: W = W::ZERO;
 
     #[inline(always)]
@@ -293,8 +299,10 @@ impl<W: Widen> Lanes for Sse2<W> {
     type Activation = f32;
     type Register = __m128;
     type Sums = __m128;
+    type Total = f32;
     const STEP: usize = 4;
     const SINGLE_ROWS: usize = 0;
+    const SPAN: usize = usize::MAX;
     const ZERO: W = W::ZERO;
 
     #[inline(always)]
