@@ -56,7 +56,7 @@ pub(super) trait Lanes {
 }
 
 /// A sum over columns, outside of vector registers.
-pub(super) trait Total: Copy {
+pub(super) trait Total: Copy + Default {
     /// This sum and that of the columns that follow.
     fn plus(self, following: Self) -> Self;
     /// The nearest value in single precision.
@@ -183,20 +183,24 @@ impl<L: Lanes, const NW: usize> Strip<'_, L, NW> {
     ) {
         let whole = self.k / BLOCK;
         let mut start = whole.min(L::SPAN);
+        let mut totals = [[L::Total::default(); NW]; NX];
         // SAFETY: the caller vouches for the instructions, here and below.
-        let mut totals = unsafe { self.span::<NX>(a, first + row, 0..start) };
+        unsafe { self.span::<NX>(a, first + row, 0..start, &mut totals) };
         while start < whole {
             let end = whole.min(start.saturating_add(L::SPAN));
+            let mut span = [[L::Total::default(); NW]; NX];
             // SAFETY: see above.
-            let span = unsafe { self.span::<NX>(a, first + row, start..end) };
+            unsafe { self.span::<NX>(a, first + row, start..end, &mut span) };
             for (total, span) in totals.iter_mut().flatten().zip(span.iter().flatten()) {
                 *total = total.plus(*span);
             }
             start = end;
         }
-        for (j, totals) in totals.into_iter().enumerate() {
-            let totals = totals.map(Total::rounded);
-            out[(row + j) * BLOCK + column..][..NW].copy_from_slice(&totals);
+        for (j, totals) in totals.iter().enumerate() {
+            let out = &mut out[(row + j) * BLOCK + column..][..NW];
+            for (out, total) in out.iter_mut().zip(totals) {
+                *out = total.rounded();
+            }
         }
     }
 
@@ -207,7 +211,8 @@ impl<L: Lanes, const NW: usize> Strip<'_, L, NW> {
         a: Operand<L::Activation>,
         row: usize,
         blocks: std::ops::Range<usize>,
-    ) -> [[L::Total; NW]; NX] {
+        totals: &mut [[L::Total; NW]; NX],
+    ) {
         let whole = self.k / BLOCK;
         assert!(self.w.len() == NW * self.k && blocks.end <= whole, "one strip holds NW rows");
         // SAFETY: the caller vouches for the instructions.
@@ -235,8 +240,11 @@ impl<L: Lanes, const NW: usize> Strip<'_, L, NW> {
                 accumulate::<L, NW, NX>(self.tail.as_ptr().cast(), BLOCK, x.as_ptr(), &mut sums);
             }
         }
-        // SAFETY: the caller vouches for the instructions.
-        sums.map(|sums| unsafe { L::totals::<NW>(sums) })
+        // Not `map`: its closure would be a function without the caller's instructions.
+        for (totals, sums) in totals.iter_mut().zip(sums) {
+            // SAFETY: the caller vouches for the instructions.
+            *totals = unsafe { L::totals::<NW>(sums) };
+        }
     }
 }
 

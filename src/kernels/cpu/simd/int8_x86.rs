@@ -112,8 +112,15 @@ impl<const VNNI: bool> Lanes for Words512<VNNI> {
     }
     #[inline(always)]
     unsafe fn totals<const N: usize>(sums: [__m512i; N]) -> [f64; N] {
+        // Not `map`: its closure would be a function without the caller's instructions.
         // SAFETY: the caller vouches for AVX-512.
-        unsafe { totals_of_fours(sums.map(|s| fours_of_sixteen(s))) }
+        unsafe {
+            let mut fours = [_mm256_setzero_pd(); N];
+            for (fours, sums) in fours.iter_mut().zip(sums) {
+                *fours = fours_of_sixteen(sums);
+            }
+            totals_of_fours(fours)
+        }
     }
     #[inline(always)]
     unsafe fn prefetch(from: *const i8) {
@@ -162,7 +169,13 @@ impl<const VNNI: bool> Lanes for Words256<VNNI> {
     #[inline(always)]
     unsafe fn totals<const N: usize>(sums: [__m256i; N]) -> [f64; N] {
         // SAFETY: the caller vouches for AVX2.
-        unsafe { totals_of_fours(sums.map(|s| fours_of_eight(s))) }
+        unsafe {
+            let mut fours = [_mm256_setzero_pd(); N];
+            for (fours, sums) in fours.iter_mut().zip(sums) {
+                *fours = fours_of_eight(sums);
+            }
+            totals_of_fours(fours)
+        }
     }
     #[inline(always)]
     unsafe fn prefetch(from: *const i8) {
