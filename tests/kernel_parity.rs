@@ -8,7 +8,8 @@ use moe_frontier::kernels::cpu::simd::Isa;
 use moe_frontier::kernels::cpu::{self, CpuBackend};
 use moe_frontier::kernels::reference::DeviceRouting;
 use moe_frontier::kernels::{
-    LayerWeights, MoeBackend, MoeShape, Routed, RouterSpec, Stage, WeightData, reference,
+    Activations, Arithmetic, Int8Weights, LayerWeights, MoeBackend, MoeShape, Routed, RouterSpec,
+    Stage, WeightData, reference,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -20,29 +21,45 @@ enum Format {
     F32,
     Bf16,
     F16,
+    Int8,
 }
 
 impl Format {
-    const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::F16];
+    const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::F16, Self::Int8];
 }
 
 fn normal(rng: &mut ChaCha8Rng, count: usize, scale: f32) -> Vec<f32> {
     (0..count).map(|_| rng.sample::<f32, _>(StandardNormal) * scale).collect()
 }
 
-fn stored(values: Vec<f32>, format: Format) -> WeightData {
+/// Rows of `k` weights in a format.
+fn stored(values: Vec<f32>, k: usize, format: Format) -> WeightData {
     match format {
         Format::F32 => WeightData::F32(values),
         Format::Bf16 => WeightData::Bf16(values.into_iter().map(bf16::from_f32).collect()),
         Format::F16 => WeightData::F16(values.into_iter().map(f16::from_f32).collect()),
+        Format::Int8 => WeightData::F32(values).quantized(k).unwrap(),
     }
+}
+
+/// The same for integers, which 8 bits hold with a scale of 1.
+fn stored_integers(values: Vec<f32>, k: usize, format: Format) -> WeightData {
+    if format != Format::Int8 {
+        return stored(values, k, format);
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "they are small")]
+    let narrow: Vec<i8> = values.iter().map(|v| *v as i8).collect();
+    assert!(narrow.iter().zip(&values).all(|(n, v)| (f32::from(*n) - v).abs() <= 0.0));
+    let scales = vec![1.0; values.len() / k];
+    WeightData::Int8(Int8Weights::new(narrow, scales, k).unwrap())
 }
 
 fn random_weights(shape: MoeShape, format: Format, rng: &mut ChaCha8Rng) -> LayerWeights {
     let scale = |k: usize| 1.0 / f32::from(u16::try_from(k).unwrap()).sqrt();
     let w13 = normal(rng, shape.w13_len().unwrap(), scale(shape.hidden));
     let w2 = normal(rng, shape.w2_len().unwrap(), scale(shape.inter));
-    LayerWeights::new(shape, stored(w13, format), stored(w2, format)).unwrap()
+    let w13 = stored(w13, shape.hidden, format);
+    LayerWeights::new(shape, w13, stored(w2, shape.inter, format)).unwrap()
 }
 
 /// Distinct random experts for each token with random weights.
@@ -194,8 +211,9 @@ fn integer_products_are_exact() {
                 }
             }
             let w2 = small(shape.w2_len().unwrap());
-            let weights =
-                LayerWeights::new(shape, stored(w13, format), stored(w2, format)).unwrap();
+            let w13 = stored_integers(w13, hidden, format);
+            let w2 = stored_integers(w2, inter, format);
+            let weights = LayerWeights::new(shape, w13, w2).unwrap();
             let mut routed = random_routing(&shape, tokens, &mut rng);
             for (i, w) in routed.weights.iter_mut().enumerate() {
                 *w = [1.0, 0.5, 0.25][i % 3];
@@ -226,18 +244,21 @@ fn every_weight_is_read_from_its_own_place() {
     let ids = (0..tokens).map(|t| u32::try_from(t % 3).unwrap()).collect();
     let routed = Routed { ids, weights: vec![1.0; tokens] };
     for (isa, format) in cases() {
-        // A digit of the index a pass: every format holds integers to 256, and silu(v) = v from 18 on.
-        for digit in [1, 128, 128 * 128] {
+        // A digit of the index a pass: formats hold integers to 256, int8 to 127, and silu(v) = v from
+        // 18 on.
+        let base = if format == Format::Int8 { 64 } else { 128 };
+        for digit in [1, base, base * base] {
             let w13: Vec<f32> = (0..shape.w13_len().unwrap())
-                .map(|i| f32::from(u16::try_from(i / digit % 128).unwrap()) + 32.0)
+                .map(|i| f32::from(u16::try_from(i / digit % base).unwrap()) + 32.0)
                 .collect();
             for n in [0, 1, 31, 32, 63, 64, 65] {
                 let mut w2 = vec![0.0; shape.w2_len().unwrap()];
                 for expert in 0..shape.experts {
                     w2[(expert * shape.hidden + 69) * shape.inter + n] = 1.0;
                 }
-                let data = (stored(w13.clone(), format), stored(w2, format));
-                let weights = LayerWeights::new(shape, data.0, data.1).unwrap();
+                let w2 = stored_integers(w2, shape.inter, format);
+                let weights = stored_integers(w13.clone(), shape.hidden, format);
+                let weights = LayerWeights::new(shape, weights, w2).unwrap();
                 let backend = CpuBackend::with_isa(isa).unwrap();
                 let out = backend.forward(&weights, &x, &routed).unwrap();
                 for t in 0..tokens {
@@ -265,7 +286,8 @@ fn bf16_layers_are_close_in_norm() {
         let off: f64 =
             out.iter().zip(&expected).map(|(o, e)| (f64::from(*o) - e.value).powi(2)).sum();
         let norm: f64 = expected.iter().map(|e| e.value.powi(2)).sum();
-        let limit = if isa.activations(DType::Bf16) == DType::Bf16 { 1e-2 } else { 1e-6 };
+        let bf16 = isa.activations(DType::Bf16) == Activations::Bf16;
+        let limit = if bf16 { 1e-2 } else { 1e-6 };
         let off = (off / norm).sqrt();
         println!("{}: relative error {off:.1e}", isa.label());
         assert!(off < limit, "{}: {off}", isa.label());
@@ -327,10 +349,11 @@ fn a_backend_has_the_threads_it_was_given() {
 fn reruns_and_thread_counts_agree_to_the_bit() {
     let shape = shape(8, 2, 96, 160);
     let mut rng = ChaCha8Rng::seed_from_u64(11);
-    let weights = random_weights(shape, Format::Bf16, &mut rng);
     let x = normal(&mut rng, 50 * shape.hidden, 1.0);
     let routed = random_routing(&shape, 50, &mut rng);
-    for isa in available() {
+    let cases = cases().filter(|(_, format)| matches!(format, Format::Bf16 | Format::Int8));
+    for (isa, format) in cases {
+        let weights = random_weights(shape, format, &mut rng);
         let run = |threads: usize| {
             let backend = CpuBackend::with_isa(isa).unwrap().with_threads(threads).unwrap();
             let out = backend.forward(&weights, &x, &routed).unwrap();
@@ -339,9 +362,104 @@ fn reruns_and_thread_counts_agree_to_the_bit() {
         let first = run(1);
         for threads in [1, 2, 3, 5, 64] {
             for _ in 0..3 {
-                assert_eq!(first, run(threads), "{} {threads} threads", isa.label());
+                assert_eq!(first, run(threads), "{} {format:?} {threads} threads", isa.label());
             }
         }
+    }
+}
+
+/// Sums of int8 products are integers: the instruction set decides their speed alone.
+#[test]
+fn int8_layers_have_the_same_bits_on_every_instruction_set() {
+    for (seed, shape) in [
+        shape(8, 2, 96, 160),
+        shape(3, 1, 65, 129),
+        shape(2, 2, 2100, 40),
+        MoeShape { gated: false, ..shape(5, 3, 70, 66) },
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed as u64);
+        let weights = random_weights(shape, Format::Int8, &mut rng);
+        for tokens in [1, 6, 40] {
+            let x = normal(&mut rng, tokens * shape.hidden, 1.0);
+            let routed = random_routing(&shape, tokens, &mut rng);
+            let run = |isa| {
+                let out = CpuBackend::with_isa(isa).unwrap().forward(&weights, &x, &routed);
+                out.unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+            };
+            let expected = run(Isa::Portable);
+            for isa in available() {
+                assert_eq!(run(isa), expected, "{} {shape:?} {tokens} tokens", isa.label());
+            }
+        }
+    }
+}
+
+/// Rows that are hard on a common unit: outliers, all zeros, values at both ends of the exponents; and
+/// weight rows of zeros, of -128, and with scales far apart.
+#[test]
+fn int8_layers_with_planted_rows_stay_within_the_error_bound() {
+    let shape = shape(4, 2, 150, 90);
+    let mut rng = ChaCha8Rng::seed_from_u64(31);
+    let (h, tokens) = (shape.hidden, 24);
+    let planted = |data: WeightData| {
+        let WeightData::Int8(rows) = data else { unreachable!("quantised above") };
+        let (mut values, mut scales) = (rows.values().to_vec(), rows.scales().to_vec());
+        values[..rows.k()].fill(0);
+        values[rows.k()..2 * rows.k()].fill(-128);
+        (scales[2], scales[3], scales[4]) = (0.0, 1e-9, 3.0);
+        WeightData::Int8(Int8Weights::new(values, scales, rows.k()).unwrap())
+    };
+    let weights = random_weights(shape, Format::Int8, &mut rng);
+    let weights = LayerWeights::new(shape, planted(weights.w13), planted(weights.w2)).unwrap();
+    let mut x = normal(&mut rng, tokens * h, 1.0);
+    x[3] = 1e4;
+    x[h..2 * h].fill(0.0);
+    x[2 * h..3 * h].iter_mut().for_each(|v| *v *= 1e-30);
+    x[3 * h..4 * h].iter_mut().for_each(|v| *v *= 1e-42);
+    x[4 * h..5 * h].fill(1.0);
+    x[5 * h..6 * h].fill(f32::from_bits(2.0_f32.to_bits() - 256));
+    let routed = random_routing(&shape, tokens, &mut rng);
+    for isa in available() {
+        let out = CpuBackend::with_isa(isa).unwrap().forward(&weights, &x, &routed).unwrap();
+        assert_within_bounds(&out, &exact(&weights, &x, &routed, isa), isa.label());
+        let zeros = &out[h..2 * h];
+        assert!(zeros.iter().all(|v| v.abs() <= 0.0), "a token of zeros gives zeros");
+    }
+}
+
+/// Against activations that are not rounded at all: 16 bits a row cost next to nothing.
+#[test]
+fn int8_layers_are_close_in_norm_to_unrounded_activations() {
+    let shape = shape(8, 2, 256, 320);
+    let mut rng = ChaCha8Rng::seed_from_u64(19);
+    let weights = random_weights(shape, Format::Int8, &mut rng);
+    let x = normal(&mut rng, 33 * shape.hidden, 1.0);
+    let routed = random_routing(&shape, 33, &mut rng);
+    let expected = reference::layer_in(&weights, &x, &routed, Arithmetic::SINGLE);
+    let out = CpuBackend::new().forward(&weights, &x, &routed).unwrap();
+    let off: f64 = out.iter().zip(&expected).map(|(o, e)| (f64::from(*o) - e.value).powi(2)).sum();
+    let norm: f64 = expected.iter().map(|e| e.value.powi(2)).sum();
+    let off = (off / norm).sqrt();
+    println!("relative error {off:.1e}");
+    assert!(off < 2e-4, "{off}");
+}
+
+#[test]
+fn scales_belong_to_the_rows_of_the_matrices() {
+    let shape = shape(2, 1, 8, 6);
+    let rows = |len: usize, k: usize| {
+        WeightData::Int8(Int8Weights::new(vec![1; len], vec![1.0; len / k], k).unwrap())
+    };
+    let (n13, n2) = (shape.w13_len().unwrap(), shape.w2_len().unwrap());
+    let weights = LayerWeights::new(shape, rows(n13, 8), rows(n2, 6)).unwrap();
+    assert_eq!(weights.bytes(), n13 + n2 + 4 * (n13 / 8 + n2 / 6));
+    for (k13, k2) in [(6, 6), (8, 8), (4, 6)] {
+        let error = LayerWeights::new(shape, rows(n13, k13), rows(n2, k2)).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{error}");
+        assert!(error.to_string().contains("a scale for every"), "{error}");
     }
 }
 

@@ -18,7 +18,7 @@ pub mod stages;
 mod weights;
 
 pub use int8::Int8Weights;
-pub use reference::Arithmetic;
+pub use reference::{Activations, Arithmetic};
 pub use routing::{Alignment, Routed, RouterSpec};
 pub use weights::{LayerWeights, MAX_EXPERTS, MoeShape, WeightData};
 

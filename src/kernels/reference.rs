@@ -219,14 +219,26 @@ const BF16: f64 = 1.953_125e-3;
 /// Bounds follow `u |r| + 4 sqrt(K) u (|A| |B|)` for each product of length K, carried through the
 /// activation (`1.1 |up| e_gate + |silu(gate)| e_up`) and the weighted sum.
 pub fn layer(weights: &LayerWeights, x: &[f32], routed: &Routed) -> Vec<Exact> {
-    layer_in(weights, x, routed, DType::F32)
+    layer_in(weights, x, routed, Arithmetic::SINGLE)
+}
+
+/// Format in which activations meet weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    /// Single precision, whatever the weights are.
+    F32,
+    /// bf16 products.
+    Bf16,
+    /// Integers of 16 bits with one unit for each row, a power of two; products with int8 weights and
+    /// their sums are exact.
+    Int16,
 }
 
 /// Where a backend rounds, for the bounds that its results are held to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arithmetic {
     /// Format in which activations meet weights.
-    pub activations: DType,
+    pub activations: Activations,
     /// Format of each expert's rows before their weighted sum, and of the output.
     pub rows: DType,
     /// Whether sums run in tensor cores, which do not round each addition to nearest.
@@ -236,15 +248,16 @@ pub struct Arithmetic {
 impl Arithmetic {
     /// Single precision throughout.
     pub const SINGLE: Self =
-        Self { activations: DType::F32, rows: DType::F32, tensor_cores: false };
+        Self { activations: Activations::F32, rows: DType::F32, tensor_cores: false };
 
     /// What the CUDA kernels do: bf16 between the stages, sums in single precision.
-    pub const CUDA: Self = Self { activations: DType::Bf16, rows: DType::Bf16, tensor_cores: true };
+    pub const CUDA: Self =
+        Self { activations: Activations::Bf16, rows: DType::Bf16, tensor_cores: true };
 }
 
-impl From<DType> for Arithmetic {
+impl From<Activations> for Arithmetic {
     /// Single precision but for the activations.
-    fn from(activations: DType) -> Self {
+    fn from(activations: Activations) -> Self {
         Self { activations, ..Self::SINGLE }
     }
 }
@@ -254,8 +267,13 @@ impl From<DType> for Arithmetic {
 /// With bf16 the reference is fed the rounded inputs, so that their rounding is no error. Rounding the
 /// activated values is: each is off by at most `2^-9 |h|`, independently of the others, so a product
 /// over them may be off by `4 sqrt(sum (2^-9 h w)^2)`, almost seven standard deviations, in addition to
-/// the bound for f32 arithmetic. Rows and output in bf16 add `2^-9` of each value. Every other format is
-/// taken as single precision.
+/// the bound for f32 arithmetic. Rows and output in bf16 add `2^-9` of each value.
+///
+/// With 16-bit integers a row's unit is the smallest power of two, from `2^-126` on, by which its largest
+/// magnitude m rounds to 32,767 or less, and so at most `2^-14 m` but for the last half step. The
+/// reference is again fed the rounded inputs. Sums are exact, and a product is rounded twice: `2^-23 |r|`,
+/// without a term in K. Rounding the activated values is an error of at most half a unit each, whatever
+/// their own size, and so, as above, one of `4 sqrt(sum (2^-15 m w)^2)` in the second product.
 ///
 /// [`MoeBackend::arithmetic`]: crate::kernels::MoeBackend::arithmetic
 pub fn layer_in(
@@ -265,18 +283,14 @@ pub fn layer_in(
     arithmetic: impl Into<Arithmetic>,
 ) -> Vec<Exact> {
     let Arithmetic { activations, rows, tensor_cores } = arithmetic.into();
-    let narrow = activations == DType::Bf16;
-    let unit = if narrow { BF16 } else { 0.0 };
     let row_unit = if rows == DType::Bf16 { BF16 } else { 0.0 };
-    let sum_unit = if tensor_cores { TENSOR_CORE } else { F32 };
-    let rounded: Vec<f32>;
-    let x = if narrow {
-        rounded = x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect();
-        &rounded
-    } else {
-        x
+    let sum_unit = match activations {
+        Activations::Int16 => 0.0,
+        _ if tensor_cores => TENSOR_CORE,
+        _ => F32,
     };
     let s = &weights.shape;
+    let x: Vec<f32> = x.chunks(s.hidden).flat_map(|row| activations.rounded(row)).collect();
     let tokens = routed.ids.len() / s.top_k;
     let mut out =
         vec![Exact { value: 0.0, bound: f64::from(f32::MIN_POSITIVE) }; tokens * s.hidden];
@@ -284,9 +298,10 @@ pub fn layer_in(
         let (expert, token) = (id as usize, pair / s.top_k);
         let x = &x[token * s.hidden..(token + 1) * s.hidden];
         let h = gate_up_in(weights, expert, x, sum_unit);
+        let steps = activations.steps(&h);
         let weight = f64::from(weight);
         for (n, out) in out[token * s.hidden..(token + 1) * s.hidden].iter_mut().enumerate() {
-            let y = down(weights, expert, &h, n, (unit, sum_unit));
+            let y = down(weights, expert, &h, n, (&steps, sum_unit));
             let term = weight * y.value;
             out.value += term;
             let row_bound = y.bound + row_unit * (y.value.abs() + y.bound);
@@ -298,6 +313,47 @@ pub fn layer_in(
         exact.bound += F32 * exact.value.abs() + row_unit * (exact.value.abs() + exact.bound);
     }
     out
+}
+
+impl Activations {
+    /// A row as it meets the weights.
+    fn rounded(self, row: &[f32]) -> Vec<f32> {
+        match self {
+            Self::F32 => row.to_vec(),
+            Self::Bf16 => row.iter().map(|&v| bf16::from_f32(v).to_f32()).collect(),
+            Self::Int16 => {
+                let largest = row.iter().fold(0.0, |most: f64, v| most.max(f64::from(v.abs())));
+                let unit = unit_of(largest);
+                #[expect(clippy::cast_possible_truncation, reason = "15 bits are exact in f32")]
+                let nearest = |v: f32| ((f64::from(v) / unit).round_ties_even() * unit) as f32;
+                row.iter().map(|&v| nearest(v)).collect()
+            }
+        }
+    }
+
+    /// By how much each activated value may be off when it is rounded.
+    fn steps(self, h: &[Exact]) -> Vec<f64> {
+        let magnitude = |h: &Exact| h.value.abs() + h.bound;
+        match self {
+            Self::F32 => vec![0.0; h.len()],
+            Self::Bf16 => h.iter().map(|h| BF16 * magnitude(h)).collect(),
+            // A value of the row itself may be off: the unit cannot be known, only its bound.
+            Self::Int16 => {
+                let largest = h.iter().map(magnitude).fold(0.0, f64::max);
+                vec![HALF_UNIT * largest + f64::from(f32::MIN_POSITIVE); h.len()]
+            }
+        }
+    }
+}
+
+/// Half the unit of a row of integers over its largest magnitude: `2^-15`, and a little more where
+/// rounding the largest would have left 15 bits.
+const HALF_UNIT: f64 = 3.052e-5;
+
+/// The unit of a row of 16-bit integers with this largest magnitude.
+fn unit_of(largest: f64) -> f64 {
+    let fits = |unit: &f64| (largest / unit).round_ties_even() <= 32_767.0;
+    (-126..128).map(|exponent| 2.0_f64.powi(exponent)).find(fits).unwrap_or(f64::NAN)
 }
 
 /// Activated hidden values of one token in one expert, `[inter]`.
@@ -329,33 +385,43 @@ fn gate_up_in(weights: &LayerWeights, expert: usize, x: &[f32], sum_unit: f64) -
 }
 
 /// One output value of the second product for one token in one expert, whose activated values are
-/// rounded with unit roundoff `unit`, where one addition is good to `sum_unit`.
+/// rounded by at most `steps`, where one addition is good to `sum_unit`.
 fn down(
     weights: &LayerWeights,
     expert: usize,
     h: &[Exact],
     n: usize,
-    (unit, sum_unit): (f64, f64),
+    (steps, sum_unit): (&[f64], f64),
 ) -> Exact {
     let s = &weights.shape;
     let start = (expert * s.hidden + n) * s.inter;
     let product = dot(s.inter, sum_unit, |k| (h[k].value, weights.w2.get(start + k)));
     let (mut carried, mut squares) = (0.0, 0.0);
-    for (k, h) in h.iter().enumerate() {
+    for (k, (h, step)) in h.iter().zip(steps).enumerate() {
         let w = weights.w2.get(start + k).abs();
         carried += h.bound * w;
-        squares += (unit * (h.value.abs() + h.bound) * w).powi(2);
+        squares += (step * w).powi(2);
     }
     Exact { value: product.value, bound: product.bound + carried + 4.0 * squares.sqrt() }
 }
 
-/// Sum of products with the error bound of f32 accumulation.
+/// Sum of products with its error bound: where one addition is good to `sum_unit`, or for 0 where sums
+/// are exact and their scale is a second rounding.
 fn dot(length: usize, sum_unit: f64, pair: impl Fn(usize) -> (f64, f64)) -> Exact {
+    /// Rounding of an addition in double precision, which is all that an exact sum differs by here.
+    const F64: f64 = f64::EPSILON / 2.0;
     let (mut value, mut absolute) = (0.0, 0.0);
     for k in 0..length {
         let (a, b) = pair(k);
         value += a * b;
         absolute += (a * b).abs();
     }
-    Exact { value, bound: F32 * value.abs() + 4.0 * (length as f64).sqrt() * sum_unit * absolute }
+    let length = length as f64;
+    let (roundings, sums) = if sum_unit > 0.0 {
+        (1.0, 4.0 * length.sqrt() * sum_unit * absolute)
+    } else {
+        // A denormal result has fewer bits.
+        (2.0, length * F64 * absolute + f64::from(f32::MIN_POSITIVE))
+    };
+    Exact { value, bound: roundings * F32 * value.abs() + sums }
 }

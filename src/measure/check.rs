@@ -137,10 +137,16 @@ mod tests {
 
     #[test]
     fn the_right_output_passes_and_a_spoilt_value_fails() {
+        for dtype in [DType::Bf16, DType::Int8] {
+            a_spoilt_value_fails(dtype);
+        }
+    }
+
+    fn a_spoilt_value_fails(dtype: DType) {
         let backend = CpuBackend::new();
-        let sets = vec![data::weights(SHAPE, DType::Bf16, 1).unwrap()];
+        let sets = vec![data::weights(SHAPE, dtype, 1).unwrap()];
         let inputs = Inputs::draw(&SHAPE, 9, &"uniform".parse().unwrap(), 2).unwrap();
-        let arithmetic = backend.arithmetic(DType::Bf16);
+        let arithmetic = backend.arithmetic(dtype);
         let load = || backend.load(&sets, &RouterSpec::softmax(), 9).unwrap();
         let right = run(load().as_mut(), &sets, &inputs, (0, 0), arithmetic).unwrap();
         assert_eq!(right.output, CheckOutcome::Pass);

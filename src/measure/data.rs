@@ -12,7 +12,7 @@ use rand_distr::StandardNormal;
 use rayon::prelude::*;
 
 use crate::config::DType;
-use crate::kernels::{LayerWeights, MoeShape, WeightData};
+use crate::kernels::{Int8Weights, LayerWeights, MoeShape, WeightData};
 use crate::workload::{ExpertLoad, RoutingKind};
 use crate::{Error, Result};
 
@@ -25,7 +25,8 @@ const TABLE: usize = 1 << 16;
 /// Values copied from one place of the table.
 const CHUNK: usize = 1 << 12;
 
-/// Weights of one layer, `w13` scaled by 1/sqrt(hidden) and `w2` by 1/sqrt(inter).
+/// Weights of one layer, `w13` scaled by 1/sqrt(hidden) and `w2` by 1/sqrt(inter); int8 weights are
+/// such values with a scale for each row.
 ///
 /// # Errors
 /// [`Error::Usage`] when the shape is not valid or its format is not executed here.
@@ -44,10 +45,11 @@ pub fn weights(shape: MoeShape, dtype: DType, seed: u64) -> Result<LayerWeights>
                 let values = copies(&bits, n, seed ^ stream);
                 Ok(WeightData::Bf16(values.reinterpret_into::<bf16>()))
             }
+            DType::Int8 => rows_of_int8(&scaled, n, k, seed ^ stream).map(WeightData::Int8),
             other => Err(Error::usage(
                 "--dtype",
                 format!(
-                    "{} weights are not executed on this device; bf16 and f32 are",
+                    "{} weights are not executed on this device; bf16, f32 and int8 are",
                     other.label()
                 ),
             )),
@@ -56,14 +58,28 @@ pub fn weights(shape: MoeShape, dtype: DType, seed: u64) -> Result<LayerWeights>
     LayerWeights::new(shape, data(n13, shape.hidden, 13)?, data(n2, shape.inter, 2)?)
 }
 
+/// `n` values in rows of `k`, copied in chunks as [`copies`] does, row by row, and quantised.
+fn rows_of_int8(table: &[f32], n: usize, k: usize, seed: u64) -> Result<Int8Weights> {
+    Int8Weights::quantize_rows(n, k, |start, row| {
+        for (i, chunk) in row.chunks_mut(CHUNK).enumerate() {
+            let place = place(seed.wrapping_add((start + i) as u64));
+            chunk.copy_from_slice(&table[place..place + chunk.len()]);
+        }
+    })
+}
+
+/// Where a chunk of the table starts.
+fn place(seed: u64) -> usize {
+    // The remainder is below the length of the table.
+    usize::try_from(mix(seed) % (TABLE - CHUNK) as u64).unwrap_or(0)
+}
+
 /// `n` values copied from `table` in chunks that start at random places; the same seed gives the
 /// same values whatever the number of threads.
 fn copies<T: Copy + Default + Send + Sync>(table: &[T], n: usize, seed: u64) -> Vec<T> {
     let mut values = vec![T::default(); n];
     values.par_chunks_mut(CHUNK).enumerate().for_each(|(i, chunk)| {
-        let start = mix(seed.wrapping_add(i as u64)) % (TABLE - CHUNK) as u64;
-        // The remainder is below the length of the table.
-        let start = usize::try_from(start).unwrap_or(0);
+        let start = place(seed.wrapping_add(i as u64));
         chunk.copy_from_slice(&table[start..start + chunk.len()]);
     });
     values
@@ -208,13 +224,16 @@ mod tests {
 
     #[test]
     fn weights_have_the_stated_spread_and_repeat_with_their_seed() {
-        let a = weights(SHAPE, DType::Bf16, 7).unwrap();
-        assert_eq!(a, weights(SHAPE, DType::Bf16, 7).unwrap());
-        assert_ne!(a, weights(SHAPE, DType::Bf16, 8).unwrap());
-        for (data, k) in [(&a.w13, 96.0), (&a.w2, 40.0)] {
-            let n = data.len();
-            let squares: f64 = (0..n).map(|i| data.get(i).powi(2)).sum::<f64>() / n as f64;
-            assert!((squares * k - 1.0).abs() < 0.05, "{}", squares * k);
+        for dtype in [DType::F32, DType::Bf16, DType::Int8] {
+            let a = weights(SHAPE, dtype, 7).unwrap();
+            assert_eq!(a.dtype(), dtype);
+            assert_eq!(a, weights(SHAPE, dtype, 7).unwrap());
+            assert_ne!(a, weights(SHAPE, dtype, 8).unwrap());
+            for (data, k) in [(&a.w13, 96.0), (&a.w2, 40.0)] {
+                let n = data.len();
+                let squares: f64 = (0..n).map(|i| data.get(i).powi(2)).sum::<f64>() / n as f64;
+                assert!((squares * k - 1.0).abs() < 0.05, "{}", squares * k);
+            }
         }
         assert!(weights(SHAPE, DType::Int4, 7).is_err());
     }
@@ -222,8 +241,10 @@ mod tests {
     #[test]
     fn weights_do_not_depend_on_the_number_of_threads() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        let alone = pool.install(|| weights(SHAPE, DType::F32, 3).unwrap());
-        assert_eq!(alone, weights(SHAPE, DType::F32, 3).unwrap());
+        for dtype in [DType::F32, DType::Int8] {
+            let alone = pool.install(|| weights(SHAPE, dtype, 3).unwrap());
+            assert_eq!(alone, weights(SHAPE, dtype, 3).unwrap());
+        }
     }
 
     #[test]

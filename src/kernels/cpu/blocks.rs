@@ -5,10 +5,12 @@
 //! same 64 columns of its neighbours side by side. Columns beyond the width are zero. Formats that
 //! multiply whole tiles fill up every expert's rows with rows of zeros.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::kernels::Alignment;
-use crate::kernels::cpu::simd::{Activation, Format};
+use crate::kernels::cpu::simd::Format;
 
 /// Columns of one block: two or four cache lines of activations.
 pub(crate) const BLOCK: usize = 64;
@@ -42,6 +44,49 @@ pub(crate) fn most_rows(pairs: usize, experts: usize, multiple: usize) -> usize 
     pairs + pairs.min(experts) * (multiple - 1)
 }
 
+/// Columns of one block of rows of `width`.
+pub(crate) fn columns(block: usize, width: usize) -> Range<usize> {
+    block * BLOCK..((block + 1) * BLOCK).min(width)
+}
+
+/// A row of one block that is to be written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// Block of columns.
+    pub(crate) block: usize,
+    /// Rows that the block holds, and which of them.
+    pub(crate) rows: usize,
+    pub(crate) row: usize,
+}
+
+/// Writes all blocks of rows of `width`: `put(block, place, row)` is handed the row of the alignment
+/// that belongs there with its expert's, or `None` for a row that fills up.
+pub(crate) fn fill<A, P>(
+    width: usize,
+    alignment: &Alignment,
+    starts: &[usize],
+    out: &mut [A],
+    put: &P,
+) where
+    A: Send,
+    P: Fn(&mut [A], Place, Option<(usize, Range<usize>)>) + Sync,
+{
+    let experts = alignment.offsets.len() - 1;
+    split_by_expert(starts, padded(width), 0..experts, out, &|expert, out: &mut [A]| {
+        let range = alignment.rows(expert);
+        let rows = starts[expert + 1] - starts[expert];
+        out.par_chunks_mut(rows * BLOCK)
+            .with_min_len(GATHER_ROWS.div_ceil(rows))
+            .enumerate()
+            .for_each(|(block, out)| {
+                for row in 0..rows {
+                    let of = (row < range.len()).then(|| (range.start + row, range.clone()));
+                    put(out, Place { block, rows, row }, of);
+                }
+            });
+    });
+}
+
 /// Copies each pair's token row of `x` `[tokens, width]` into `packed`, grouped by expert.
 pub(crate) fn gather<F: Format>(
     x: &[f32],
@@ -50,24 +95,12 @@ pub(crate) fn gather<F: Format>(
     starts: &[usize],
     packed: &mut [F::Activation],
 ) {
-    let stride = padded(width);
-    let experts = alignment.offsets.len() - 1;
-    split_by_expert(starts, stride, 0..experts, packed, &|expert, out: &mut [F::Activation]| {
-        let pairs = &alignment.sorted_pairs[alignment.rows(expert)];
-        let rows = starts[expert + 1] - starts[expert];
-        out.par_chunks_mut(rows * BLOCK)
-            .with_min_len(GATHER_ROWS.div_ceil(rows))
-            .enumerate()
-            .for_each(|(block, out)| {
-                let columns = block * BLOCK..((block + 1) * BLOCK).min(width);
-                for (row, &pair) in pairs.iter().enumerate() {
-                    let values = &x[pair as usize / top_k * width..][columns.clone()];
-                    F::put_row(out, rows, row, values);
-                }
-                for row in pairs.len()..rows {
-                    F::put_row(out, rows, row, &[]);
-                }
-            });
+    fill(width, alignment, starts, packed, &|out: &mut [_], place, of| {
+        let values = of.map_or(&[][..], |(row, _)| {
+            let token = alignment.sorted_pairs[row] as usize / top_k;
+            &x[token * width..][columns(place.block, width)]
+        });
+        F::put_row(out, place.rows, place.row, values);
     });
 }
 
@@ -75,11 +108,11 @@ pub(crate) fn gather<F: Format>(
 pub(crate) fn split_by_expert<A, W>(
     starts: &[usize],
     stride: usize,
-    experts: std::ops::Range<usize>,
+    experts: Range<usize>,
     buffer: &mut [A],
     work: &W,
 ) where
-    A: Activation,
+    A: Send,
     W: Fn(usize, &mut [A]) + Sync,
 {
     let rows = starts[experts.end] - starts[experts.start];

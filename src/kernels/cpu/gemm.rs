@@ -7,8 +7,8 @@
 
 use rayon::prelude::*;
 
-use crate::kernels::cpu::blocks::{BLOCK, count, padded, split_by_expert};
-use crate::kernels::cpu::simd::{Activation, Format, Isa, Operand, Panel, packed_len};
+use crate::kernels::cpu::blocks::{BLOCK, columns, count, padded, split_by_expert};
+use crate::kernels::cpu::simd::{Format, Isa, Operand, Panel, packed_len};
 use crate::kernels::{Alignment, MoeShape, Routed};
 
 /// Matrices of one product, as many rows and columns in each.
@@ -36,10 +36,10 @@ impl<'a, W> Matrices<'a, W> {
     /// One block of 64 rows, or fewer at the end, of a matrix.
     fn panel(&self, matrix: usize, block: usize) -> Panel<'a, W> {
         let (n, k) = self.size;
-        let (first, last) = (block * BLOCK, ((block + 1) * BLOCK).min(n));
+        let rows = columns(block, n);
         let start = matrix * self.end(n);
-        let values = &self.values[start + self.end(first)..start + self.end(last)];
-        Panel { values, rows: last - first, k, packed: self.per_lane.is_some() }
+        let values = &self.values[start + self.end(rows.start)..start + self.end(rows.end)];
+        Panel { values, rows: rows.len(), k, packed: self.per_lane.is_some() }
     }
 }
 
@@ -77,22 +77,25 @@ pub(crate) fn down<F: Format>(
 }
 
 /// Rows of all experts, column-blocked.
-struct Input<'a, A> {
-    values: &'a [A],
-    starts: &'a [usize],
-    width: usize,
+pub(crate) struct Input<'a, A> {
+    /// Blocks of each expert.
+    pub(crate) values: &'a [A],
+    /// First row of each expert, and their number.
+    pub(crate) starts: &'a [usize],
+    /// Columns of a row.
+    pub(crate) width: usize,
 }
 
 /// Runs `work(expert, block, input rows, output block)` for every block of every expert with rows.
-fn for_each_block<A, O, W>(
+pub(crate) fn for_each_block<A, O, W>(
     input: &Input<A>,
     width: usize,
     starts: &[usize],
     output: &mut [O],
     work: &W,
 ) where
-    A: Activation,
-    O: Activation,
+    A: Copy + Sync,
+    O: Send,
     W: Fn(usize, usize, Operand<A>, &mut [O]) + Sync,
 {
     let experts = starts.len() - 1;

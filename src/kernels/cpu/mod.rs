@@ -10,6 +10,7 @@
 mod align;
 mod blocks;
 mod gemm;
+mod int8;
 mod prepacked;
 mod router;
 #[expect(
@@ -27,24 +28,26 @@ use sha2::{Digest, Sha256};
 
 use crate::config::DType;
 use crate::kernels::{
-    Alignment, Arithmetic, LayerWeights, LoadedLayer, MoeBackend, MoeShape, Routed, RouterSpec,
-    Stage, WeightData,
+    Activations, Alignment, Arithmetic, Int8Weights, LayerWeights, LoadedLayer, MoeBackend,
+    MoeShape, Routed, RouterSpec, Stage, WeightData,
 };
 use crate::{Error, Result};
 
 use gemm::Matrices;
+use int8::IntegerRows;
 use prepacked::{Packable, Packed, PackedWeights};
-use simd::{Activation, Format, Wide};
+use simd::{Activation, Format, Int8Format, Wide};
 
 pub use align::align;
 pub use router::route;
 
 /// Sources that decide what the kernels do, for their hash.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     include_str!("mod.rs"),
     include_str!("align.rs"),
     include_str!("blocks.rs"),
     include_str!("gemm.rs"),
+    include_str!("int8.rs"),
     include_str!("prepacked.rs"),
     include_str!("router.rs"),
     include_str!("../math.rs"),
@@ -337,6 +340,7 @@ impl LoadedLayer for CpuLayer<'_> {
         }
         ws.wide.poison();
         ws.narrow.poison();
+        ws.integers.poison();
         ws.routed.weights.fill(f32::NAN);
         ws.routed.ids.fill(u32::MAX);
         Ok(())
@@ -408,6 +412,8 @@ pub(crate) struct Workspace {
     wide: Rows<f32>,
     /// Activations in bf16, where the kernel takes them.
     narrow: Rows<bf16>,
+    /// Activations as integers, for int8 weights.
+    integers: IntegerRows,
     /// Output rows in column blocks.
     y: Vec<f32>,
     out: Vec<f32>,
@@ -424,12 +430,6 @@ impl Workspace {
 
     /// Whether buffers for so many tokens can be indexed.
     fn check_tokens(weights: &LayerWeights, isa: simd::Isa, tokens: usize) -> Result<()> {
-        if weights.dtype() == DType::Int8 {
-            return Err(Error::usage(
-                "weights",
-                "this processor's kernels multiply no int8 weights",
-            ));
-        }
         let shape = &weights.shape;
         // What filling up rows adds is bounded by the experts, and so far from overflow.
         let filled = shape.experts * isa.row_multiple(weights.dtype());
@@ -451,8 +451,9 @@ impl Workspace {
         self.out.resize(tokens * shape.hidden, 0.0);
         let rows = blocks::most_rows(pairs, shape.experts, isa.row_multiple(dtype));
         match isa.activations(dtype) {
-            DType::Bf16 => self.narrow.resize(rows, shape),
-            _ => self.wide.resize(rows, shape),
+            Activations::F32 => self.wide.resize(rows, shape),
+            Activations::Bf16 => self.narrow.resize(rows, shape),
+            Activations::Int16 => self.integers.resize(shape, tokens, pairs, rows),
         }
         self.y.resize(pairs * blocks::padded(shape.hidden), 0.0);
         self.routed.ids.resize(pairs, 0);
@@ -493,8 +494,11 @@ impl Workspace {
         match &rows.w13 {
             WeightData::F32(w) => self.gate_up_in::<Wide<f32>>(shape, (w, packed), isa),
             WeightData::F16(w) => self.gate_up_in::<Wide<f16>>(shape, (w, packed), isa),
-            // Refused by `check_tokens`.
-            WeightData::Int8(_) => {}
+            WeightData::Int8(w) => match isa.has_byte_tiles() {
+                #[cfg(target_arch = "x86_64")]
+                true => self.gate_up_int8::<simd::Int8Tiles>(shape, w, isa),
+                _ => self.gate_up_int8::<simd::Words>(shape, w, isa),
+            },
             WeightData::Bf16(w) => match isa {
                 #[cfg(target_arch = "x86_64")]
                 simd::Isa::Amx => self.gate_up_in::<simd::Tiles>(shape, (w, packed), isa),
@@ -523,7 +527,11 @@ impl Workspace {
         match &rows.w2 {
             WeightData::F32(w) => self.down_in::<Wide<f32>>(shape, (w, packed), isa),
             WeightData::F16(w) => self.down_in::<Wide<f16>>(shape, (w, packed), isa),
-            WeightData::Int8(_) => {}
+            WeightData::Int8(w) => match isa.has_byte_tiles() {
+                #[cfg(target_arch = "x86_64")]
+                true => self.down_int8::<simd::Int8Tiles>(shape, w, isa),
+                _ => self.down_int8::<simd::Words>(shape, w, isa),
+            },
             WeightData::Bf16(w) => match isa {
                 #[cfg(target_arch = "x86_64")]
                 simd::Isa::Amx => self.down_in::<simd::Tiles>(shape, (w, packed), isa),
@@ -543,6 +551,17 @@ impl Workspace {
         let (alignment, starts) = (&self.alignment, &self.starts);
         let w2 = matrices(w2, (shape.hidden, shape.inter), isa);
         gemm::down::<F>(shape, &w2, &rows.h, starts, alignment, &mut self.y, isa);
+    }
+
+    fn gate_up_int8<F: Int8Format>(&mut self, shape: &MoeShape, w13: &Int8Weights, isa: simd::Isa) {
+        blocks::starts(&self.alignment, F::ROWS, &mut self.starts);
+        self.integers.gate_up::<F>(shape, w13, &self.x, (&self.alignment, &self.starts), isa);
+    }
+
+    fn down_int8<F: Int8Format>(&mut self, shape: &MoeShape, w2: &Int8Weights, isa: simd::Isa) {
+        blocks::starts(&self.alignment, F::ROWS, &mut self.starts);
+        let rows = (&self.alignment, self.starts.as_slice());
+        self.integers.down::<F>(shape, w2, rows, &mut self.y, isa);
     }
 
     fn combine(&mut self, shape: &MoeShape) {

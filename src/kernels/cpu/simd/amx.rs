@@ -21,7 +21,7 @@ use super::{Isa, Operand, Panel};
 use crate::kernels::cpu::blocks::BLOCK;
 
 /// Rows of a tile: weight rows, token rows, and pairs of columns.
-const SIDE: usize = 16;
+pub(super) const SIDE: usize = 16;
 /// Columns that one multiplication takes.
 const STEP: usize = 32;
 /// Values of one tile of activations, and of one tile of sums.
@@ -42,6 +42,15 @@ pub(super) fn processor_has_it() -> bool {
     edx >> 22 & 1 == 1 && edx >> 24 & 1 == 1
 }
 
+/// Whether tiles that may be used take int8 as well (AMX-INT8).
+pub(super) fn takes_int8() -> bool {
+    #[cfg(test)]
+    if super::amx_emulator::is_installed() {
+        return true;
+    }
+    is_available() && __cpuid_count(7, 0).edx >> 25 & 1 == 1
+}
+
 /// Whether the processor has AMX, the system saves its registers, and this process may use them.
 pub(super) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
@@ -49,7 +58,7 @@ pub(super) fn is_available() -> bool {
 }
 
 /// Whether tile instructions may be executed: [`is_available`], or a test carries them out in software.
-fn executable() -> bool {
+pub(super) fn executable() -> bool {
     #[cfg(test)]
     if super::amx_emulator::is_installed() {
         return true;
@@ -105,11 +114,11 @@ fn permitted() -> bool {
 
 /// What LDTILECFG reads: palette 1, then bytes per row and rows of each tile.
 #[repr(C, align(64))]
-struct Config([u8; 64]);
+pub(super) struct Config([u8; 64]);
 
 impl Config {
     /// Sums of `rows` weight rows in tiles 0 to 3, weights in 4 and 5, activations in 6 and 7.
-    fn new(rows: usize) -> Self {
+    pub(super) fn new(rows: usize) -> Self {
         let mut bytes = [0; 64];
         bytes[0] = 1;
         for tile in 0..8 {

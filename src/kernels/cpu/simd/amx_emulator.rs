@@ -125,6 +125,10 @@ fn execute(code: &[u8; 16], registers: &[i64; 23], tiles: &mut Registers) -> Opt
             tiles.multiply(reg, rm, vvvv)?;
             Some(5)
         }
+        (0x5e, 3 | 2, true) if tiles.configured => {
+            tiles.multiply_bytes(reg, rm, vvvv, prefix == 3)?;
+            Some(5)
+        }
         _ => None,
     }
 }
@@ -146,14 +150,47 @@ impl Registers {
         Some(())
     }
 
-    /// TDPBF16PS: `to[m][n] += left[m][2k] right[k][2n] + left[m][2k + 1] right[k][2n + 1]`.
-    fn multiply(&mut self, to: usize, left: usize, right: usize) -> Option<()> {
-        let fits = self.rows[to] == self.rows[left]
+    /// Whether the sizes of the tiles of a product fit each other.
+    fn check_sizes(&self, to: usize, left: usize, right: usize) -> Option<()> {
+        let fits = right <= 7
+            && self.rows[to] == self.rows[left]
             && self.rows[right] == self.row_bytes[left] / 4
             && self.row_bytes[to] == self.row_bytes[right];
-        if !fits || right > 7 {
-            return None;
+        fits.then_some(())
+    }
+
+    /// TDPBSSD and TDPBSUD: `to[m][n] += sum over i of left[m][4k + i] right[k][4n + i]`, wrapping;
+    /// left bytes are signed, right ones if `right_signed`.
+    fn multiply_bytes(
+        &mut self,
+        to: usize,
+        left: usize,
+        right: usize,
+        right_signed: bool,
+    ) -> Option<()> {
+        self.check_sizes(to, left, right)?;
+        let signed = |byte: u8| i32::from(byte.cast_signed());
+        for m in 0..self.rows[to] {
+            for n in 0..self.row_bytes[to] / 4 {
+                let at = m * 64 + 4 * n;
+                let mut bytes = [0; 4];
+                bytes.copy_from_slice(&self.tiles[to][at..at + 4]);
+                let mut sum = i32::from_le_bytes(bytes);
+                for (k, i) in (0..self.rows[right]).flat_map(|k| (0..4).map(move |i| (k, i))) {
+                    let a = signed(self.tiles[left][m * 64 + 4 * k + i]);
+                    let b = self.tiles[right][k * 64 + 4 * n + i];
+                    let b = if right_signed { signed(b) } else { i32::from(b) };
+                    sum = sum.wrapping_add(a * b);
+                }
+                self.tiles[to][at..at + 4].copy_from_slice(&sum.to_le_bytes());
+            }
         }
+        Some(())
+    }
+
+    /// TDPBF16PS: `to[m][n] += left[m][2k] right[k][2n] + left[m][2k + 1] right[k][2n + 1]`.
+    fn multiply(&mut self, to: usize, left: usize, right: usize) -> Option<()> {
+        self.check_sizes(to, left, right)?;
         let word = |tile: &[u8; 1024], row: usize, i: usize| {
             let bytes = [tile[row * 64 + 2 * i], tile[row * 64 + 2 * i + 1]];
             f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)

@@ -26,14 +26,17 @@ pub(super) trait Lanes {
     type Register: Copy;
     /// A register of sums.
     type Sums: Copy;
+    /// A sum of all lanes.
+    type Total: Total;
     /// Values that one multiplication takes from each operand; divides [`BLOCK`].
     const STEP: usize;
-    /// Values that one lane of a register takes: pairs, or single ones.
-    const PER_LANE: usize;
     /// Token rows up to which one weight row is read at a time. One stream in the order of memory is
     /// what the processor's own prefetching follows best, but a single sum per token row waits for each
     /// addition: it pays where one multiplication takes 64 bytes of weights.
     const SINGLE_ROWS: usize;
+    /// Blocks of columns after which, and after at most one more, lanes are added up: lanes of integers
+    /// hold no more.
+    const SPAN: usize;
     /// Zero, which fills up the tail of a weight row.
     const ZERO: Self::Weight;
 
@@ -43,34 +46,45 @@ pub(super) trait Lanes {
     unsafe fn weights(from: *const Self::Weight) -> Self::Register;
     /// Loads `STEP` activations.
     unsafe fn activations(from: *const Self::Activation) -> Self::Register;
-    /// Loads `PER_LANE` activations into every lane.
-    unsafe fn repeat(from: *const Self::Activation) -> Self::Register;
-    /// Stores `STEP` weights in single precision.
-    unsafe fn widen(from: *const Self::Weight, to: *mut f32);
-    /// Loads one sum for every lane.
-    unsafe fn resume(from: *const f32) -> Self::Sums;
-    /// Stores one sum of every lane.
-    unsafe fn store(sums: Self::Sums, to: *mut f32);
-    /// Stores lane `i` of the 16 lanes in row `j` of 16 as lane `j` of row `i`. Rows to read are `stride`
-    /// bytes apart and may lie at any address, rows to write follow each other.
-    unsafe fn transpose(from: *const u32, stride: usize, to: *mut u32) {
-        for row in 0..16 {
-            for lane in 0..16 {
-                // SAFETY: the caller vouches for 16 rows of 16 lanes at both ends.
-                unsafe {
-                    let value = from.byte_add(row * stride).add(lane).read_unaligned();
-                    to.add(lane * 16 + row).write_unaligned(value);
-                }
-            }
-        }
-    }
     /// `sums + w x`, lane by lane.
     unsafe fn multiply_add(w: Self::Register, x: Self::Register, sums: Self::Sums) -> Self::Sums;
     /// Adds up the lanes of each register.
-    unsafe fn totals<const N: usize>(sums: [Self::Sums; N]) -> [f32; N];
+    unsafe fn totals<const N: usize>(sums: [Self::Sums; N]) -> [Self::Total; N];
     /// Asks for the cache line at `from`, which need not be valid memory, into the second-level cache:
     /// rows of 2 or 4 KiB fall on few sets of the first level (12 against 18 GB/s when aimed there).
     unsafe fn prefetch(from: *const Self::Weight);
+}
+
+/// A sum over columns, outside of vector registers.
+pub(super) trait Total: Copy + Default {
+    /// This sum and that of the columns that follow.
+    fn plus(self, following: Self) -> Self;
+    /// The nearest value in single precision.
+    fn rounded(self) -> f32;
+}
+
+impl Total for f32 {
+    #[inline(always)]
+    fn plus(self, following: f32) -> f32 {
+        self + following
+    }
+    #[inline(always)]
+    fn rounded(self) -> f32 {
+        self
+    }
+}
+
+/// An integer of less than 53 bits.
+impl Total for f64 {
+    #[inline(always)]
+    fn plus(self, following: f64) -> f64 {
+        self + following
+    }
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the one rounding of an exact sum")]
+    fn rounded(self) -> f32 {
+        self as f32
+    }
 }
 
 /// Rows up to which a panel is bound by reading its weights, so that prefetching them pays: with 8 rows
@@ -168,11 +182,43 @@ impl<L: Lanes, const NW: usize> Strip<'_, L, NW> {
         out: &mut [f32],
     ) {
         let whole = self.k / BLOCK;
-        assert!(self.w.len() == NW * self.k, "one strip holds NW rows");
+        let mut start = whole.min(L::SPAN);
+        let mut totals = [[L::Total::default(); NW]; NX];
+        // SAFETY: the caller vouches for the instructions, here and below.
+        unsafe { self.span::<NX>(a, first + row, 0..start, &mut totals) };
+        while start < whole {
+            let end = whole.min(start.saturating_add(L::SPAN));
+            let mut span = [[L::Total::default(); NW]; NX];
+            // SAFETY: see above.
+            unsafe { self.span::<NX>(a, first + row, start..end, &mut span) };
+            for (total, span) in totals.iter_mut().flatten().zip(span.iter().flatten()) {
+                *total = total.plus(*span);
+            }
+            start = end;
+        }
+        for (j, totals) in totals.iter().enumerate() {
+            let out = &mut out[(row + j) * BLOCK + column..][..NW];
+            for (out, total) in out.iter_mut().zip(totals) {
+                *out = total.rounded();
+            }
+        }
+    }
+
+    /// The same over the whole blocks of columns `blocks`, and the tail if it follows them.
+    #[inline(always)]
+    unsafe fn span<const NX: usize>(
+        &self,
+        a: Operand<L::Activation>,
+        row: usize,
+        blocks: std::ops::Range<usize>,
+        totals: &mut [[L::Total; NW]; NX],
+    ) {
+        let whole = self.k / BLOCK;
+        assert!(self.w.len() == NW * self.k && blocks.end <= whole, "one strip holds NW rows");
         // SAFETY: the caller vouches for the instructions.
         let mut sums = [[unsafe { L::zero() }; NW]; NX];
-        for block in 0..whole {
-            let x = &a.block_rows(block, first + row, NX)[..NX * BLOCK];
+        for block in blocks.clone() {
+            let x = &a.block_rows(block, row, NX)[..NX * BLOCK];
             // SAFETY: `whole * BLOCK <= k`, so each of the NW rows of length `k` holds the block, and
             // `x` holds NX rows of it; the caller vouches for the instructions.
             unsafe {
@@ -187,17 +233,17 @@ impl<L: Lanes, const NW: usize> Strip<'_, L, NW> {
                 accumulate::<L, NW, NX>(w, self.k, x.as_ptr(), &mut sums);
             }
         }
-        if whole * BLOCK < self.k {
-            let x = &a.block_rows(whole, first + row, NX)[..NX * BLOCK];
+        if blocks.end == whole && whole * BLOCK < self.k {
+            let x = &a.block_rows(whole, row, NX)[..NX * BLOCK];
             // SAFETY: `tail` holds NW rows of BLOCK values and `x` NX; instructions as above.
             unsafe {
                 accumulate::<L, NW, NX>(self.tail.as_ptr().cast(), BLOCK, x.as_ptr(), &mut sums);
             }
         }
-        for (j, sums) in sums.into_iter().enumerate() {
+        // Not `map`: its closure would be a function without the caller's instructions.
+        for (totals, sums) in totals.iter_mut().zip(sums) {
             // SAFETY: the caller vouches for the instructions.
-            let totals = unsafe { L::totals::<NW>(sums) };
-            out[(row + j) * BLOCK + column..][..NW].copy_from_slice(&totals);
+            *totals = unsafe { L::totals::<NW>(sums) };
         }
     }
 }

@@ -11,6 +11,7 @@ use std::marker::PhantomData;
 use half::{bf16, f16};
 
 use super::activate::activate;
+use super::packed::PackedLanes;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512, Avx512Bf16, Sse2};
 use super::{Isa, Operand, Panel, dot, packed};
@@ -224,8 +225,8 @@ unsafe fn multiply<L, S, const NW: usize, const NX: usize, const NV: usize, cons
     out: &mut [f32],
     piece: &mut Vec<packed::Line>,
 ) where
-    L: dot::Lanes,
-    S: dot::Lanes<Activation = L::Activation>,
+    L: PackedLanes,
+    S: PackedLanes<Activation = L::Activation>,
 {
     // SAFETY: the caller vouches for the instructions.
     unsafe {

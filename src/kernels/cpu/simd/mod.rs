@@ -2,7 +2,8 @@
 //!
 //! [`Isa`] is chosen at run time. A `Format` pairs the number format of the weights with the format
 //! and layout in which activations are kept: `Wide` (f32 activations, weights widened when loaded),
-//! `Pairs` (bf16 products on AVX-512) and `Tiles` (bf16 products on AMX). Nothing outside this
+//! `Pairs` (bf16 products on AVX-512) and `Tiles` (bf16 products on AMX); an `Int8Format` does the same
+//! for int8 weights, with activations as 16-bit integers: `Words` and `Int8Tiles`. Nothing outside this
 //! folder is unsafe; what is unsafe in here are instructions that the processor was asked about, and
 //! loads through pointers into slices whose lengths were checked.
 
@@ -11,8 +12,13 @@ mod activate;
 mod amx;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod amx_emulator;
+#[cfg(target_arch = "x86_64")]
+mod amx_int8;
 mod dot;
 mod format;
+mod int8;
+#[cfg(target_arch = "x86_64")]
+mod int8_x86;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod packed;
@@ -25,23 +31,33 @@ mod x86;
 use std::str::FromStr;
 
 use crate::config::DType;
+use crate::kernels::Activations;
 use crate::{Error, Result};
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use amx::Tiles;
 #[cfg(target_arch = "x86_64")]
+pub(crate) use amx_int8::Int8Tiles;
+#[cfg(target_arch = "x86_64")]
 pub(crate) use format::Pairs;
 pub(crate) use format::{Activation, Format, Weight, Wide};
+pub(crate) use int8::{
+    Int8Format, Integers, RowUnit, ScaledRows, Words, down as down_int8, gate_up as gate_up_int8,
+    largest,
+};
 pub(crate) use packed::{Aligned, pack_matrices, packed_len};
 pub(crate) use softmax::softmax_shares;
 
 /// Sources that decide what the micro-kernels do, for the hash of the kernels.
-pub(crate) const SOURCES: [&str; 10] = [
+pub(crate) const SOURCES: [&str; 13] = [
     include_str!("mod.rs"),
     include_str!("activate.rs"),
     include_str!("amx.rs"),
+    include_str!("amx_int8.rs"),
     include_str!("dot.rs"),
     include_str!("format.rs"),
+    include_str!("int8.rs"),
+    include_str!("int8_x86.rs"),
     include_str!("neon.rs"),
     include_str!("packed.rs"),
     include_str!("plain.rs"),
@@ -84,13 +100,14 @@ pub(crate) struct Panel<'a, W> {
 /// An instruction set that micro-kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// AMX bf16 tiles for bf16 weights; AVX-512 for other formats.
+    /// AMX tiles for bf16 weights, and for int8 weights where it has byte products; AVX-512 for other
+    /// formats.
     Amx,
     /// AVX-512 with bf16 products for bf16 weights; AVX-512 for other formats.
     Avx512Bf16,
-    /// AVX-512 F, BW, VL with FMA: 32 registers of 16 lanes.
+    /// AVX-512 F, BW, VL with FMA: 32 registers of 16 lanes. int8 weights take VNNI where it is there.
     Avx512,
-    /// AVX2 with FMA and F16C: 16 registers of 8 lanes.
+    /// AVX2 with FMA and F16C: 16 registers of 8 lanes. int8 weights take AVX-VNNI where it is there.
     Avx2,
     /// What every processor of the architecture has: SSE2 on x86-64, NEON on aarch64.
     Portable,
@@ -173,22 +190,32 @@ impl Isa {
     }
 
     /// The format in which activations are multiplied with weights of a format: bf16 where the
-    /// instructions take bf16 pairs, else single precision.
-    pub const fn activations(self, weights: DType) -> DType {
+    /// instructions take bf16 pairs, 16-bit integers with int8 weights, else single precision.
+    pub const fn activations(self, weights: DType) -> Activations {
         match (self, weights) {
-            (Self::Amx | Self::Avx512Bf16, DType::Bf16) => DType::Bf16,
-            _ => DType::F32,
+            (_, DType::Int8) => Activations::Int16,
+            (Self::Amx | Self::Avx512Bf16, DType::Bf16) => Activations::Bf16,
+            _ => Activations::F32,
         }
     }
 }
 
 impl Isa {
     /// The number of an expert's rows is filled up to a multiple of this.
-    pub(crate) const fn row_multiple(self, weights: DType) -> usize {
+    pub(crate) fn row_multiple(self, weights: DType) -> usize {
         match (self, weights) {
             (Self::Amx, DType::Bf16) => 16,
+            (_, DType::Int8) if self.has_byte_tiles() => 16,
             _ => 1,
         }
+    }
+
+    /// Whether int8 weights are multiplied in tiles.
+    pub(crate) fn has_byte_tiles(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Self::Amx && amx::takes_int8();
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
     }
 }
 

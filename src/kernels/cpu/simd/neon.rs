@@ -16,6 +16,8 @@ use half::{bf16, f16};
 
 use super::dot::Lanes;
 use super::format::Weight;
+use super::int8::span;
+use super::packed::PackedLanes;
 
 /// 4 lanes of single precision; weights are widened when loaded.
 pub(super) struct Neon<W>(PhantomData<W>);
@@ -60,9 +62,10 @@ impl<W: Widen> Lanes for Neon<W> {
     type Activation = f32;
     type Register = float32x4_t;
     type Sums = float32x4_t;
+    type Total = f32;
     const STEP: usize = 4;
-    const PER_LANE: usize = 1;
     const SINGLE_ROWS: usize = 0;
+    const SPAN: usize = usize::MAX;
     const ZERO: W = W::ZERO;
 
     #[inline(always)]
@@ -80,6 +83,23 @@ impl<W: Widen> Lanes for Neon<W> {
         // SAFETY: the caller vouches for four values.
         unsafe { vld1q_f32(from) }
     }
+    #[inline(always)]
+    unsafe fn multiply_add(w: float32x4_t, x: float32x4_t, sums: float32x4_t) -> float32x4_t {
+        // SAFETY: every aarch64 processor has NEON.
+        unsafe { vfmaq_f32(sums, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn totals<const N: usize>(sums: [float32x4_t; N]) -> [f32; N] {
+        // SAFETY: every aarch64 processor has NEON.
+        sums.map(|s| unsafe { vaddvq_f32(s) })
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const W) {}
+}
+
+impl<W: Widen> PackedLanes for Neon<W> {
+    const PER_LANE: usize = 1;
+
     #[inline(always)]
     unsafe fn repeat(from: *const f32) -> float32x4_t {
         // SAFETY: the caller vouches for a value; every aarch64 processor has NEON.
@@ -100,16 +120,48 @@ impl<W: Widen> Lanes for Neon<W> {
         // SAFETY: the caller vouches for room.
         unsafe { vst1q_f32(to, sums) }
     }
+}
+
+/// 4 sums of products of 8-bit weights, widened to 16 bits when loaded, with 16-bit activations.
+pub(super) struct NeonWords;
+
+impl Lanes for NeonWords {
+    type Weight = i8;
+    type Activation = i16;
+    type Register = int16x8_t;
+    type Sums = int32x4_t;
+    type Total = f64;
+    const STEP: usize = 8;
+    const SINGLE_ROWS: usize = 0;
+    const SPAN: usize = span(4);
+    const ZERO: i8 = 0;
+
     #[inline(always)]
-    unsafe fn multiply_add(w: float32x4_t, x: float32x4_t, sums: float32x4_t) -> float32x4_t {
+    unsafe fn zero() -> int32x4_t {
         // SAFETY: every aarch64 processor has NEON.
-        unsafe { vfmaq_f32(sums, w, x) }
+        unsafe { vdupq_n_s32(0) }
     }
     #[inline(always)]
-    unsafe fn totals<const N: usize>(sums: [float32x4_t; N]) -> [f32; N] {
-        // SAFETY: every aarch64 processor has NEON.
-        sums.map(|s| unsafe { vaddvq_f32(s) })
+    unsafe fn weights(from: *const i8) -> int16x8_t {
+        // SAFETY: the caller vouches for eight values.
+        unsafe { vmovl_s8(vld1_s8(from)) }
     }
     #[inline(always)]
-    unsafe fn prefetch(_: *const W) {}
+    unsafe fn activations(from: *const i16) -> int16x8_t {
+        // SAFETY: the caller vouches for eight values.
+        unsafe { vld1q_s16(from) }
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(w: int16x8_t, x: int16x8_t, sums: int32x4_t) -> int32x4_t {
+        // SAFETY: every aarch64 processor has NEON.
+        unsafe { vmlal_high_s16(vmlal_s16(sums, vget_low_s16(w), vget_low_s16(x)), w, x) }
+    }
+    #[inline(always)]
+    #[expect(clippy::cast_precision_loss, reason = "four 32-bit sums fit into 53 bits")]
+    unsafe fn totals<const N: usize>(sums: [int32x4_t; N]) -> [f64; N] {
+        // SAFETY: every aarch64 processor has NEON.
+        sums.map(|s| unsafe { vaddlvq_s32(s) } as f64)
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const i8) {}
 }

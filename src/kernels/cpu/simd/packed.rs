@@ -35,6 +35,36 @@ const PIECE: usize = 1024;
 /// Bytes of a cache line, which is what is asked for ahead of its use.
 const LINE: usize = size_of::<Line>();
 
+/// The instructions for packed weights, whose lanes are weight rows.
+///
+/// # Safety of implementations and callers
+/// As for [`Lanes`].
+pub(super) trait PackedLanes: Lanes {
+    /// Values that one lane of a register takes: pairs, or single ones.
+    const PER_LANE: usize;
+    /// Loads `PER_LANE` activations into every lane.
+    unsafe fn repeat(from: *const Self::Activation) -> Self::Register;
+    /// Stores `STEP` weights in single precision.
+    unsafe fn widen(from: *const Self::Weight, to: *mut f32);
+    /// Loads one sum for every lane.
+    unsafe fn resume(from: *const f32) -> Self::Sums;
+    /// Stores one sum of every lane.
+    unsafe fn store(sums: Self::Sums, to: *mut f32);
+    /// Stores lane `i` of the 16 lanes in row `j` of 16 as lane `j` of row `i`. Rows to read are `stride`
+    /// bytes apart and may lie at any address, rows to write follow each other.
+    unsafe fn transpose(from: *const u32, stride: usize, to: *mut u32) {
+        for row in 0..16 {
+            for lane in 0..16 {
+                // SAFETY: the caller vouches for 16 rows of 16 lanes at both ends.
+                unsafe {
+                    let value = from.byte_add(row * stride).add(lane).read_unaligned();
+                    to.add(lane * 16 + row).write_unaligned(value);
+                }
+            }
+        }
+    }
+}
+
 /// Values that a matrix of `n` rows of `k` weights has when packed, `per_lane` to a lane. Its tiles
 /// follow each other, those of any panel of 64 rows at `packed_len(row, k, per_lane)`.
 pub(crate) const fn packed_len(n: usize, k: usize, per_lane: usize) -> usize {
@@ -117,8 +147,8 @@ pub(super) unsafe fn panel<L, S, const NV: usize, const NX: usize>(
     out: &mut [f32],
     piece: &mut Vec<Line>,
 ) where
-    L: Lanes,
-    S: Lanes<Activation = L::Activation>,
+    L: PackedLanes,
+    S: PackedLanes<Activation = L::Activation>,
 {
     let rows = out.len() / BLOCK;
     let tiles = w.rows.div_ceil(SIDE);
@@ -168,8 +198,8 @@ unsafe fn pack<L, S>(
     to: *mut S::Weight,
     stride: usize,
 ) where
-    L: Lanes,
-    S: Lanes,
+    L: PackedLanes,
+    S: PackedLanes,
 {
     assert!(w.values.len() == w.rows * w.k, "weight rows");
     let step = SIDE * S::PER_LANE;
@@ -203,7 +233,11 @@ unsafe fn pack<L, S>(
 /// # Safety
 /// As [`pack`]; `from` points to the first of 16 rows, `stride` apart.
 #[inline(always)]
-unsafe fn square<L: Lanes, S: Lanes>(from: *const L::Weight, stride: usize, to: *mut S::Weight) {
+unsafe fn square<L: PackedLanes, S: PackedLanes>(
+    from: *const L::Weight,
+    stride: usize,
+    to: *mut S::Weight,
+) {
     const { assert!(size_of::<S::Weight>() * S::PER_LANE == 4, "a lane has four bytes") };
     // SAFETY: the caller vouches for rows, room and instructions. A lane is any four bytes.
     unsafe {
@@ -261,7 +295,7 @@ impl<A: Copy> Product<'_, A> {
         mut ahead: Ahead,
         out: &mut [f32],
     ) where
-        L: Lanes<Activation = A>,
+        L: PackedLanes<Activation = A>,
     {
         let mut row = 0;
         // SAFETY: the caller vouches for weights and instructions; rows are those of the product.
@@ -297,7 +331,7 @@ impl<A: Copy> Product<'_, A> {
         ahead: &mut Ahead,
         out: &mut [f32],
     ) where
-        L: Lanes<Activation = A>,
+        L: PackedLanes<Activation = A>,
     {
         let lanes = L::STEP / L::PER_LANE;
         let mut column = 0;
@@ -327,7 +361,7 @@ impl<A: Copy> Product<'_, A> {
         ahead: &mut Ahead,
         out: &mut [f32],
     ) where
-        L: Lanes<Activation = A>,
+        L: PackedLanes<Activation = A>,
     {
         let lanes = L::STEP / L::PER_LANE;
         let line = SIDE * L::PER_LANE;

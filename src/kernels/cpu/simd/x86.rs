@@ -16,6 +16,7 @@ use std::marker::PhantomData;
 use half::{bf16, f16};
 
 use super::dot::Lanes;
+use super::packed::PackedLanes;
 
 /// 16 lanes of single precision; weights are widened when loaded.
 pub(super) struct Avx512<W>(PhantomData<W>);
@@ -165,7 +166,7 @@ unsafe fn totals_of_sixteens<const N: usize>(sums: [__m512; N]) -> [f32; N] {
     }
 }
 
-/// [`Lanes::transpose`] in registers of sixteen lanes: neighbours, pairs, then quarters change places.
+/// [`PackedLanes::transpose`] in registers of sixteen lanes: neighbours, pairs, then quarters change places.
 ///
 /// # Safety
 /// Rows and room as there; the processor has AVX-512.
@@ -247,9 +248,10 @@ impl<W: Widen> Lanes for Avx512<W> {
     type Activation = f32;
     type Register = __m512;
     type Sums = __m512;
+    type Total = f32;
     const STEP: usize = 16;
-    const PER_LANE: usize = 1;
     const SINGLE_ROWS: usize = 0;
+    const SPAN: usize = usize::MAX;
     const ZERO: W = W::ZERO;
 
     #[inline(always)]
@@ -267,6 +269,26 @@ impl<W: Widen> Lanes for Avx512<W> {
         // SAFETY: the caller vouches for sixteen values and AVX-512.
         unsafe { _mm512_loadu_ps(from) }
     }
+    #[inline(always)]
+    unsafe fn multiply_add(w: __m512, x: __m512, sums: __m512) -> __m512 {
+        // SAFETY: the caller vouches for AVX-512.
+        unsafe { _mm512_fmadd_ps(w, x, sums) }
+    }
+    #[inline(always)]
+    unsafe fn totals<const N: usize>(sums: [__m512; N]) -> [f32; N] {
+        // SAFETY: the caller vouches for AVX-512.
+        unsafe { totals_of_sixteens(sums) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(from: *const W) {
+        // SAFETY: a prefetch never faults, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+    }
+}
+
+impl<W: Widen> PackedLanes for Avx512<W> {
+    const PER_LANE: usize = 1;
+
     #[inline(always)]
     unsafe fn repeat(from: *const f32) -> __m512 {
         // SAFETY: the caller vouches for a value and AVX-512.
@@ -292,21 +314,6 @@ impl<W: Widen> Lanes for Avx512<W> {
         // SAFETY: as the caller vouches.
         unsafe { transpose_sixteen(from, stride, to) }
     }
-    #[inline(always)]
-    unsafe fn multiply_add(w: __m512, x: __m512, sums: __m512) -> __m512 {
-        // SAFETY: the caller vouches for AVX-512.
-        unsafe { _mm512_fmadd_ps(w, x, sums) }
-    }
-    #[inline(always)]
-    unsafe fn totals<const N: usize>(sums: [__m512; N]) -> [f32; N] {
-        // SAFETY: the caller vouches for AVX-512.
-        unsafe { totals_of_sixteens(sums) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch(from: *const W) {
-        // SAFETY: a prefetch never faults, wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
-    }
 }
 
 impl Lanes for Avx512Bf16 {
@@ -314,9 +321,10 @@ impl Lanes for Avx512Bf16 {
     type Activation = bf16;
     type Register = __m512bh;
     type Sums = __m512;
+    type Total = f32;
     const STEP: usize = 32;
-    const PER_LANE: usize = 2;
     const SINGLE_ROWS: usize = 4;
+    const SPAN: usize = usize::MAX;
     const ZERO: bf16 = bf16::ZERO;
 
     #[inline(always)]
@@ -334,6 +342,26 @@ impl Lanes for Avx512Bf16 {
         // SAFETY: as for weights.
         unsafe { Self::weights(from) }
     }
+    #[inline(always)]
+    unsafe fn multiply_add(w: __m512bh, x: __m512bh, sums: __m512) -> __m512 {
+        // SAFETY: the caller vouches for AVX512_BF16.
+        unsafe { _mm512_dpbf16_ps(sums, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn totals<const N: usize>(sums: [__m512; N]) -> [f32; N] {
+        // SAFETY: the caller vouches for AVX-512.
+        unsafe { totals_of_sixteens(sums) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(from: *const bf16) {
+        // SAFETY: a prefetch never faults, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+    }
+}
+
+impl PackedLanes for Avx512Bf16 {
+    const PER_LANE: usize = 2;
+
     #[inline(always)]
     unsafe fn repeat(from: *const bf16) -> __m512bh {
         // SAFETY: the caller vouches for a pair and AVX-512.
@@ -362,21 +390,6 @@ impl Lanes for Avx512Bf16 {
         // SAFETY: as the caller vouches.
         unsafe { transpose_sixteen(from, stride, to) }
     }
-    #[inline(always)]
-    unsafe fn multiply_add(w: __m512bh, x: __m512bh, sums: __m512) -> __m512 {
-        // SAFETY: the caller vouches for AVX512_BF16.
-        unsafe { _mm512_dpbf16_ps(sums, w, x) }
-    }
-    #[inline(always)]
-    unsafe fn totals<const N: usize>(sums: [__m512; N]) -> [f32; N] {
-        // SAFETY: the caller vouches for AVX-512.
-        unsafe { totals_of_sixteens(sums) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch(from: *const bf16) {
-        // SAFETY: a prefetch never faults, wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
-    }
 }
 
 impl<W: Widen> Lanes for Avx2<W> {
@@ -384,9 +397,10 @@ impl<W: Widen> Lanes for Avx2<W> {
     type Activation = f32;
     type Register = __m256;
     type Sums = __m256;
+    type Total = f32;
     const STEP: usize = 8;
-    const PER_LANE: usize = 1;
     const SINGLE_ROWS: usize = 0;
+    const SPAN: usize = usize::MAX;
     const ZERO: W = W::ZERO;
 
     #[inline(always)]
@@ -404,6 +418,26 @@ impl<W: Widen> Lanes for Avx2<W> {
         // SAFETY: the caller vouches for eight values and AVX2.
         unsafe { _mm256_loadu_ps(from) }
     }
+    #[inline(always)]
+    unsafe fn multiply_add(w: __m256, x: __m256, sums: __m256) -> __m256 {
+        // SAFETY: the caller vouches for FMA.
+        unsafe { _mm256_fmadd_ps(w, x, sums) }
+    }
+    #[inline(always)]
+    unsafe fn totals<const N: usize>(sums: [__m256; N]) -> [f32; N] {
+        // SAFETY: the caller vouches for AVX2.
+        unsafe { totals_of_eights(sums) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(from: *const W) {
+        // SAFETY: a prefetch never faults, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+    }
+}
+
+impl<W: Widen> PackedLanes for Avx2<W> {
+    const PER_LANE: usize = 1;
+
     #[inline(always)]
     unsafe fn repeat(from: *const f32) -> __m256 {
         // SAFETY: the caller vouches for a value and AVX2.
@@ -434,21 +468,6 @@ impl<W: Widen> Lanes for Avx2<W> {
             }
         }
     }
-    #[inline(always)]
-    unsafe fn multiply_add(w: __m256, x: __m256, sums: __m256) -> __m256 {
-        // SAFETY: the caller vouches for FMA.
-        unsafe { _mm256_fmadd_ps(w, x, sums) }
-    }
-    #[inline(always)]
-    unsafe fn totals<const N: usize>(sums: [__m256; N]) -> [f32; N] {
-        // SAFETY: the caller vouches for AVX2.
-        unsafe { totals_of_eights(sums) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch(from: *const W) {
-        // SAFETY: a prefetch never faults, wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
-    }
 }
 
 impl<W: Widen> Lanes for Sse2<W> {
@@ -456,9 +475,10 @@ impl<W: Widen> Lanes for Sse2<W> {
     type Activation = f32;
     type Register = __m128;
     type Sums = __m128;
+    type Total = f32;
     const STEP: usize = 4;
-    const PER_LANE: usize = 1;
     const SINGLE_ROWS: usize = 0;
+    const SPAN: usize = usize::MAX;
     const ZERO: W = W::ZERO;
 
     #[inline(always)]
@@ -475,26 +495,6 @@ impl<W: Widen> Lanes for Sse2<W> {
     unsafe fn activations(from: *const f32) -> __m128 {
         // SAFETY: the caller vouches for four values.
         unsafe { _mm_loadu_ps(from) }
-    }
-    #[inline(always)]
-    unsafe fn repeat(from: *const f32) -> __m128 {
-        // SAFETY: the caller vouches for a value and SSE2.
-        unsafe { _mm_set1_ps(*from) }
-    }
-    #[inline(always)]
-    unsafe fn widen(from: *const W, to: *mut f32) {
-        // SAFETY: the caller vouches for four values at both ends and SSE2.
-        unsafe { _mm_storeu_ps(to, W::widen4(from)) }
-    }
-    #[inline(always)]
-    unsafe fn resume(from: *const f32) -> __m128 {
-        // SAFETY: the caller vouches for the sums and SSE2.
-        unsafe { _mm_loadu_ps(from) }
-    }
-    #[inline(always)]
-    unsafe fn store(sums: __m128, to: *mut f32) {
-        // SAFETY: the caller vouches for room and SSE2.
-        unsafe { _mm_storeu_ps(to, sums) }
     }
     #[inline(always)]
     unsafe fn multiply_add(w: __m128, x: __m128, sums: __m128) -> __m128 {
@@ -517,5 +517,30 @@ impl<W: Widen> Lanes for Sse2<W> {
     unsafe fn prefetch(from: *const W) {
         // SAFETY: a prefetch never faults, wherever it points.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+    }
+}
+
+impl<W: Widen> PackedLanes for Sse2<W> {
+    const PER_LANE: usize = 1;
+
+    #[inline(always)]
+    unsafe fn repeat(from: *const f32) -> __m128 {
+        // SAFETY: the caller vouches for a value and SSE2.
+        unsafe { _mm_set1_ps(*from) }
+    }
+    #[inline(always)]
+    unsafe fn widen(from: *const W, to: *mut f32) {
+        // SAFETY: the caller vouches for four values at both ends and SSE2.
+        unsafe { _mm_storeu_ps(to, W::widen4(from)) }
+    }
+    #[inline(always)]
+    unsafe fn resume(from: *const f32) -> __m128 {
+        // SAFETY: the caller vouches for the sums and SSE2.
+        unsafe { _mm_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(sums: __m128, to: *mut f32) {
+        // SAFETY: the caller vouches for room and SSE2.
+        unsafe { _mm_storeu_ps(to, sums) }
     }
 }
