@@ -31,7 +31,7 @@ use crate::{Error, Result};
 use simd::{Activation, Format, Wide};
 
 pub use align::align;
-pub use router::route;
+pub use router::{route, route_in};
 
 /// Sources that decide what the kernels do, for their hash.
 const SOURCES: [&str; 6] = [
@@ -66,10 +66,9 @@ impl CpuBackend {
     /// # Errors
     /// [`Error::Device`] when this processor does not have it.
     pub fn with_isa(isa: simd::Isa) -> Result<Self> {
-        if isa.is_available() {
-            Ok(Self { isa, pool: None })
-        } else {
-            Err(Error::device("cpu", format!("this processor has no {}", isa.label())))
+        match isa.missing() {
+            None => Ok(Self { isa, pool: None }),
+            Some(why) => Err(Error::device("cpu", format!("no {}: {why}", isa.label()))),
         }
     }
 
@@ -132,7 +131,8 @@ impl CpuBackend {
         workspace.set_tokens(weights, self.isa, tokens);
         workspace.x.copy_from_slice(x);
         self.install(|| {
-            route(logits, shape.experts, shape.top_k, router, &mut workspace.routed)?;
+            let (experts, top_k) = (shape.experts, shape.top_k);
+            route_in(self.isa, logits, experts, top_k, router, &mut workspace.routed)?;
             workspace.align(shape)?;
             workspace.products(weights, self.isa);
             Ok(())
@@ -260,13 +260,13 @@ impl LoadedLayer for CpuLayer<'_> {
         let (ws, router, isa) = (&mut self.workspace, &self.router, self.backend.isa);
         self.backend.install(|| {
             match stage {
-                Stage::Router => ws.route(&shape, router)?,
+                Stage::Router => ws.route(&shape, router, isa)?,
                 Stage::Align => ws.align(&shape)?,
                 Stage::GateUp => ws.gate_up(weights, isa),
                 Stage::Down => ws.down(weights, isa),
                 Stage::Combine => ws.combine(&shape),
                 Stage::Layer => {
-                    ws.route(&shape, router)?;
+                    ws.route(&shape, router, isa)?;
                     ws.align(&shape)?;
                     ws.products(weights, isa);
                 }
@@ -407,8 +407,8 @@ impl Workspace {
         Ok(())
     }
 
-    fn route(&mut self, shape: &MoeShape, spec: &RouterSpec) -> Result<()> {
-        route(&self.logits, shape.experts, shape.top_k, spec, &mut self.routed)
+    fn route(&mut self, shape: &MoeShape, spec: &RouterSpec, isa: simd::Isa) -> Result<()> {
+        route_in(isa, &self.logits, shape.experts, shape.top_k, spec, &mut self.routed)
     }
 
     fn align(&mut self, shape: &MoeShape) -> Result<()> {
