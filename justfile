@@ -34,6 +34,11 @@ test *flags:
 ci:
     bash .ci/run
 
+# Execute every path of the CPU kernels that can run here; `just cpu-paths aarch64` runs one of x86, asan, aarch64
+[group('check')]
+cpu-paths *parts:
+    bash .ci/cpu-paths {{ parts }}
+
 # Run a bench: router, grouped_gemm, moe_layer, cuda, law or cost_model; all without a name
 [group('bench')]
 bench name='':

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use moe_frontier::cli::Cli;
+use moe_frontier::kernels::cpu::simd::Isa;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -558,6 +559,41 @@ fn text_is_never_wider_than_a_hundred_columns() {
             assert!(line.chars().count() <= 100, "{arguments}: {line}");
         }
     }
+}
+
+#[test]
+fn an_instruction_set_that_is_unknown_or_absent_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let measure = |isa: &'static str| ["measure", "--device", "cpu", "--isa", isa];
+    refused(folder.path(), &measure("avx1024"), 2, "avx512-bf16");
+    refused(folder.path(), &["measure", "--device", "gpu", "--isa", "avx2"], 2, "--isa");
+    for isa in Isa::ALL {
+        match isa.missing() {
+            Some(why) => refused(folder.path(), &measure(isa.flag()), 6, why),
+            None => eprintln!("SKIPPED the refusal of {}: this machine has it", isa.flag()),
+        }
+    }
+}
+
+/// What limits a process to some processors also limits the threads that kernels take.
+#[test]
+#[cfg(target_os = "linux")]
+fn threads_are_those_that_the_process_may_run_on() {
+    match Command::new("taskset").args(["-c", "0", "true"]).output() {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => return eprintln!("SKIPPED: {}", text(&output.stderr)),
+        Err(error) => return eprintln!("SKIPPED: no taskset ({error})"),
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut doctor = Command::new("taskset");
+    doctor.args(["-c", "0", env!("CARGO_BIN_EXE_moe-frontier"), "doctor", "--json"]);
+    doctor.env("MOE_FRONTIER_PROFILES", folder.path()).env_remove("RAYON_NUM_THREADS");
+    let output = doctor.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(findings["threads"], 1);
+    assert_eq!(findings["cores"], 1);
+    assert_eq!(findings["cpu"]["threads"], 1);
 }
 
 #[test]

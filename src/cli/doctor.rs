@@ -13,6 +13,7 @@ use crate::gpu::libraries::CudaLibrary;
 use crate::gpu::{CudaDevice, GpuFacts, Launcher, driver, images};
 use crate::kernels::MoeBackend;
 use crate::kernels::cpu::CpuBackend;
+use crate::kernels::cpu::simd::Isa;
 use crate::kernels::gpu::MoeOptions;
 use crate::measure::host;
 use crate::measure::preflight::Load;
@@ -33,7 +34,11 @@ struct Findings {
     os: String,
     cpu: CpuDevice,
     cores: usize,
+    /// Threads that the processor's kernels take unless told otherwise.
+    threads: usize,
     kernels: String,
+    /// Every instruction set that the processor's kernels are written for, the preferred first.
+    instruction_sets: Vec<InstructionSet>,
     available_memory_bytes: u64,
     load_1min: Option<f64>,
     gpus: Vec<String>,
@@ -44,6 +49,17 @@ struct Findings {
     gpu_unused_because: String,
     profiles_folder: Option<String>,
     profile: Option<Stored>,
+}
+
+/// An instruction set of the processor's kernels.
+#[derive(Debug, Serialize)]
+struct InstructionSet {
+    /// The word that `measure --isa` takes.
+    name: &'static str,
+    label: &'static str,
+    chosen: bool,
+    /// Absent where it can be used.
+    missing_because: Option<&'static str>,
 }
 
 /// The newest profile of this machine.
@@ -67,7 +83,7 @@ pub fn run(_args: &Args, output: Output) -> Result<()> {
 
 fn look() -> Findings {
     let backend = CpuBackend::new();
-    let cpu = host::cpu(rayon::current_num_threads());
+    let cpu = host::cpu(backend.threads());
     let (gpus, gpu_unused_because) = match driver::probe() {
         Ok(found) => {
             let opened = found
@@ -87,11 +103,13 @@ fn look() -> Findings {
         .and_then(|folder| store::newest(folder, &device, &backend.kernel_sha256(), |_| true));
     Findings {
         schema: "moe-frontier/doctor",
-        schema_version: "1.0",
+        schema_version: "1.1",
         program_version: env!("CARGO_PKG_VERSION"),
         os: host::os(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
+        threads: backend.threads(),
         kernels: backend.description(),
+        instruction_sets: Isa::ALL.map(|isa| instruction_set(isa, backend.isa())).into(),
         available_memory_bytes: host::memory().available_bytes,
         load_1min: Load::read().load_1min,
         gpus,
@@ -109,6 +127,15 @@ fn look() -> Findings {
             noise_floor_rel: profile.run.noise_floor_rel,
         }),
         cpu,
+    }
+}
+
+fn instruction_set(isa: Isa, chosen: Isa) -> InstructionSet {
+    InstructionSet {
+        name: isa.flag(),
+        label: isa.label(),
+        chosen: isa == chosen,
+        missing_because: isa.missing(),
     }
 }
 
@@ -144,7 +171,7 @@ fn text(f: &Findings) -> String {
     let mut lines = vec![
         format!("program        moe-frontier {}, {}", f.program_version, f.os),
         format!("processor      {}, {} cores for this process", f.cpu.name, f.cores),
-        format!("instructions   {}", f.cpu.isa.join(" ")),
+        format!("features       {}", f.cpu.isa.join(" ")),
         format!("caches         L2 {}, L3 {}", size(f.cpu.l2_bytes), size(f.cpu.l3_bytes)),
         format!(
             "memory         {} of {} available",
@@ -153,6 +180,15 @@ fn text(f: &Findings) -> String {
         ),
         format!("kernels        {}", f.kernels),
     ];
+    for (i, set) in f.instruction_sets.iter().enumerate() {
+        let title = if i == 0 { "instructions" } else { "" };
+        let state = match set.missing_because {
+            Some(why) => format!("no: {why}"),
+            None if set.chosen => "available, chosen".to_owned(),
+            None => "available".to_owned(),
+        };
+        lines.push(format!("{title:<14} {:<12} {:<12} {state}", set.name, set.label));
+    }
     for (gpu, kernels) in f.gpus.iter().zip(&f.gpu_kernels) {
         lines.push(format!("GPU            {gpu}"));
         lines.push(wrapped("CUDA kernels   ", kernels).trim_end().to_owned());
@@ -194,6 +230,12 @@ mod tests {
         for part in ["processor", "kernels", "NVRTC", "profiles"] {
             assert!(text.contains(part), "{text}");
         }
+        for isa in Isa::ALL {
+            assert!(text.contains(isa.flag()), "{text}");
+        }
+        let chosen: Vec<_> = findings.instruction_sets.iter().filter(|s| s.chosen).collect();
+        assert!(matches!(chosen[..], [set] if set.missing_because.is_none()), "{text}");
+        assert!(text.contains(&format!("{}, {} threads", chosen[0].label, findings.threads)));
         assert_eq!(findings.gpus.is_empty(), !findings.gpu_unused_because.is_empty());
         assert!(serde_json::to_string(&findings).unwrap().starts_with("{\"schema\""));
     }

@@ -15,6 +15,7 @@ use crate::files::{check_writable, write_atomic};
 use crate::gpu::CudaDevice;
 use crate::kernels::MoeBackend;
 use crate::kernels::cpu::CpuBackend;
+use crate::kernels::cpu::simd::Isa;
 use crate::kernels::gpu::{GpuBackend, MoeOptions, PRODUCTS, Product};
 use crate::measure::record::{Cell, Profile};
 use crate::measure::sampling::BlockRule;
@@ -72,6 +73,10 @@ pub struct MeasureArgs {
     /// Threads of the kernels [default: all that this process may use].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Instruction set of the processor's kernels: amx, avx512-bf16, avx512, avx2 or portable
+    /// [default: the one that `doctor` names].
+    #[arg(long, value_name = "NAME", value_parser = str::parse::<Isa>)]
+    pub isa: Option<Isa>,
     /// Seed of data and routing.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -127,22 +132,49 @@ fn executed_dtype(text: &str) -> Result<DType, String> {
     }
 }
 
+/// Which of a device's kernels a user asked for; the default leaves the choice to the program.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KernelChoice<'a> {
+    /// Names of a GPU's products.
+    pub products: &'a [String],
+    /// Instruction set of the processor.
+    pub isa: Option<Isa>,
+}
+
+impl KernelChoice<'_> {
+    fn cpu(self) -> Result<CpuBackend> {
+        if !self.products.is_empty() {
+            return Err(Error::usage(
+                "--kernel",
+                "kernels are chosen on a GPU; for the processor, --isa",
+            ));
+        }
+        self.isa.map_or_else(|| Ok(CpuBackend::new()), CpuBackend::with_isa)
+    }
+}
+
 impl DeviceChoice {
-    /// Opens the device and hands its backend and what is measured of it to `work`.
+    /// Opens the device and hands its backend and what is measured of it to `work`. An instruction set
+    /// makes [`DeviceChoice::Auto`] the processor.
     ///
     /// # Errors
-    /// [`Error::Device`] when a GPU was asked for that is not there; whatever `work` reports.
+    /// [`Error::Device`] when a GPU or an instruction set was asked for that is not there;
+    /// [`Error::Usage`] for kernels of another device; whatever `work` reports.
     pub fn open<T>(
         self,
-        kernels: &[String],
+        kernels: KernelChoice,
         work: impl FnOnce(&dyn MoeBackend, &dyn Target) -> Result<T>,
     ) -> Result<T> {
         let ordinal = match self {
+            Self::Gpu(_) if kernels.isa.is_some() => {
+                return Err(Error::usage("--isa", "is the processor's; a GPU has --kernel"));
+            }
+            Self::Auto if kernels.isa.is_some() => None,
             Self::Cpu => None,
             Self::Auto => crate::gpu::probe().ok().and_then(|found| Some(found.first()?.ordinal)),
             Self::Gpu(ordinal) => Some(ordinal),
         };
-        let opened = match ordinal.map(|ordinal| open_gpu(ordinal, options(kernels)?)) {
+        let opened = match ordinal.map(|ordinal| open_gpu(ordinal, options(kernels.products)?)) {
             Some(Err(error)) if self == Self::Auto => {
                 warn(&format!("the GPU is not used: {error}"));
                 None
@@ -151,10 +183,7 @@ impl DeviceChoice {
         };
         match opened {
             Some(backend) => work(&backend, &GpuTarget::new(&backend)?),
-            None if kernels.is_empty() => work(&CpuBackend::new(), &CpuTarget::default()),
-            None => {
-                Err(Error::usage("--kernel", "kernels are chosen on a GPU; the processor has one"))
-            }
+            None => work(&kernels.cpu()?, &CpuTarget::default()),
         }
     }
 }
@@ -229,8 +258,9 @@ pub fn run(args: &MeasureArgs, output: Output) -> Result<()> {
             format!("{} exceeds the {experts} experts of one of the layers", args.top_k),
         ));
     }
+    let kernels = KernelChoice { products: &args.kernels, isa: args.isa };
     let profile = in_pool(args.threads, || {
-        args.device.open(&args.kernels, |backend, target| {
+        args.device.open(kernels, |backend, target| {
             measure_on(backend, target, request, |plan| match &args.routing_out {
                 Some(path) => write_routing(path, plan, args.force),
                 None => Ok(()),
@@ -293,7 +323,9 @@ pub fn in_pool<T: Send>(
 /// # Errors
 /// See [`DeviceChoice::open`] and [`Session::run`].
 pub fn measure(device: DeviceChoice, request: Request) -> Result<Profile> {
-    device.open(&[], |backend, target| measure_on(backend, target, request, |_| Ok(())))
+    device.open(KernelChoice::default(), |backend, target| {
+        measure_on(backend, target, request, |_| Ok(()))
+    })
 }
 
 /// Writes the routings of a plan's cells.
@@ -461,8 +493,33 @@ mod tests {
         for wrong in [&["gemv_bf16_up", "gemv_bf16_up"][..], &["gemm"][..]] {
             assert_eq!(options(&names(wrong)).unwrap_err().exit_code(), 2);
         }
-        let ignored = DeviceChoice::Cpu.open(&names(&["gemv_bf16_up"]), |_, _| Ok(()));
-        assert_eq!(ignored.unwrap_err().exit_code(), 2);
+        let products = &names(&["gemv_bf16_up"]);
+        let ignored = KernelChoice { products, isa: None };
+        assert_eq!(DeviceChoice::Cpu.open(ignored, |_, _| Ok(())).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn an_instruction_set_is_the_processor_s_and_a_profile_s_identity() {
+        let open = |device: DeviceChoice, isa| {
+            let kernels = KernelChoice { products: &[], isa: Some(isa) };
+            device.open(kernels, |backend, _| Ok((backend.description(), backend.kernel_sha256())))
+        };
+        let mut hashes = Vec::new();
+        for isa in Isa::ALL {
+            assert_eq!(open(DeviceChoice::Gpu(0), isa).unwrap_err().exit_code(), 2);
+            match open(DeviceChoice::Auto, isa) {
+                Ok((description, hash)) => {
+                    assert!(description.starts_with(isa.label()), "{description}");
+                    assert!(!hashes.contains(&hash), "{description} has another's hash");
+                    hashes.push(hash);
+                }
+                Err(error) => {
+                    assert!(!isa.is_available() && error.exit_code() == 6, "{error}");
+                    assert!(error.to_string().contains(isa.label()), "{error}");
+                }
+            }
+        }
+        assert!(!hashes.is_empty());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::cli::measure::{DeviceChoice, measure};
+use crate::cli::measure::{DeviceChoice, KernelChoice, measure};
 use crate::cli::output::warn;
 use crate::cli::rank::RankArgs;
 use crate::cli::store;
@@ -153,7 +153,9 @@ fn keep(profile: &Profile) -> Result<PathBuf> {
 /// the device that is to be measured.
 fn this_machine(args: &RankArgs) -> Result<Choice> {
     let (device, kernels) = DeviceChoice::Auto
-        .open(&[], |backend, target| Ok((target.device(), backend.kernel_sha256())))?;
+        .open(KernelChoice::default(), |backend, target| {
+            Ok((target.device(), backend.kernel_sha256()))
+        })?;
     let transfers = |profile: &Profile| {
         LatencyTable::new(profile, policy(true)).is_ok_and(|t| t.transfer_error().is_some())
     };

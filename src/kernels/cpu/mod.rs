@@ -39,7 +39,7 @@ use prepacked::{Packable, Packed, PackedWeights};
 use simd::{Activation, Format, Int8Format, Wide};
 
 pub use align::align;
-pub use router::route;
+pub use router::{route, route_in};
 
 /// Sources that decide what the kernels do, for their hash.
 const SOURCES: [&str; 8] = [
@@ -78,10 +78,9 @@ impl CpuBackend {
     /// # Errors
     /// [`Error::Device`] when this processor does not have it.
     pub fn with_isa(isa: simd::Isa) -> Result<Self> {
-        if isa.is_available() {
-            Ok(Self { isa, pool: None, pack: false })
-        } else {
-            Err(Error::device("cpu", format!("this processor has no {}", isa.label())))
+        match isa.missing() {
+            None => Ok(Self { isa, pool: None, pack: false }),
+            Some(why) => Err(Error::device("cpu", format!("no {}: {why}", isa.label()))),
         }
     }
 
@@ -156,7 +155,8 @@ impl CpuBackend {
         workspace.set_tokens(weights, self.isa, tokens);
         workspace.x.copy_from_slice(x);
         self.install(|| {
-            route(logits, shape.experts, shape.top_k, router, &mut workspace.routed)?;
+            let (experts, top_k) = (shape.experts, shape.top_k);
+            route_in(self.isa, logits, experts, top_k, router, &mut workspace.routed)?;
             workspace.align(shape)?;
             workspace.products(weights.into(), self.isa);
             Ok(())
@@ -306,13 +306,13 @@ impl LoadedLayer for CpuLayer<'_> {
         let (ws, router, isa) = (&mut self.workspace, &self.router, self.backend.isa);
         self.backend.install(|| {
             match stage {
-                Stage::Router => ws.route(&shape, router)?,
+                Stage::Router => ws.route(&shape, router, isa)?,
                 Stage::Align => ws.align(&shape)?,
                 Stage::GateUp => ws.gate_up(weights, isa),
                 Stage::Down => ws.down(weights, isa),
                 Stage::Combine => ws.combine(&shape),
                 Stage::Layer => {
-                    ws.route(&shape, router)?;
+                    ws.route(&shape, router, isa)?;
                     ws.align(&shape)?;
                     ws.products(weights, isa);
                 }
@@ -474,8 +474,8 @@ impl Workspace {
         Ok(())
     }
 
-    fn route(&mut self, shape: &MoeShape, spec: &RouterSpec) -> Result<()> {
-        route(&self.logits, shape.experts, shape.top_k, spec, &mut self.routed)
+    fn route(&mut self, shape: &MoeShape, spec: &RouterSpec, isa: simd::Isa) -> Result<()> {
+        route_in(isa, &self.logits, shape.experts, shape.top_k, spec, &mut self.routed)
     }
 
     fn align(&mut self, shape: &MoeShape) -> Result<()> {
@@ -574,7 +574,7 @@ type Values<'a, W> = (&'a [W], Option<&'a Packed>);
 
 /// The packed weights if there are any, else the rows.
 fn matrices<W: Packable>(
-    (rows, packed): Values<W>,
+    (rows, packed): Values<'_, W>,
     size: (usize, usize),
     isa: simd::Isa,
 ) -> Matrices<'_, W> {

@@ -19,16 +19,19 @@ mod format;
 mod int8;
 #[cfg(target_arch = "x86_64")]
 mod int8_x86;
+mod keys;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod packed;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod plain;
+mod route;
 mod softmax;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use crate::config::DType;
 use crate::kernels::Activations;
@@ -46,10 +49,10 @@ pub(crate) use int8::{
     largest,
 };
 pub(crate) use packed::{Aligned, pack_matrices, packed_len};
-pub(crate) use softmax::softmax_shares;
+pub(crate) use route::{Router, route_rows};
 
 /// Sources that decide what the micro-kernels do, for the hash of the kernels.
-pub(crate) const SOURCES: [&str; 13] = [
+pub(crate) const SOURCES: [&str; 15] = [
     include_str!("mod.rs"),
     include_str!("activate.rs"),
     include_str!("amx.rs"),
@@ -58,9 +61,11 @@ pub(crate) const SOURCES: [&str; 13] = [
     include_str!("format.rs"),
     include_str!("int8.rs"),
     include_str!("int8_x86.rs"),
+    include_str!("keys.rs"),
     include_str!("neon.rs"),
     include_str!("packed.rs"),
     include_str!("plain.rs"),
+    include_str!("route.rs"),
     include_str!("softmax.rs"),
     include_str!("x86.rs"),
 ];
@@ -124,11 +129,25 @@ impl Isa {
     /// on Sapphire Rapids), others at twice (measured on Zen 4, which has no AMX): where the tiles
     /// exist but may not be used, the f32 kernel is taken.
     pub fn detect() -> Self {
+        // Asked once: in a virtual machine every CPUID instruction costs microseconds.
+        static FOUND: OnceLock<Isa> = OnceLock::new();
         let passed_over = |isa| isa == Self::Avx512Bf16 && has_amx();
-        Self::ALL
-            .into_iter()
-            .find(|&isa| isa.is_available() && !passed_over(isa))
-            .unwrap_or(Self::Portable)
+        let mut all = Self::ALL.into_iter();
+        *FOUND.get_or_init(|| {
+            all.find(|&isa| isa.is_available() && !passed_over(isa)).unwrap_or(Self::Portable)
+        })
+    }
+
+    /// Why kernels cannot use it here; `None` where they can.
+    pub fn missing(self) -> Option<&'static str> {
+        match self {
+            _ if self.is_available() => None,
+            _ if !cfg!(target_arch = "x86_64") => Some("an instruction set of x86-64"),
+            Self::Amx if has_amx() => {
+                Some("the system does not let this process use the tiles that the processor has")
+            }
+            _ => Some("this processor does not have it"),
+        }
     }
 
     /// Whether this processor has it and the system permits it.
@@ -268,5 +287,8 @@ mod tests {
     fn some_instruction_set_is_always_there() {
         assert!(Isa::Portable.is_available());
         assert!(Isa::detect().is_available());
+        for isa in Isa::ALL {
+            assert_eq!(isa.missing().is_none(), isa.is_available(), "{}", isa.label());
+        }
     }
 }
