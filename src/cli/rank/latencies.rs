@@ -12,6 +12,7 @@ use crate::config::{DType, DeviceSpec};
 use crate::measure::Request;
 use crate::measure::record::{Cell, Device, Profile};
 use crate::measure::sampling::BlockRule;
+use crate::measure::worker::Facts;
 use crate::plan::outcome::ProfileUsed;
 use crate::profile::table::{Outside, Policy, Transfer};
 use crate::profile::{LatencyModel, LatencyTable, RooflineModel, Source, format};
@@ -130,7 +131,8 @@ impl Choice {
                 from_profile(&profile, origin, args.include_noisy || auto)
             }
             Self::Stored { .. } | Self::MeasureNow(_) => {
-                let profile = measure(DeviceChoice::Auto, request(args, widths, experts))?;
+                let profile =
+                    measure(DeviceChoice::Auto, |facts| request(args, widths, experts, facts))?;
                 let origin = match keep(&profile) {
                     Ok(path) => format!("measured now, kept as {}", path.display()),
                     Err(error) => {
@@ -152,8 +154,7 @@ fn keep(profile: &Profile) -> Result<PathBuf> {
 /// The newest stored profile of this machine that says something about shapes it did not measure, or
 /// the device that is to be measured.
 fn this_machine(args: &RankArgs) -> Result<Choice> {
-    let (device, kernels) = DeviceChoice::Auto
-        .open(&[], |backend, target| Ok((target.device(), backend.kernel_sha256())))?;
+    let Facts { device, kernel_sha256: kernels, .. } = DeviceChoice::Auto.facts()?;
     let transfers = |profile: &Profile| {
         LatencyTable::new(profile, policy(true)).is_ok_and(|t| t.transfer_error().is_some())
     };
@@ -281,7 +282,13 @@ fn roofline(spec: &DeviceSpec) -> Result<Latencies> {
 }
 
 /// What is measured for a ranking: quick blocks, one expert per token as the law's models have.
-fn request(args: &RankArgs, widths: &[(usize, usize)], experts: &[usize]) -> Request {
+/// Cells are timed in every way that a cost may rest on.
+fn request(
+    args: &RankArgs,
+    widths: &[(usize, usize)],
+    experts: &[usize],
+    facts: &Facts,
+) -> Request {
     Request {
         widths: widths.to_vec(),
         experts: experts.to_vec(),
@@ -293,6 +300,7 @@ fn request(args: &RankArgs, widths: &[(usize, usize)], experts: &[usize]) -> Req
         seed: args.seed,
         budget: Duration::from_secs_f64(args.time_budget.0.min(86_400.0)),
         rule: BlockRule::QUICK,
+        modes: facts.modes.iter().copied().filter(|mode| mode.is_costed()).collect(),
     }
 }
 
