@@ -12,7 +12,7 @@ use crate::measure::Session;
 use crate::measure::worker::{Fault, refuse, serve};
 use crate::{Error, Result};
 
-/// Environment variable that plants a fault, see [`Fault`]: for the tests of the parent.
+/// Environment variable that plants faults, see [`Fault`], joined by commas: for the parent's tests.
 pub const FAULT_VARIABLE: &str = "MOE_FRONTIER_WORKER_FAULT";
 
 /// Runs kernels for `measure`, which starts it by itself.
@@ -35,17 +35,16 @@ pub struct WorkerArgs {
 /// [`Error::BadFile`] for orders that are none, [`Error::Io`] when the parent does not listen. What is
 /// wrong with the device is told to the parent.
 pub fn run(args: &WorkerArgs) -> Result<()> {
-    let fault = match std::env::var(FAULT_VARIABLE) {
-        Ok(text) => Some(text.parse::<Fault>()?),
-        Err(_) => None,
-    };
+    let planted = std::env::var(FAULT_VARIABLE).unwrap_or_default();
+    let faults = planted.split(',').filter(|text| !text.is_empty()).map(str::parse);
+    let faults: Vec<Fault> = faults.collect::<Result<_>>()?;
     let orders = orders()?;
     in_pool(args.threads, || {
         let mut out = stdout_lines();
         let mut is_open = false;
         let served = args.device.open(&args.kernels, |backend, target| {
             is_open = true;
-            serve(&Session::new(backend, target), orders.into_iter(), &mut out, fault)
+            serve(&Session::new(backend, target), orders.into_iter(), &mut out, &faults)
         });
         match served {
             Err(error) if !is_open => refuse(&mut out, &error),

@@ -386,3 +386,157 @@ impl CellLaunches {
         Ok((record, bed.clock.now_ns().saturating_sub(start)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::super::sampling::take_block;
+    use super::super::timing::fake::FakeClock;
+    use super::*;
+    use crate::kernels::{MoeShape, Routed};
+
+    const SHAPE: MoeShape = MoeShape { experts: 8, top_k: 1, hidden: 4, inter: 4, gated: true };
+
+    /// Blocks of four samples of at least 200 us.
+    const RULE: BlockRule = BlockRule {
+        min_samples: 4,
+        min_busy_ns: 1,
+        cap_ns: 1_000_000_000,
+        shortest_sample_ns: 200_000,
+    };
+
+    const LAUNCH_NS: u64 = 30_000;
+
+    /// A layer on a device whose launches take 30 us by its own clock; keeps what it is asked.
+    #[derive(Default)]
+    struct Replaying {
+        inputs: usize,
+        routings: Vec<usize>,
+        alone: Vec<Vec<usize>>,
+        series: Vec<Vec<Turn>>,
+        cannot_replay: bool,
+    }
+
+    impl LoadedLayer for Replaying {
+        fn set_input(&mut self, _x: &[f32], _logits: &[f32]) -> Result<()> {
+            self.inputs += 1;
+            Ok(())
+        }
+        fn set_routings(&mut self, _x: &[f32], logits: &[&[f32]]) -> Result<()> {
+            self.routings.push(logits.len());
+            Ok(())
+        }
+        fn run(&mut self, _stage: Stage, _set: usize) -> Result<()> {
+            Ok(())
+        }
+        fn time(&mut self, _stage: Stage, sets: &[usize]) -> Result<Option<u64>> {
+            self.alone.push(sets.to_vec());
+            Ok(Some(sets.len() as u64 * LAUNCH_NS))
+        }
+        fn time_series(&mut self, _stage: Stage, turns: &[Turn]) -> Result<Option<u64>> {
+            self.series.push(turns.to_vec());
+            Ok((!self.cannot_replay).then_some(turns.len() as u64 * LAUNCH_NS))
+        }
+        fn routed(&mut self) -> Result<Routed> {
+            Ok(Routed { ids: vec![], weights: vec![] })
+        }
+        fn output(&mut self) -> Result<Vec<f32>> {
+            Ok(vec![])
+        }
+        fn poison(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn cell(timing: TimingMode, tokens: usize, sets: usize) -> CellLaunches {
+        let spec = CellSpec { shape: SHAPE, tokens, timing, block: Duration::ZERO };
+        let inputs = Inputs::draw(&SHAPE, tokens, &"uniform".parse().unwrap(), 5).unwrap();
+        CellLaunches::new(spec, inputs, sets)
+    }
+
+    fn block(cell: &mut CellLaunches, layer: &mut Replaying, sets: usize) -> Result<BlockSamples> {
+        let stop = AtomicBool::new(false);
+        let clock = FakeClock::default();
+        cell.borrow(layer, sets, |timed| {
+            take_block(timed, &clock, RULE, LAUNCH_NS, &mut 0, &stop).map(Option::unwrap)
+        })
+    }
+
+    #[test]
+    fn a_stream_goes_through_all_weights_before_it_reads_any_again() {
+        for (tokens, sets) in [(1, 3), (1, 40), (3, 5), (64, 4), (64, 1)] {
+            let mut layer = Replaying::default();
+            let mut cell = cell(TimingMode::Stream, tokens, sets);
+            let drawn = cell.drawn(sets);
+            let taken = block(&mut cell, &mut layer, sets).unwrap();
+            assert_eq!(taken.launches_per_sample as usize % cell.cycle.len(), 0);
+            assert!(u64::from(taken.launches_per_sample) * LAUNCH_NS >= RULE.shortest_sample_ns);
+            assert_eq!(layer.routings, [drawn.draws], "the routings are put in place once a block");
+            let turns = &layer.series[0];
+            assert!(layer.series.len() == 4 && layer.series.iter().all(|again| again == turns));
+            let used: HashSet<usize> = turns.iter().map(|t| t.set).collect();
+            assert_eq!(used.len(), sets, "{tokens} tokens, {sets} sets");
+            let routings: HashSet<usize> = turns.iter().map(|t| t.routing).collect();
+            assert_eq!(routings.len(), drawn.draws);
+            let mut visited = HashSet::new();
+            for turn in turns {
+                let draw = &cell.inputs.draws[turn.routing];
+                if draw.next_set {
+                    visited.clear();
+                }
+                for (expert, _) in draw.load.counts().iter().enumerate().filter(|c| *c.1 > 0) {
+                    assert!(visited.insert(expert), "{tokens} tokens, {sets} sets: {turn:?}");
+                }
+            }
+            let all = (sets * SHAPE.experts) as f64;
+            assert!((0.5 * all..=all + 1e-9).contains(&drawn.cycle_experts), "{drawn:?}");
+        }
+    }
+
+    #[test]
+    fn hot_launches_share_weights_and_routing() {
+        let (mut layer, mut cell) = (Replaying::default(), cell(TimingMode::Hot, 1, 3));
+        let taken = block(&mut cell, &mut layer, 3).unwrap();
+        assert_eq!((taken.launches_per_sample, layer.routings.len()), (7, 1));
+        for (sample, turns) in layer.series.iter().enumerate() {
+            assert!(turns.iter().all(|turn| *turn == Turn { set: 0, routing: sample }));
+        }
+        assert!((cell.drawn(3).cycle_experts - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn cold_launches_are_timed_one_by_one_on_other_weights_each() {
+        let (mut layer, mut cell) = (Replaying::default(), cell(TimingMode::Cold, 1, 3));
+        block(&mut cell, &mut layer, 3).unwrap();
+        assert!(layer.series.is_empty() && layer.inputs == 4);
+        for sets in &layer.alone {
+            assert!(sets.len() == 7 && sets.windows(2).all(|pair| pair[0] != pair[1]));
+        }
+    }
+
+    #[test]
+    fn a_series_needs_a_device_that_can_replay() {
+        for timing in [TimingMode::Stream, TimingMode::Hot] {
+            let mut layer = Replaying { cannot_replay: true, ..Replaying::default() };
+            let error = block(&mut cell(timing, 1, 3), &mut layer, 3).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn an_output_that_nobody_timed_is_not_checked() {
+        let target = super::super::CpuTarget::default();
+        let clock = FakeClock::default();
+        let bed = Bed {
+            arithmetic: Arithmetic::SINGLE,
+            target: &target,
+            clock: &clock,
+            rule: RULE,
+            threads: 1,
+            cores: 1,
+        };
+        let found = cell(TimingMode::Cold, 1, 1).check_last(&mut Replaying::default(), &[], &bed);
+        assert_eq!(found.unwrap_err().exit_code(), 4);
+    }
+}

@@ -102,6 +102,7 @@ pub fn rounds(
         aa: aa::Aa::default(),
         rng: ChaCha8Rng::seed_from_u64(request.seed),
         complete: 0,
+        lost: Duration::ZERO,
         stop,
     };
     let failure = match rounds.measure(observer) {
@@ -205,6 +206,8 @@ struct Rounds<'a> {
     rng: ChaCha8Rng,
     /// Rounds that have ended.
     complete: u32,
+    /// Time that went into questions without an answer, and into what came after them.
+    lost: Duration,
     stop: &'a AtomicBool,
 }
 
@@ -221,8 +224,8 @@ impl Rounds<'_> {
             }
             self.one_round(&open, observer)?;
             let round = self.complete;
-            // Outputs are checked once, so that time does not come again.
-            let repeated = start.elapsed().saturating_sub(self.checking());
+            // Outputs are checked once and faults cost their cell, so that time does not come again.
+            let repeated = start.elapsed().saturating_sub(self.checking() + self.lost);
             if round == 1 {
                 let dropped = self.drop_least_wanted(repeated, budget);
                 if dropped > 0 {
@@ -285,6 +288,7 @@ impl Rounds<'_> {
 
     /// The answer to a question, or nothing when it is lost: then the cell asked about is given up.
     fn ask(&mut self, ask: Ask, observer: &mut dyn Observer) -> Result<Option<Answer>> {
+        let start = Instant::now();
         match self.worker.ask(ask, self.stop) {
             Ok(answer) => Ok(Some(answer)),
             Err(Trouble::Over(error)) => Err(error),
@@ -293,6 +297,8 @@ impl Rounds<'_> {
                     Some(cell) => cell.fail(reason),
                     None => observer.notice(&format!("a sample of a ceiling was lost: {reason}")),
                 }
+                self.worker.recover(self.stop)?;
+                self.lost += start.elapsed();
                 Ok(None)
             }
         }

@@ -10,7 +10,7 @@ use crate::cli::rank::RankArgs;
 use crate::cli::store;
 use crate::config::{DType, DeviceSpec};
 use crate::measure::Request;
-use crate::measure::record::{Cell, Device, Profile};
+use crate::measure::record::{Cell, Device, Profile, TimingMode};
 use crate::measure::sampling::BlockRule;
 use crate::measure::worker::Facts;
 use crate::plan::outcome::ProfileUsed;
@@ -219,6 +219,15 @@ fn from_profile(profile: &Profile, origin: String, include_noisy: bool) -> Resul
     let Some(first) = cells.first() else {
         return Err(Error::unfit("profile", "no usable cell"));
     };
+    let origin = match table.timing() {
+        (TimingMode::Cpu, _) => origin,
+        (one, other) if one == other => format!("{origin} ({} cells)", one.label()),
+        (decode, prompts) => format!(
+            "{origin} ({} cells where memory is the limit, {} cells where arithmetic is)",
+            decode.label(),
+            prompts.label()
+        ),
+    };
     let mut warnings = Vec::new();
     let noisy = cells.iter().filter(|c| c.status == crate::measure::Status::Noisy).count();
     if include_noisy && noisy > 0 {
@@ -340,6 +349,23 @@ mod tests {
         assert!(!covers(&profile, &[(200, 600)], &[8]));
         assert!(!covers(&profile, &[(4096, 6144)], &[8]));
         assert!(!covers(&profile, &[(512, 1536)], &[65]));
+    }
+
+    #[test]
+    fn the_timing_modes_that_answer_are_told() {
+        let mut profile = crate::profile::synthetic::profile(&[(512, 1536), (1024, 3072)], 0.01);
+        for cell in &mut profile.cells {
+            cell.timing = TimingMode::Cold;
+        }
+        let origin =
+            |profile: &Profile| from_profile(profile, "p.json".into(), false).unwrap().used.origin;
+        assert_eq!(origin(&profile), "p.json (cold cells)");
+        let more: Vec<Cell> = profile.cells.clone();
+        let stream = |c: Cell| Cell { timing: TimingMode::Stream, ..c };
+        profile.cells.extend(more.into_iter().map(stream));
+        let both =
+            "p.json (cold cells where memory is the limit, stream cells where arithmetic is)";
+        assert_eq!(origin(&profile), both);
     }
 
     #[test]

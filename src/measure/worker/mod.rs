@@ -158,6 +158,15 @@ pub trait Worker {
     /// # Errors
     /// See [`Trouble`]; a raised `stop` is [`Error::Interrupted`].
     fn ask(&mut self, ask: Ask, stop: &AtomicBool) -> Result<Answer, Trouble>;
+
+    /// Makes ready for the next question after one that was lost. The default has nothing to do.
+    ///
+    /// # Errors
+    /// Why the run is over.
+    fn recover(&mut self, stop: &AtomicBool) -> Result<()> {
+        let _ = stop;
+        Ok(())
+    }
 }
 
 /// What is sent to a worker process.

@@ -1,8 +1,8 @@
 //! The parent's side: a worker process, how long it may take, and the next one after it.
 //!
 //! A worker that ends, says what is no answer, or does not answer in time is done away with; what it was
-//! asked is lost, and the next question starts another one. Three that come to nothing in a row end the
-//! run: then it is the device.
+//! asked is lost, and another one is started with the same plan. Three that come to nothing in a row end
+//! the run: then it is the device.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -208,6 +208,10 @@ impl Worker for Process {
 
     fn drawn(&self) -> &[Drawn] {
         self.plan.as_ref().map_or(&[], |(_, drawn)| drawn)
+    }
+
+    fn recover(&mut self, stop: &AtomicBool) -> Result<()> {
+        self.alive(stop).map(|_| ())
     }
 
     fn ask(&mut self, ask: Ask, stop: &AtomicBool) -> Result<Answer, Trouble> {

@@ -9,14 +9,15 @@ use super::super::session::{Loaded, Session};
 use super::{Ask, Order, Reply, Worker};
 use crate::{Error, Result};
 
-/// A fault that a worker plants in itself at the first block of a cell, so that its parent's answer to
-/// it can be tested.
+/// A fault that a worker plants in itself at a block, so that its parent's answer to it can be tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// What happens.
     pub kind: FaultKind,
     /// Tokens of the cells at which it does.
     pub tokens: usize,
+    /// The round in which it does.
+    pub round: u32,
 }
 
 /// What a planted fault does.
@@ -38,9 +39,11 @@ impl FromStr for Fault {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong =
-            || Error::usage("fault", "write crash, hang, garbage, partial or device, @TOKENS");
-        let (kind, tokens) = text.split_once('@').ok_or_else(wrong)?;
+        let wrong = || {
+            let forms = "write crash, hang, garbage, partial or device, @TOKENS or @TOKENS:ROUND";
+            Error::usage("fault", forms)
+        };
+        let (kind, place) = text.split_once('@').ok_or_else(wrong)?;
         let kind = match kind {
             "crash" => FaultKind::Crash,
             "hang" => FaultKind::Hang,
@@ -49,7 +52,9 @@ impl FromStr for Fault {
             "device" => FaultKind::Device,
             _ => return Err(wrong()),
         };
-        Ok(Self { kind, tokens: tokens.parse().map_err(|_| wrong())? })
+        let (tokens, round) = place.split_once(':').unwrap_or((place, "1"));
+        let tokens = tokens.parse().map_err(|_| wrong())?;
+        Ok(Self { kind, tokens, round: round.parse().map_err(|_| wrong())? })
     }
 }
 
@@ -81,7 +86,7 @@ pub fn serve(
     session: &Session,
     mut orders: impl Iterator<Item = String>,
     out: &mut dyn Write,
-    fault: Option<Fault>,
+    faults: &[Fault],
 ) -> Result<()> {
     say(out, &Reply::Ready(Box::new(session.facts())))?;
     while let Some(line) = orders.next() {
@@ -95,7 +100,7 @@ pub fn serve(
                 let ended = session.load(&plan, |loaded| {
                     is_loaded = true;
                     say(out, &Reply::Loaded(loaded.drawn().to_vec()))?;
-                    serve_plan(loaded, &mut orders, out, fault)
+                    serve_plan(loaded, &mut orders, out, faults)
                 });
                 return match ended {
                     Err(error) if !is_loaded => refuse(out, &error),
@@ -112,18 +117,18 @@ fn serve_plan(
     loaded: &mut Loaded,
     orders: &mut dyn Iterator<Item = String>,
     out: &mut dyn Write,
-    fault: Option<Fault>,
+    faults: &[Fault],
 ) -> Result<()> {
     let never = AtomicBool::new(false);
     for line in orders {
         let Order::Ask(ask) = parse(&line)? else {
             return Err(Error::bad_file("orders", "a plan is loaded already"));
         };
-        let strikes = |fault: &Fault| {
-            let Ask::Block { cell, .. } = ask else { return false };
-            loaded.tokens(cell) == Some(fault.tokens)
+        let strikes = |fault: &&Fault| {
+            let Ask::Block { cell, round } = ask else { return false };
+            round == fault.round && loaded.tokens(cell) == Some(fault.tokens)
         };
-        let struck = fault.filter(strikes).map_or(Ok(()), |fault| fault.strike(out));
+        let struck = faults.iter().find(strikes).map_or(Ok(()), |fault| fault.strike(out));
         match struck.and_then(|()| loaded.answer(ask, &never)) {
             Ok(answer) => say(out, &Reply::Answer(answer))?,
             Err(error @ Error::Device { .. }) => return refuse(out, &error),
@@ -172,9 +177,10 @@ mod tests {
 
     #[test]
     fn faults_are_read_by_name_and_place() {
-        let hang = Fault { kind: FaultKind::Hang, tokens: 16 };
+        let hang = Fault { kind: FaultKind::Hang, tokens: 16, round: 1 };
         assert_eq!("hang@16".parse::<Fault>().unwrap(), hang);
-        for wrong in ["hang", "hang@", "burn@1", "@1"] {
+        assert_eq!("hang@16:3".parse::<Fault>().unwrap(), Fault { round: 3, ..hang });
+        for wrong in ["hang", "hang@", "burn@1", "@1", "hang@1:", "hang@1:x"] {
             assert_eq!(wrong.parse::<Fault>().unwrap_err().exit_code(), 2);
         }
     }
