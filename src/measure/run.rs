@@ -112,12 +112,11 @@ pub fn rounds(
     };
     let (peer, peer_dtype) = &facts.peer;
     let kernel = (facts.dense_kernel.as_str(), request.dtype);
-    let ceilings = match (rounds.ceilings.record(kernel, (peer, *peer_dtype)), failure.is_some()) {
-        (Ok(ceilings), _) if rounds.has_blocks() || failure.is_none() => ceilings,
-        (Err(error), false) => return Err(error),
-        (_, _) => {
-            let nothing = || Error::unfit("run", "nothing was measured");
-            return Err(failure.unwrap_or_else(nothing));
+    let ceilings = match rounds.ceilings.record(kernel, (peer, *peer_dtype)) {
+        Ok(ceilings) if failure.is_none() || rounds.has_blocks() => ceilings,
+        nothing => {
+            let unfit = || Error::unfit("run", "nothing was measured");
+            return Err(failure.or(nothing.err()).unwrap_or_else(unfit));
         }
     };
     let cells = rounds.cells.iter().map(|cell| cell.record(&facts, request));

@@ -57,6 +57,10 @@ impl Facts {
     pub fn check_modes(&self, modes: &[TimingMode]) -> Result<()> {
         let labels =
             |modes: &[TimingMode]| modes.iter().map(|m| m.label()).collect::<Vec<_>>().join(", ");
+        if let Some(twice) = (1..modes.len()).find(|&i| modes[..i].contains(&modes[i])) {
+            let label = modes[twice].label();
+            return Err(Error::usage("--mode", format!("names {label} twice")));
+        }
         let name = self.device.name();
         match modes.iter().find(|mode| !self.modes.contains(mode)) {
             None if modes.is_empty() => Err(Error::usage("--mode", "name at least one")),
@@ -207,4 +211,45 @@ enum Reply {
         /// Whether the worker ends with this line: its device may be in any state.
         over: bool,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::GpuDevice;
+    use super::super::{CpuTarget, Session, Target};
+    use super::*;
+    use crate::kernels::cpu::CpuBackend;
+
+    #[test]
+    fn modes_are_those_of_the_device_each_once() {
+        use TimingMode::{Cold, Cpu, Hot, Stream};
+        let (backend, target) = (CpuBackend::new(), CpuTarget::default());
+        let cpu = Session::new(&backend, &target).facts();
+        assert_eq!(cpu.device, target.device());
+        let gpu = Facts {
+            device: Device::Gpu(GpuDevice {
+                name: "made-up GPU".into(),
+                sm: "9.0".into(),
+                sm_count: 4,
+                memory_bytes: 1 << 30,
+                l2_bytes: 1 << 20,
+                driver_cuda: "13.0".into(),
+                ecc: None,
+                power_limit_mw: None,
+            }),
+            modes: vec![Cold, Stream],
+            ..cpu.clone()
+        };
+        cpu.check_modes(&[Cpu]).unwrap();
+        gpu.check_modes(&[Stream, Cold]).unwrap();
+        for (facts, modes, word) in [
+            (&cpu, vec![Stream, Hot], "stream, hot are modes of GPUs"),
+            (&gpu, vec![Cold, Hot], "not timed as hot; it has cold, stream"),
+            (&gpu, vec![Cold, Stream, Cold], "cold twice"),
+            (&gpu, vec![], "at least one"),
+        ] {
+            let error = facts.check_modes(&modes).unwrap_err();
+            assert!(error.exit_code() == 2 && error.to_string().contains(word), "{error}");
+        }
+    }
 }
