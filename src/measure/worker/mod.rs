@@ -1,4 +1,4 @@
-//! Who launches the kernels of a run, one question at a time: this process ([`super::session`]), or one
+//! Who launches the kernels of a run, one question at a time: this process ([`super::Session`]), or one
 //! that is started for it ([`Process`]), so that a kernel that breaks its device, crashes or never ends
 //! takes one cell along and not the run.
 //!
