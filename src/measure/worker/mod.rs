@@ -68,7 +68,7 @@ impl Facts {
             Some(_) if self.modes == [TimingMode::Cpu] => Err(Error::usage(
                 "--mode",
                 format!(
-                    "{} are modes of GPUs; {name} is timed in one way, without a name",
+                    "only GPUs are timed as {}; {name} is timed in one way, without a name",
                     labels(modes)
                 ),
             )),
@@ -243,7 +243,7 @@ mod tests {
         cpu.check_modes(&[Cpu]).unwrap();
         gpu.check_modes(&[Stream, Cold]).unwrap();
         for (facts, modes, word) in [
-            (&cpu, vec![Stream, Hot], "stream, hot are modes of GPUs"),
+            (&cpu, vec![Stream, Hot], "only GPUs are timed as stream, hot"),
             (&gpu, vec![Cold, Hot], "not timed as hot; it has cold, stream"),
             (&gpu, vec![Cold, Stream, Cold], "cold twice"),
             (&gpu, vec![], "at least one"),
