@@ -76,7 +76,8 @@ fn profile() -> &'static str {
 /// Every command and subcommand, as the words that call it.
 fn commands() -> Vec<Vec<String>> {
     fn walk(command: &clap::Command, words: &[String], all: &mut Vec<Vec<String>>) {
-        for sub in command.get_subcommands().filter(|s| s.get_name() != "help") {
+        let shown = |s: &&clap::Command| s.get_name() != "help" && !s.is_hide_set();
+        for sub in command.get_subcommands().filter(shown) {
             let words = [words, &[sub.get_name().to_owned()]].concat();
             all.push(words.clone());
             walk(sub, &words, all);
@@ -200,6 +201,9 @@ fn wrong_flags_end_with_two_and_say_what_is_meant() {
         ("measure --routing sideways", "sideways"),
         ("measure --dtype fp64", "bf16, f32 and int8"),
         ("measure --device tpu", "gpu:N"),
+        ("measure --mode warm", "cold, stream and hot"),
+        ("measure --device cpu --mode stream", "only GPUs are timed as"),
+        ("measure --device cpu --isolate --mode cold,hot", "only GPUs are timed as"),
         ("device show h10", "h100"),
         ("preset show mixtral", "Mixtral-8x7B"),
         ("compare one.json", "<NEW>"),

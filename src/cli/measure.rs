@@ -1,6 +1,8 @@
 //! `measure`: times MoE layers on a device and writes a latency profile.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Args;
@@ -17,10 +19,14 @@ use crate::kernels::MoeBackend;
 use crate::kernels::cpu::CpuBackend;
 use crate::kernels::cpu::simd::Isa;
 use crate::kernels::gpu::{GpuBackend, MoeOptions, PRODUCTS, Product};
-use crate::measure::record::{Cell, Profile};
+use crate::measure::plan::Machine;
+use crate::measure::record::{Cell, Profile, TimingMode};
+use crate::measure::run::rounds;
 use crate::measure::sampling::BlockRule;
+use crate::measure::worker::{Facts, Limits, Process, Worker};
 use crate::measure::{
-    CpuTarget, GpuTarget, Invocation, Observer, Plan, Request, Session, Target, preflight, routings,
+    CpuTarget, GpuTarget, Invocation, Measured, Observer, Plan, Request, Session, Start, Target,
+    preflight, routings,
 };
 use crate::profile::format;
 use crate::profile::latency::{Ceilings, Source};
@@ -77,6 +83,14 @@ pub struct MeasureArgs {
     /// [default: the one that `doctor` names].
     #[arg(long, value_name = "NAME", value_parser = str::parse::<Isa>)]
     pub isa: Option<Isa>,
+    /// Pack the processor's weights once before they are measured, into a copy as large again.
+    #[arg(long)]
+    pub prepack: bool,
+    /// How cells are timed on a GPU, one or more of cold (caches overwritten before each launch),
+    /// stream (back to back over weights that rotate, as in serving) and hot (the same weights again
+    /// and again: a bound, never a cost) [default: cold].
+    #[arg(long = "mode", value_name = "MODE", value_delimiter = ',', value_parser = gpu_mode)]
+    pub modes: Vec<TimingMode>,
     /// Seed of data and routing.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -93,6 +107,9 @@ pub struct MeasureArgs {
     /// Replace existing files.
     #[arg(long)]
     pub force: bool,
+    /// Measure in a process of its own, as on a GPU.
+    #[arg(long, hide = true)]
+    pub isolate: bool,
 }
 
 /// The device that a user asked for.
@@ -123,6 +140,14 @@ pub fn device_choice(text: &str) -> Result<DeviceChoice, String> {
     }
 }
 
+fn gpu_mode(text: &str) -> Result<TimingMode, String> {
+    let modes = [TimingMode::Cold, TimingMode::Stream, TimingMode::Hot];
+    modes
+        .into_iter()
+        .find(|mode| mode.label() == text)
+        .ok_or_else(|| "modes are cold, stream and hot".into())
+}
+
 fn executed_dtype(text: &str) -> Result<DType, String> {
     match text {
         "bf16" => Ok(DType::Bf16),
@@ -139,6 +164,8 @@ pub struct KernelChoice<'a> {
     pub products: &'a [String],
     /// Instruction set of the processor.
     pub isa: Option<Isa>,
+    /// Whether the processor's layers keep a packed copy of their weights.
+    pub packed: bool,
 }
 
 impl KernelChoice<'_> {
@@ -149,43 +176,190 @@ impl KernelChoice<'_> {
                 "kernels are chosen on a GPU; for the processor, --isa",
             ));
         }
-        self.isa.map_or_else(|| Ok(CpuBackend::new()), CpuBackend::with_isa)
+        let backend = self.isa.map_or_else(|| Ok(CpuBackend::new()), CpuBackend::with_isa)?;
+        Ok(if self.packed { backend.with_packed_weights() } else { backend })
+    }
+
+    /// Whether kernels of the processor are chosen.
+    const fn is_cpu(self) -> bool {
+        self.isa.is_some() || self.packed
     }
 }
 
 impl DeviceChoice {
-    /// Opens the device and hands its backend and what is measured of it to `work`. An instruction set
-    /// makes [`DeviceChoice::Auto`] the processor.
+    /// The GPU that is meant, if one is: for `auto` the first that the driver lists, unless the
+    /// processor's kernels are chosen.
+    fn gpu(self, kernels: KernelChoice) -> Option<u32> {
+        match self {
+            Self::Cpu => None,
+            Self::Auto if kernels.is_cpu() => None,
+            Self::Auto => crate::gpu::probe().ok().and_then(|found| Some(found.first()?.ordinal)),
+            Self::Gpu(ordinal) => Some(ordinal),
+        }
+    }
+
+    /// Opens the device in this process and hands its backend and what is measured of it to `work`.
     ///
     /// # Errors
     /// [`Error::Device`] when a GPU or an instruction set was asked for that is not there;
     /// [`Error::Usage`] for kernels of another device; whatever `work` reports.
-    pub fn open<T>(
+    pub(super) fn open<T>(
         self,
         kernels: KernelChoice,
         work: impl FnOnce(&dyn MoeBackend, &dyn Target) -> Result<T>,
     ) -> Result<T> {
-        let ordinal = match self {
-            Self::Gpu(_) if kernels.isa.is_some() => {
-                return Err(Error::usage("--isa", "is the processor's; a GPU has --kernel"));
+        match self.gpu(kernels) {
+            Some(_) if kernels.is_cpu() => Err(Error::usage(
+                "--isa and --prepack",
+                "are for the processor; a GPU has --kernel",
+            )),
+            Some(ordinal) => {
+                let backend = open_gpu(ordinal, options(kernels.products)?)?;
+                work(&backend, &GpuTarget::new(&backend)?)
             }
-            Self::Auto if kernels.isa.is_some() => None,
-            Self::Cpu => None,
-            Self::Auto => crate::gpu::probe().ok().and_then(|found| Some(found.first()?.ordinal)),
-            Self::Gpu(ordinal) => Some(ordinal),
-        };
-        let opened = match ordinal.map(|ordinal| open_gpu(ordinal, options(kernels.products)?)) {
-            Some(Err(error)) if self == Self::Auto => {
-                warn(&format!("the GPU is not used: {error}"));
-                None
-            }
-            opened => opened.transpose()?,
-        };
-        match opened {
-            Some(backend) => work(&backend, &GpuTarget::new(&backend)?),
             None => work(&kernels.cpu()?, &CpuTarget::default()),
         }
     }
+
+    /// The device and the kernels on it, as [`measure`] would find them.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when a GPU was asked for that is not there.
+    pub(super) fn facts(self) -> Result<Facts> {
+        let place = Place { device: self, ..Place::default() };
+        match place.worker(&AtomicBool::new(false))? {
+            Some(process) => Ok(process.facts().clone()),
+            None => Self::Cpu.open(KernelChoice::default(), |backend, target| {
+                Ok(Session::new(backend, target).facts())
+            }),
+        }
+    }
+}
+
+/// Where and with what cells are measured.
+#[derive(Clone, Copy, Debug)]
+struct Place<'a> {
+    device: DeviceChoice,
+    kernels: KernelChoice<'a>,
+    threads: Option<u16>,
+    /// In a process of its own also where the device does not ask for it.
+    isolate: bool,
+}
+
+impl Default for Place<'_> {
+    fn default() -> Self {
+        Self {
+            device: DeviceChoice::Auto,
+            kernels: KernelChoice::default(),
+            threads: None,
+            isolate: false,
+        }
+    }
+}
+
+impl Place<'_> {
+    /// The process that measures: on a GPU always another one, because a kernel that breaks the context
+    /// takes its process along. `None`: this process measures, on the processor.
+    fn worker(&self, stop: &AtomicBool) -> Result<Option<Process>> {
+        let gpu = self.device.gpu(self.kernels);
+        if gpu.is_none() && !self.isolate {
+            return Ok(None);
+        }
+        let program = std::env::current_exe()
+            .map_err(|e| Error::device("worker", format!("this program is not found: {e}")))?;
+        let mut command = Command::new(program);
+        command.args(["worker", "--device"]);
+        command.arg(gpu.map_or_else(|| "cpu".to_owned(), |ordinal| format!("gpu:{ordinal}")));
+        let KernelChoice { products, isa, packed } = self.kernels;
+        command.args(products.iter().flat_map(|kernel| ["--kernel", kernel]));
+        command.args(isa.iter().flat_map(|isa| ["--isa", isa.flag()]));
+        command.args(packed.then_some("--prepack"));
+        command.args(self.threads.iter().flat_map(|n| ["--threads".to_owned(), n.to_string()]));
+        match Process::start(command, Limits::default(), stop) {
+            Ok(process) => Ok(Some(process)),
+            Err(error @ Error::Device { .. })
+                if self.device == DeviceChoice::Auto && gpu.is_some() =>
+            {
+                warn(&format!("the GPU is not used: {error}"));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Plans and measures, with progress on stderr.
+    fn measure(
+        &self,
+        request: impl FnOnce(&Facts) -> Result<Request> + Send,
+        planned: impl FnOnce(&Plan) -> Result<()> + Send,
+    ) -> Result<Measured> {
+        let stop = Stop::listen()?;
+        let measured = match self.worker(stop.flag()) {
+            Ok(Some(mut process)) => {
+                let facts = process.facts().clone();
+                let request = settled(&facts, request)?;
+                let machine = process.machine(request.dtype, stop.flag());
+                machine.and_then(|machine| {
+                    let plan = plan(request, &machine, planned)?;
+                    let mut bar = Bar::new(&plan, &facts);
+                    let start = Start::now();
+                    bar.step(0, 1, "drawing weights");
+                    process.load(&plan, stop.flag())?;
+                    let begun = (invocation(), start);
+                    let measured = rounds(&mut process, &plan, begun, &mut bar, stop.flag());
+                    bar.finish();
+                    measured
+                })
+            }
+            Ok(None) => in_pool(self.threads, || {
+                DeviceChoice::Cpu.open(self.kernels, |backend, target| {
+                    let session = Session::new(backend, target);
+                    let facts = session.facts();
+                    let request = settled(&facts, request)?;
+                    let plan = plan(request.clone(), &session.machine(request.dtype)?, planned)?;
+                    let mut bar = Bar::new(&plan, &facts);
+                    let profile = session.run(&plan, invocation(), &mut bar, stop.flag());
+                    bar.finish();
+                    Ok(Measured { profile: profile?, failure: None })
+                })
+            }),
+            Err(error) => Err(error),
+        };
+        measured.map_err(|e| stop.explain(e, "; nothing was written"))
+    }
+}
+
+/// The request, on a machine that has become quiet.
+fn settled(facts: &Facts, request: impl FnOnce(&Facts) -> Result<Request>) -> Result<Request> {
+    let request = request(facts)?;
+    facts.check_modes(&request.modes)?;
+    let threads = facts.host_threads;
+    let cores = std::thread::available_parallelism().map_or(threads, usize::from);
+    if !preflight::wait_until_quiet(threads, cores, QUIET) {
+        warn("other programs use the processor: intervals will be wide and cells flagged");
+    }
+    for note in &facts.notes {
+        warn(note);
+    }
+    Ok(request)
+}
+
+fn plan(
+    request: Request,
+    machine: &Machine,
+    planned: impl FnOnce(&Plan) -> Result<()>,
+) -> Result<Plan> {
+    let plan = Plan::new(request, machine)?;
+    for left_out in &plan.left_out {
+        warn(&format!("not measured: {left_out}"));
+    }
+    planned(&plan)?;
+    Ok(plan)
+}
+
+fn invocation() -> Invocation {
+    let program = concat!("moe-frontier ", env!("CARGO_PKG_VERSION")).into();
+    Invocation { program, argv: std::env::args().skip(1).collect() }
 }
 
 /// A GPU with the kernels loaded that every layer needs.
@@ -231,41 +405,47 @@ fn options(kernels: &[String]) -> Result<MoeOptions> {
 /// Runs the command.
 ///
 /// # Errors
-/// See [`Error`]; nothing is written unless the profile is complete.
+/// See [`Error`]. A device that fails leaves the profile of what it had brought; after anything else
+/// nothing is written.
 pub fn run(args: &MeasureArgs, output: Output) -> Result<()> {
     let routing: RoutingKind = args.routing.parse()?;
     for path in args.out.iter().chain(&args.routing_out) {
         check_writable(path, args.force)?;
     }
-    let request = Request {
-        widths: widths(args)?,
-        experts: args.experts.0.clone(),
-        top_k: args.top_k,
-        gated: true,
-        tokens: args.tokens.as_ref().map(|t| t.0.clone()),
-        dtype: args.dtype,
-        routing,
-        seed: args.seed,
-        budget: Duration::from_secs_f64(args.time_budget.0.min(86_400.0)),
-        rule: if args.quick { BlockRule::QUICK } else { BlockRule::FULL },
-    };
     if args.top_k == 0 {
         return Err(Error::usage("--top-k", "a token visits at least one expert"));
     }
-    if let Some(experts) = request.experts.iter().find(|e| **e < args.top_k) {
+    if let Some(experts) = args.experts.0.iter().find(|e| **e < args.top_k) {
         return Err(Error::usage(
             "--top-k",
             format!("{} exceeds the {experts} experts of one of the layers", args.top_k),
         ));
     }
-    let kernels = KernelChoice { products: &args.kernels, isa: args.isa };
-    let profile = in_pool(args.threads, || {
-        args.device.open(kernels, |backend, target| {
-            measure_on(backend, target, request, |plan| match &args.routing_out {
-                Some(path) => write_routing(path, plan, args.force),
-                None => Ok(()),
-            })
+    let widths = widths(args)?;
+    let request = |facts: &Facts| {
+        Ok(Request {
+            widths,
+            experts: args.experts.0.clone(),
+            top_k: args.top_k,
+            gated: true,
+            tokens: args.tokens.as_ref().map(|t| t.0.clone()),
+            dtype: args.dtype,
+            routing,
+            seed: args.seed,
+            budget: Duration::from_secs_f64(args.time_budget.0.min(86_400.0)),
+            rule: if args.quick { BlockRule::QUICK } else { BlockRule::FULL },
+            modes: match args.modes.as_slice() {
+                [] => facts.modes.iter().copied().take(1).collect(),
+                asked => asked.to_vec(),
+            },
         })
+    };
+    let MeasureArgs { device, threads, isolate, .. } = args;
+    let kernels = KernelChoice { products: &args.kernels, isa: args.isa, packed: args.prepack };
+    let place = Place { device: *device, kernels, threads: *threads, isolate: *isolate };
+    let Measured { profile, failure } = place.measure(request, |plan| match &args.routing_out {
+        Some(path) => write_routing(path, plan, args.force),
+        None => Ok(()),
     })?;
     let path = match &args.out {
         Some(path) => {
@@ -276,9 +456,14 @@ pub fn run(args: &MeasureArgs, output: Output) -> Result<()> {
     };
     if output.is_json() {
         let document = format::to_bytes(&profile)?;
-        return write_stdout(&String::from_utf8_lossy(&document));
+        write_stdout(&String::from_utf8_lossy(&document))?;
+    } else {
+        write_stdout(&format!("{}\nwritten to {}\n", text(&profile), path.display()))?;
     }
-    write_stdout(&format!("{}\nwritten to {}\n", text(&profile), path.display()))
+    failure.map_or(Ok(()), |error| {
+        warn(&format!("the run ended early; what was measured is in {}", path.display()));
+        Err(error)
+    })
 }
 
 /// (hidden, inter) of the layers asked for.
@@ -321,11 +506,14 @@ pub fn in_pool<T: Send>(
 /// Plans and measures on a device, with progress on stderr.
 ///
 /// # Errors
-/// See [`DeviceChoice::open`] and [`Session::run`].
-pub fn measure(device: DeviceChoice, request: Request) -> Result<Profile> {
-    device.open(KernelChoice::default(), |backend, target| {
-        measure_on(backend, target, request, |_| Ok(()))
-    })
+/// [`Error::Device`] when a GPU was asked for that is not there, or when it fails; see [`rounds`].
+pub(super) fn measure(
+    device: DeviceChoice,
+    request: impl FnOnce(&Facts) -> Request + Send,
+) -> Result<Profile> {
+    let place = Place { device, ..Place::default() };
+    let measured = place.measure(|facts| Ok(request(facts)), |_| Ok(()))?;
+    measured.failure.map_or(Ok(measured.profile), Err)
 }
 
 /// Writes the routings of a plan's cells.
@@ -334,40 +522,6 @@ fn write_routing(path: &Path, plan: &Plan, force: bool) -> Result<()> {
         serde_json::to_vec(&routings(plan)?).map_err(|e| Error::unfit("routing", e.to_string()))?;
     document.push(b'\n');
     write_atomic(path, &document, force)
-}
-
-fn measure_on(
-    backend: &dyn MoeBackend,
-    target: &dyn Target,
-    request: Request,
-    planned: impl FnOnce(&Plan) -> Result<()>,
-) -> Result<Profile> {
-    let session = Session::new(backend, target);
-    let threads = target.host_threads();
-    let cores = std::thread::available_parallelism().map_or(threads, usize::from);
-    if !preflight::wait_until_quiet(threads, cores, QUIET) {
-        warn("other programs use the processor: intervals will be wide and cells flagged");
-    }
-    for note in target.notes() {
-        warn(&note);
-    }
-    let machine = session.machine(request.dtype)?;
-    let plan = Plan::new(request, &machine)?;
-    for left_out in &plan.left_out {
-        warn(&format!("not measured: {left_out}"));
-    }
-    planned(&plan)?;
-    let stop = Stop::listen()?;
-    let what = format!("measuring {} cells on {}", plan.cells.len(), target.device().name());
-    let mut bar = Bar { progress: None, what };
-    let argv = std::env::args().skip(1).collect();
-    let invocation =
-        Invocation { program: concat!("moe-frontier ", env!("CARGO_PKG_VERSION")).into(), argv };
-    let profile = session
-        .run(&plan, invocation, &mut bar, stop.flag())
-        .map_err(|e| stop.explain(e, "; nothing was written"));
-    bar.finish();
-    profile
 }
 
 /// The observer that draws the progress bar.
@@ -391,6 +545,11 @@ impl Observer for Bar {
 }
 
 impl Bar {
+    fn new(plan: &Plan, facts: &Facts) -> Self {
+        let cells = plan.cells.len();
+        Self { progress: None, what: format!("measuring {cells} cells on {}", facts.device.name()) }
+    }
+
     fn finish(self) {
         if let Some(progress) = self.progress {
             progress.finish();
@@ -418,6 +577,7 @@ fn text(profile: &Profile) -> String {
         "experts",
         "top-k",
         "tokens",
+        "mode",
         "time",
         "95 % interval",
         "GFLOP/s",
@@ -449,6 +609,7 @@ fn row(cell: &Cell, ceilings: &Ceilings) -> Vec<String> {
         .iter()
         .map(ToString::to_string)
         .collect();
+    row.push(cell.timing.label().to_owned());
     let flags: Vec<String> = cell.flags.iter().map(|f| format!("{f:?}").to_lowercase()).collect();
     let status = [vec![format!("{:?}", cell.status).to_lowercase()], flags].concat().join(", ");
     if let Some(interval) = cell.latency.interval() {
@@ -494,14 +655,14 @@ mod tests {
             assert_eq!(options(&names(wrong)).unwrap_err().exit_code(), 2);
         }
         let products = &names(&["gemv_bf16_up"]);
-        let ignored = KernelChoice { products, isa: None };
+        let ignored = KernelChoice { products, ..KernelChoice::default() };
         assert_eq!(DeviceChoice::Cpu.open(ignored, |_, _| Ok(())).unwrap_err().exit_code(), 2);
     }
 
     #[test]
     fn an_instruction_set_is_the_processor_s_and_a_profile_s_identity() {
         let open = |device: DeviceChoice, isa| {
-            let kernels = KernelChoice { products: &[], isa: Some(isa) };
+            let kernels = KernelChoice { isa: Some(isa), ..KernelChoice::default() };
             device.open(kernels, |backend, _| Ok((backend.description(), backend.kernel_sha256())))
         };
         let mut hashes = Vec::new();

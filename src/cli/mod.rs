@@ -24,6 +24,7 @@ pub mod report;
 pub mod signals;
 pub mod size;
 pub mod store;
+pub mod worker;
 
 pub use output::Output;
 
@@ -71,6 +72,9 @@ pub enum Command {
     Accuracy(accuracy::AccuracyArgs),
     /// TTFT, TPOT, throughput, memory and cost of one deployment, or of a file of measured points.
     Estimate(Box<estimate::EstimateArgs>),
+    /// Runs kernels for `measure`.
+    #[command(hide = true)]
+    Worker(worker::WorkerArgs),
 }
 
 /// Runs a parsed command.
@@ -92,6 +96,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Size(args) => size::run(&args, output),
         Command::Accuracy(args) => accuracy::run(&args, output),
         Command::Estimate(args) => estimate::run(&args, output),
+        Command::Worker(args) => worker::run(&args),
     }
 }
 

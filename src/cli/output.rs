@@ -52,6 +52,11 @@ pub fn write_stdout(text: &str) -> Result<()> {
     }
 }
 
+/// Stdout for lines that another program reads one by one.
+pub fn stdout_lines() -> impl Write {
+    io::stdout().lock()
+}
+
 /// Whether stdout shows colours: on a terminal, unless `NO_COLOR` is set to anything.
 pub fn colour() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())

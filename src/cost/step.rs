@@ -7,7 +7,7 @@
 
 use crate::Result;
 use crate::cost::{Geometry, LoadModel};
-use crate::profile::{Ceilings, LatencyModel, LayerQuery, Source};
+use crate::profile::{Ceilings, LatencyModel, Source};
 use crate::units::Seconds;
 
 /// All-reduce between the devices of one replica: `latency + bytes / bandwidth`.
@@ -106,7 +106,8 @@ impl Replica<'_> {
         let experts = layer.value * g.moe_layers;
         let (dense, dense_compute) = self.dense(&rates, sequences, tokens);
         let overhead = Seconds(rates.layer_overhead_s * g.layers);
-        let moe_compute = if is_compute_bound(&query, &rates) { experts } else { Seconds::ZERO };
+        let is_compute_bound = query.is_bound_by_arithmetic(&rates);
+        let moe_compute = if is_compute_bound { experts } else { Seconds::ZERO };
         Ok(StepTime {
             experts,
             experts_skewed: skewed.value * g.moe_layers,
@@ -174,9 +175,4 @@ impl Replica<'_> {
         let one = self.link.latency + Seconds(bytes / self.link.bytes_per_s);
         one * (ALL_REDUCES_PER_LAYER * g.layers)
     }
-}
-
-/// Whether arithmetic takes longer than moving the layer's bytes.
-fn is_compute_bound(query: &LayerQuery, rates: &Ceilings) -> bool {
-    query.flops() / rates.gemm_flops_per_s > query.bytes() / rates.read_bytes_per_s
 }

@@ -68,7 +68,11 @@ pub struct CudaDevice {
 }
 
 /// A recorded sequence of launches that is replayed with one call.
-struct Graph(CudaGraph);
+struct Graph {
+    graph: CudaGraph,
+    /// Names of its kernels, each once.
+    kernels: Vec<&'static str>,
+}
 
 // SAFETY: the driver's graph objects may be used from any thread, one at a time; this one is reached
 // through `&mut CudaDevice` alone, and every call binds the context to its thread first.
@@ -204,9 +208,10 @@ impl CudaDevice {
 
     fn replay(&mut self, recording: Recording) -> Result<()> {
         let graph = self.graphs.get(recording.0).and_then(Option::as_ref);
-        let Some(Graph(graph)) = graph else {
+        let Some(Graph { graph, kernels }) = graph else {
             return Err(Error::usage("recording", "was not made by this device, or forgotten"));
         };
+        self.in_flight.extend(kernels);
         graph.launch().map_err(|e| self.failed("graph", e))
     }
 
@@ -278,8 +283,7 @@ impl CudaDevice {
 
     /// An error that may belong to any launch since the last good synchronisation.
     fn asynchronous(&self, error: DriverError) -> Error {
-        let mut kernels = self.in_flight.clone();
-        kernels.dedup();
+        let kernels = each_once(self.in_flight.clone());
         let since = if kernels.is_empty() { "nothing".to_owned() } else { kernels.join(", ") };
         self.error(format!("{} (launched since all was well: {since})", failure(error)))
     }
@@ -296,6 +300,13 @@ impl CudaDevice {
         }
         Err(Error::usage("device memory", "a region that was not allocated on this device"))
     }
+}
+
+/// Names in order, each once.
+fn each_once(mut names: Vec<&'static str>) -> Vec<&'static str> {
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 /// The bits of a C character, whose sign differs between platforms.
@@ -441,14 +452,21 @@ impl Launcher for CudaDevice {
             .map_err(|e| self.failed("capture", e))?
             .ok_or_else(|| self.error("nothing was captured".into()))?;
         graph.upload().map_err(|e| self.failed("graph", e))?;
-        self.graphs.push(Some(Graph(graph)));
+        // Captured launches have not run.
+        let kernels = each_once(std::mem::take(&mut self.in_flight));
+        self.graphs.push(Some(Graph { graph, kernels }));
         Ok(Some(Recording(self.graphs.len() - 1)))
     }
 
-    fn time(&mut self, recording: Recording, flush: Region) -> Result<f64> {
-        // Not zeros, and not the same twice: an unchanged line need not leave the cache.
-        self.flushed = self.flushed % 250 + 1;
-        self.fill(flush, self.flushed)?;
+    fn time(&mut self, recording: Recording, flush: Option<Region>) -> Result<f64> {
+        match flush {
+            Some(region) => {
+                // Not zeros, and not the same twice: an unchanged line need not leave the cache.
+                self.flushed = self.flushed % 250 + 1;
+                self.fill(region, self.flushed)?;
+            }
+            None => self.replay(recording)?,
+        }
         self.elapsed_ns(|device| device.replay(recording))
     }
 

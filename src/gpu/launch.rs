@@ -178,12 +178,13 @@ pub trait Launcher {
     }
 
     /// Replays a recording and returns the nanoseconds that it took by the device's own clock. Before
-    /// it, and not in its time, `flush` is overwritten: it pushes what the recording reads out of the
-    /// caches, and keeps the device busy until the recording is queued behind it.
+    /// it, and not in its time, something keeps the device busy until the recording is queued behind:
+    /// `flush` is overwritten, which pushes what the recording reads out of the caches; without it the
+    /// recording itself is replayed, which leaves the caches as it leaves them again and again.
     ///
     /// # Errors
     /// [`Error::Usage`] for a recording of somebody else; [`Error::Device`] when the device fails.
-    fn time(&mut self, recording: Recording, flush: Region) -> Result<f64> {
+    fn time(&mut self, recording: Recording, flush: Option<Region>) -> Result<f64> {
         let _ = (recording, flush);
         Err(Error::usage("recording", "this device cannot replay"))
     }

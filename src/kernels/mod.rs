@@ -60,6 +60,15 @@ impl Stage {
     }
 }
 
+/// One launch of a series: with which weights, on which routing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Turn {
+    /// Set of weights.
+    pub set: usize,
+    /// Number of the routing among those put in place.
+    pub routing: usize,
+}
+
 /// Something that can execute MoE layers: the CPU, or a GPU.
 pub trait MoeBackend: Send + Sync {
     /// Short name: `cpu`, `cuda`.
@@ -118,6 +127,27 @@ pub trait LoadedLayer {
     /// As [`LoadedLayer::run`].
     fn time(&mut self, stage: Stage, sets: &[usize]) -> Result<Option<u64>> {
         let _ = (stage, sets);
+        Ok(None)
+    }
+
+    /// Copies an input in with several routings of it, `[tokens, experts]` each, for
+    /// [`LoadedLayer::time_series`]. Stages run by themselves take the first.
+    ///
+    /// # Errors
+    /// As [`LoadedLayer::set_input`].
+    fn set_routings(&mut self, x: &[f32], logits: &[&[f32]]) -> Result<()> {
+        self.set_input(x, logits.first().copied().unwrap_or_default())
+    }
+
+    /// Runs one stage once for each turn, as one piece of work, twice in a row, and returns how many
+    /// nanoseconds the second took by the device's own clock: its launches find in the caches what
+    /// launches like themselves have left there. `None`, and nothing is run, where the device cannot
+    /// replay a piece of work.
+    ///
+    /// # Errors
+    /// As [`LoadedLayer::run`]; [`crate::Error::Usage`] for a routing that was not put in place.
+    fn time_series(&mut self, stage: Stage, turns: &[Turn]) -> Result<Option<u64>> {
+        let _ = (stage, turns);
         Ok(None)
     }
 

@@ -10,7 +10,8 @@ use crate::{Error, Result};
 pub const MAX_EXPERTS: usize = 1024;
 
 /// Sizes of one MoE layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MoeShape {
     /// Experts; 1 to [`MAX_EXPERTS`].
     pub experts: usize,

@@ -19,26 +19,9 @@ pub(super) struct Aa {
 }
 
 impl Aa {
-    /// Takes the four slots of one round: A B B A in odd rounds, B A A B in even ones.
-    pub(super) fn take(
-        &mut self,
-        kernel: &mut dyn Launch,
-        clock: &dyn Clock,
-        round: u32,
-    ) -> Result<()> {
-        let mut slots: Vec<Vec<f64>> = Vec::with_capacity(4);
-        for _ in 0..4 {
-            let mut slot = Vec::with_capacity(SLOT_SAMPLES);
-            for turn in 0..SLOT_SAMPLES {
-                kernel.prepare()?;
-                slot.push(kernel.time(clock, turn, 1)?.max(1) as f64);
-            }
-            slots.push(slot);
-        }
-        let (outer, inner) = ([&*slots[0], &*slots[3]], [&*slots[1], &*slots[2]]);
-        let (a, b) = if round % 2 == 1 { (outer, inner) } else { (inner, outer) };
-        self.log_ratios.extend(block_log_ratio(a, b));
-        Ok(())
+    /// Adds one round.
+    pub(super) fn add(&mut self, log_ratio: Option<f64>) {
+        self.log_ratios.extend(log_ratio);
     }
 
     /// Effect, half-width and verdict. A clean run's interval misses zero in one run of twenty: only
@@ -56,6 +39,31 @@ impl Aa {
         let verdict = if biased { AaVerdict::Biased } else { AaVerdict::Clean };
         (all.effect, half_width.max(f64::MIN_POSITIVE), verdict)
     }
+}
+
+/// The log ratio of a kernel against itself in the four slots of one round: A B B A in odd rounds,
+/// B A A B in even ones; `None` when a slot has no time.
+///
+/// # Errors
+/// What the kernel reports.
+pub(super) fn log_ratio(
+    kernel: &mut dyn Launch,
+    clock: &dyn Clock,
+    round: u32,
+) -> Result<Option<f64>> {
+    let mut slots: Vec<Vec<f64>> = Vec::with_capacity(4);
+    for _ in 0..4 {
+        let mut slot = Vec::with_capacity(SLOT_SAMPLES);
+        for turn in 0..SLOT_SAMPLES {
+            kernel.prepare()?;
+            let launches = kernel.least_launches();
+            slot.push(kernel.time(clock, turn, launches)?.max(1) as f64);
+        }
+        slots.push(slot);
+    }
+    let (outer, inner) = ([&*slots[0], &*slots[3]], [&*slots[1], &*slots[2]]);
+    let (a, b) = if round % 2 == 1 { (outer, inner) } else { (inner, outer) };
+    Ok(block_log_ratio(a, b))
 }
 
 /// The cell whose launch is nearest to a millisecond.
@@ -99,7 +107,7 @@ mod tests {
                     clock.advance(time as u64);
                     Ok(())
                 };
-                aa.take(&mut kernel, &clock, round).unwrap();
+                aa.add(log_ratio(&mut kernel, &clock, round).unwrap());
             }
             let (_, width, verdict) = aa.verdict();
             biased += usize::from(verdict == AaVerdict::Biased);

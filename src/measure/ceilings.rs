@@ -6,6 +6,7 @@
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::data;
 use super::record::RunCeilings;
@@ -204,7 +205,8 @@ pub fn dispatch_ns(clock: &dyn Clock) -> f64 {
 }
 
 /// Samples of every ceiling over a run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CeilingSamples {
     /// Bytes per second of each read.
     pub read: Vec<f64>,
@@ -217,6 +219,14 @@ pub struct CeilingSamples {
 }
 
 impl CeilingSamples {
+    /// Adds the samples of another part of the run.
+    pub fn add(&mut self, other: Self) {
+        self.read.extend(other.read);
+        self.dense.extend(other.dense);
+        self.peer.extend(other.peer);
+        self.dispatch_ns.extend(other.dispatch_ns);
+    }
+
     /// The ceilings that these samples amount to. Our dense product runs on `dtype` by `kernel`, the
     /// other, if there is one, on what `peer` names.
     ///

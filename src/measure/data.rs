@@ -128,7 +128,7 @@ pub struct Inputs {
 }
 
 /// Fewest independent routings of a random distribution.
-const DRAWS: usize = 8;
+pub(super) const DRAWS: usize = 8;
 /// Most of them: with one active expert a launch, that many launches visit all experts once.
 const MOST_DRAWS: usize = 64;
 

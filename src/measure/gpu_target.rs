@@ -71,8 +71,8 @@ impl Target for GpuTarget<'_> {
         self.backend.launcher().free_and_total_bytes().map_or(0.0, |(free, _)| free as f64)
     }
 
-    fn timing(&self) -> TimingMode {
-        TimingMode::Cold
+    fn modes(&self) -> &'static [TimingMode] {
+        &[TimingMode::Cold, TimingMode::Stream, TimingMode::Hot]
     }
 
     fn width(&self) -> f64 {
@@ -107,6 +107,10 @@ impl Target for GpuTarget<'_> {
             notes.push(format!("the dense ceiling is that of our own kernels alone: {reason}"));
         }
         notes
+    }
+
+    fn peer(&self) -> (&'static str, DType) {
+        (CUBLAS, DType::Bf16)
     }
 
     fn sizes(&self) -> Sizes {
@@ -214,10 +218,6 @@ impl CeilingTests for GpuCeilings<'_> {
         clock_stamp(&mut *launcher, to)?;
         samples.dispatch_ns.push(launcher.elapsed_ns(|device| clock_stamp(device, to))?);
         Ok(())
-    }
-
-    fn peer(&self) -> (&'static str, DType) {
-        (CUBLAS, DType::Bf16)
     }
 }
 

@@ -4,6 +4,10 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+use super::data::DRAWS;
+use super::record::TimingMode;
 use super::sampling::BlockRule;
 use super::work::{expert_bytes, of_launch};
 use crate::config::DType;
@@ -35,12 +39,16 @@ const CELL_SHARE: f64 = 0.04;
 const ASSUMED_UTILISATION: f64 = 0.5;
 const ASSUMED_FIXED_NS: f64 = 50_000.0;
 
+/// Longest expected block; more is beyond any budget.
+const LONGEST_S: f64 = 1e6;
+
 /// Token counts in the order in which they are worth their time: the ends first, then the middle,
 /// then what refines it.
 const TOKEN_ORDER: [usize; 13] = [1, 64, 8, 512, 256, 16, 4, 128, 32, 2, 1024, 2048, 4096];
 
 /// What is to be measured.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Request {
     /// (hidden, inter) of the layers, the most wanted first.
     pub widths: Vec<(usize, usize)>,
@@ -62,10 +70,13 @@ pub struct Request {
     pub budget: Duration,
     /// How long one block lasts.
     pub rule: BlockRule,
+    /// How cells are timed, the most wanted first.
+    pub modes: Vec<TimingMode>,
 }
 
 /// What the plan has to know of the machine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Machine {
     /// Last-level cache.
     pub cache_bytes: f64,
@@ -78,16 +89,22 @@ pub struct Machine {
 }
 
 /// One cell to measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CellSpec {
     /// The layer.
     pub shape: MoeShape,
     /// Tokens entering it.
     pub tokens: usize,
+    /// How it is timed.
+    pub timing: TimingMode,
+    /// What one block is expected to take.
+    pub block: Duration,
 }
 
 /// A list of cells that fits.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Plan {
     /// The request that it serves.
     pub request: Request,
@@ -113,18 +130,21 @@ impl Plan {
         let order = plan.request.tokens.clone().unwrap_or_else(|| TOKEN_ORDER.to_vec());
         for tokens in order {
             let mut cut = 0;
-            for &shape in &shapes {
-                let spec = CellSpec { shape, tokens };
-                let cost = plan.expected_s(&spec, machine)?;
+            for (&timing, &shape) in
+                plan.request.modes.iter().flat_map(|m| shapes.iter().map(move |s| (m, s)))
+            {
+                let block = plan.expected_block_s(&shape, tokens, timing, machine)?;
+                let cost = f64::from(ROUNDS) * block;
                 if cost <= left && (explicit || cost <= CELL_SHARE * planned) {
                     left -= cost;
-                    plan.cells.push(spec);
+                    let block = Duration::from_secs_f64(block.min(LONGEST_S));
+                    plan.cells.push(CellSpec { shape, tokens, timing, block });
                 } else {
                     cut += 1;
                 }
             }
             if cut > 0 && explicit {
-                plan.left_out.push(format!("{cut} layers at {tokens} tokens: time budget"));
+                plan.left_out.push(format!("{cut} cells at {tokens} tokens: time budget"));
             }
         }
         if plan.cells.is_empty() {
@@ -178,17 +198,28 @@ impl Plan {
         whole(sets).clamp(1, 4096)
     }
 
-    /// Expected time of all rounds of one cell, in seconds.
-    fn expected_s(&self, spec: &CellSpec, machine: &Machine) -> Result<f64> {
-        let CellSpec { shape, tokens } = spec;
+    /// Expected time of one block of a cell, in seconds.
+    fn expected_block_s(
+        &self,
+        shape: &MoeShape,
+        tokens: usize,
+        timing: TimingMode,
+        machine: &Machine,
+    ) -> Result<f64> {
         let inclusion = self.request.routing.inclusion(shape.experts, shape.top_k)?;
-        let active = expected_active(&inclusion, *tokens as f64);
-        let work = of_launch(shape, *tokens, active, self.request.dtype.bits());
+        let active = expected_active(&inclusion, tokens as f64);
+        let work = of_launch(shape, tokens, active, self.request.dtype.bits());
         let roofline =
             (work.bytes_min / machine.read_bytes_per_s).max(work.flops / machine.gemm_flops_per_s);
         let launch_ns = roofline * 1e9 / ASSUMED_UTILISATION + ASSUMED_FIXED_NS;
-        let block = self.request.rule.expected_ns(launch_ns) + launch_ns;
-        Ok(f64::from(ROUNDS) * block * 1e-9)
+        let rule = &self.request.rule;
+        Ok(1e-9
+            * match timing {
+                TimingMode::Cpu | TimingMode::Cold => rule.expected_ns(launch_ns) + launch_ns,
+                // Each sample is a series that runs once before it is timed.
+                TimingMode::Stream => 2.0 * rule.expected_ns(launch_ns * DRAWS as f64),
+                TimingMode::Hot => 2.0 * rule.expected_ns(launch_ns),
+            })
     }
 }
 
@@ -229,6 +260,7 @@ mod tests {
             seed: 1,
             budget: Duration::from_secs(60),
             rule: BlockRule::QUICK,
+            modes: vec![TimingMode::Cpu],
         }
     }
 
@@ -238,7 +270,7 @@ mod tests {
         assert!(plan.cells.len() > 60, "{}", plan.cells.len());
         assert_eq!(plan.cells[0].tokens, 1);
         assert_eq!(plan.shapes.len(), 10);
-        let time: f64 = plan.cells.iter().map(|c| plan.expected_s(c, &MACHINE).unwrap()).sum();
+        let time: f64 = plan.cells.iter().map(|c| 6.0 * c.block.as_secs_f64()).sum();
         assert!(time <= 0.75 * 60.0, "{time}");
         let short = Request { budget: Duration::from_secs(10), ..request() };
         let fewer = Plan::new(short, &MACHINE).unwrap();

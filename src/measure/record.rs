@@ -12,11 +12,12 @@ use crate::config::DType;
 pub const PROFILE_SCHEMA: &str = "moe-frontier/profile";
 
 /// Version of the profile format that this program writes: a new major means old readers must refuse.
-/// 1.1 added what is known of GPUs: clocks and throttling, error correction, power limit.
-pub const PROFILE_VERSION: &str = "1.1";
+/// 1.1 added what is known of GPUs: clocks and throttling, error correction, power limit. 1.2 added
+/// the timing mode `hot`.
+pub const PROFILE_VERSION: &str = "1.2";
 
 /// Versions that this program reads.
-pub const READABLE_VERSIONS: [&str; 2] = ["1.0", PROFILE_VERSION];
+pub const READABLE_VERSIONS: [&str; 3] = ["1.0", "1.1", PROFILE_VERSION];
 
 /// Version of the measuring protocol. A change that moves numbers raises the major.
 pub const PROTOCOL_VERSION: &str = "1.0";
@@ -298,6 +299,7 @@ impl Cell {
     /// Whether the value may stand in a table: measured, checked, from memory.
     pub fn is_usable(&self) -> bool {
         matches!(self.status, Status::Valid | Status::Noisy)
+            && self.timing.is_costed()
             && self.latency.interval().is_some()
             && !self.flags.contains(&Flag::CacheResident)
     }
@@ -317,7 +319,7 @@ impl Cell {
                 ceilings.gemm_best_flops_per_s
             ));
         }
-        let cached = self.flags.contains(&Flag::CacheResident);
+        let cached = self.timing == TimingMode::Hot || self.flags.contains(&Flag::CacheResident);
         if !cached && self.work.bytes_min > 1.02 * ceilings.read_best_bytes_per_s * seconds {
             return Err(format!(
                 "implies {:.3e} bytes/s, the device's best is {:.3e}",
@@ -345,8 +347,28 @@ pub enum TimingMode {
     Cpu,
     /// GPU events after flushing the second-level cache.
     Cold,
-    /// GPU graph of many launches over rotating inputs.
+    /// GPU graph of launches over rotating weights and routings, more of them than the second-level
+    /// cache holds: what serving does step after step.
     Stream,
+    /// GPU graph of launches with the same weights and routing: a bound, never a cost.
+    Hot,
+}
+
+impl TimingMode {
+    /// The word that flags, files and tables use.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cold => "cold",
+            Self::Stream => "stream",
+            Self::Hot => "hot",
+        }
+    }
+
+    /// Whether a cost may rest on times of this mode.
+    pub const fn is_costed(self) -> bool {
+        !matches!(self, Self::Hot)
+    }
 }
 
 /// Whether a cell's value may be used.

@@ -1,7 +1,7 @@
 //! One run of `measure`: rounds in which every open cell gets one block, in a new random order, with
 //! the device's ceilings and one kernel compared with itself in between.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand::SeedableRng;
@@ -10,20 +10,17 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use super::ceilings::CeilingSamples;
-use super::cell::{CellState, Common, refuse_impossible};
+use super::cell::{CellState, refuse_impossible};
 use super::data::{self, Inputs};
-use super::plan::{CellSpec, Machine, Plan, ROUNDS};
+use super::plan::{CellSpec, Plan, ROUNDS};
 use super::preflight::Load;
 use super::record::{
-    Key, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION, Profile, Provenance, Recipe,
-    RunCeilings, RunInfo,
+    Key, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION, Profile, Provenance, Recipe, RunInfo,
 };
 use super::sampling::{LOOKS, is_closed};
-use super::target::{CeilingTests, Target};
-use super::timing::MonotonicClock;
+use super::worker::{Answer, Ask, Facts, Trouble, Worker};
 use super::{aa, host};
-use crate::config::DType;
-use crate::kernels::{LayerWeights, LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage};
+use crate::kernels::MoeShape;
 use crate::{Error, Result};
 
 /// Blocks between two samples of read bandwidth: its swings on shared machines last seconds.
@@ -47,14 +44,6 @@ impl Observer for () {
     fn notice(&mut self, _message: &str) {}
 }
 
-/// The device, the backend and the host's clock of a run.
-pub struct Session<'a> {
-    backend: &'a dyn MoeBackend,
-    target: &'a dyn Target,
-    clock: MonotonicClock,
-    cores: usize,
-}
-
 /// What a run was started with, for its provenance.
 #[derive(Clone, Debug)]
 pub struct Invocation {
@@ -64,141 +53,111 @@ pub struct Invocation {
     pub argv: Vec<String>,
 }
 
-impl<'a> Session<'a> {
-    /// A session of a backend on the device that it runs on.
-    pub fn new(backend: &'a dyn MoeBackend, target: &'a dyn Target) -> Self {
-        let threads = target.host_threads();
-        let cores = std::thread::available_parallelism().map_or(threads, usize::from);
-        Self { backend, target, clock: MonotonicClock::default(), cores }
-    }
+/// When a run began, and how busy the machine was.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    unix_s: u64,
+    load: Load,
+}
 
-    /// Rough rates and sizes of the device, for planning: some hundred milliseconds.
-    ///
-    /// # Errors
-    /// Whatever the kernels report.
-    pub fn machine(&self, dtype: DType) -> Result<Machine> {
-        let weights = self.target.sizes().dense_weights(dtype, 1)?;
-        let mut bench = self.bench(&weights)?;
-        for _ in 0..3 {
-            bench.sample_read()?;
+impl Start {
+    /// This moment.
+    pub fn now() -> Self {
+        Self { unix_s: unix_seconds(), load: Load::read() }
+    }
+}
+
+/// What a run amounts to.
+#[derive(Debug)]
+pub struct Measured {
+    /// Its cells; those that were not finished say so.
+    pub profile: Profile,
+    /// Why it ended early, if it did.
+    pub failure: Option<Error>,
+}
+
+/// Measures the cells of a plan, which `worker` has loaded.
+///
+/// A single cell that fails leaves a record that says so; the others go on. A device that fails ends the
+/// run with what it has brought so far.
+///
+/// # Errors
+/// [`Error::Interrupted`] when `stop` was raised; the failure of a run that has brought nothing.
+pub fn rounds(
+    worker: &mut dyn Worker,
+    plan: &Plan,
+    (invocation, start): (Invocation, Start),
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Measured> {
+    let request = &plan.request;
+    let facts = worker.facts().clone();
+    let drawn = worker.drawn().to_vec();
+    let mut rounds = Rounds {
+        plan,
+        worker,
+        width: facts.width,
+        cells: plan.cells.iter().zip(drawn).map(|(s, d)| CellState::new(*s, d)).collect(),
+        ceilings: CeilingSamples::default(),
+        aa: aa::Aa::default(),
+        rng: ChaCha8Rng::seed_from_u64(request.seed),
+        complete: 0,
+        lost: Duration::ZERO,
+        stop,
+    };
+    let failure = match rounds.measure(observer) {
+        Ok(()) => None,
+        Err(error @ Error::Interrupted { .. }) => return Err(error),
+        Err(error) => Some(error),
+    };
+    let (peer, peer_dtype) = &facts.peer;
+    let kernel = (facts.dense_kernel.as_str(), request.dtype);
+    let ceilings = match rounds.ceilings.record(kernel, (peer, *peer_dtype)) {
+        Ok(ceilings) if failure.is_none() || rounds.has_blocks() => ceilings,
+        nothing => {
+            let unfit = || Error::unfit("run", "nothing was measured");
+            return Err(failure.or(nothing.err()).unwrap_or_else(unfit));
         }
-        bench.sample_rest()?;
-        let found = bench.record(self.backend.kernel(Stage::GateUp), dtype)?;
-        Ok(Machine {
-            cache_bytes: self.target.cache_bytes(),
-            available_bytes: self.target.available_bytes(),
-            read_bytes_per_s: found.read_best_bytes_per_s,
-            gemm_flops_per_s: found.gemm_best_flops_per_s,
-        })
-    }
-
-    fn bench<'b>(&'b self, dense: &'b [LayerWeights]) -> Result<Bench<'b>> {
-        let tests = self.target.ceilings(self.backend, dense)?;
-        Ok(Bench { tests, samples: CeilingSamples::default() })
-    }
-
-    /// Measures the cells of a plan.
-    ///
-    /// A single cell that fails leaves a record that says so; the others go on.
-    ///
-    /// # Errors
-    /// [`Error::Interrupted`] when `stop` was raised; whatever the ceilings report.
-    pub fn run(
-        &self,
-        plan: &Plan,
-        invocation: Invocation,
-        observer: &mut dyn Observer,
-        stop: &AtomicBool,
-    ) -> Result<Profile> {
-        let start = (unix_seconds(), Load::read());
-        let request = &plan.request;
-        observer.step(0, 1, "drawing weights");
-        let sets = draw_sets(plan)?;
-        let mut layers = self.load(plan, &sets)?;
-        let kernel_sha256 = self.backend.kernel_sha256();
-        let common = Common {
-            kernel: (self.backend.kernel(Stage::Layer), &kernel_sha256),
-            dtype: request.dtype,
-            arithmetic: self.backend.arithmetic(request.dtype),
-            routing: request.routing.to_string(),
-            seed: request.seed,
-            target: self.target,
-            timing: self.target.timing(),
-            width: self.target.width(),
-            cache_bytes: self.target.cache_bytes(),
-            clock: &self.clock,
-            rule: self.target.rule(request.rule),
-            threads: self.target.host_threads(),
-            cores: self.cores,
-        };
-        let dense = self.target.sizes().dense_weights(request.dtype, request.seed)?;
-        let mut bench = self.bench(&dense)?;
-        let mut rounds = Rounds {
-            plan,
-            sets: &sets,
-            layers: &mut layers,
-            common: &common,
-            cells: plan.cells.iter().map(|spec| cell(plan, *spec)).collect::<Result<_>>()?,
-            aa: aa::Aa::default(),
-            rng: ChaCha8Rng::seed_from_u64(request.seed),
-            stop,
-        };
-        let done = rounds.measure(&mut bench, observer)?;
-        let ceilings = bench.record(self.backend.kernel(Stage::GateUp), request.dtype)?;
-        let cells = rounds.records();
-        let (aa_effect_rel, noise_floor_rel, aa_verdict) = rounds.aa.verdict();
-        Ok(Profile {
-            schema: PROFILE_SCHEMA.into(),
-            schema_version: PROFILE_VERSION.into(),
-            protocol_version: PROTOCOL_VERSION.into(),
-            key: self.key(request.seed),
-            provenance: Provenance {
-                program: invocation.program,
-                os: host::os(),
-                argv: invocation.argv,
-                start_unix_s: start.0,
-                end_unix_s: unix_seconds(),
-                load_1min: start.1.load_1min,
-                steal_rel: Load::read().steal_since(&start.1),
-            },
-            run: RunInfo {
-                id: format!("{:#018x}", rand::random::<u64>()),
-                rounds: done,
-                aa_effect_rel,
-                noise_floor_rel,
-                aa_verdict,
-                ceilings: ceilings.clone(),
-            },
-            cells: cells.into_iter().map(|c| refuse_impossible(c, &ceilings)).collect(),
-        })
-    }
-
-    /// The key that a profile of this session carries.
-    pub fn key(&self, seed: u64) -> Key {
-        let recipe =
-            Recipe { data: data::RECIPE.into(), protocol_major: 1, seed: format!("{seed:#x}") };
-        Key::new(self.target.device(), recipe)
-    }
-
-    fn load<'s>(
-        &'s self,
-        plan: &Plan,
-        sets: &'s [(MoeShape, Vec<LayerWeights>)],
-    ) -> Result<Vec<Box<dyn LoadedLayer + 's>>> {
-        sets.iter()
-            .map(|(shape, sets)| {
-                let tokens = plan.cells.iter().filter(|c| c.shape == *shape).map(|c| c.tokens);
-                self.backend.load(sets, &RouterSpec::softmax(), tokens.max().unwrap_or(1))
-            })
-            .collect()
-    }
+    };
+    let cells = rounds.cells.iter().map(|cell| cell.record(&facts, request));
+    let cells = cells.map(|cell| refuse_impossible(cell, &ceilings)).collect();
+    let (aa_effect_rel, noise_floor_rel, aa_verdict) = rounds.aa.verdict();
+    let profile = Profile {
+        schema: PROFILE_SCHEMA.into(),
+        schema_version: PROFILE_VERSION.into(),
+        protocol_version: PROTOCOL_VERSION.into(),
+        key: key(&facts, request.seed),
+        provenance: Provenance {
+            program: invocation.program,
+            os: host::os(),
+            argv: invocation.argv,
+            start_unix_s: start.unix_s,
+            end_unix_s: unix_seconds(),
+            load_1min: start.load.load_1min,
+            steal_rel: Load::read().steal_since(&start.load),
+        },
+        run: RunInfo {
+            id: format!("{:#018x}", rand::random::<u64>()),
+            rounds: rounds.complete,
+            aa_effect_rel,
+            noise_floor_rel,
+            aa_verdict,
+            ceilings,
+        },
+        cells,
+    };
+    Ok(Measured { profile, failure })
 }
 
-fn cell(plan: &Plan, spec: CellSpec) -> Result<CellState> {
-    Ok(CellState::new(spec, inputs(plan, &spec)?))
+/// The key that a profile of a device carries.
+fn key(facts: &Facts, seed: u64) -> Key {
+    let recipe =
+        Recipe { data: data::RECIPE.into(), protocol_major: 1, seed: format!("{seed:#x}") };
+    Key::new(facts.device.clone(), recipe)
 }
 
-fn inputs(plan: &Plan, spec: &CellSpec) -> Result<Inputs> {
+/// The inputs of a cell; every timing mode has the same.
+pub(super) fn inputs(plan: &Plan, spec: &CellSpec) -> Result<Inputs> {
     let request = &plan.request;
     let seed = request.seed ^ (spec.tokens as u64) << 20 ^ (spec.shape.experts as u64) << 40;
     Inputs::draw(&spec.shape, spec.tokens, &request.routing, seed)
@@ -234,67 +193,38 @@ pub fn routings(plan: &Plan) -> Result<Vec<CellRouting>> {
     plan.cells.iter().map(of_cell).collect()
 }
 
-fn draw_sets(plan: &Plan) -> Result<Vec<(MoeShape, Vec<LayerWeights>)>> {
-    let request = &plan.request;
-    plan.shapes
-        .iter()
-        .map(|&(shape, count)| {
-            let sets = (0..count)
-                .map(|i| data::weights(shape, request.dtype, request.seed.wrapping_add(i as u64)))
-                .collect::<Result<Vec<_>>>()?;
-            Ok((shape, sets))
-        })
-        .collect()
-}
-
-/// The ceiling tests with what they have found so far.
-struct Bench<'a> {
-    tests: Box<dyn CeilingTests + 'a>,
-    samples: CeilingSamples,
-}
-
-impl Bench<'_> {
-    fn sample_read(&mut self) -> Result<()> {
-        self.tests.sample_read(&mut self.samples)
-    }
-
-    fn sample_rest(&mut self) -> Result<()> {
-        self.tests.sample_rest(&mut self.samples)
-    }
-
-    fn record(&self, kernel: &str, dtype: DType) -> Result<RunCeilings> {
-        self.samples.record((kernel, dtype), self.tests.peer())
-    }
-}
-
 /// The rounds of one run.
-struct Rounds<'a, 's> {
+struct Rounds<'a> {
     plan: &'a Plan,
-    sets: &'a [(MoeShape, Vec<LayerWeights>)],
-    layers: &'a mut Vec<Box<dyn LoadedLayer + 's>>,
-    common: &'a Common<'a>,
+    worker: &'a mut dyn Worker,
+    /// Half-width of the interval at which a cell closes as valid.
+    width: f64,
     cells: Vec<CellState>,
+    ceilings: CeilingSamples,
     aa: aa::Aa,
     rng: ChaCha8Rng,
+    /// Rounds that have ended.
+    complete: u32,
+    /// Time that went into questions without an answer, and into what came after them.
+    lost: Duration,
     stop: &'a AtomicBool,
 }
 
-impl Rounds<'_, '_> {
-    /// Runs rounds until every cell has closed or the time is over; returns their number.
-    fn measure(&mut self, bench: &mut Bench, observer: &mut dyn Observer) -> Result<u32> {
+impl Rounds<'_> {
+    /// Runs rounds until every cell has closed or the time is over.
+    fn measure(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let start = Instant::now();
         let budget = self.plan.request.budget;
         let last = LOOKS[LOOKS.len() - 1];
-        let mut round = 0;
         loop {
-            round += 1;
-            let open = self.open_cells(round - 1);
+            let open = self.open_cells();
             if open.is_empty() {
-                return Ok(round - 1);
+                return Ok(());
             }
-            self.one_round(bench, &open, round, observer)?;
-            // Outputs are checked once, so that time does not come again.
-            let repeated = start.elapsed().saturating_sub(self.checking());
+            self.one_round(&open, observer)?;
+            let round = self.complete;
+            // Outputs are checked once and faults cost their cell, so that time does not come again.
+            let repeated = start.elapsed().saturating_sub(self.checking() + self.lost);
             if round == 1 {
                 let dropped = self.drop_least_wanted(repeated, budget);
                 if dropped > 0 {
@@ -306,9 +236,13 @@ impl Rounds<'_, '_> {
             }
             let next_end = start.elapsed() + repeated / round;
             if round == last || (round >= ROUNDS && next_end > budget) {
-                return Ok(round);
+                return Ok(());
             }
         }
+    }
+
+    fn has_blocks(&self) -> bool {
+        self.cells.iter().any(|cell| !cell.blocks().is_empty())
     }
 
     /// Time that went into comparing outputs with the reference.
@@ -316,10 +250,10 @@ impl Rounds<'_, '_> {
         self.cells.iter().map(CellState::checking).sum()
     }
 
-    /// Cells that get a block in the round after `done` rounds, in a new random order.
-    fn open_cells(&mut self, done: u32) -> Vec<usize> {
+    /// Cells that get a block in the next round, in a new random order.
+    fn open_cells(&mut self) -> Vec<usize> {
         let open = |cell: &CellState| {
-            cell.is_alive() && !is_closed(cell.blocks(), done, self.common.width)
+            cell.is_alive() && !is_closed(cell.blocks(), self.complete, self.width)
         };
         let mut indices: Vec<usize> =
             (0..self.cells.len()).filter(|&i| open(&self.cells[i])).collect();
@@ -327,18 +261,13 @@ impl Rounds<'_, '_> {
         indices
     }
 
-    fn one_round(
-        &mut self,
-        bench: &mut Bench,
-        open: &[usize],
-        round: u32,
-        observer: &mut dyn Observer,
-    ) -> Result<()> {
+    fn one_round(&mut self, open: &[usize], observer: &mut dyn Observer) -> Result<()> {
+        let round = self.complete + 1;
         let cells = self.cells.len();
         // Progress counts the rounds that every cell gets; later ones only narrow intervals.
         let rounds = usize::try_from(ROUNDS.max(round)).unwrap_or(1);
         let done = cells * usize::try_from(round - 1).unwrap_or(0);
-        bench.sample_rest()?;
+        self.rates(Ask::OtherRates, observer)?;
         for (i, &index) in open.iter().enumerate() {
             let spec = self.cells[index].spec;
             let what = format!(
@@ -347,42 +276,67 @@ impl Rounds<'_, '_> {
             );
             observer.step(done + i, cells * rounds, &what);
             if i % READ_EVERY == 0 {
-                bench.sample_read()?;
+                self.rates(Ask::ReadRate, observer)?;
             }
-            self.block(index, round)?;
+            self.block(index, round, observer)?;
         }
-        self.compare_with_itself(round)
+        self.compare_with_itself(round, observer)?;
+        self.complete = round;
+        Ok(())
     }
 
-    fn block(&mut self, index: usize, round: u32) -> Result<()> {
-        let place = self.place(index);
-        let cell = &mut self.cells[index];
-        let (layer, sets) = (self.layers[place].as_mut(), &self.sets[place].1);
-        let taken = cell.take(layer, sets, self.common, round, self.stop);
-        if !taken || self.stop.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted { signal: 2, hint: String::new() });
+    /// The answer to a question, or nothing when it is lost: then the cell asked about is given up.
+    fn ask(&mut self, ask: Ask, observer: &mut dyn Observer) -> Result<Option<Answer>> {
+        let start = Instant::now();
+        match self.worker.ask(ask, self.stop) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(Trouble::Over(error)) => Err(error),
+            Err(Trouble::Lost(reason)) => {
+                match ask.cell().and_then(|index| self.cells.get_mut(index)) {
+                    Some(cell) => cell.fail(reason),
+                    None => observer.notice(&format!("a sample of a ceiling was lost: {reason}")),
+                }
+                self.worker.recover(self.stop)?;
+                self.lost += start.elapsed();
+                Ok(None)
+            }
         }
-        // The last timed output of each cell is looked at once its interval could be complete.
-        if round == ROUNDS && self.cells[index].is_alive() {
-            let (layer, sets) = (self.layers[place].as_mut(), &self.sets[place].1);
-            self.cells[index].check_last(layer, sets, self.common);
+    }
+
+    fn rates(&mut self, ask: Ask, observer: &mut dyn Observer) -> Result<()> {
+        match self.ask(ask, observer)? {
+            Some(Answer::Rates(samples)) => self.ceilings.add(samples),
+            None => {}
+            Some(_) => return Err(beside_the_point()),
         }
         Ok(())
     }
 
-    /// Index of the layer that a cell runs on.
-    fn place(&self, index: usize) -> usize {
-        let shape = self.cells[index].spec.shape;
-        self.sets.iter().position(|(s, _)| *s == shape).unwrap_or(0)
+    fn block(&mut self, index: usize, round: u32, observer: &mut dyn Observer) -> Result<()> {
+        match self.ask(Ask::Block { cell: index, round }, observer)? {
+            Some(Answer::Block(taken)) => self.cells[index].add(taken),
+            None => return Ok(()),
+            Some(_) => return Err(beside_the_point()),
+        }
+        // The last timed output of each cell is looked at once its interval could be complete.
+        if round == ROUNDS && self.cells[index].is_alive() {
+            match self.ask(Ask::CheckLast { cell: index }, observer)? {
+                Some(Answer::Check { record, ns }) => self.cells[index].add_check(record, ns),
+                None => {}
+                Some(_) => return Err(beside_the_point()),
+            }
+        }
+        Ok(())
     }
 
-    fn compare_with_itself(&mut self, round: u32) -> Result<()> {
-        let Some(index) = aa::canary(&self.cells) else { return Ok(()) };
-        let place = self.place(index);
-        let sets = self.sets[place].1.len();
-        let layer = self.layers[place].as_mut();
-        let (aa, clock) = (&mut self.aa, self.common.clock);
-        self.cells[index].borrow(layer, sets, |timed| aa.take(timed, clock, round))
+    fn compare_with_itself(&mut self, round: u32, observer: &mut dyn Observer) -> Result<()> {
+        let Some(cell) = aa::canary(&self.cells) else { return Ok(()) };
+        match self.ask(Ask::Itself { cell, round }, observer)? {
+            Some(Answer::Itself(log_ratio)) => self.aa.add(log_ratio),
+            None => {}
+            Some(_) => return Err(beside_the_point()),
+        }
+        Ok(())
     }
 
     /// After the first round the real cost is known: what the rest cannot hold is dropped, the least
@@ -402,12 +356,10 @@ impl Rounds<'_, '_> {
         }
         planned - self.cells.len()
     }
+}
 
-    fn records(&self) -> Vec<super::record::Cell> {
-        (0..self.cells.len())
-            .map(|i| self.cells[i].record(self.sets[self.place(i)].1.len(), self.common))
-            .collect()
-    }
+fn beside_the_point() -> Error {
+    Error::device("worker", "answered another question than it was asked")
 }
 
 fn unix_seconds() -> u64 {
@@ -417,11 +369,13 @@ fn unix_seconds() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::Arithmetic;
+    use crate::config::DType;
     use crate::kernels::cpu::CpuBackend;
+    use crate::kernels::{Arithmetic, LayerWeights, LoadedLayer, MoeBackend, RouterSpec, Stage};
+    use crate::measure::Session;
     use crate::measure::ceilings::Sizes;
-    use crate::measure::plan::Request;
-    use crate::measure::record::Status;
+    use crate::measure::plan::{Machine, Request};
+    use crate::measure::record::{Status, TimingMode};
     use crate::measure::sampling::BlockRule;
     use crate::measure::target::CpuTarget;
 
@@ -445,6 +399,7 @@ mod tests {
             seed: 9,
             budget: Duration::from_secs(20),
             rule: RULE,
+            modes: vec![TimingMode::Cpu],
         };
         let machine = Machine {
             cache_bytes: 1e6,

@@ -119,7 +119,8 @@ pub fn warm_up(kernel: &mut dyn Launch, clock: &dyn Clock, busy_ns: u64) -> Resu
     let mut shortest = u64::MAX;
     for turn in 0.. {
         kernel.prepare()?;
-        shortest = shortest.min(kernel.time(clock, turn, 1)?);
+        let least = kernel.least_launches();
+        shortest = shortest.min(kernel.time(clock, turn, least)? / u64::from(least));
         if turn >= 2 && clock.now_ns().saturating_sub(start) >= busy_ns {
             break;
         }
@@ -141,7 +142,8 @@ pub fn take_block(
     stop: &AtomicBool,
 ) -> Result<Option<BlockSamples>> {
     let batch = rule.shortest_sample_ns.div_ceil(launch_ns.max(20)).clamp(1, 1000);
-    let launches_per_sample = u32::try_from(batch).unwrap_or(1);
+    let least = kernel.least_launches();
+    let launches_per_sample = u32::try_from(batch).unwrap_or(1).next_multiple_of(least);
     let (mut samples_ns, mut busy_ns) = (Vec::new(), 0);
     let first_turn = *turn;
     while !rule.is_complete(samples_ns.len(), busy_ns) {

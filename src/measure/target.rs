@@ -30,8 +30,8 @@ pub trait Target {
     /// Memory that weights can have.
     fn available_bytes(&self) -> f64;
 
-    /// How cells are timed.
-    fn timing(&self) -> TimingMode;
+    /// How cells can be timed, the usual way first.
+    fn modes(&self) -> &'static [TimingMode];
 
     /// Half-width of the interval at which a cell closes as valid.
     fn width(&self) -> f64;
@@ -51,6 +51,9 @@ pub trait Target {
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
+
+    /// The dense product by somebody else: its name and number format.
+    fn peer(&self) -> (&'static str, DType);
 
     /// Sizes of the ceiling tests.
     fn sizes(&self) -> Sizes;
@@ -79,9 +82,6 @@ pub trait CeilingTests {
     /// # Errors
     /// Whatever the device reports.
     fn sample_rest(&mut self, samples: &mut CeilingSamples) -> Result<()>;
-
-    /// The dense product by somebody else: its name and number format.
-    fn peer(&self) -> (&'static str, DType);
 }
 
 /// The host's processor.
@@ -113,8 +113,8 @@ impl Target for CpuTarget {
         host::memory().available_bytes as f64
     }
 
-    fn timing(&self) -> TimingMode {
-        TimingMode::Cpu
+    fn modes(&self) -> &'static [TimingMode] {
+        &[TimingMode::Cpu]
     }
 
     fn width(&self) -> f64 {
@@ -127,6 +127,10 @@ impl Target for CpuTarget {
 
     fn host_threads(&self) -> usize {
         self.device.threads
+    }
+
+    fn peer(&self) -> (&'static str, DType) {
+        (CandleTest::NAME, DType::F32)
     }
 
     fn sizes(&self) -> Sizes {
@@ -179,10 +183,6 @@ impl CeilingTests for CpuCeilings<'_> {
         }
         samples.dispatch_ns.push(dispatch_ns(clock));
         Ok(())
-    }
-
-    fn peer(&self) -> (&'static str, DType) {
-        (CandleTest::NAME, DType::F32)
     }
 }
 

@@ -36,6 +36,11 @@ pub trait Launch {
     /// Whatever the kernel reports.
     fn launch(&mut self, turn: usize) -> Result<()>;
 
+    /// Fewest launches that can be timed together; more are timed in multiples of them.
+    fn least_launches(&self) -> u32 {
+        1
+    }
+
     /// Puts the next input in place before a sample, outside of its time.
     ///
     /// # Errors

@@ -192,15 +192,17 @@ mod tests {
             text(edited("moe-frontier/profile", "moe-frontier/plan")).contains("moe-frontier/plan")
         );
         assert!(
-            text(edited("\"schema_version\": \"1.1\"", "\"schema_version\": \"2.0\""))
-                .contains("reads 1.1")
+            text(edited("\"schema_version\": \"1.2\"", "\"schema_version\": \"2.0\""))
+                .contains("reads 1.2")
         );
     }
 
     #[test]
-    fn files_of_the_version_before_are_read() {
-        let older = Profile { schema_version: "1.0".into(), ..small() };
-        assert_eq!(parse(&to_bytes(&older).unwrap()).unwrap(), older);
+    fn files_of_the_versions_before_are_read() {
+        for version in ["1.0", "1.1"] {
+            let older = Profile { schema_version: version.into(), ..small() };
+            assert_eq!(parse(&to_bytes(&older).unwrap()).unwrap(), older);
+        }
     }
 
     #[test]

@@ -102,6 +102,11 @@ impl LayerQuery {
         2.0 * matrices * self.hidden as f64 * self.inter as f64 * rows
     }
 
+    /// Whether arithmetic takes longer than moving the bytes.
+    pub fn is_bound_by_arithmetic(&self, rates: &Ceilings) -> bool {
+        self.flops() / rates.gemm_flops_per_s > self.bytes() / rates.read_bytes_per_s
+    }
+
     /// The least time that the ceilings allow: the longer of moving the bytes and doing the work.
     pub fn roofline(&self, rates: &Ceilings) -> Seconds {
         Seconds(self.bytes() / rates.read_bytes_per_s)

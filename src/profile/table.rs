@@ -10,12 +10,16 @@
 //! 3. another shape: ln util smoothed over (rows per active expert, bytes of one expert, active
 //!    experts), widened by what leaving each whole shape out shows (`Transferred`);
 //! 4. nothing: a refusal with the command that measures it, or a labelled roofline if asked for.
+//!
+//! Cells timed in different modes never answer together. Where a GPU's profile has both, layers bound
+//! by memory, as in decoding, are answered from cold cells and those bound by arithmetic, as prompts
+//! are, from stream cells; where it has one, from that. Hot cells answer nothing.
 
 use super::interpolate::{AXES, Bounds, Grid, Point, smooth};
 use super::latency::{Ceilings, Latency, LatencyModel, LayerQuery, Source};
 use super::roofline::{assumed, check_query};
 use super::validate::query_of;
-use crate::measure::record::{Cell, Op, Profile, Status};
+use crate::measure::record::{Cell, Op, Profile, Status, TimingMode};
 use crate::stats::interval::median;
 use crate::units::Seconds;
 use crate::{Error, Result};
@@ -88,6 +92,16 @@ const ROWS_TOLERANCE: f64 = 0.405;
 pub struct LatencyTable {
     ceilings: Ceilings,
     policy: Policy,
+    /// Answers layers bound by memory; those bound by arithmetic too, without `prompts`.
+    decode: OneMode,
+    /// Answers layers bound by arithmetic, where the profile has cells for them.
+    prompts: Option<OneMode>,
+}
+
+/// The cells of one timing mode.
+#[derive(Clone, Debug)]
+struct OneMode {
+    timing: TimingMode,
     series: Vec<Series>,
     kinds: Vec<Kind>,
     interpolation_error: Option<TransferError>,
@@ -152,38 +166,67 @@ impl LatencyTable {
                 ),
             ));
         }
-        let series = series_of(&cells, &ceilings);
-        let interpolation_error = interpolation_error(&series);
-        let kinds = kinds_of(&series)?;
-        Ok(Self { ceilings, policy, series, kinds, interpolation_error })
+        let of = |timing: TimingMode| {
+            let cells: Vec<&Cell> = cells.iter().copied().filter(|c| c.timing == timing).collect();
+            OneMode::new(timing, &cells, &ceilings)
+        };
+        let has = |timing: TimingMode| cells.iter().any(|c| c.timing == timing);
+        let (decode, prompts) = if has(TimingMode::Cpu) {
+            (TimingMode::Cpu, None)
+        } else if !has(TimingMode::Cold) {
+            (TimingMode::Stream, None)
+        } else {
+            (TimingMode::Cold, has(TimingMode::Stream).then_some(TimingMode::Stream))
+        };
+        let (decode, prompts) = (of(decode)?, prompts.map(of).transpose()?);
+        Ok(Self { ceilings, policy, decode, prompts })
+    }
+
+    /// How the cells were timed that answer layers bound by memory and those bound by arithmetic.
+    pub fn timing(&self) -> (TimingMode, TimingMode) {
+        let decode = self.decode.timing;
+        (decode, self.prompts.as_ref().map_or(decode, |prompts| prompts.timing))
+    }
+
+    fn modes(&self) -> impl Iterator<Item = &OneMode> {
+        std::iter::once(&self.decode).chain(&self.prompts)
+    }
+
+    /// The cells that answer a query: those of its own mode, or of the other one if only that has its
+    /// number format.
+    fn mode_of(&self, query: &LayerQuery) -> &OneMode {
+        let Some(prompts) = &self.prompts else { return &self.decode };
+        let (first, second) = if query.is_bound_by_arithmetic(&self.ceilings) {
+            (prompts, &self.decode)
+        } else {
+            (&self.decode, prompts)
+        };
+        if first.kind_of(query).is_none() && second.kind_of(query).is_some() {
+            second
+        } else {
+            first
+        }
     }
 
     /// What leaving each inner cell of a series out shows; `None` when no series has three cells.
-    pub const fn interpolation_error(&self) -> Option<TransferError> {
-        self.interpolation_error
+    pub fn interpolation_error(&self) -> Option<TransferError> {
+        worst(self.modes().filter_map(|m| m.interpolation_error))
     }
 
     /// What leaving each shape out shows, over all number formats measured (the worst of them);
     /// `None` when a single shape was measured.
     pub fn transfer_error(&self) -> Option<TransferError> {
-        let errors = self.kinds.iter().filter_map(|k| k.error);
-        errors.max_by(|a, b| a.log_sigma().total_cmp(&b.log_sigma()))
+        worst(self.modes().flat_map(|m| &m.kinds).filter_map(|k| k.error))
     }
 
     /// Number of cells in use.
     pub fn cells(&self) -> usize {
-        self.series.iter().map(|s| s.entries.len()).sum()
+        self.modes().flat_map(|m| &m.series).map(|s| s.entries.len()).sum()
     }
 
-    fn same_shape(&self, query: &LayerQuery) -> Option<Latency> {
-        let mut matching = self.series.iter().filter(|s| s.holds(query));
-        let sigma = self.interpolation_error.map_or(0.0, |e| e.log_sigma());
-        matching.find_map(|s| s.lookup(query, &self.ceilings, sigma))
-    }
-
-    fn transfer(&self, query: &LayerQuery) -> Result<Latency> {
-        let Some(kind) = self.kinds.iter().find(|k| k.is_of(query)) else {
-            let have: Vec<String> = self.kinds.iter().map(Kind::describe).collect();
+    fn transfer(&self, mode: &OneMode, query: &LayerQuery) -> Result<Latency> {
+        let Some(kind) = mode.kind_of(query) else {
+            let have: Vec<String> = mode.kinds.iter().map(Kind::describe).collect();
             return self.outside(query, &format!("measured are only {}", have.join(", ")));
         };
         let Some(error) = kind.error else {
@@ -226,14 +269,34 @@ impl LatencyTable {
 impl LatencyModel for LatencyTable {
     fn moe_layer(&self, query: &LayerQuery) -> Result<Latency> {
         check_query(query)?;
-        match self.same_shape(query) {
+        let mode = self.mode_of(query);
+        match mode.same_shape(query, &self.ceilings) {
             Some(latency) => Ok(latency),
-            None => self.transfer(query),
+            None => self.transfer(mode, query),
         }
     }
 
     fn ceilings(&self) -> Ceilings {
         self.ceilings
+    }
+}
+
+impl OneMode {
+    fn new(timing: TimingMode, cells: &[&Cell], ceilings: &Ceilings) -> Result<Self> {
+        let series = series_of(cells, ceilings);
+        let interpolation_error = interpolation_error(&series);
+        let kinds = kinds_of(&series)?;
+        Ok(Self { timing, series, kinds, interpolation_error })
+    }
+
+    fn kind_of(&self, query: &LayerQuery) -> Option<&Kind> {
+        self.kinds.iter().find(|k| k.is_of(query))
+    }
+
+    fn same_shape(&self, query: &LayerQuery, ceilings: &Ceilings) -> Option<Latency> {
+        let mut matching = self.series.iter().filter(|s| s.holds(query));
+        let sigma = self.interpolation_error.map_or(0.0, |e| e.log_sigma());
+        matching.find_map(|s| s.lookup(query, ceilings, sigma))
     }
 }
 
@@ -312,6 +375,10 @@ impl Kind {
         }
         Ok(())
     }
+}
+
+fn worst(errors: impl Iterator<Item = TransferError>) -> Option<TransferError> {
+    errors.max_by(|a, b| a.log_sigma().total_cmp(&b.log_sigma()))
 }
 
 fn usable(cell: &Cell, policy: Policy) -> bool {
@@ -457,6 +524,7 @@ fn spread(value: Seconds, sigma: f64, source: Source) -> Latency {
 mod tests {
     use super::super::synthetic::{profile, truth, uniform};
     use super::*;
+    use crate::measure::record::LatencyRecord;
 
     const WIDTHS: [(usize, usize); 3] = [(512, 1536), (768, 2304), (1024, 3072)];
 
@@ -583,6 +651,61 @@ mod tests {
         let policy = Policy { include_noisy: true, ..any_shape() };
         let table = LatencyTable::new(&noisy, policy).unwrap();
         assert_eq!(table.cells(), 3 * 5 * 11);
+    }
+
+    /// The profile of a GPU: cells of each mode, slower than the truth by its factor.
+    fn of_modes(modes: &[(TimingMode, u64)]) -> Profile {
+        let mut all = profile(&WIDTHS, 0.01);
+        let cells = std::mem::take(&mut all.cells);
+        for &(timing, by) in modes {
+            for mut cell in cells.clone() {
+                cell.timing = timing;
+                if let LatencyRecord::Interval(interval) = &mut cell.latency {
+                    interval.median_ps *= by;
+                    (interval.lo_ps, interval.hi_ps) = (interval.lo_ps * by, interval.hi_ps * by);
+                }
+                all.cells.push(cell);
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn each_timing_mode_answers_what_it_is_for_and_hot_cells_answer_nothing() {
+        use TimingMode::{Cold, Hot, Stream};
+        let slower = |table: &LatencyTable, query: &LayerQuery| {
+            (table.moe_layer(query).unwrap().value.0 / truth(query)).round()
+        };
+        // 32 experts of one token each, and one expert of 1024: measured, and between measured shapes.
+        let decode = [query(768, 32, 4), query(800, 32, 4)];
+        let prompts = [query(768, 1, 1024), query(800, 1, 900)];
+        let both = of_modes(&[(Cold, 2), (Stream, 3), (Hot, 9)]);
+        let table = LatencyTable::new(&both, any_shape()).unwrap();
+        assert_eq!((table.timing(), table.cells()), ((Cold, Stream), 2 * 3 * 5 * 11));
+        assert!(decode.iter().all(|q| (slower(&table, q) - 2.0).abs() < 0.1));
+        assert!(prompts.iter().all(|q| (slower(&table, q) - 3.0).abs() < 0.1));
+        for (only, by) in [(Cold, 2), (Stream, 3)] {
+            let table = LatencyTable::new(&of_modes(&[(only, by)]), any_shape()).unwrap();
+            assert_eq!(table.timing(), (only, only));
+            for query in decode.iter().chain(&prompts) {
+                assert!((slower(&table, query) - by as f64).abs() < 0.1, "{only:?} {query:?}");
+            }
+        }
+        let hot = LatencyTable::new(&of_modes(&[(Hot, 1)]), any_shape()).unwrap_err();
+        assert_eq!(hot.exit_code(), 4);
+    }
+
+    #[test]
+    fn a_number_format_of_one_mode_alone_is_answered_from_it() {
+        use TimingMode::{Cold, Stream};
+        let mut both = of_modes(&[(Cold, 2), (Stream, 3)]);
+        for cell in both.cells.iter_mut().filter(|c| c.timing == Cold) {
+            cell.weight_bits = 8.0;
+        }
+        let table = LatencyTable::new(&both, any_shape()).unwrap();
+        let sixteen = query(768, 32, 4);
+        let found = table.moe_layer(&sixteen).unwrap().value.0;
+        assert!((found / truth(&sixteen) / 3.0 - 1.0).abs() < 0.05);
     }
 
     #[test]

@@ -39,14 +39,15 @@ pub fn validate(what: &str, profile: &Profile) -> Result<()> {
 /// The cell as messages name it.
 pub fn describe(cell: &Cell) -> String {
     format!(
-        "cell hidden {} inter {} experts {} top_k {} tokens {} {:?} {}",
+        "cell hidden {} inter {} experts {} top_k {} tokens {} {:?} {} {}",
         cell.hidden,
         cell.inter,
         cell.experts,
         cell.top_k,
         cell.tokens,
         cell.dtype,
-        cell.routing.kind
+        cell.routing.kind,
+        cell.timing.label()
     )
 }
 
@@ -66,7 +67,7 @@ pub fn query_of(cell: &Cell) -> LayerQuery {
 }
 
 fn cell_key(cell: &Cell) -> String {
-    format!("{} {:?} {} {} {:?}", describe(cell), cell.op, cell.kernel, cell.gated, cell.timing)
+    format!("{} {:?} {} {}", describe(cell), cell.op, cell.kernel, cell.gated)
 }
 
 type Checked = Result<(), String>;

@@ -10,7 +10,7 @@ use rand_distr::{Distribution, Exp1, Gamma};
 use crate::{Error, Result};
 
 /// How tokens choose experts.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum RoutingKind {
     /// Round robin: every expert gets the same number of rows, as near as can be.
     Balanced,

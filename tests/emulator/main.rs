@@ -18,6 +18,7 @@ mod models;
 mod mutants;
 mod products;
 mod routers;
+mod series;
 mod suite;
 mod sums;
 
@@ -93,6 +94,11 @@ fn pairs_are_aligned_as_by_the_reference() {
 #[test]
 fn weighted_sums_agree_with_the_reference() {
     in_every_mode(Build::Plain, 2, |run| sums::check(run, false));
+}
+
+#[test]
+fn a_series_leaves_what_its_last_launch_leaves_alone() {
+    in_every_mode(Build::Plain, 1, series::check);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use moe_frontier::config::DType;
 use moe_frontier::gpu::CudaDevice;
 use moe_frontier::kernels::gpu::{GpuBackend, MoeOptions};
-use moe_frontier::kernels::{MoeBackend, MoeShape, RouterSpec, Stage};
+use moe_frontier::kernels::{MoeBackend, MoeShape, RouterSpec, Stage, Turn};
 use moe_frontier::measure::check;
 use moe_frontier::measure::data::{self, Inputs};
 use moe_frontier::measure::record::CheckOutcome;
@@ -72,6 +72,13 @@ fn one(
     layer.time(Stage::Layer, &[0]).map_err(told)?.ok_or("no recording was made")?;
     if layer.output().map_err(told)? != first {
         return Err("a replayed recording differs".into());
+    }
+    let all: Vec<&[f32]> = inputs.draws.iter().map(|draw| &*draw.logits).collect();
+    layer.set_routings(&inputs.x, &all).map_err(told)?;
+    let turns: Vec<Turn> = (0..all.len()).rev().map(|routing| Turn { set: 0, routing }).collect();
+    layer.time_series(Stage::Layer, &turns).map_err(told)?.ok_or("no series was recorded")?;
+    if layer.output().map_err(told)? != first {
+        return Err("the last launch of a series differs from one alone".into());
     }
     Ok(())
 }

@@ -4,14 +4,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::cli::measure::{DeviceChoice, KernelChoice, measure};
+use crate::cli::measure::{DeviceChoice, measure};
 use crate::cli::output::warn;
 use crate::cli::rank::RankArgs;
 use crate::cli::store;
 use crate::config::{DType, DeviceSpec};
 use crate::measure::Request;
-use crate::measure::record::{Cell, Device, Profile};
+use crate::measure::record::{Cell, Device, Profile, TimingMode};
 use crate::measure::sampling::BlockRule;
+use crate::measure::worker::Facts;
 use crate::plan::outcome::ProfileUsed;
 use crate::profile::table::{Outside, Policy, Transfer};
 use crate::profile::{LatencyModel, LatencyTable, RooflineModel, Source, format};
@@ -130,7 +131,8 @@ impl Choice {
                 from_profile(&profile, origin, args.include_noisy || auto)
             }
             Self::Stored { .. } | Self::MeasureNow(_) => {
-                let profile = measure(DeviceChoice::Auto, request(args, widths, experts))?;
+                let profile =
+                    measure(DeviceChoice::Auto, |facts| request(args, widths, experts, facts))?;
                 let origin = match keep(&profile) {
                     Ok(path) => format!("measured now, kept as {}", path.display()),
                     Err(error) => {
@@ -152,10 +154,7 @@ fn keep(profile: &Profile) -> Result<PathBuf> {
 /// The newest stored profile of this machine that says something about shapes it did not measure, or
 /// the device that is to be measured.
 fn this_machine(args: &RankArgs) -> Result<Choice> {
-    let (device, kernels) = DeviceChoice::Auto
-        .open(KernelChoice::default(), |backend, target| {
-            Ok((target.device(), backend.kernel_sha256()))
-        })?;
+    let Facts { device, kernel_sha256: kernels, .. } = DeviceChoice::Auto.facts()?;
     let transfers = |profile: &Profile| {
         LatencyTable::new(profile, policy(true)).is_ok_and(|t| t.transfer_error().is_some())
     };
@@ -220,6 +219,15 @@ fn from_profile(profile: &Profile, origin: String, include_noisy: bool) -> Resul
     let Some(first) = cells.first() else {
         return Err(Error::unfit("profile", "no usable cell"));
     };
+    let origin = match table.timing() {
+        (TimingMode::Cpu, _) => origin,
+        (one, other) if one == other => format!("{origin} ({} cells)", one.label()),
+        (decode, prompts) => format!(
+            "{origin} ({} cells where memory is the limit, {} cells where arithmetic is)",
+            decode.label(),
+            prompts.label()
+        ),
+    };
     let mut warnings = Vec::new();
     let noisy = cells.iter().filter(|c| c.status == crate::measure::Status::Noisy).count();
     if include_noisy && noisy > 0 {
@@ -283,7 +291,13 @@ fn roofline(spec: &DeviceSpec) -> Result<Latencies> {
 }
 
 /// What is measured for a ranking: quick blocks, one expert per token as the law's models have.
-fn request(args: &RankArgs, widths: &[(usize, usize)], experts: &[usize]) -> Request {
+/// Cells are timed in every way that a cost may rest on.
+fn request(
+    args: &RankArgs,
+    widths: &[(usize, usize)],
+    experts: &[usize],
+    facts: &Facts,
+) -> Request {
     Request {
         widths: widths.to_vec(),
         experts: experts.to_vec(),
@@ -295,6 +309,7 @@ fn request(args: &RankArgs, widths: &[(usize, usize)], experts: &[usize]) -> Req
         seed: args.seed,
         budget: Duration::from_secs_f64(args.time_budget.0.min(86_400.0)),
         rule: BlockRule::QUICK,
+        modes: facts.modes.iter().copied().filter(|mode| mode.is_costed()).collect(),
     }
 }
 
@@ -334,6 +349,23 @@ mod tests {
         assert!(!covers(&profile, &[(200, 600)], &[8]));
         assert!(!covers(&profile, &[(4096, 6144)], &[8]));
         assert!(!covers(&profile, &[(512, 1536)], &[65]));
+    }
+
+    #[test]
+    fn the_timing_modes_that_answer_are_told() {
+        let mut profile = crate::profile::synthetic::profile(&[(512, 1536), (1024, 3072)], 0.01);
+        for cell in &mut profile.cells {
+            cell.timing = TimingMode::Cold;
+        }
+        let origin =
+            |profile: &Profile| from_profile(profile, "p.json".into(), false).unwrap().used.origin;
+        assert_eq!(origin(&profile), "p.json (cold cells)");
+        let more: Vec<Cell> = profile.cells.clone();
+        let stream = |c: Cell| Cell { timing: TimingMode::Stream, ..c };
+        profile.cells.extend(more.into_iter().map(stream));
+        let both =
+            "p.json (cold cells where memory is the limit, stream cells where arithmetic is)";
+        assert_eq!(origin(&profile), both);
     }
 
     #[test]

@@ -204,7 +204,7 @@ mod tests {
         let (plan, out, routed) = run(&packing);
         assert_eq!(none, None);
         assert!(plan.unwrap().starts_with("weights packed once: 0.000 GB more, in "));
-        let exact = reference::layer_in(&sets[0], &x, &routed, DType::F32);
+        let exact = reference::layer(&sets[0], &x, &routed);
         for (&got, exact) in out.iter().zip(&exact) {
             assert!((f64::from(got) - exact.value).abs() <= exact.bound, "{got}, not {exact:?}");
         }

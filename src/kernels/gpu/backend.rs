@@ -14,7 +14,7 @@ use crate::kernels::gpu::{
     Thresholds, Workspace, moe_stage,
 };
 use crate::kernels::{
-    Arithmetic, LayerWeights, LoadedLayer, MoeBackend, MoeShape, Routed, RouterSpec, Stage,
+    Arithmetic, LayerWeights, LoadedLayer, MoeBackend, MoeShape, Routed, RouterSpec, Stage, Turn,
     WeightData,
 };
 use crate::{Error, Result};
@@ -122,6 +122,10 @@ struct GpuLayer<'a, L: Launcher> {
     /// The batch that was put in place, and its plan.
     batch: Option<(u32, Plan)>,
     recordings: HashMap<(Stage, usize), Recording>,
+    /// Routings of a series, and the memory that they share.
+    routings: Vec<Region>,
+    routing_memory: Option<Region>,
+    series: HashMap<(Stage, Vec<Turn>), Recording>,
 }
 
 impl<'a, L: Launcher> GpuLayer<'a, L> {
@@ -197,6 +201,9 @@ impl<'a, L: Launcher> GpuLayer<'a, L> {
             owned,
             batch: None,
             recordings: HashMap::new(),
+            routings: Vec::new(),
+            routing_memory: None,
+            series: HashMap::new(),
         })
     }
 
@@ -204,7 +211,13 @@ impl<'a, L: Launcher> GpuLayer<'a, L> {
         self.batch.as_ref().ok_or_else(|| Error::usage("input", "none was put in place"))
     }
 
-    fn launch(&self, launcher: &mut dyn Launcher, stage: Stage, set: usize) -> Result<()> {
+    fn launch(
+        &self,
+        launcher: &mut dyn Launcher,
+        stage: Stage,
+        set: usize,
+        logits: Region,
+    ) -> Result<()> {
         let (tokens, plan) = self.batch()?;
         let layer = self.sets.get(set).ok_or_else(|| unknown_set(set, self.sets.len()))?;
         let (hidden, experts) = (self.shape.hidden as u64, self.shape.experts as u64);
@@ -212,7 +225,7 @@ impl<'a, L: Launcher> GpuLayer<'a, L> {
             tokens: *tokens,
             x: Matrix::dense(self.x, hidden),
             routing: Routing::Logits {
-                logits: Matrix::dense(self.logits, experts),
+                logits: Matrix::dense(logits, experts),
                 format: LogitFormat::F32,
             },
             out: Matrix::dense(self.out, hidden),
@@ -247,9 +260,24 @@ impl<'a, L: Launcher> GpuLayer<'a, L> {
 
     /// Forgets what was recorded: grids depend on the tokens.
     fn forget(&mut self, launcher: &mut L) {
-        for (_, recording) in self.recordings.drain() {
+        let alone = self.recordings.drain().map(|(_, recording)| recording);
+        for recording in alone.chain(self.series.drain().map(|(_, recording)| recording)) {
             launcher.forget(recording);
         }
+    }
+
+    /// Memory for `bytes` bytes of routings; recordings that read what was there before are forgotten.
+    fn make_room(&mut self, launcher: &mut L, bytes: u64) -> Result<Region> {
+        if let Some(region) = self.routing_memory.filter(|region| region.bytes >= bytes) {
+            return Ok(region);
+        }
+        self.forget(launcher);
+        if let Some(old) = self.routing_memory.take() {
+            launcher.free(old)?;
+        }
+        let region = launcher.allocate(bytes)?;
+        self.routing_memory = Some(region);
+        Ok(region)
     }
 }
 
@@ -294,7 +322,7 @@ impl<L: Launcher> LoadedLayer for GpuLayer<'_, L> {
 
     fn run(&mut self, stage: Stage, set: usize) -> Result<()> {
         let mut launcher = self.backend.launcher();
-        self.launch(&mut *launcher, stage, set)?;
+        self.launch(&mut *launcher, stage, set, self.logits)?;
         launcher.synchronize()?;
         self.status(&mut *launcher)
     }
@@ -306,19 +334,56 @@ impl<L: Launcher> LoadedLayer for GpuLayer<'_, L> {
             let recording = if let Some(recording) = self.recordings.get(&(stage, set)) {
                 *recording
             } else {
-                let made = launcher.record(&mut |l| self.launch(l, stage, set))?;
+                let made = launcher.record(&mut |l| self.launch(l, stage, set, self.logits))?;
                 let Some(made) = made else { return Ok(None) };
                 self.recordings.insert((stage, set), made);
                 made
             };
-            total += launcher.time(recording, self.flush)?;
+            total += launcher.time(recording, Some(self.flush))?;
         }
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a duration in nanoseconds; the cast saturates"
-        )]
-        Ok(Some(total.round() as u64))
+        Ok(Some(whole_ns(total)))
+    }
+
+    fn set_routings(&mut self, x: &[f32], logits: &[&[f32]]) -> Result<()> {
+        let first = logits.first().copied().unwrap_or_default();
+        if logits.iter().any(|l| l.len() != first.len()) {
+            return Err(Error::usage("router logits", "routings of one input differ in length"));
+        }
+        self.set_input(x, first)?;
+        let each = first.len() as u64 * 4;
+        let backend = self.backend;
+        let mut launcher = backend.launcher();
+        // Parts start where kernels may read 16 bytes at once.
+        let stride = each.next_multiple_of(256).max(256);
+        let memory = self.make_room(&mut launcher, stride * logits.len().max(1) as u64)?;
+        self.routings.clear();
+        for (at, logits) in (0..).step_by(usize::try_from(stride).unwrap_or(256)).zip(logits) {
+            let part = memory.part(at, each)?;
+            launcher.upload(part, &bytes_of(logits.iter().map(|l| l.to_ne_bytes())))?;
+            self.routings.push(part);
+        }
+        Ok(())
+    }
+
+    fn time_series(&mut self, stage: Stage, turns: &[Turn]) -> Result<Option<u64>> {
+        let mut launcher = self.backend.launcher();
+        let key = (stage, turns.to_vec());
+        let recording = if let Some(recording) = self.series.get(&key) {
+            *recording
+        } else {
+            let made = launcher.record(&mut |l| {
+                turns.iter().try_for_each(|turn| {
+                    let logits = self.routings.get(turn.routing).copied();
+                    let unknown =
+                        || Error::usage("routing", format!("{} is not there", turn.routing));
+                    self.launch(l, stage, turn.set, logits.ok_or_else(unknown)?)
+                })
+            })?;
+            let Some(made) = made else { return Ok(None) };
+            self.series.insert(key, made);
+            made
+        };
+        Ok(Some(whole_ns(launcher.time(recording, None)?)))
     }
 
     fn plan(&self) -> Option<String> {
@@ -368,8 +433,20 @@ impl<L: Launcher> Drop for GpuLayer<'_, L> {
         for region in self.owned.drain(..) {
             let _ = launcher.free(region);
         }
+        if let Some(region) = self.routing_memory.take() {
+            let _ = launcher.free(region);
+        }
         let _ = self.workspace.clone().free(&mut *launcher);
     }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a duration in nanoseconds; the cast saturates"
+)]
+fn whole_ns(ns: f64) -> u64 {
+    ns.round() as u64
 }
 
 fn unknown_set(set: usize, sets: usize) -> Error {

@@ -250,7 +250,7 @@ mod tests {
     fn whole_layers_have_the_bits_of_every_other_instruction_set() {
         amx_emulator::install();
         // Not `with_isa`, which asks the processor.
-        let tiles = CpuBackend { isa: Isa::Amx, pool: None }.with_threads(2).unwrap();
+        let tiles = CpuBackend { isa: Isa::Amx, pool: None, pack: false }.with_threads(2).unwrap();
         assert!(Isa::Amx.has_byte_tiles());
         for (seed, (experts, top_k, hidden, inter, gated, tokens)) in
             [(1, 1, 32, 16, true, 1), (3, 2, 70, 45, true, 19), (2, 1, 33, 66, false, 40)]

@@ -1,0 +1,242 @@
+//! A device that this process has opened: what is known of it, and a plan's layers loaded on it.
+
+use std::sync::atomic::AtomicBool;
+
+use super::aa;
+use super::ceilings::CeilingSamples;
+use super::data;
+use super::launches::{Bed, CellLaunches, Drawn};
+use super::plan::{Machine, Plan};
+use super::record::Profile;
+use super::run::{self, Invocation, Observer};
+use super::target::{CeilingTests, Target};
+use super::timing::MonotonicClock;
+use super::worker::{Answer, Ask, Facts, Trouble, Worker};
+use crate::config::DType;
+use crate::kernels::{LayerWeights, LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage};
+use crate::{Error, Result};
+
+/// The device, the backend and the host's clock of a run.
+pub struct Session<'a> {
+    backend: &'a dyn MoeBackend,
+    target: &'a dyn Target,
+    clock: MonotonicClock,
+    cores: usize,
+}
+
+impl<'a> Session<'a> {
+    /// A session of a backend on the device that it runs on.
+    pub fn new(backend: &'a dyn MoeBackend, target: &'a dyn Target) -> Self {
+        let threads = target.host_threads();
+        let cores = std::thread::available_parallelism().map_or(threads, usize::from);
+        Self { backend, target, clock: MonotonicClock::default(), cores }
+    }
+
+    /// The device and the kernels on it.
+    pub fn facts(&self) -> Facts {
+        let (target, backend) = (self.target, self.backend);
+        let (peer, peer_dtype) = target.peer();
+        Facts {
+            device: target.device(),
+            kernel: backend.kernel(Stage::Layer).to_owned(),
+            kernel_sha256: backend.kernel_sha256(),
+            dense_kernel: backend.kernel(Stage::GateUp).to_owned(),
+            peer: (peer.to_owned(), peer_dtype),
+            modes: target.modes().to_vec(),
+            width: target.width(),
+            cache_bytes: target.cache_bytes(),
+            host_threads: target.host_threads(),
+            notes: target.notes(),
+        }
+    }
+
+    /// Rough rates and sizes of the device, for planning: some hundred milliseconds.
+    ///
+    /// # Errors
+    /// Whatever the kernels report.
+    pub fn machine(&self, dtype: DType) -> Result<Machine> {
+        let weights = self.target.sizes().dense_weights(dtype, 1)?;
+        let mut tests = self.target.ceilings(self.backend, &weights)?;
+        let mut samples = CeilingSamples::default();
+        for _ in 0..3 {
+            tests.sample_read(&mut samples)?;
+        }
+        tests.sample_rest(&mut samples)?;
+        let kernel = (self.backend.kernel(Stage::GateUp), dtype);
+        let found = samples.record(kernel, self.target.peer())?;
+        Ok(Machine {
+            cache_bytes: self.target.cache_bytes(),
+            available_bytes: self.target.available_bytes(),
+            read_bytes_per_s: found.read_best_bytes_per_s,
+            gemm_flops_per_s: found.gemm_best_flops_per_s,
+        })
+    }
+
+    /// Measures the cells of a plan in this process.
+    ///
+    /// # Errors
+    /// As [`run::rounds`], and its failure, with which the profile is lost.
+    pub fn run(
+        &self,
+        plan: &Plan,
+        invocation: Invocation,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Profile> {
+        let start = run::Start::now();
+        observer.step(0, 1, "drawing weights");
+        self.load(plan, |loaded| {
+            let measured = run::rounds(loaded, plan, (invocation, start), observer, stop)?;
+            measured.failure.map_or(Ok(measured.profile), Err)
+        })
+    }
+
+    /// Draws and loads what a plan needs, and hands it to `work`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a timing mode that the device does not have; whatever the backend and
+    /// `work` report.
+    pub(super) fn load<T>(
+        &self,
+        plan: &Plan,
+        work: impl FnOnce(&mut Loaded) -> Result<T>,
+    ) -> Result<T> {
+        let request = &plan.request;
+        let facts = self.facts();
+        facts.check_modes(&request.modes)?;
+        let sets = draw_sets(plan)?;
+        let layers = self.layers(plan, &sets)?;
+        let dense = self.target.sizes().dense_weights(request.dtype, request.seed)?;
+        let ceilings = self.target.ceilings(self.backend, &dense)?;
+        let bed = Bed {
+            arithmetic: self.backend.arithmetic(request.dtype),
+            target: self.target,
+            clock: &self.clock,
+            rule: self.target.rule(request.rule),
+            threads: self.target.host_threads(),
+            cores: self.cores,
+        };
+        let mut cells = Vec::with_capacity(plan.cells.len());
+        let mut drawn = Vec::with_capacity(plan.cells.len());
+        for spec in &plan.cells {
+            let place = sets.iter().position(|(shape, _)| *shape == spec.shape).unwrap_or(0);
+            let of_shape = sets.get(place).map_or(1, |(_, sets)| sets.len());
+            let cell = CellLaunches::new(*spec, run::inputs(plan, spec)?, of_shape);
+            drawn.push(cell.drawn(of_shape));
+            cells.push((place, cell));
+        }
+        work(&mut Loaded { facts, drawn, sets: &sets, layers, ceilings, cells, bed })
+    }
+
+    fn layers<'s>(
+        &'s self,
+        plan: &Plan,
+        sets: &'s [(MoeShape, Vec<LayerWeights>)],
+    ) -> Result<Vec<Box<dyn LoadedLayer + 's>>> {
+        sets.iter()
+            .map(|(shape, sets)| {
+                let tokens = plan.cells.iter().filter(|c| c.shape == *shape).map(|c| c.tokens);
+                self.backend.load(sets, &RouterSpec::softmax(), tokens.max().unwrap_or(1))
+            })
+            .collect()
+    }
+}
+
+fn draw_sets(plan: &Plan) -> Result<Vec<(MoeShape, Vec<LayerWeights>)>> {
+    let request = &plan.request;
+    plan.shapes
+        .iter()
+        .map(|&(shape, count)| {
+            let sets = (0..count)
+                .map(|i| data::weights(shape, request.dtype, request.seed.wrapping_add(i as u64)))
+                .collect::<Result<Vec<_>>>()?;
+            Ok((shape, sets))
+        })
+        .collect()
+}
+
+/// A plan's layers on the device of this process.
+pub(super) struct Loaded<'a> {
+    facts: Facts,
+    drawn: Vec<Drawn>,
+    sets: &'a [(MoeShape, Vec<LayerWeights>)],
+    layers: Vec<Box<dyn LoadedLayer + 'a>>,
+    ceilings: Box<dyn CeilingTests + 'a>,
+    /// Each with the number of its layer.
+    cells: Vec<(usize, CellLaunches)>,
+    bed: Bed<'a>,
+}
+
+impl Loaded<'_> {
+    /// Tokens of a cell.
+    pub(super) fn tokens(&self, cell: usize) -> Option<usize> {
+        self.cells.get(cell).map(|(_, cell)| cell.spec().tokens)
+    }
+
+    /// Does one piece of the run.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a cell that the plan does not have; [`Error::Interrupted`] when `stop` was
+    /// raised; whatever the device reports.
+    pub(super) fn answer(&mut self, ask: Ask, stop: &AtomicBool) -> Result<Answer> {
+        let mut samples = CeilingSamples::default();
+        match ask {
+            Ask::ReadRate => self.ceilings.sample_read(&mut samples)?,
+            Ask::OtherRates => self.ceilings.sample_rest(&mut samples)?,
+            Ask::Block { cell, round } => {
+                let bed = &self.bed;
+                let (cell, layer, sets) =
+                    place(&mut self.cells, &mut self.layers, self.sets, cell)?;
+                return Ok(Answer::Block(cell.take(layer, sets, bed, round, stop)?));
+            }
+            Ask::CheckLast { cell } => {
+                let bed = &self.bed;
+                let (cell, layer, sets) =
+                    place(&mut self.cells, &mut self.layers, self.sets, cell)?;
+                let (record, ns) = cell.check_last(layer, sets, bed)?;
+                return Ok(Answer::Check { record, ns });
+            }
+            Ask::Itself { cell, round } => {
+                let clock = self.bed.clock;
+                let (cell, layer, sets) =
+                    place(&mut self.cells, &mut self.layers, self.sets, cell)?;
+                let ratio =
+                    |timed: &mut dyn super::timing::Launch| aa::log_ratio(timed, clock, round);
+                return Ok(Answer::Itself(cell.borrow(layer, sets.len(), ratio)?));
+            }
+        }
+        Ok(Answer::Rates(samples))
+    }
+}
+
+/// A cell with its layer and the layer's weights.
+fn place<'c, 's>(
+    cells: &'c mut [(usize, CellLaunches)],
+    layers: &'c mut [Box<dyn LoadedLayer + 's>],
+    sets: &'s [(MoeShape, Vec<LayerWeights>)],
+    number: usize,
+) -> Result<(&'c mut CellLaunches, &'c mut (dyn LoadedLayer + 's), &'s [LayerWeights])> {
+    let unknown = || Error::usage("cell", format!("there is none with number {number}"));
+    let (place, cell) = cells.get_mut(number).ok_or_else(unknown)?;
+    let layer = layers.get_mut(*place).ok_or_else(unknown)?;
+    let (_, sets) = sets.get(*place).ok_or_else(unknown)?;
+    Ok((cell, layer.as_mut(), sets))
+}
+
+impl Worker for Loaded<'_> {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn drawn(&self) -> &[Drawn] {
+        &self.drawn
+    }
+
+    fn ask(&mut self, ask: Ask, stop: &AtomicBool) -> Result<Answer, Trouble> {
+        self.answer(ask, stop).map_err(|error| match (ask, error) {
+            (_, error @ Error::Interrupted { .. }) => Trouble::Over(error),
+            (Ask::Block { .. } | Ask::CheckLast { .. }, error) => Trouble::Lost(error.to_string()),
+            (_, error) => Trouble::Over(error),
+        })
+    }
+}
