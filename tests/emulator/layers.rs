@@ -8,7 +8,7 @@ use moe_frontier::config::DType;
 use moe_frontier::gpu::{Launcher, Region};
 use moe_frontier::kernels::gpu::{
     Combine, LayerBuffers, LogitFormat, Matrix, MoeInput, MoeOptions, PRODUCTS, Piece, Plan,
-    Product, Routing, WeightFormat, Workspace, moe_forward,
+    Product, RouterInput, Routing, WeightFormat, Workspace, moe_forward,
 };
 use moe_frontier::kernels::reference::{self, DeviceRouting};
 use moe_frontier::kernels::stages::{self, PaddedAlignment};
@@ -192,7 +192,11 @@ fn check_stages(case: &Case, seed: u64, run: &Run) -> Result<Vec<&'static str>, 
     let board = &mut run.board();
     let facts = *board.facts();
     let told = |e: moe_frontier::Error| e.to_string();
-    let plan = Plan::choose(s, case.tokens, case.format, &facts, opt).map_err(told)?;
+    let router = match case.source {
+        Source::Gate => RouterInput::Gate,
+        Source::Logits | Source::Chosen => RouterInput::Logits(case.format),
+    };
+    let plan = Plan::choose(s, case.tokens, router, &facts, opt).map_err(told)?;
     let buffers = layer.buffers(board);
     let x = suite::input_view(board, &suite::bytes_bf16(&layer.x), s.hidden, 2);
     let routing = layer.routing(board);
