@@ -9,6 +9,7 @@
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod addresses;
 mod alignment;
 mod board;
 mod driver;
@@ -25,7 +26,7 @@ use std::collections::BTreeSet;
 
 use driver::Build;
 use moe_frontier::gpu::Launcher;
-use moe_frontier::kernels::gpu::{Family, PRODUCTS, WeightFormat, kernel_names};
+use moe_frontier::kernels::gpu::{Family, PRODUCTS, ProductKernel, WeightFormat, kernel_names};
 use suite::{Outcome, Place, Run};
 
 /// Runs a check in every delivery mode of a build.
@@ -106,6 +107,45 @@ fn weights_behind_four_billion_others_are_found() {
     let run = &Run::all(&driver, Build::Plain, 1)[0];
     for kernel in PRODUCTS {
         products::check_large_stack(kernel, run).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
+/// Places are read the same whatever the order of events: one delivery mode shows them.
+#[test]
+fn every_weight_and_scale_is_read_from_its_place() {
+    let Some(driver) = driver::driver(Build::Plain) else { return };
+    let run = &Run::all(&driver, Build::Plain, 1)[0];
+    for kernel in PRODUCTS {
+        addresses::check(kernel, run).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
+/// A wrong place is named, not only noticed.
+#[test]
+fn a_weight_read_from_another_place_is_named() {
+    let says = |switch| {
+        let driver = mutants::driver_with(Build::Plain, "gemv.cu", switch)?;
+        let run = &Run::all(&driver, Build::Plain, 1)[0];
+        let kernel = PRODUCTS.iter().find(|k| k.name == "gemv_bf16_up").unwrap();
+        Some(addresses::check(kernel, run).expect_err(switch))
+    };
+    let Some(said) = says("MUTANT_GATE_UP_SWAPPED") else { return };
+    assert!(said.contains("was read, not (expert 0, gate, row 0, column"), "{said}");
+}
+
+/// Accesses that change no result are noticed at the edge of the buffer that they leave: a store in the
+/// canary before it, a load by its address.
+#[test]
+fn accesses_outside_a_buffer_are_caught_though_results_are_right() {
+    for (switch, edge) in
+        [("MUTANT_STORE_BEFORE_ROWS", "byte -"), ("MUTANT_LOAD_BEHIND_WEIGHTS", "16 bytes at byte")]
+    {
+        let Some(driver) = mutants::driver_with(Build::Plain, "gemv.cu", switch) else { return };
+        let kernel = PRODUCTS.iter().find(|k| k.name == "gemv_bf16_down").unwrap();
+        for run in Run::all(&driver, Build::Plain, 1) {
+            let said = products::check(kernel, &run, false).expect_err(switch);
+            assert!(said.contains(edge) && said.contains("which has"), "{switch}: {said}");
+        }
     }
 }
 
@@ -202,7 +242,9 @@ fn on_a_gpu_every_stage_agrees_with_the_reference() {
         routers::check(run, false)?;
         alignment::check(run, false)?;
         sums::check(run, false)?;
-        FAMILIES.into_iter().try_for_each(|family| products_of(family, run, false))
+        FAMILIES.into_iter().try_for_each(|family| products_of(family, run, false))?;
+        let runs = |k: &&ProductKernel| k.family.runs_on(run.board().facts());
+        PRODUCTS.iter().filter(runs).try_for_each(|kernel| addresses::check(kernel, run))
     });
 }
 
