@@ -10,12 +10,14 @@
 pub mod candle;
 pub mod cpu;
 pub mod gpu;
+mod int8;
 pub mod math;
 pub mod reference;
 mod routing;
 pub mod stages;
 mod weights;
 
+pub use int8::Int8Weights;
 pub use reference::Arithmetic;
 pub use routing::{Alignment, Routed, RouterSpec};
 pub use weights::{LayerWeights, MAX_EXPERTS, MoeShape, WeightData};

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use crate::config::DType;
+use crate::kernels::Int8Weights;
 use crate::{Error, Result};
 
 /// Most experts of one layer; routers keep one score per expert at hand.
@@ -75,6 +76,8 @@ pub enum WeightData {
     Bf16(Vec<bf16>),
     /// IEEE half precision, widened to f32 when used; products accumulate in f32.
     F16(Vec<f16>),
+    /// 8 bits with a scale for each row; sums are exact.
+    Int8(Int8Weights),
 }
 
 impl WeightData {
@@ -84,6 +87,7 @@ impl WeightData {
             Self::F32(v) => v.len(),
             Self::Bf16(v) => v.len(),
             Self::F16(v) => v.len(),
+            Self::Int8(rows) => rows.values().len(),
         }
     }
 
@@ -98,6 +102,7 @@ impl WeightData {
             Self::F32(_) => DType::F32,
             Self::Bf16(_) => DType::Bf16,
             Self::F16(_) => DType::F16,
+            Self::Int8(_) => DType::Int8,
         }
     }
 
@@ -107,6 +112,17 @@ impl WeightData {
             Self::F32(v) => f64::from(v[index]),
             Self::Bf16(v) => v[index].to_f64(),
             Self::F16(v) => v[index].to_f64(),
+            Self::Int8(rows) => rows.get(index),
+        }
+    }
+
+    /// Bytes of all values, and of their scales.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::F32(v) => size_of_val(v.as_slice()),
+            Self::Bf16(v) => size_of_val(v.as_slice()),
+            Self::F16(v) => size_of_val(v.as_slice()),
+            Self::Int8(rows) => size_of_val(rows.values()) + size_of_val(rows.scales()),
         }
     }
 }
@@ -126,7 +142,8 @@ impl LayerWeights {
     /// Puts the parts together.
     ///
     /// # Errors
-    /// [`Error::Usage`] when a length does not fit the shape or the two formats differ.
+    /// [`Error::Usage`] when a length does not fit the shape, the two formats differ, or rows of int8
+    /// weights are not those of the matrices.
     pub fn new(shape: MoeShape, w13: WeightData, w2: WeightData) -> Result<Self> {
         shape.validate()?;
         if Some(w13.len()) != shape.w13_len() || Some(w2.len()) != shape.w2_len() {
@@ -142,6 +159,14 @@ impl LayerWeights {
         if w13.dtype() != w2.dtype() {
             return Err(Error::usage("weights", "w13 and w2 differ in their format"));
         }
+        for (name, data, k) in [("w13", &w13, shape.hidden), ("w2", &w2, shape.inter)] {
+            if let WeightData::Int8(rows) = data
+                && rows.k() != k
+            {
+                let reason = format!("{name} has a scale for every {} values, not {k}", rows.k());
+                return Err(Error::usage("weights", reason));
+            }
+        }
         Ok(Self { shape, w13, w2 })
     }
 
@@ -150,12 +175,17 @@ impl LayerWeights {
         self.w13.dtype()
     }
 
-    /// Bytes of all weights.
+    /// Bytes of all weights, scales included.
     pub fn bytes(&self) -> usize {
-        let size = match self.w13 {
-            WeightData::F32(_) => 4,
-            WeightData::Bf16(_) | WeightData::F16(_) => 2,
-        };
-        (self.w13.len() + self.w2.len()) * size
+        self.w13.bytes() + self.w2.bytes()
+    }
+
+    /// The same layer in 8 bits, with a scale for each output channel; see [`Int8Weights::quantize`].
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a weight that is not finite.
+    pub fn quantized(&self) -> Result<Self> {
+        let shape = self.shape;
+        Self::new(shape, self.w13.quantized(shape.hidden)?, self.w2.quantized(shape.inter)?)
     }
 }

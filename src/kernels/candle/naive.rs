@@ -3,7 +3,7 @@
 //! The same steps as the mixture-of-experts blocks of candle-transformers: rows of one expert by
 //! `index_select`, three matrix products with `SiLU` and a product between, `index_add` into the output.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
 
 use super::wrapped;
 use crate::Error;
@@ -36,6 +36,7 @@ impl NaiveLayer {
                 WeightData::F32(v) => Tensor::from_slice(&v[range], (rows, columns), &Device::Cpu),
                 WeightData::Bf16(v) => Tensor::from_slice(&v[range], (rows, columns), &Device::Cpu),
                 WeightData::F16(v) => Tensor::from_slice(&v[range], (rows, columns), &Device::Cpu),
+                WeightData::Int8(_) => bail!("candle has no tensors of int8 weights with scales"),
             }
         };
         let size = s.inter * s.hidden;

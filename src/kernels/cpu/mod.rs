@@ -364,6 +364,12 @@ impl Workspace {
 
     /// Whether buffers for so many tokens can be indexed.
     fn check_tokens(weights: &LayerWeights, isa: simd::Isa, tokens: usize) -> Result<()> {
+        if weights.dtype() == DType::Int8 {
+            return Err(Error::usage(
+                "weights",
+                "this processor's kernels multiply no int8 weights",
+            ));
+        }
         let shape = &weights.shape;
         // What filling up rows adds is bounded by the experts, and so far from overflow.
         let filled = shape.experts * isa.row_multiple(weights.dtype());
@@ -426,6 +432,8 @@ impl Workspace {
         match &weights.w13 {
             WeightData::F32(w) => self.gate_up_in::<Wide<f32>>(shape, w, isa),
             WeightData::F16(w) => self.gate_up_in::<Wide<f16>>(shape, w, isa),
+            // Refused by `check_tokens`.
+            WeightData::Int8(_) => {}
             WeightData::Bf16(w) => match isa {
                 #[cfg(target_arch = "x86_64")]
                 simd::Isa::Amx => self.gate_up_in::<simd::Tiles>(shape, w, isa),
@@ -452,6 +460,7 @@ impl Workspace {
         match &weights.w2 {
             WeightData::F32(w) => self.down_in::<Wide<f32>>(shape, w, isa),
             WeightData::F16(w) => self.down_in::<Wide<f16>>(shape, w, isa),
+            WeightData::Int8(_) => {}
             WeightData::Bf16(w) => match isa {
                 #[cfg(target_arch = "x86_64")]
                 simd::Isa::Amx => self.down_in::<simd::Tiles>(shape, w, isa),
