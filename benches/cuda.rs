@@ -14,6 +14,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{Batch, Mode, median};
+use moe_frontier::config::DType;
 use moe_frontier::gpu::{Cublas, CudaDevice, GroupedProducts, Launcher, Product, Region};
 use moe_frontier::kernels::gpu::launches::{ReadStream, read_stream};
 use moe_frontier::kernels::gpu::{GpuBackend, MoeOptions};
@@ -244,7 +245,8 @@ fn shape_table(backend: &GpuBackend<CudaDevice>, blas: &Cublas, name: &str, shap
             .max(2.0 * expert * rows / found.gemm_flops_per_s)
             * 1e3;
         let whole = ms["moe_layer"];
-        let plan = backend.plan(&shape, u32::try_from(tokens).expect("few")).expect("plan");
+        let tokens_u32 = u32::try_from(tokens).expect("few");
+        let plan = backend.plan(&shape, tokens_u32, DType::Bf16).expect("plan");
         println!(
             "{tokens:>6} {:>8.4} {:>8.4} {:>8.4} {:>8.4} {:>8.4} | {whole:>8.4} {floor:>8.4} \
              {:>6.2} | {:>6.2}x {:>6.2}x | {plan}",

@@ -56,7 +56,7 @@ pub struct MeasureArgs {
     /// Tokens entering the layer, the most wanted first [default: what fits the time budget].
     #[arg(long, value_parser = count_list)]
     pub tokens: Option<CountList>,
-    /// Storage of the weights: bf16 or f32.
+    /// Storage of the weights: bf16, f32 on processors, fp8 (e4m3 in blocks of 128 x 128) on GPUs.
     #[arg(long, default_value = "bf16", value_parser = executed_dtype)]
     pub dtype: DType,
     /// Routing: balanced, uniform, zipf:S, power-law:A, dirichlet:C, hot:SHARE, all-to-one,
@@ -122,7 +122,8 @@ fn executed_dtype(text: &str) -> Result<DType, String> {
     match text {
         "bf16" => Ok(DType::Bf16),
         "f32" => Ok(DType::F32),
-        _ => Err("kernels execute bf16 and f32".into()),
+        "fp8" => Ok(DType::Fp8),
+        _ => Err("kernels execute bf16, f32 (processors) and fp8 (GPUs)".into()),
     }
 }
 

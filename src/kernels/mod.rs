@@ -9,6 +9,7 @@
 
 pub mod candle;
 pub mod cpu;
+mod fp8;
 pub mod gpu;
 mod int8;
 pub mod math;
@@ -17,6 +18,7 @@ mod routing;
 pub mod stages;
 mod weights;
 
+pub use fp8::Fp8Weights;
 pub use int8::Int8Weights;
 pub use reference::Arithmetic;
 pub use routing::{Alignment, Routed, RouterSpec};

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use crate::config::DType;
-use crate::kernels::Int8Weights;
+use crate::kernels::{Fp8Weights, Int8Weights};
 use crate::{Error, Result};
 
 /// Most experts of one layer; routers keep one score per expert at hand.
@@ -78,6 +78,8 @@ pub enum WeightData {
     F16(Vec<f16>),
     /// 8 bits with a scale for each row; sums are exact.
     Int8(Int8Weights),
+    /// 8-bit floats with a scale for each block of 128 x 128, widened exactly when used.
+    Fp8(Fp8Weights),
 }
 
 impl WeightData {
@@ -88,6 +90,7 @@ impl WeightData {
             Self::Bf16(v) => v.len(),
             Self::F16(v) => v.len(),
             Self::Int8(rows) => rows.values().len(),
+            Self::Fp8(blocks) => blocks.codes().len(),
         }
     }
 
@@ -103,6 +106,7 @@ impl WeightData {
             Self::Bf16(_) => DType::Bf16,
             Self::F16(_) => DType::F16,
             Self::Int8(_) => DType::Int8,
+            Self::Fp8(_) => DType::Fp8,
         }
     }
 
@@ -113,6 +117,7 @@ impl WeightData {
             Self::Bf16(v) => v[index].to_f64(),
             Self::F16(v) => v[index].to_f64(),
             Self::Int8(rows) => rows.get(index),
+            Self::Fp8(blocks) => blocks.get(index),
         }
     }
 
@@ -123,6 +128,7 @@ impl WeightData {
             Self::Bf16(v) => size_of_val(v.as_slice()),
             Self::F16(v) => size_of_val(v.as_slice()),
             Self::Int8(rows) => size_of_val(rows.values()) + size_of_val(rows.scales()),
+            Self::Fp8(blocks) => size_of_val(blocks.codes()) + size_of_val(blocks.scales()),
         }
     }
 }
@@ -143,7 +149,7 @@ impl LayerWeights {
     ///
     /// # Errors
     /// [`Error::Usage`] when a length does not fit the shape, the two formats differ, or rows of int8
-    /// weights are not those of the matrices.
+    /// weights or matrices of fp8 weights are not those of the shape.
     pub fn new(shape: MoeShape, w13: WeightData, w2: WeightData) -> Result<Self> {
         shape.validate()?;
         if Some(w13.len()) != shape.w13_len() || Some(w2.len()) != shape.w2_len() {
@@ -164,6 +170,16 @@ impl LayerWeights {
                 && rows.k() != k
             {
                 let reason = format!("{name} has a scale for every {} values, not {k}", rows.k());
+                return Err(Error::usage("weights", reason));
+            }
+        }
+        let sizes = [(shape.inter, shape.hidden), (shape.hidden, shape.inter)];
+        for ((name, data), (rows, k)) in [("w13", &w13), ("w2", &w2)].into_iter().zip(sizes) {
+            if let WeightData::Fp8(blocks) = data
+                && (blocks.rows(), blocks.k()) != (rows, k)
+            {
+                let (has, row) = (blocks.rows(), blocks.k());
+                let reason = format!("{name} has matrices of {has} x {row}, not {rows} x {k}");
                 return Err(Error::usage("weights", reason));
             }
         }

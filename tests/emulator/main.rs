@@ -120,17 +120,21 @@ fn every_weight_and_scale_is_read_from_its_place() {
     }
 }
 
-/// A wrong place is named, not only noticed.
+/// A wrong place is named, not only noticed: another token's column, another block's scale.
 #[test]
-fn a_weight_read_from_another_place_is_named() {
-    let says = |switch| {
-        let driver = mutants::driver_with(Build::Plain, "gemv.cu", switch)?;
+fn what_is_read_from_another_place_is_named() {
+    for (switch, kernel, says) in [
+        ("MUTANT_TOKENS_IN_ORDER", "swap_ab_sm90_bf16_up_n8", "column 127) was read, not (expert"),
+        ("MUTANT_FIRST_SCALE", "swap_ab_sm90_e4m3_down_n8", "scale 0 was read, not 1"),
+    ] {
+        let Some(driver) = mutants::driver_with(Build::Plain, "swap_ab_sm90.cu", switch) else {
+            return;
+        };
         let run = &Run::all(&driver, Build::Plain, 1)[0];
-        let kernel = PRODUCTS.iter().find(|k| k.name == "gemv_bf16_up").unwrap();
-        Some(addresses::check(kernel, run).expect_err(switch))
-    };
-    let Some(said) = says("MUTANT_GATE_UP_SWAPPED") else { return };
-    assert!(said.contains("was read, not (expert 0, gate, row 0, column"), "{said}");
+        let kernel = PRODUCTS.iter().find(|k| k.name == kernel).unwrap();
+        let said = addresses::check(kernel, run).expect_err(switch);
+        assert!(said.contains(says), "{said}");
+    }
 }
 
 /// Accesses that change no result are noticed at the edge of the buffer that they leave: a store in the

@@ -370,6 +370,12 @@ impl Workspace {
                 "this processor's kernels multiply no int8 weights",
             ));
         }
+        if weights.dtype() == DType::Fp8 {
+            return Err(Error::usage(
+                "weights",
+                "processors' kernels multiply no fp8 weights; GPUs' do",
+            ));
+        }
         let shape = &weights.shape;
         // What filling up rows adds is bounded by the experts, and so far from overflow.
         let filled = shape.experts * isa.row_multiple(weights.dtype());
@@ -433,7 +439,7 @@ impl Workspace {
             WeightData::F32(w) => self.gate_up_in::<Wide<f32>>(shape, w, isa),
             WeightData::F16(w) => self.gate_up_in::<Wide<f16>>(shape, w, isa),
             // Refused by `check_tokens`.
-            WeightData::Int8(_) => {}
+            WeightData::Int8(_) | WeightData::Fp8(_) => {}
             WeightData::Bf16(w) => match isa {
                 #[cfg(target_arch = "x86_64")]
                 simd::Isa::Amx => self.gate_up_in::<simd::Tiles>(shape, w, isa),
@@ -460,7 +466,7 @@ impl Workspace {
         match &weights.w2 {
             WeightData::F32(w) => self.down_in::<Wide<f32>>(shape, w, isa),
             WeightData::F16(w) => self.down_in::<Wide<f16>>(shape, w, isa),
-            WeightData::Int8(_) => {}
+            WeightData::Int8(_) | WeightData::Fp8(_) => {}
             WeightData::Bf16(w) => match isa {
                 #[cfg(target_arch = "x86_64")]
                 simd::Isa::Amx => self.down_in::<simd::Tiles>(shape, w, isa),
