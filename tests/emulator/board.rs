@@ -1,10 +1,6 @@
 //! Where kernels run: in the emulator, or on a GPU. Both are given the same cases.
 
-use std::path::PathBuf;
-
-use moe_frontier::gpu::{
-    Capsule, CapsuleOptions, CudaDevice, DeviceFacts, Launch, Launcher, Region,
-};
+use moe_frontier::gpu::{Capsule, CudaDevice, DeviceFacts, Launch, Launcher, Region};
 use moe_frontier::{Error, Result};
 
 use crate::suite::{Place, Run};
@@ -31,32 +27,21 @@ pub(crate) struct OnGpu {
 }
 
 impl Board {
-    /// The board of a run; `kept` is where the emulator leaves a run that it ended.
+    /// The board of a run.
     ///
     /// # Errors
     /// When there is no such device.
-    pub(crate) fn new(run: &Run, facts: DeviceFacts, kept: PathBuf) -> Result<Self> {
-        let poison = run.poison();
-        let Place::Emulator { driver, delivery, .. } = &run.place else {
-            let device = CudaDevice::open(0)?;
-            return Ok(Self::Gpu(Box::new(OnGpu {
-                device,
-                poison,
-                allocated: Vec::new(),
-                inputs: Vec::new(),
-                launched: Vec::new(),
-            })));
-        };
-        let options = CapsuleOptions {
-            delivery: *delivery,
-            seed: run.seed,
-            poison,
-            // The race detector sees more of blocks that are alive together.
-            live_blocks: u32::from(!run.seed.is_multiple_of(2)),
-            keep: Some(kept),
-            ..CapsuleOptions::new(driver)
-        };
-        Ok(Self::Emulator(Box::new(Capsule::new(facts, options)?)))
+    pub(crate) fn new(run: &Run, facts: DeviceFacts) -> Result<Self> {
+        if let Place::Emulator { .. } = run.place {
+            return Ok(Self::Emulator(Box::new(run.capsule(facts)?)));
+        }
+        Ok(Self::Gpu(Box::new(OnGpu {
+            device: CudaDevice::open(0)?,
+            poison: run.poison(),
+            allocated: Vec::new(),
+            inputs: Vec::new(),
+            launched: Vec::new(),
+        })))
     }
 
     fn launcher(&mut self) -> &mut dyn Launcher {
