@@ -130,7 +130,11 @@ fn every_weight_and_scale_is_read_from_its_place() {
 #[test]
 fn what_is_read_from_another_place_is_named() {
     for (switch, kernel, says) in [
-        ("MUTANT_TOKENS_IN_ORDER", "swap_ab_sm90_e4m3_up_n8", ") was read, not (expert 0, gate"),
+        (
+            "MUTANT_TOKENS_IN_ORDER",
+            "swap_ab_sm90_e4m3_up_n8",
+            "column 52) was read, not (expert 1, gate, row 0, column 50)",
+        ),
         ("MUTANT_FIRST_SCALE", "swap_ab_sm90_e4m3_down_n8", "scale 0 was read, not 2"),
     ] {
         let Some(driver) = mutants::driver_with(Build::Plain, "swap_ab_sm90.cu", switch) else {
