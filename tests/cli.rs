@@ -198,6 +198,7 @@ fn wrong_flags_end_with_two_and_say_what_is_meant() {
         ("measure --top-k 0", "--top-k"),
         ("measure --routing sideways", "sideways"),
         ("measure --dtype fp64", "bf16, f32"),
+        ("measure --device cpu --dtype fp8", "GPUs do"),
         ("measure --device tpu", "gpu:N"),
         ("device show h10", "h100"),
         ("preset show mixtral", "Mixtral-8x7B"),

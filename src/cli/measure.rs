@@ -310,6 +310,8 @@ fn measure_on(
     request: Request,
     planned: impl FnOnce(&Plan) -> Result<()>,
 ) -> Result<Profile> {
+    // Said before gigabytes of weights are drawn.
+    backend.check_weights(request.dtype)?;
     let session = Session::new(backend, target);
     let threads = target.host_threads();
     let cores = std::thread::available_parallelism().map_or(threads, usize::from);

@@ -73,6 +73,15 @@ pub trait MoeBackend: Send + Sync {
     /// Name of the kernels that execute a stage.
     fn kernel(&self, stage: Stage) -> &'static str;
 
+    /// Whether layers with weights of a format can be loaded.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] naming the formats that can.
+    fn check_weights(&self, weights: DType) -> Result<()> {
+        let _ = weights;
+        Ok(())
+    }
+
     /// Where results are rounded with weights of a format, for the bounds that they are held to
     /// ([`reference::layer_in`]).
     fn arithmetic(&self, weights: DType) -> Arithmetic {

@@ -205,3 +205,27 @@ impl LayerWeights {
         Self::new(shape, self.w13.quantized(shape.hidden)?, self.w2.quantized(shape.inter)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fp8_weights_are_matrices_of_the_shape() {
+        let shape = MoeShape { experts: 2, top_k: 1, hidden: 130, inter: 3, gated: true };
+        let blocks = |matrices: usize, rows, k| {
+            let values: Vec<f32> =
+                (0..matrices * rows * k).map(|i| [1.0, -2.0, 3.5][i % 3]).collect();
+            WeightData::Fp8(Fp8Weights::quantize(&values, rows, k).unwrap())
+        };
+        let layer = LayerWeights::new(shape, blocks(4, 3, 130), blocks(2, 130, 3)).unwrap();
+        assert_eq!((layer.dtype(), layer.w2.len()), (DType::Fp8, 2 * 130 * 3));
+        // A byte each, and a scale for each of 4 x 1 x 2 and 2 x 2 x 1 blocks.
+        assert_eq!(layer.bytes(), 4 * 3 * 130 + 2 * 130 * 3 + 4 * (8 + 4));
+        let turned = LayerWeights::new(shape, blocks(4, 130, 3), blocks(2, 130, 3)).unwrap_err();
+        assert!(
+            turned.to_string().contains("w13 has matrices of 130 x 3, not 3 x 130"),
+            "{turned}"
+        );
+    }
+}

@@ -104,36 +104,21 @@ impl Layout {
     /// Value of a weight when the half `read` is read.
     fn weight(&self, what: Read, read: usize, at: (usize, usize, usize, usize)) -> usize {
         let (_, half, _, k) = at;
-        let value = match what {
+        if self.is_up() && k == 0 {
+            // The fixed column: gates are large enough, or the other factor is 1.
+            let digits = matches!(what, Read::Digit(_));
+            return match (half, half == read) {
+                (0, true) if digits => FIXED,
+                (0, false) => FIXED,
+                (_, true) => 0,
+                (_, false) => 1,
+            };
+        }
+        match what {
+            _ if self.is_up() && half != read => 0,
             Read::Digit(weight) => self.place(at) / weight % self.base,
             Read::Scale => 1,
-        };
-        match (self.is_up(), half == read, k) {
-            (false, ..) => value,
-            // The fixed column: gates are large enough, or the other factor is 1.
-            (true, true, 0) => {
-                if half == 0 && matches!(what, Read::Digit(_)) {
-                    FIXED
-                } else {
-                    0
-                }
-            }
-            (true, false, 0) => {
-                if half == 0 {
-                    FIXED
-                } else {
-                    1
-                }
-            }
-            (true, true, _) => value,
-            (true, false, _) => 0,
         }
-    }
-
-    /// Scale of a block when the half `read` is read.
-    fn scale(&self, what: Read, read: usize, half: usize, block: usize) -> f32 {
-        let number = if matches!(what, Read::Scale) && half == read { block + FIXED } else { 1 };
-        f32::from(u16::try_from(number).unwrap())
     }
 
     /// Launches the product; the number of what each output shows is that of `decode`.
@@ -151,7 +136,11 @@ impl Layout {
                 }
             }
             let blocks = rows.div_ceil(BLOCK) * depth.div_ceil(BLOCK);
-            scales.extend((0..blocks).map(|b| self.scale(what, read, half, matrix * blocks + b)));
+            scales.extend((0..blocks).map(|b| {
+                let numbered = matches!(what, Read::Scale) && half == read;
+                let number = if numbered { matrix * blocks + b + FIXED } else { 1 };
+                f32::from(u16::try_from(number).unwrap())
+            }));
         }
         let inputs = if self.is_up() { TOKENS } else { self.table.sorted_pairs.len() };
         let input: Vec<Vec<bf16>> = (0..inputs)

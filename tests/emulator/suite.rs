@@ -73,21 +73,17 @@ impl Run {
         let Place::Emulator { driver, delivery, .. } = &self.place else {
             return Err(moe_frontier::Error::usage("place", "this run is on a GPU"));
         };
+        let kept = driver::folder().join(format!("failed-{}.capsule", std::process::id()));
         let options = CapsuleOptions {
             delivery: *delivery,
             seed: self.seed,
             poison: self.poison(),
             // The race detector sees more of blocks that are alive together.
             live_blocks: u32::from(!self.seed.is_multiple_of(2)),
-            keep: Some(self.kept()),
+            keep: Some(kept),
             ..CapsuleOptions::new(driver)
         };
         Capsule::new(facts, options)
-    }
-
-    /// Where the emulator leaves a run that it ended.
-    fn kept(&self) -> PathBuf {
-        driver::folder().join(format!("failed-{}.capsule", std::process::id()))
     }
 
     pub(crate) fn board(&self) -> Board {

@@ -174,6 +174,10 @@ impl MoeBackend for CpuBackend {
         }
     }
 
+    fn check_weights(&self, weights: DType) -> Result<()> {
+        executes(weights)
+    }
+
     fn arithmetic(&self, weights: DType) -> Arithmetic {
         self.isa.activations(weights).into()
     }
@@ -370,12 +374,7 @@ impl Workspace {
                 "this processor's kernels multiply no int8 weights",
             ));
         }
-        if weights.dtype() == DType::Fp8 {
-            return Err(Error::usage(
-                "weights",
-                "processors' kernels multiply no fp8 weights; GPUs' do",
-            ));
-        }
+        executes(weights.dtype())?;
         let shape = &weights.shape;
         // What filling up rows adds is bounded by the experts, and so far from overflow.
         let filled = shape.experts * isa.row_multiple(weights.dtype());
@@ -489,5 +488,15 @@ impl Workspace {
 
     fn combine(&mut self, shape: &MoeShape) {
         gemm::combine(shape, &self.y, &self.routed, &self.alignment, &mut self.out);
+    }
+}
+
+/// Whether there are kernels for weights of a format.
+fn executes(weights: DType) -> Result<()> {
+    match weights {
+        DType::Fp8 => {
+            Err(Error::usage("weights", "processors multiply no fp8 weights here; GPUs do"))
+        }
+        _ => Ok(()),
     }
 }

@@ -101,6 +101,10 @@ impl<L: Launcher + Send> MoeBackend for GpuBackend<L> {
         }
     }
 
+    fn check_weights(&self, weights: DType) -> Result<()> {
+        self.options_for(weights).map(|_| ())
+    }
+
     fn arithmetic(&self, _weights: DType) -> Arithmetic {
         Arithmetic::CUDA
     }
@@ -407,4 +411,61 @@ fn bytes_of_weights(data: &WeightData) -> Cow<'_, [u8]> {
 
 fn bytes_of<const N: usize>(values: impl Iterator<Item = [u8; N]>) -> Vec<u8> {
     values.flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{Capsule, CapsuleOptions, DeviceFacts};
+    use crate::kernels::Fp8Weights;
+
+    const SHAPE: MoeShape = MoeShape { experts: 2, top_k: 1, hidden: 16, inter: 32, gated: true };
+    const FACTS: DeviceFacts = DeviceFacts { l2_bytes: 1 << 10, ..DeviceFacts::H100 };
+
+    fn layer(shape: MoeShape) -> LayerWeights {
+        let values = |n: Option<usize>| WeightData::F32(vec![0.5; n.unwrap()]);
+        LayerWeights::new(shape, values(shape.w13_len()), values(shape.w2_len())).unwrap()
+    }
+
+    fn narrow(shape: MoeShape) -> LayerWeights {
+        let data = |n: Option<usize>, rows, k| {
+            WeightData::Fp8(Fp8Weights::quantize(&vec![0.5; n.unwrap()], rows, k).unwrap())
+        };
+        let (w13, w2) = (shape.w13_len(), shape.w2_len());
+        let (w13, w2) = (data(w13, shape.inter, shape.hidden), data(w2, shape.hidden, shape.inter));
+        LayerWeights::new(shape, w13, w2).unwrap()
+    }
+
+    fn refused(sets: &[LayerWeights]) -> String {
+        let capsule = Capsule::new(FACTS, CapsuleOptions::new("none")).unwrap();
+        let backend = GpuBackend::new(capsule, "none".into(), MoeOptions::default()).unwrap();
+        let loaded = backend.load(sets, &RouterSpec::softmax(), 4);
+        let error = loaded.err().unwrap();
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    #[test]
+    fn weights_without_kernels_are_refused_by_their_format() {
+        assert!(refused(&[layer(SHAPE)]).contains("bf16 and fp8 weights, not f32"));
+        assert!(refused(&[layer(SHAPE).quantized().unwrap()]).contains("not int8"));
+        assert!(refused(&[narrow(SHAPE), layer(SHAPE)]).contains("one shape and format"));
+        let odd = MoeShape { hidden: 24, ..SHAPE };
+        assert!(refused(&[narrow(odd)]).contains("no multiple of 16"));
+        assert!(refused(&[]).contains("at least one set"));
+    }
+
+    #[test]
+    fn plans_follow_the_format_of_the_weights() {
+        let capsule = Capsule::new(FACTS, CapsuleOptions::new("none")).unwrap();
+        let backend = GpuBackend::new(capsule, "none".into(), MoeOptions::default()).unwrap();
+        let up = |weights| backend.plan(&SHAPE, 1, weights).map(|plan| plan.up.name);
+        assert_eq!(up(DType::Bf16).unwrap(), "gemv_bf16_up");
+        assert_eq!(up(DType::Fp8).unwrap(), "gemv_w8_up");
+        assert_eq!(up(DType::Int8).unwrap_err().exit_code(), 2);
+        let sets = [narrow(SHAPE), narrow(SHAPE)];
+        let mut layer = backend.load(&sets, &RouterSpec::softmax(), 2).unwrap();
+        layer.set_input(&[0.0; 16], &[0.0, 1.0]).unwrap();
+        assert!(layer.plan().unwrap().starts_with("gemv_w8_up + gemv_w8_down"));
+    }
 }
