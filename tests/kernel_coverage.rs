@@ -123,9 +123,6 @@ impl Request {
         let facts = self.device.1;
         let s = &self.shape;
         let plan = Plan::choose(s, self.tokens, self.router, &facts, &self.options).unwrap();
-        if self.router == RouterInput::Gate && !plan.computes_logits() {
-            return None;
-        }
         let board = &mut Recorder { facts, next: 1 << 20, launched: Vec::new() };
         let layout = Workspace::bytes(s, self.tokens, &facts, &self.options).unwrap();
         let workspace = Workspace::new(board, layout).unwrap();
@@ -149,7 +146,13 @@ impl Request {
             },
             out: Matrix::dense(region(tokens * s.hidden), s.hidden as u64),
         };
-        moe_forward(board, &plan, &layer, &self.options, &input, &workspace).unwrap();
+        let run = moe_forward(board, &plan, &layer, &self.options, &input, &workspace);
+        if self.router == RouterInput::Gate && !plan.computes_logits() {
+            let error = run.unwrap_err();
+            assert!(error.to_string().contains("router_topk_f32 reads logits"), "{error}");
+            return None;
+        }
+        run.unwrap();
         Some(std::mem::take(&mut board.launched))
     }
 

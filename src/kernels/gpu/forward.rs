@@ -242,7 +242,7 @@ impl Chunk<'_> {
             let does = if has_gate {
                 "reads logits: a product before it computes them"
             } else {
-                "computes the logits: it is given the router's weights"
+                "computes the logits: it wants the router's weights"
             };
             return Err(Error::usage("routing", format!("the plan's {} {does}", self.plan.router)));
         }

@@ -89,10 +89,9 @@ impl Plan {
     /// the quickest, counted in columns: turns of all multiprocessors, the last one perhaps in part,
     /// times the columns of a tile, those past the last column of the product included.
     ///
-    /// With [`RouterInput::Gate`] the router computes the logits of up to 16 tokens. For more, one pass
-    /// of its block over the tokens would take longer than a dense product: the plan then has the
-    /// router that reads single-precision logits, which the caller computes first
-    /// ([`Plan::computes_logits`]).
+    /// With [`RouterInput::Gate`] the router computes the logits of up to 16 tokens: more would wait for
+    /// the one block that then routes them all. For more the plan has the router that reads
+    /// single-precision logits, which the caller computes first ([`Plan::computes_logits`]).
     ///
     /// # Errors
     /// [`Error::Usage`] for a shape that the kernels do not take, an unknown or unfit kernel name, or
