@@ -59,6 +59,11 @@ cubins-check:
 emulator *flags:
     cargo test --test emulator -- {{ flags }}
 
+# Whether the feature candle-cuda compiles, without a GPU; `just candle-cuda --stub` without candle's kernels
+[group('kernels')]
+candle-cuda *flags:
+    bash .ci/candle-cuda {{ flags }}
+
 # Everything that a machine with only a CUDA driver needs, into target/gpu-bundle
 [group('kernels')]
 gpu-bundle:

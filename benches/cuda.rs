@@ -2,22 +2,30 @@
 //!
 //! `cargo bench --bench cuda` prints one row a cell: milliseconds of each stage and of the whole layer,
 //! the roofline floor under ceilings measured in the same run, the share of it that the layer reaches,
-//! and how many times longer cuBLAS takes for the products alone (one call an expert; grouped). Every launch finds the second-level
-//! cache overwritten; times are the device's own, medians over interleaved rounds. Without a GPU it
-//! says why and measures nothing.
+//! and how many times longer cuBLAS takes for the products alone (one call an expert; grouped). Every
+//! launch finds the second-level cache overwritten; times are the device's own, medians over interleaved
+//! rounds. Without a GPU it says why and measures nothing.
+//!
+//! With the feature `candle-cuda` candle's own `moe_gemm` is timed in the same rounds on the same tokens
+//! and experts, in the faster of its two modes; `wrong` stands where its output is not ours up to
+//! rounding.
 
 #![expect(clippy::expect_used, reason = "a bench that cannot run has nothing to report")]
 #![expect(clippy::print_stdout, reason = "the table is the result")]
 
+#[cfg(feature = "candle-cuda")]
+#[path = "common/candle_moe.rs"]
+mod candle_moe;
 mod common;
 
 use std::collections::BTreeMap;
 
 use common::{Batch, Mode, median};
+use moe_frontier::config::DType;
 use moe_frontier::gpu::{Cublas, CudaDevice, GroupedProducts, Launcher, Product, Region};
 use moe_frontier::kernels::gpu::launches::{ReadStream, read_stream};
 use moe_frontier::kernels::gpu::{GpuBackend, MoeOptions};
-use moe_frontier::kernels::{LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage};
+use moe_frontier::kernels::{LayerWeights, LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage};
 
 /// Layers that people serve, and their names.
 const SHAPES: [(&str, MoeShape); 3] = [
@@ -151,21 +159,75 @@ fn ceilings(device: &mut CudaDevice, blas: &Cublas) -> Ceilings {
     Ceilings { read_bytes_per_s: median(&read), gemm_flops_per_s: median(&dense) }
 }
 
-/// Milliseconds of cuBLAS: a call an expert, and one grouped call a product whose sizes the host knows.
+/// Milliseconds of cuBLAS: a call an expert, and one grouped call a product whose sizes the host knows;
+/// and of candle.
 struct PeerTimes {
     per_expert: f64,
     grouped: f64,
+    candle: f64,
 }
 
-/// Milliseconds of every stage, and of cuBLAS, over interleaved rounds.
+/// candle's own products of a layer and a batch, beside ours; nothing without the feature.
+struct Candle {
+    #[cfg(feature = "candle-cuda")]
+    layer: candle_moe::CandleMoe,
+    #[cfg(feature = "candle-cuda")]
+    batch: Option<(candle_moe::CandleBatch, bool)>,
+}
+
+#[cfg_attr(
+    not(feature = "candle-cuda"),
+    expect(clippy::unused_self, reason = "without the feature there is nothing to run")
+)]
+impl Candle {
+    fn new(weights: &LayerWeights) -> Self {
+        #[cfg(not(feature = "candle-cuda"))]
+        let _ = weights;
+        Self {
+            #[cfg(feature = "candle-cuda")]
+            layer: candle_moe::CandleMoe::new(0, weights).expect("candle loads the layer"),
+            #[cfg(feature = "candle-cuda")]
+            batch: None,
+        }
+    }
+
+    /// Takes a batch; whether candle's output of it is ours.
+    #[cfg(feature = "candle-cuda")]
+    fn put(&mut self, batch: &Batch, ours: &[f32]) -> bool {
+        let batch = self.layer.batch(batch).expect("candle loads the batch");
+        let prefill = self.layer.faster_mode(&batch).expect("candle runs");
+        let agrees = self.layer.agrees(&batch, prefill, ours).expect("candle runs");
+        self.batch = Some((batch, prefill));
+        agrees
+    }
+
+    #[cfg(not(feature = "candle-cuda"))]
+    fn put(&mut self, _: &Batch, _: &[f32]) -> bool {
+        true
+    }
+
+    /// Milliseconds, once.
+    #[cfg(feature = "candle-cuda")]
+    fn time(&mut self) -> Option<f64> {
+        let (batch, prefill) = self.batch.as_ref()?;
+        Some(self.layer.time(batch, *prefill).expect("candle runs"))
+    }
+
+    #[cfg(not(feature = "candle-cuda"))]
+    fn time(&mut self) -> Option<f64> {
+        None
+    }
+}
+
+/// Milliseconds of every stage, of cuBLAS and of candle, over interleaved rounds.
 fn cell(
     backend: &GpuBackend<CudaDevice>,
     layer: &mut dyn LoadedLayer,
-    peer: &PerExpert,
+    (peer, candle): (&PerExpert, &mut Candle),
     flush: Region,
 ) -> (BTreeMap<&'static str, f64>, PeerTimes) {
     let mut ours: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
-    let (mut per_expert, mut grouped_ms) = (Vec::new(), Vec::new());
+    let (mut per_expert, mut grouped_ms, mut candle_ms) = (Vec::new(), Vec::new(), Vec::new());
     let grouped = {
         let mut device = backend.launcher();
         let products = peer.products().expect("regions fit");
@@ -185,11 +247,17 @@ fn cell(
             grouped.iter().try_for_each(|products| peer.blas.grouped_gemm_bf16(products))
         };
         grouped_ms.push(device.elapsed_ns(both).expect("cuBLAS runs") * 1e-6);
+        drop(device);
+        candle_ms.extend(candle.time());
     }
     for products in grouped {
         products.free(&mut backend.launcher()).expect("freed once");
     }
-    let times = PeerTimes { per_expert: median(&per_expert), grouped: median(&grouped_ms) };
+    let times = PeerTimes {
+        per_expert: median(&per_expert),
+        grouped: median(&grouped_ms),
+        candle: median(&candle_ms),
+    };
     (ours.into_iter().map(|(stage, ms)| (stage, median(&ms))).collect(), times)
 }
 
@@ -205,7 +273,7 @@ fn shape_table(backend: &GpuBackend<CudaDevice>, blas: &Cublas, name: &str, shap
         found.gemm_flops_per_s / 1e12
     );
     println!(
-        "{:>6} {:>8} {:>8} {:>8} {:>8} {:>8} | {:>8} {:>8} {:>6} | {:>7} {:>7} | kernels",
+        "{:>6} {:>8} {:>8} {:>8} {:>8} {:>8} | {:>8} {:>8} {:>6} | {:>7} {:>7} {:>7} | kernels",
         "tokens",
         "router",
         "align",
@@ -216,9 +284,11 @@ fn shape_table(backend: &GpuBackend<CudaDevice>, blas: &Cublas, name: &str, shap
         "floor",
         "share",
         "loop",
-        "grouped"
+        "grouped",
+        "candle"
     );
     let sets = [common::weights_bf16(shape)];
+    let mut candle = Candle::new(&sets[0]);
     for tokens in TOKENS {
         let batch = Batch::new(&shape, tokens);
         let mut layer = backend.load(&sets, &RouterSpec::softmax(), tokens).expect("layer loads");
@@ -231,7 +301,8 @@ fn shape_table(backend: &GpuBackend<CudaDevice>, blas: &Cublas, name: &str, shap
             let peer = PerExpert::new(&mut device, blas, shape, &batch);
             (peer, device.allocate(bytes).expect("flush buffer"))
         };
-        let (ms, cublas) = cell(backend, layer.as_mut(), &peer, flush);
+        let agrees = candle.put(&batch, &layer.output().expect("output"));
+        let (ms, peers) = cell(backend, layer.as_mut(), (&peer, &mut candle), flush);
         let mut device = backend.launcher();
         peer.free(&mut device);
         device.free(flush).expect("freed once");
@@ -244,18 +315,24 @@ fn shape_table(backend: &GpuBackend<CudaDevice>, blas: &Cublas, name: &str, shap
             .max(2.0 * expert * rows / found.gemm_flops_per_s)
             * 1e3;
         let whole = ms["moe_layer"];
-        let plan = backend.plan(&shape, u32::try_from(tokens).expect("few")).expect("plan");
+        let tokens_u32 = u32::try_from(tokens).expect("few");
+        let plan = backend.plan(&shape, tokens_u32, DType::Bf16).expect("plan");
         println!(
             "{tokens:>6} {:>8.4} {:>8.4} {:>8.4} {:>8.4} {:>8.4} | {whole:>8.4} {floor:>8.4} \
-             {:>6.2} | {:>6.2}x {:>6.2}x | {plan}",
+             {:>6.2} | {:>6.2}x {:>6.2}x {:>7} | {plan}",
             ms["router"],
             ms["align"],
             ms["gate_up"],
             ms["down"],
             ms["combine"],
             floor / whole,
-            cublas.per_expert / (ms["gate_up"] + ms["down"]),
-            cublas.grouped / (ms["gate_up"] + ms["down"]),
+            peers.per_expert / (ms["gate_up"] + ms["down"]),
+            peers.grouped / (ms["gate_up"] + ms["down"]),
+            match peers.candle / (ms["gate_up"] + ms["down"]) {
+                _ if !agrees => "wrong".into(),
+                ratio if ratio.is_nan() => "-".into(),
+                ratio => format!("{ratio:.2}x"),
+            },
         );
     }
 }

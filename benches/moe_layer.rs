@@ -93,7 +93,9 @@ impl<'a> Format<'a> {
             WeightData::F32(_) => DType::F32,
             WeightData::Bf16(_) => DType::BF16,
             WeightData::F16(_) => DType::F16,
-            WeightData::Int8(_) => unreachable!("the naive layer takes no int8"),
+            WeightData::Int8(_) | WeightData::Fp8(_) => {
+                unreachable!("the naive layer takes no 8 bits")
+            }
         };
         let x = Tensor::from_slice(&batch.x, (tokens, hidden), &Device::Cpu)
             .and_then(|x| x.to_dtype(dtype))

@@ -168,7 +168,11 @@ DEVICE void dot(float (&sum)[kUnitRows][kRows], const UnitWeights& weights,
 #pragma unroll
             for (u32 j = 0; j < kUnitRows; ++j) {
                 loaded[i][j] = u32x4{0, 0, 0, 0};
+#ifdef MUTANT_LOAD_BEHIND_WEIGHTS
+                if (k < depth + kRun) {
+#else
                 if (k < depth) {
+#endif
                     loaded[i][j] = ld_stream(weights.row[j] + ((u64)k << W::kBytesLog2), policy);
                 }
             }
@@ -266,6 +270,9 @@ DEVICE void run_unit(const GemmParams& p, const Tile& tile, u32 unit) {
 #endif
     if (lane >= kBlockM) return;
     bf16* out = p.out + (u64)(row0 + lane) * p.columns + (kUp ? unit : unit * kUnitRows);
+#ifdef MUTANT_STORE_BEFORE_ROWS
+    if (row0 + lane == 0) *(out - p.columns) = bf16{0};
+#endif
     if (kUp) {
         *out = bf16{(u16)pair};
     } else {

@@ -200,6 +200,7 @@ fn wrong_flags_end_with_two_and_say_what_is_meant() {
         ("measure --top-k 0", "--top-k"),
         ("measure --routing sideways", "sideways"),
         ("measure --dtype fp64", "bf16, f32 and int8"),
+        ("measure --device cpu --dtype fp8", "GPUs do"),
         ("measure --device tpu", "gpu:N"),
         ("measure --mode warm", "cold, stream and hot"),
         ("measure --device cpu --mode stream", "only GPUs are timed as"),

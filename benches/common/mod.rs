@@ -97,7 +97,7 @@ pub(crate) fn widened(weights: &LayerWeights) -> LayerWeights {
         WeightData::F32(v) => WeightData::F32(v.clone()),
         WeightData::Bf16(v) => WeightData::F32(v.par_iter().map(|v| v.to_f32()).collect()),
         WeightData::F16(v) => WeightData::F32(v.par_iter().map(|v| v.to_f32()).collect()),
-        WeightData::Int8(_) => unreachable!("widened from bf16"),
+        WeightData::Int8(_) | WeightData::Fp8(_) => unreachable!("widened from bf16"),
     };
     LayerWeights::new(weights.shape, widen(&weights.w13), widen(&weights.w2))
         .expect("weights fit the shape")

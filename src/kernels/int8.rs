@@ -143,6 +143,9 @@ impl WeightData {
                 let reason = format!("rows of {} cannot become rows of {k}", rows.k);
                 return Err(Error::usage("int8 weights", reason));
             }
+            Self::Fp8(_) => {
+                return Err(Error::usage("int8 weights", "fp8 weights are 8 bits already"));
+            }
         }))
     }
 }

@@ -9,6 +9,7 @@
 
 pub mod candle;
 pub mod cpu;
+mod fp8;
 pub mod gpu;
 mod int8;
 pub mod math;
@@ -17,6 +18,7 @@ mod routing;
 pub mod stages;
 mod weights;
 
+pub use fp8::Fp8Weights;
 pub use int8::Int8Weights;
 pub use reference::{Activations, Arithmetic};
 pub use routing::{Alignment, Routed, RouterSpec};
@@ -79,6 +81,15 @@ pub trait MoeBackend: Send + Sync {
 
     /// Name of the kernels that execute a stage.
     fn kernel(&self, stage: Stage) -> &'static str;
+
+    /// Whether layers with weights of a format can be loaded.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] naming the formats that can.
+    fn check_weights(&self, weights: DType) -> Result<()> {
+        let _ = weights;
+        Ok(())
+    }
 
     /// Where results are rounded with weights of a format, for the bounds that they are held to
     /// ([`reference::layer_in`]).

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use crate::config::DType;
-use crate::kernels::Int8Weights;
+use crate::kernels::{Fp8Weights, Int8Weights};
 use crate::{Error, Result};
 
 /// Most experts of one layer; routers keep one score per expert at hand.
@@ -79,6 +79,8 @@ pub enum WeightData {
     F16(Vec<f16>),
     /// 8 bits with a scale for each row; sums are exact.
     Int8(Int8Weights),
+    /// 8-bit floats with a scale for each block of 128 x 128, widened exactly when used.
+    Fp8(Fp8Weights),
 }
 
 impl WeightData {
@@ -89,6 +91,7 @@ impl WeightData {
             Self::Bf16(v) => v.len(),
             Self::F16(v) => v.len(),
             Self::Int8(rows) => rows.values().len(),
+            Self::Fp8(blocks) => blocks.codes().len(),
         }
     }
 
@@ -104,6 +107,7 @@ impl WeightData {
             Self::Bf16(_) => DType::Bf16,
             Self::F16(_) => DType::F16,
             Self::Int8(_) => DType::Int8,
+            Self::Fp8(_) => DType::Fp8,
         }
     }
 
@@ -114,6 +118,7 @@ impl WeightData {
             Self::Bf16(v) => v[index].to_f64(),
             Self::F16(v) => v[index].to_f64(),
             Self::Int8(rows) => rows.get(index),
+            Self::Fp8(blocks) => blocks.get(index),
         }
     }
 
@@ -124,6 +129,7 @@ impl WeightData {
             Self::Bf16(v) => size_of_val(v.as_slice()),
             Self::F16(v) => size_of_val(v.as_slice()),
             Self::Int8(rows) => size_of_val(rows.values()) + size_of_val(rows.scales()),
+            Self::Fp8(blocks) => size_of_val(blocks.codes()) + size_of_val(blocks.scales()),
         }
     }
 }
@@ -144,7 +150,7 @@ impl LayerWeights {
     ///
     /// # Errors
     /// [`Error::Usage`] when a length does not fit the shape, the two formats differ, or rows of int8
-    /// weights are not those of the matrices.
+    /// weights or matrices of fp8 weights are not those of the shape.
     pub fn new(shape: MoeShape, w13: WeightData, w2: WeightData) -> Result<Self> {
         shape.validate()?;
         if Some(w13.len()) != shape.w13_len() || Some(w2.len()) != shape.w2_len() {
@@ -168,6 +174,16 @@ impl LayerWeights {
                 return Err(Error::usage("weights", reason));
             }
         }
+        let sizes = [(shape.inter, shape.hidden), (shape.hidden, shape.inter)];
+        for ((name, data), (rows, k)) in [("w13", &w13), ("w2", &w2)].into_iter().zip(sizes) {
+            if let WeightData::Fp8(blocks) = data
+                && (blocks.rows(), blocks.k()) != (rows, k)
+            {
+                let (has, row) = (blocks.rows(), blocks.k());
+                let reason = format!("{name} has matrices of {has} x {row}, not {rows} x {k}");
+                return Err(Error::usage("weights", reason));
+            }
+        }
         Ok(Self { shape, w13, w2 })
     }
 
@@ -188,5 +204,29 @@ impl LayerWeights {
     pub fn quantized(&self) -> Result<Self> {
         let shape = self.shape;
         Self::new(shape, self.w13.quantized(shape.hidden)?, self.w2.quantized(shape.inter)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fp8_weights_are_matrices_of_the_shape() {
+        let shape = MoeShape { experts: 2, top_k: 1, hidden: 130, inter: 3, gated: true };
+        let blocks = |matrices: usize, rows, k| {
+            let values: Vec<f32> =
+                (0..matrices * rows * k).map(|i| [1.0, -2.0, 3.5][i % 3]).collect();
+            WeightData::Fp8(Fp8Weights::quantize(&values, rows, k).unwrap())
+        };
+        let layer = LayerWeights::new(shape, blocks(4, 3, 130), blocks(2, 130, 3)).unwrap();
+        assert_eq!((layer.dtype(), layer.w2.len()), (DType::Fp8, 2 * 130 * 3));
+        // A byte each, and a scale for each of 4 x 1 x 2 and 2 x 2 x 1 blocks.
+        assert_eq!(layer.bytes(), 4 * 3 * 130 + 2 * 130 * 3 + 4 * (8 + 4));
+        let turned = LayerWeights::new(shape, blocks(4, 130, 3), blocks(2, 130, 3)).unwrap_err();
+        assert!(
+            turned.to_string().contains("w13 has matrices of 130 x 3, not 3 x 130"),
+            "{turned}"
+        );
     }
 }

@@ -12,7 +12,7 @@ use rand_distr::StandardNormal;
 use rayon::prelude::*;
 
 use crate::config::DType;
-use crate::kernels::{Int8Weights, LayerWeights, MoeShape, WeightData};
+use crate::kernels::{Fp8Weights, Int8Weights, LayerWeights, MoeShape, WeightData};
 use crate::workload::{ExpertLoad, RoutingKind};
 use crate::{Error, Result};
 
@@ -36,8 +36,9 @@ pub fn weights(shape: MoeShape, dtype: DType, seed: u64) -> Result<LayerWeights>
     let (n13, n2) = (shape.w13_len().ok_or_else(too_large)?, shape.w2_len().ok_or_else(too_large)?);
     let table = normals(seed, TABLE);
     let scale = |k: usize| 1.0 / (k as f64).sqrt();
-    let data = |n: usize, k: usize, stream: u64| {
+    let data = |n: usize, (rows, k): (usize, usize), stream: u64| {
         let scaled: Vec<f32> = table.iter().map(|v| v * narrow(scale(k))).collect();
+        let fill = |start: usize, values: &mut [f32]| copy(&scaled, start, values, seed ^ stream);
         match dtype {
             DType::F32 => Ok(WeightData::F32(copies(&scaled, n, seed ^ stream))),
             DType::Bf16 => {
@@ -45,44 +46,45 @@ pub fn weights(shape: MoeShape, dtype: DType, seed: u64) -> Result<LayerWeights>
                 let values = copies(&bits, n, seed ^ stream);
                 Ok(WeightData::Bf16(values.reinterpret_into::<bf16>()))
             }
-            DType::Int8 => rows_of_int8(&scaled, n, k, seed ^ stream).map(WeightData::Int8),
+            DType::Int8 => Ok(WeightData::Int8(Int8Weights::quantize_rows(n, k, fill)?)),
+            DType::Fp8 => Ok(WeightData::Fp8(Fp8Weights::quantize_bands(n, (rows, k), fill)?)),
             other => Err(Error::usage(
                 "--dtype",
                 format!(
-                    "{} weights are not executed on this device; bf16, f32 and int8 are",
+                    "{} weights are executed nowhere; bf16, f32 and int8 are, and fp8 on GPUs",
                     other.label()
                 ),
             )),
         }
     };
-    LayerWeights::new(shape, data(n13, shape.hidden, 13)?, data(n2, shape.inter, 2)?)
-}
-
-/// `n` values in rows of `k`, copied in chunks as [`copies`] does, row by row, and quantised.
-fn rows_of_int8(table: &[f32], n: usize, k: usize, seed: u64) -> Result<Int8Weights> {
-    Int8Weights::quantize_rows(n, k, |start, row| {
-        for (i, chunk) in row.chunks_mut(CHUNK).enumerate() {
-            let place = place(seed.wrapping_add((start + i) as u64));
-            chunk.copy_from_slice(&table[place..place + chunk.len()]);
-        }
-    })
-}
-
-/// Where a chunk of the table starts.
-fn place(seed: u64) -> usize {
-    // The remainder is below the length of the table.
-    usize::try_from(mix(seed) % (TABLE - CHUNK) as u64).unwrap_or(0)
+    LayerWeights::new(
+        shape,
+        data(n13, (shape.inter, shape.hidden), 13)?,
+        data(n2, (shape.hidden, shape.inter), 2)?,
+    )
 }
 
 /// `n` values copied from `table` in chunks that start at random places; the same seed gives the
 /// same values whatever the number of threads.
 fn copies<T: Copy + Default + Send + Sync>(table: &[T], n: usize, seed: u64) -> Vec<T> {
     let mut values = vec![T::default(); n];
-    values.par_chunks_mut(CHUNK).enumerate().for_each(|(i, chunk)| {
-        let start = place(seed.wrapping_add(i as u64));
-        chunk.copy_from_slice(&table[start..start + chunk.len()]);
-    });
+    let chunks = values.par_chunks_mut(CHUNK).enumerate();
+    chunks.for_each(|(i, chunk)| copy(table, i * CHUNK, chunk, seed));
     values
+}
+
+/// The values from the `first` one on, as [`copies`] makes them.
+fn copy<T: Copy>(table: &[T], first: usize, values: &mut [T], seed: u64) {
+    let mut done = 0;
+    while done < values.len() {
+        let (chunk, offset) = ((first + done) / CHUNK, (first + done) % CHUNK);
+        let start = mix(seed.wrapping_add(chunk as u64)) % (TABLE - CHUNK) as u64;
+        // The remainder is below the length of the table.
+        let start = usize::try_from(start).unwrap_or(0) + offset;
+        let count = (CHUNK - offset).min(values.len() - done);
+        values[done..done + count].copy_from_slice(&table[start..start + count]);
+        done += count;
+    }
 }
 
 /// The finaliser of `SplitMix64`: neighbouring inputs give unrelated outputs.
@@ -236,6 +238,19 @@ mod tests {
             }
         }
         assert!(weights(SHAPE, DType::Int4, 7).is_err());
+    }
+
+    #[test]
+    fn fp8_weights_are_the_same_numbers_in_8_bits() {
+        let (wide, narrow) =
+            (weights(SHAPE, DType::F32, 7).unwrap(), weights(SHAPE, DType::Fp8, 7).unwrap());
+        for (wide, narrow) in [(&wide.w13, &narrow.w13), (&wide.w2, &narrow.w2)] {
+            for i in 0..wide.len() {
+                let (exact, rounded) = (wide.get(i), narrow.get(i));
+                assert!((exact - rounded).abs() <= exact.abs() / 16.0 + 1e-4, "{exact}: {rounded}");
+            }
+        }
+        assert!(narrow.bytes() * 3 < wide.bytes());
     }
 
     #[test]

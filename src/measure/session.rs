@@ -55,6 +55,8 @@ impl<'a> Session<'a> {
     /// # Errors
     /// Whatever the kernels report.
     pub fn machine(&self, dtype: DType) -> Result<Machine> {
+        // Said before gigabytes of weights are drawn.
+        self.backend.check_weights(dtype)?;
         let weights = self.target.sizes().dense_weights(dtype, 1)?;
         let mut tests = self.target.ceilings(self.backend, &weights)?;
         let mut samples = CeilingSamples::default();

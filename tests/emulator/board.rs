@@ -1,10 +1,6 @@
 //! Where kernels run: in the emulator, or on a GPU. Both are given the same cases.
 
-use std::path::PathBuf;
-
-use moe_frontier::gpu::{
-    Capsule, CapsuleOptions, CudaDevice, DeviceFacts, Launch, Launcher, Region,
-};
+use moe_frontier::gpu::{Capsule, CudaDevice, DeviceFacts, Launch, Launcher, Region};
 use moe_frontier::{Error, Result};
 
 use crate::suite::{Place, Run};
@@ -15,36 +11,37 @@ pub(crate) enum Board {
     Gpu(Box<OnGpu>),
 }
 
-/// A GPU with what the emulator does by itself: poisoned memory, and inputs that must not change.
+/// Bytes before and behind every buffer that no kernel may write, and what they hold.
+const CANARY_BYTES: u64 = 64 * 1024;
+const CANARY: u8 = 0xc5;
+
+/// A GPU with what the emulator does by itself: poisoned memory with canaries around each buffer, and
+/// inputs that must not change.
 pub(crate) struct OnGpu {
     device: CudaDevice,
     poison: u32,
+    /// What was allocated: each buffer with its canaries.
+    allocated: Vec<Region>,
     inputs: Vec<(Region, Vec<u8>)>,
     launched: Vec<&'static str>,
 }
 
 impl Board {
-    /// The board of a run; `kept` is where the emulator leaves a run that it ended.
+    /// The board of a run.
     ///
     /// # Errors
     /// When there is no such device.
-    pub(crate) fn new(run: &Run, facts: DeviceFacts, kept: PathBuf) -> Result<Self> {
-        let poison = run.poison();
-        let Place::Emulator { driver, delivery, .. } = &run.place else {
-            let device = CudaDevice::open(0)?;
-            let on_gpu = OnGpu { device, poison, inputs: Vec::new(), launched: Vec::new() };
-            return Ok(Self::Gpu(Box::new(on_gpu)));
-        };
-        let options = CapsuleOptions {
-            delivery: *delivery,
-            seed: run.seed,
-            poison,
-            // The race detector sees more of blocks that are alive together.
-            live_blocks: u32::from(!run.seed.is_multiple_of(2)),
-            keep: Some(kept),
-            ..CapsuleOptions::new(driver)
-        };
-        Ok(Self::Emulator(Box::new(Capsule::new(facts, options)?)))
+    pub(crate) fn new(run: &Run, facts: DeviceFacts) -> Result<Self> {
+        if let Place::Emulator { .. } = run.place {
+            return Ok(Self::Emulator(Box::new(run.capsule(facts)?)));
+        }
+        Ok(Self::Gpu(Box::new(OnGpu {
+            device: CudaDevice::open(0)?,
+            poison: run.poison(),
+            allocated: Vec::new(),
+            inputs: Vec::new(),
+            launched: Vec::new(),
+        })))
     }
 
     fn launcher(&mut self) -> &mut dyn Launcher {
@@ -72,7 +69,7 @@ impl Board {
         match self {
             Self::Emulator(capsule) => capsule.allocate_sparse(bytes),
             Self::Gpu(gpu) => {
-                let region = gpu.device.allocate(bytes)?;
+                let region = gpu.between_canaries(bytes)?;
                 gpu.device.fill(region, 0)?;
                 Ok(region)
             }
@@ -89,6 +86,40 @@ impl Board {
 }
 
 impl OnGpu {
+    /// A buffer with canaries around it.
+    fn between_canaries(&mut self, bytes: u64) -> Result<Region> {
+        let whole = self.device.allocate(bytes + 2 * CANARY_BYTES)?;
+        self.allocated.push(whole);
+        for canary in canaries(whole)? {
+            self.device.fill(canary, CANARY)?;
+        }
+        whole.part(CANARY_BYTES, bytes)
+    }
+
+    fn free(&mut self, region: Region) -> Result<()> {
+        let start = region.address.0 - CANARY_BYTES;
+        let at = self.allocated.iter().position(|whole| whole.address.0 == start);
+        let at = at.ok_or_else(|| Error::usage("device memory", "was not allocated here"))?;
+        self.untouched()?;
+        self.device.free(self.allocated.swap_remove(at))
+    }
+
+    /// Whether every canary is as it was.
+    fn untouched(&mut self) -> Result<()> {
+        let mut now = vec![0; usize::try_from(CANARY_BYTES).unwrap()];
+        for (id, whole) in self.allocated.iter().enumerate() {
+            for (side, canary) in ["before", "behind"].into_iter().zip(canaries(*whole)?) {
+                self.device.download(canary, &mut now)?;
+                if let Some(at) = now.iter().position(|&byte| byte != CANARY) {
+                    let kernels = self.launched.join(", ");
+                    let what = format!("byte {at} {side} buffer {id} was written by {kernels}");
+                    return Err(Error::device("gpu", what));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn unchanged(&mut self) -> Result<()> {
         for (region, before) in &self.inputs {
             let mut now = vec![0; before.len()];
@@ -100,6 +131,12 @@ impl OnGpu {
         }
         Ok(())
     }
+}
+
+/// The canaries of an allocation: before the buffer and behind it.
+fn canaries(whole: Region) -> Result<[Region; 2]> {
+    let behind = whole.part(whole.bytes - CANARY_BYTES, CANARY_BYTES)?;
+    Ok([whole.part(0, CANARY_BYTES)?, behind])
 }
 
 impl Launcher for Board {
@@ -114,7 +151,7 @@ impl Launcher for Board {
         match self {
             Self::Emulator(capsule) => capsule.allocate(bytes),
             Self::Gpu(gpu) => {
-                let region = gpu.device.allocate(bytes)?;
+                let region = gpu.between_canaries(bytes)?;
                 let pattern = gpu.poison.to_ne_bytes();
                 let length = usize::try_from(bytes).unwrap();
                 let filled: Vec<u8> = pattern.iter().copied().cycle().take(length).collect();
@@ -125,7 +162,10 @@ impl Launcher for Board {
     }
 
     fn free(&mut self, region: Region) -> Result<()> {
-        self.launcher().free(region)
+        match self {
+            Self::Emulator(capsule) => capsule.free(region),
+            Self::Gpu(gpu) => gpu.free(region),
+        }
     }
 
     fn upload(&mut self, to: Region, bytes: &[u8]) -> Result<()> {
@@ -151,7 +191,10 @@ impl Launcher for Board {
         self.launcher().synchronize()?;
         match self {
             Self::Emulator(_) => Ok(()),
-            Self::Gpu(gpu) => gpu.unchanged(),
+            Self::Gpu(gpu) => {
+                gpu.untouched()?;
+                gpu.unchanged()
+            }
         }
     }
 }

@@ -4,15 +4,14 @@
 use std::collections::BTreeSet;
 
 use half::bf16;
-use moe_frontier::config::DType;
 use moe_frontier::gpu::{Launcher, Region};
 use moe_frontier::kernels::gpu::{
     Combine, LayerBuffers, LogitFormat, Matrix, MoeInput, MoeOptions, PRODUCTS, Piece, Plan,
-    Product, Routing, WeightFormat, Workspace, moe_forward,
+    Product, RouterInput, Routing, WeightFormat, Workspace, moe_forward,
 };
 use moe_frontier::kernels::reference::{self, DeviceRouting};
 use moe_frontier::kernels::stages::{self, PaddedAlignment};
-use moe_frontier::kernels::{LayerWeights, MoeShape, Routed, RouterSpec, WeightData};
+use moe_frontier::kernels::{Fp8Weights, LayerWeights, MoeShape, Routed, RouterSpec, WeightData};
 
 use crate::board::Board;
 use crate::suite::{self, Outcome, Run};
@@ -50,18 +49,19 @@ pub(crate) fn cases() -> Vec<Case> {
         opt,
     };
     let mut cases = Vec::new();
-    let named = PRODUCTS.iter().filter(|k| k.weights == WeightFormat::Bf16);
-    for (i, kernel) in named.enumerate() {
+    for (i, kernel) in PRODUCTS.iter().enumerate() {
         let name = Some(kernel.name.to_owned());
+        let opt = MoeOptions { weights: kernel.weights, ..MoeOptions::default() };
         let opt = match kernel.product {
-            Product::Up => MoeOptions { up: name, ..MoeOptions::default() },
-            Product::Down => MoeOptions { down: name, ..MoeOptions::default() },
-            Product::DownFast => {
-                MoeOptions { down: name, combine: Combine::Fast, ..MoeOptions::default() }
-            }
+            Product::Up => MoeOptions { up: name, ..opt },
+            Product::Down => MoeOptions { down: name, ..opt },
+            Product::DownFast => MoeOptions { down: name, combine: Combine::Fast, ..opt },
         };
         let tokens = [5, 1, 3][i % 3];
-        cases.push(case(shape(4, 2, 72, 136), tokens, opt));
+        // Rows of 8-bit weights start at 16 bytes; the larger size has two blocks of scales.
+        let (hidden, inter) =
+            if kernel.weights == WeightFormat::Bf16 { (72, 136) } else { (80, 144) };
+        cases.push(case(shape(4, 2, hidden, inter), tokens, opt));
     }
     let plain = MoeOptions::default();
     cases.push(case(shape(3, 1, 64, 72), 2, plain.clone()));
@@ -70,7 +70,9 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.push(Case { source: Source::Gate, ..case(shape(6, 2, 72, 64), 7, plain.clone()) });
     let wide =
         MoeOptions { combine: Combine::F32, gate_first: false, overlap: false, ..plain.clone() };
-    cases.push(case(shape(5, 2, 72, 64), 9, wide));
+    cases.push(case(shape(5, 2, 72, 64), 9, wide.clone()));
+    let narrow = MoeOptions { weights: WeightFormat::E4m3, ..wide };
+    cases.push(case(shape(3, 2, 144, 272), 4, narrow));
     // More pairs than the router or one block aligns.
     cases.push(case(shape(6, 4, 8, 16), 1030, plain.clone()));
     cases.push(case(shape(6, 4, 8, 16), 300, plain));
@@ -99,12 +101,17 @@ impl Layer {
     fn new(case: Case, seed: u64) -> Self {
         let rng = &mut suite::rng(seed);
         let s = case.shape;
-        let mut stack = |len: usize, depth: usize| {
+        let mut stack = |len: usize, rows: usize, depth: usize| {
             let scale = 1.0 / f32::from(u16::try_from(depth).unwrap()).sqrt();
-            WeightData::Bf16((0..len).map(|_| suite::normal(rng, scale)).collect())
+            let values: Vec<bf16> = (0..len).map(|_| suite::normal(rng, scale)).collect();
+            if case.opt.weights == WeightFormat::Bf16 {
+                return WeightData::Bf16(values);
+            }
+            let wide: Vec<f32> = values.iter().map(|v| v.to_f32()).collect();
+            WeightData::Fp8(Fp8Weights::quantize(&wide, rows, depth).unwrap())
         };
-        let w13 = stack(s.w13_len().unwrap(), s.hidden);
-        let w2 = stack(s.w2_len().unwrap(), s.inter);
+        let w13 = stack(s.w13_len().unwrap(), s.inter, s.hidden);
+        let w2 = stack(s.w2_len().unwrap(), s.hidden, s.inter);
         let tokens = case.tokens as usize;
         let x = (0..tokens * s.hidden).map(|_| suite::normal(rng, 1.0)).collect();
         // Exact in bf16, so that both formats of logits say the same.
@@ -130,20 +137,26 @@ impl Layer {
 
     fn buffers(&self, board: &mut Board) -> LayerBuffers {
         let bytes = |data: &WeightData| match data {
-            WeightData::Bf16(values) => suite::bytes_bf16(values),
-            _ => panic!("weights are bf16"),
+            WeightData::Bf16(values) => (suite::bytes_bf16(values), Vec::new()),
+            WeightData::Fp8(blocks) => (blocks.codes().to_vec(), suite::bytes_f32(blocks.scales())),
+            _ => panic!("weights are bf16 or fp8"),
         };
-        let mut w13 = bytes(&self.weights.w13);
+        let ((mut w13, mut scales13), (w2, scales2)) =
+            (bytes(&self.weights.w13), bytes(&self.weights.w2));
         if !self.case.opt.gate_first {
             // The same layer as a checkpoint with up rows first stores it.
-            let half = self.case.shape.inter * self.case.shape.hidden * 2;
-            w13.chunks_exact_mut(2 * half).for_each(|expert| expert.rotate_left(half));
+            for stack in [&mut w13, &mut scales13].into_iter().filter(|s| !s.is_empty()) {
+                let half = stack.len() / self.case.shape.experts / 2;
+                stack.chunks_exact_mut(2 * half).for_each(|expert| expert.rotate_left(half));
+            }
         }
+        let scales = (!scales13.is_empty())
+            .then(|| (suite::input(board, &scales13), suite::input(board, &scales2)));
         LayerBuffers {
             shape: self.case.shape,
             w13: suite::input(board, &w13),
-            w2: suite::input(board, &bytes(&self.weights.w2)),
-            scales: None,
+            w2: suite::input(board, &w2),
+            scales,
             router: RouterSpec::softmax(),
             bias: None,
         }
@@ -192,7 +205,11 @@ fn check_stages(case: &Case, seed: u64, run: &Run) -> Result<Vec<&'static str>, 
     let board = &mut run.board();
     let facts = *board.facts();
     let told = |e: moe_frontier::Error| e.to_string();
-    let plan = Plan::choose(s, case.tokens, case.format, &facts, opt).map_err(told)?;
+    let router = match case.source {
+        Source::Gate => RouterInput::Gate,
+        Source::Logits | Source::Chosen => RouterInput::Logits(case.format),
+    };
+    let plan = Plan::choose(s, case.tokens, router, &facts, opt).map_err(told)?;
     let buffers = layer.buffers(board);
     let x = suite::input_view(board, &suite::bytes_bf16(&layer.x), s.hidden, 2);
     let routing = layer.routing(board);
@@ -306,7 +323,6 @@ impl Stages<'_> {
 }
 
 fn whole(weights: &LayerWeights, x: &[f32], routed: &Routed) -> Vec<f64> {
-    assert_eq!(weights.dtype(), DType::Bf16);
     reference::layer(weights, x, routed).iter().map(|e| e.value).collect()
 }
 

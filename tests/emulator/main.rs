@@ -9,7 +9,9 @@
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod addresses;
 mod alignment;
+mod backend;
 mod board;
 mod driver;
 mod layers;
@@ -26,7 +28,7 @@ use std::collections::BTreeSet;
 
 use driver::Build;
 use moe_frontier::gpu::Launcher;
-use moe_frontier::kernels::gpu::{Family, PRODUCTS, WeightFormat, kernel_names};
+use moe_frontier::kernels::gpu::{Family, PRODUCTS, ProductKernel, kernel_names};
 use suite::{Outcome, Place, Run};
 
 /// Runs a check in every delivery mode of a build.
@@ -107,11 +109,63 @@ fn chunks_and_reruns_give_the_same_bits() {
 }
 
 #[test]
+fn layers_of_the_backend_agree_with_the_reference_in_both_formats() {
+    in_every_mode(Build::Plain, 1, backend::check);
+}
+
+#[test]
 fn weights_behind_four_billion_others_are_found() {
     let Some(driver) = driver::driver(Build::Plain) else { return };
     let run = &Run::all(&driver, Build::Plain, 1)[0];
     for kernel in PRODUCTS {
         products::check_large_stack(kernel, run).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
+/// Places are read the same whatever the order of events: one delivery mode shows them.
+#[test]
+fn every_weight_and_scale_is_read_from_its_place() {
+    let Some(driver) = driver::driver(Build::Plain) else { return };
+    let run = &Run::all(&driver, Build::Plain, 1)[0];
+    for kernel in PRODUCTS {
+        addresses::check(kernel, run).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
+/// A wrong place is named, not only noticed: another column, another block's scale.
+#[test]
+fn what_is_read_from_another_place_is_named() {
+    for (switch, kernel, says) in [
+        (
+            "MUTANT_TOKENS_IN_ORDER",
+            "swap_ab_sm90_e4m3_up_n8",
+            "column 52) was read, not (expert 1, gate, row 0, column 50)",
+        ),
+        ("MUTANT_FIRST_SCALE", "swap_ab_sm90_e4m3_down_n8", "scale 0 was read, not 2"),
+    ] {
+        let Some(driver) = mutants::driver_with(Build::Plain, "swap_ab_sm90.cu", switch) else {
+            return;
+        };
+        let run = &Run::all(&driver, Build::Plain, 1)[0];
+        let kernel = PRODUCTS.iter().find(|k| k.name == kernel).unwrap();
+        let said = addresses::check(kernel, run).expect_err(switch);
+        assert!(said.contains(says), "{said}");
+    }
+}
+
+/// Accesses that change no result are noticed at the edge of the buffer that they leave: a store in the
+/// canary before it, a load by its address.
+#[test]
+fn accesses_outside_a_buffer_are_caught_though_results_are_right() {
+    for (switch, edge) in
+        [("MUTANT_STORE_BEFORE_ROWS", "byte -"), ("MUTANT_LOAD_BEHIND_WEIGHTS", "16 bytes at byte")]
+    {
+        let Some(driver) = mutants::driver_with(Build::Plain, "gemv.cu", switch) else { return };
+        let kernel = PRODUCTS.iter().find(|k| k.name == "gemv_bf16_down").unwrap();
+        for run in Run::all(&driver, Build::Plain, 1) {
+            let said = products::check(kernel, &run, false).expect_err(switch);
+            assert!(said.contains(edge) && said.contains("which has"), "{switch}: {said}");
+        }
     }
 }
 
@@ -144,11 +198,8 @@ fn whole_layers_agree_with_the_reference_and_reach_every_kernel() {
     for run in Run::all(&driver, Build::Plain, 1) {
         reached.extend(layers::check_all(&run).unwrap_or_else(|e| panic!("{e}")));
     }
-    // 8-bit weights have no layer yet that a checkpoint could fill: their products are checked alone.
-    let alone =
-        |name: &str| PRODUCTS.iter().any(|k| k.name == name && k.weights == WeightFormat::E4m3);
     let missed: Vec<&str> =
-        kernel_names().into_iter().filter(|name| !reached.contains(name) && !alone(name)).collect();
+        kernel_names().into_iter().filter(|name| !reached.contains(name)).collect();
     assert!(missed.is_empty(), "no layer reaches {missed:?}");
     let known = kernel_names();
     let apart = |name: &str| {
@@ -208,7 +259,9 @@ fn on_a_gpu_every_stage_agrees_with_the_reference() {
         routers::check(run, false)?;
         alignment::check(run, false)?;
         sums::check(run, false)?;
-        FAMILIES.into_iter().try_for_each(|family| products_of(family, run, false))
+        FAMILIES.into_iter().try_for_each(|family| products_of(family, run, false))?;
+        let runs = |k: &&ProductKernel| k.family.runs_on(run.board().facts());
+        PRODUCTS.iter().filter(runs).try_for_each(|kernel| addresses::check(kernel, run))
     });
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use moe_frontier::kernels::gpu::{ALIGN, COMBINE, PRODUCTS, ROUTERS};
 
@@ -15,7 +15,7 @@ use crate::{alignment, products, routers, sums};
 pub(crate) fn find() -> Vec<Mutant> {
     let mut found = BTreeSet::new();
     // The layout check includes headers for their constants alone and computes no stage.
-    let computes = |source: &std::path::PathBuf| !source.ends_with("config_check.cu");
+    let computes = |source: &PathBuf| !source.ends_with("config_check.cu");
     for source in driver::sources().into_iter().filter(computes) {
         let text = fs::read_to_string(&source).unwrap();
         let mut switches = switches_of(&text);
@@ -57,6 +57,14 @@ pub(crate) fn check(driver: &Path, run: &Run) -> Outcome {
         products::check_large_stack(kernel, run)?;
     }
     Ok(())
+}
+
+/// The driver of one source with a fault planted; `None` without a compiler.
+pub(crate) fn driver_with(build: Build, source: &str, switch: &str) -> Option<PathBuf> {
+    driver::driver(build)?;
+    let source = driver::kernels_folder().join(source);
+    let mutant = Mutant { source, switch: switch.to_owned() };
+    Some(driver::mutant_driver(build, &mutant).unwrap_or_else(|log| panic!("{log}")))
 }
 
 /// What found a fault, or `None`: it survived.

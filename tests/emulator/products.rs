@@ -184,7 +184,7 @@ fn weights_of(kernel: &ProductKernel, case: &Case, rng: &mut ChaCha8Rng) -> Weig
 }
 
 /// The nearest 8-bit float below in magnitude (sign, 4 bits of exponent, 3 of mantissa), and its value.
-fn e4m3(value: f32) -> (u8, f32) {
+pub(crate) fn e4m3(value: f32) -> (u8, f32) {
     let decode = |code: u8| {
         let (exponent, mantissa) = (i32::from(code >> 3), f32::from(code & 7));
         if exponent == 0 {
@@ -241,65 +241,30 @@ struct Expected {
 fn prepare(kernel: &'static ProductKernel, case: Case, seed: u64, batch: &mut Batch) -> Outcome {
     let rng = &mut suite::rng(seed);
     let s = case.shape;
-    let small = |n: usize| u32::try_from(n).unwrap();
     let ids = experts_of(&case, rng);
-    let signed = |n: u32| i32::try_from(n).unwrap();
-    let table = PaddedAlignment::new(&ids, signed(small(s.experts)), signed(kernel.block_m));
+    let table = table_of(&ids, s.experts, kernel);
     let weights = weights_of(kernel, &case, rng);
     let input = activations(kernel, &case, &table, rng);
     let topk_weights: Vec<f32> =
         ids.iter().map(|_| [1.0, 0.5, 0.25][rng.random_range(0..3)]).collect();
     let poison = batch.poison;
-    let board = &mut batch.board;
-
-    // One tile more than needed: what lies behind the table must not be touched.
-    let capacity_rows = table.sorted_pairs.len() + kernel.block_m as usize;
-    let mut sorted = table.sorted_pairs.clone();
-    sorted.resize(capacity_rows, i32::MAX);
-    let rows = |width: usize| (capacity_rows * width * 2) as u64;
-    let flat: Vec<u8> = input.iter().flat_map(|row| suite::bytes_bf16(row)).collect();
-    let up = kernel.product == Product::Up;
-    let x = up.then(|| suite::input_view(board, &flat, s.hidden, 2));
-    let h = board.allocate(rows(s.inter)).unwrap();
-    if !up {
-        board.upload(h, &flat).unwrap();
-        board.protect(h).unwrap();
-    }
-    let y = (kernel.product == Product::Down).then(|| board.allocate(rows(s.hidden)).unwrap());
-    let accumulate = (kernel.product == Product::DownFast).then(|| {
-        let stride = s.hidden + 8;
-        let sums = board.store(&vec![0; case.tokens * stride * 4]).unwrap();
-        let weights = suite::input(board, &suite::bytes_f32(&topk_weights));
-        (Matrix { region: sums, stride: stride as u64 }, weights)
-    });
-    let launch = ProductLaunch {
+    let problem = Problem {
         kernel,
-        tokens: small(case.tokens),
-        experts: small(s.experts),
-        top_k: small(s.top_k),
-        hidden: small(s.hidden),
-        inter: small(s.inter),
-        x,
-        weights: suite::input(board, &weights.bytes),
-        scales: (kernel.weights == WeightFormat::E4m3)
-            .then(|| suite::input(board, &suite::bytes_f32(&weights.scales))),
+        shape: s,
+        tokens: case.tokens,
         gate_first: case.gate_first,
-        h,
-        y,
-        accumulate,
-        header: suite::input(board, &header(&table)),
-        tiles: suite::input(board, &tiles(&table)),
-        sorted_pairs: suite::input(board, &suite::bytes_i32(&sorted)),
-        capacity_rows: small(capacity_rows),
-        capacity_tiles: small(table.tiles.len()),
-        split: split(board, kernel, case),
-        overlaps: true,
+        table: &table,
+        bytes: &weights.bytes,
+        scales: &weights.scales,
+        input: &input,
+        topk_weights: &topk_weights,
+        shares: case.gate_first,
     };
-    product(board, &launch).map_err(|e| e.to_string())?;
+    let launch = problem.launch(&mut batch.board)?;
     let weights = weights.exact;
     let expected = Expected { kernel, case, table, weights, input, topk_weights, poison };
     let tickets = launch.split.map(|s| s.tickets);
-    let out = y.unwrap_or(h);
+    let out = launch.y.unwrap_or(launch.h);
     let name = format!("{} {case:?} data seed {seed}", kernel.name);
     batch.check(name, move |board| {
         if let Some(tickets) = tickets {
@@ -308,7 +273,7 @@ fn prepare(kernel: &'static ProductKernel, case: Case, seed: u64, batch: &mut Ba
                 return Err(format!("tickets are left at {left:?}"));
             }
         }
-        match accumulate {
+        match launch.accumulate {
             Some((sums, _)) => {
                 expected.check_sums(&suite::read_f32(board, sums.region)?, sums.stride)
             }
@@ -318,13 +283,90 @@ fn prepare(kernel: &'static ProductKernel, case: Case, seed: u64, batch: &mut Ba
     Ok(())
 }
 
-/// Scratch for shared units of work, in every second case.
-fn split(board: &mut Board, kernel: &ProductKernel, case: Case) -> Option<Split> {
+/// The tables of pairs with these experts, for the tiles of a kernel.
+pub(crate) fn table_of(ids: &[i32], experts: usize, kernel: &ProductKernel) -> PaddedAlignment {
+    let signed = |n: u32| i32::try_from(n).unwrap();
+    PaddedAlignment::new(ids, signed(u32::try_from(experts).unwrap()), signed(kernel.block_m))
+}
+
+/// One product with its data, on the host.
+pub(crate) struct Problem<'a> {
+    pub(crate) kernel: &'static ProductKernel,
+    pub(crate) shape: MoeShape,
+    pub(crate) tokens: usize,
+    pub(crate) gate_first: bool,
+    pub(crate) table: &'a PaddedAlignment,
+    /// Weights as they lie in memory.
+    pub(crate) bytes: &'a [u8],
+    /// Scales of 8-bit weights.
+    pub(crate) scales: &'a [f32],
+    /// x by token, or h by padded row.
+    pub(crate) input: &'a [Vec<bf16>],
+    pub(crate) topk_weights: &'a [f32],
+    /// Whether there is scratch for sharing units of work.
+    pub(crate) shares: bool,
+}
+
+impl Problem<'_> {
+    /// Puts everything on a board and launches the kernel.
+    pub(crate) fn launch(&self, board: &mut Board) -> Result<ProductLaunch, String> {
+        let (s, kernel, table) = (self.shape, self.kernel, self.table);
+        let small = |n: usize| u32::try_from(n).unwrap();
+        // One tile more than needed: what lies behind the table must not be touched.
+        let capacity_rows = table.sorted_pairs.len() + kernel.block_m as usize;
+        let mut sorted = table.sorted_pairs.clone();
+        sorted.resize(capacity_rows, i32::MAX);
+        let rows = |width: usize| (capacity_rows * width * 2) as u64;
+        let flat: Vec<u8> = self.input.iter().flat_map(|row| suite::bytes_bf16(row)).collect();
+        let up = kernel.product == Product::Up;
+        let x = up.then(|| suite::input_view(board, &flat, s.hidden, 2));
+        let h = board.allocate(rows(s.inter)).unwrap();
+        if !up {
+            board.upload(h, &flat).unwrap();
+            board.protect(h).unwrap();
+        }
+        let y = (kernel.product == Product::Down).then(|| board.allocate(rows(s.hidden)).unwrap());
+        let accumulate = (kernel.product == Product::DownFast).then(|| {
+            let stride = s.hidden + 8;
+            let sums = board.store(&vec![0; self.tokens * stride * 4]).unwrap();
+            let weights = suite::input(board, &suite::bytes_f32(self.topk_weights));
+            (Matrix { region: sums, stride: stride as u64 }, weights)
+        });
+        let launch = ProductLaunch {
+            kernel,
+            tokens: small(self.tokens),
+            experts: small(s.experts),
+            top_k: small(s.top_k),
+            hidden: small(s.hidden),
+            inter: small(s.inter),
+            x,
+            weights: suite::input(board, self.bytes),
+            scales: (kernel.weights == WeightFormat::E4m3)
+                .then(|| suite::input(board, &suite::bytes_f32(self.scales))),
+            gate_first: self.gate_first,
+            h,
+            y,
+            accumulate,
+            header: suite::input(board, &header(table)),
+            tiles: suite::input(board, &tiles(table)),
+            sorted_pairs: suite::input(board, &suite::bytes_i32(&sorted)),
+            capacity_rows: small(capacity_rows),
+            capacity_tiles: small(table.tiles.len()),
+            split: self.shares.then(|| split(board, kernel)),
+            overlaps: true,
+        };
+        product(board, &launch).map_err(|e| e.to_string())?;
+        Ok(launch)
+    }
+}
+
+/// Scratch for shared units of work.
+fn split(board: &mut Board, kernel: &ProductKernel) -> Split {
     let blocks = u64::from(board.facts().sm_count);
-    case.gate_first.then(|| Split {
+    Split {
         partials: board.allocate(2 * blocks * 256 * u64::from(kernel.block_m) * 4).unwrap(),
         tickets: board.store(&vec![0; usize::try_from(8 * blocks).unwrap()]).unwrap(),
-    })
+    }
 }
 
 fn header(table: &PaddedAlignment) -> Vec<u8> {

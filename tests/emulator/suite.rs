@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use half::bf16;
-use moe_frontier::gpu::{Delivery, DeviceFacts, Launcher, Region};
+use moe_frontier::gpu::{Capsule, CapsuleOptions, Delivery, DeviceFacts, Launcher, Region};
 use moe_frontier::kernels::gpu::Matrix;
 use moe_frontier::kernels::reference::Exact;
 use rand::{Rng, SeedableRng};
@@ -68,18 +68,31 @@ impl Run {
         POISONS[usize::try_from(self.seed).unwrap() % POISONS.len()]
     }
 
+    /// The emulator as this run drives it, with a device of these facts.
+    pub(crate) fn capsule(&self, facts: DeviceFacts) -> moe_frontier::Result<Capsule> {
+        let Place::Emulator { driver, delivery, .. } = &self.place else {
+            return Err(moe_frontier::Error::usage("place", "this run is on a GPU"));
+        };
+        let kept = driver::folder().join(format!("failed-{}.capsule", std::process::id()));
+        let options = CapsuleOptions {
+            delivery: *delivery,
+            seed: self.seed,
+            poison: self.poison(),
+            // The race detector sees more of blocks that are alive together.
+            live_blocks: u32::from(!self.seed.is_multiple_of(2)),
+            keep: Some(kept),
+            ..CapsuleOptions::new(driver)
+        };
+        Capsule::new(facts, options)
+    }
+
     pub(crate) fn board(&self) -> Board {
         self.board_of(DEVICE)
     }
 
     /// A board whose emulated device is another than the usual one.
     pub(crate) fn board_of(&self, facts: DeviceFacts) -> Board {
-        let kept = match self.place {
-            Place::Emulator { .. } => driver::folder(),
-            Place::Gpu => PathBuf::new(),
-        };
-        let kept = kept.join(format!("failed-{}.capsule", std::process::id()));
-        Board::new(self, facts, kept).unwrap()
+        Board::new(self, facts).unwrap()
     }
 }
 

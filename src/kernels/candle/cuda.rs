@@ -8,10 +8,12 @@ use half::bf16;
 
 use super::wrapped;
 use crate::gpu::{CudaDevice, DeviceAddress, Launcher, Region};
+use crate::kernels::gpu::launches::GATE_TOKENS;
 use crate::kernels::gpu::{
-    LayerBuffers, LogitFormat, Matrix, MoeInput, MoeOptions, Plan, Routing, Workspace, moe_forward,
+    LayerBuffers, LogitFormat, Matrix, MoeInput, MoeOptions, Plan, RouterInput, Routing, Workspace,
+    moe_forward,
 };
-use crate::kernels::{LayerWeights, RouterSpec, WeightData};
+use crate::kernels::{LayerWeights, MoeShape, RouterSpec, WeightData};
 
 /// A layer's weights and workspace on the device of candle's tensors.
 pub(super) struct OnGpu {
@@ -20,6 +22,8 @@ pub(super) struct OnGpu {
     layer: LayerBuffers,
     options: MoeOptions,
     workspace: Option<Workspace>,
+    /// Room for the logits that a router computes, from the first time that one does.
+    logits: Option<Region>,
 }
 
 impl OnGpu {
@@ -51,6 +55,7 @@ impl OnGpu {
             layer: LayerBuffers { shape, w13, w2, scales: None, router: router.clone(), bias },
             options: MoeOptions::default(),
             workspace: None,
+            logits: None,
         })
     }
 
@@ -59,29 +64,63 @@ impl OnGpu {
         self.candle.id() == device.id()
     }
 
-    /// Runs the layer into a new tensor `[.., hidden]`.
+    /// Runs the layer with given logits into a new tensor `[.., hidden]`.
     pub(super) fn forward(
         &mut self,
         tokens: usize,
-        (x, x_layout): (&CudaStorage, &Layout),
+        x: (&CudaStorage, &Layout),
         (logits, logits_layout): (&CudaStorage, &Layout),
     ) -> Result<CudaStorage> {
-        let Ok(count) = u32::try_from(tokens) else { bail!("{tokens} tokens exceed 32 bits") };
-        let hidden = self.layer.shape.hidden;
-        // Every element is overwritten; candle's allocation without zeros is unsafe, and they cost less
-        // than a hundredth of a layer.
-        let out = self.candle.alloc_zeros::<bf16>(tokens * hidden)?;
-        let plan = self.plan(count)?;
         let (logits, format) = if let Ok(values) = logits.as_cuda_slice::<f32>() {
             (self.rows("logits", values, logits_layout)?, LogitFormat::F32)
         } else {
             let values = logits.as_cuda_slice::<bf16>()?;
             (self.rows("logits", values, logits_layout)?, LogitFormat::Bf16)
         };
+        self.run(tokens, x, RouterInput::Logits(format), Routing::Logits { logits, format })
+    }
+
+    /// The same with logits that the router computes from its weights, bf16 `[experts, hidden]`; for at
+    /// most [`GATE_TOKENS`] tokens.
+    pub(super) fn forward_from_gate(
+        &mut self,
+        tokens: usize,
+        x: (&CudaStorage, &Layout),
+        (gate, gate_layout): (&CudaStorage, &Layout),
+    ) -> Result<CudaStorage> {
+        let gate = self.rows("gate", gate.as_cuda_slice::<bf16>()?, gate_layout)?;
+        let MoeShape { experts, hidden, .. } = self.layer.shape;
+        if gate.stride != hidden as u64 {
+            bail!("rows of gate are {} apart, not {hidden}", gate.stride)
+        }
+        let logits = if let Some(logits) = self.logits {
+            logits
+        } else {
+            let most = GATE_TOKENS as usize * experts;
+            let region = self.device.allocate(4 * most as u64).map_err(wrapped)?;
+            *self.logits.insert(region)
+        };
+        let logits = Matrix::dense(logits, experts as u64);
+        self.run(tokens, x, RouterInput::Gate, Routing::Gate { gate: gate.region, logits })
+    }
+
+    fn run(
+        &mut self,
+        tokens: usize,
+        (x, x_layout): (&CudaStorage, &Layout),
+        router: RouterInput,
+        routing: Routing,
+    ) -> Result<CudaStorage> {
+        let Ok(count) = u32::try_from(tokens) else { bail!("{tokens} tokens exceed 32 bits") };
+        let hidden = self.layer.shape.hidden;
+        // Every element is overwritten; candle's allocation without zeros is unsafe, and they cost less
+        // than a hundredth of a layer.
+        let out = self.candle.alloc_zeros::<bf16>(tokens * hidden)?;
+        let plan = self.plan(count, router)?;
         let input = MoeInput {
             tokens: count,
             x: self.rows("x", x.as_cuda_slice::<bf16>()?, x_layout)?,
-            routing: Routing::Logits { logits, format },
+            routing,
             out: Matrix::dense(self.region(&out, 0), hidden as u64),
         };
         if let Some(workspace) = &self.workspace {
@@ -92,7 +131,7 @@ impl OnGpu {
     }
 
     /// The plan for a batch, with a workspace that holds it.
-    fn plan(&mut self, tokens: u32) -> Result<Plan> {
+    fn plan(&mut self, tokens: u32, router: RouterInput) -> Result<Plan> {
         let shape = &self.layer.shape;
         let facts = *self.device.facts();
         let held = self.workspace.as_ref().map_or(0, |w| w.layout().max_tokens);
@@ -105,7 +144,7 @@ impl OnGpu {
                 Workspace::bytes(shape, tokens.max(1), &facts, &self.options).map_err(wrapped)?;
             self.workspace = Some(Workspace::new(&mut self.device, layout).map_err(wrapped)?);
         }
-        Plan::choose(shape, tokens, LogitFormat::F32, &facts, &self.options).map_err(wrapped)
+        Plan::choose(shape, tokens, router, &facts, &self.options).map_err(wrapped)
     }
 
     /// Rows of a tensor whose last dimension is contiguous and whose others are evenly spaced.

@@ -19,7 +19,8 @@ pub struct MoeLayerConfig {
     pub router: RouterConfig,
 }
 
-/// Router gate and experts on the CPU.
+/// Router gate and experts: on the CPU, and with the feature `candle-cuda` on CUDA tensors, where the
+/// logits of up to 16 tokens of a bf16 gate are computed by the router's own launch.
 ///
 /// ```
 /// use candle_core::{DType, Device, Module, Tensor};
@@ -40,6 +41,9 @@ pub struct MoeLayer {
     /// `[experts, hidden]`, f32.
     gate: Tensor,
     experts: Arc<Box<dyn CustomOp2 + Send + Sync>>,
+    /// The gate as it was given, where that is bf16, and the experts that compute their logits with it.
+    #[cfg(feature = "candle-cuda")]
+    gated: Option<(Tensor, Arc<Box<dyn CustomOp2 + Send + Sync>>)>,
 }
 
 impl MoeLayer {
@@ -98,10 +102,18 @@ impl MoeLayer {
         let weights = LayerWeights::new(shape, values(gate_up)?, values(down)?).map_err(wrapped)?;
         let router = RouterSpec { config: router, bias };
         let experts = RoutedExperts::new(Arc::new(weights), router, CpuBackend::new());
+        let experts = experts.map_err(wrapped)?;
         Ok(Self {
             shape,
             gate: gate.to_dtype(DType::F32)?.contiguous()?,
-            experts: Arc::new(Box::new(experts.map_err(wrapped)?)),
+            #[cfg(feature = "candle-cuda")]
+            gated: if gate.dtype() == DType::BF16 {
+                let op = super::op::GatedExperts(experts.clone());
+                Some((gate.contiguous()?, Arc::new(Box::new(op))))
+            } else {
+                None
+            },
+            experts: Arc::new(Box::new(experts)),
         })
     }
 
@@ -140,8 +152,31 @@ impl MoeLayer {
     }
 }
 
+#[cfg(feature = "candle-cuda")]
+impl MoeLayer {
+    /// The layer of few bf16 tokens on a GPU, whose router computes the logits; `None` for others.
+    fn forward_few(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        let few = self.shape.hidden * crate::kernels::gpu::launches::GATE_TOKENS as usize;
+        match &self.gated {
+            Some((gate, experts))
+                if x.device().is_cuda()
+                    && x.device().same_device(gate.device())
+                    && x.dtype() == DType::BF16
+                    && (1..=few).contains(&x.elem_count()) =>
+            {
+                x.apply_op2_arc(gate, Arc::clone(experts)).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
 impl Module for MoeLayer {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "candle-cuda")]
+        if let Some(out) = self.forward_few(x)? {
+            return Ok(out);
+        }
         self.forward_with_logits(x, &self.router_logits(x)?)
     }
 }

@@ -37,6 +37,7 @@ impl NaiveLayer {
                 WeightData::Bf16(v) => Tensor::from_slice(&v[range], (rows, columns), &Device::Cpu),
                 WeightData::F16(v) => Tensor::from_slice(&v[range], (rows, columns), &Device::Cpu),
                 WeightData::Int8(_) => bail!("candle has no tensors of int8 weights with scales"),
+                WeightData::Fp8(_) => bail!("candle has no tensors of fp8 weights with scales"),
             }
         };
         let size = s.inter * s.hidden;

@@ -118,12 +118,75 @@ impl CustomOp2 for RoutedExperts {
         logits_layout: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         let tokens = self.tokens(x_layout, logits_layout)?;
+        let out = self.with_gpu(&x.device, |gpu| {
+            gpu.forward(tokens, (x, x_layout), (logits, logits_layout))
+        })?;
+        Ok((out, x_layout.shape().clone()))
+    }
+}
+
+#[cfg(feature = "candle-cuda")]
+impl RoutedExperts {
+    /// Runs `work` with the weights on a device, where they are uploaded if they are not there.
+    fn with_gpu<T>(
+        &self,
+        device: &candle_core::CudaDevice,
+        work: impl FnOnce(&mut super::cuda::OnGpu) -> Result<T>,
+    ) -> Result<T> {
         let mut on_gpu = self.on_gpu.lock().unwrap_or_else(PoisonError::into_inner);
-        let layer = match on_gpu.take().filter(|layer| layer.is_on(&x.device)) {
+        let layer = match on_gpu.take().filter(|layer| layer.is_on(device)) {
             Some(layer) => layer,
-            None => super::cuda::OnGpu::new(&x.device, &self.weights, &self.router)?,
+            None => super::cuda::OnGpu::new(device, &self.weights, &self.router)?,
         };
-        let out = on_gpu.insert(layer).forward(tokens, (x, x_layout), (logits, logits_layout))?;
+        work(on_gpu.insert(layer))
+    }
+}
+
+/// The same on (`x`, the router's weights) for few tokens on a GPU, where the router computes the
+/// logits in the launch that chooses. Both are bf16 with contiguous rows.
+#[cfg(feature = "candle-cuda")]
+pub(super) struct GatedExperts(pub(super) RoutedExperts);
+
+#[cfg(feature = "candle-cuda")]
+impl CustomOp2 for GatedExperts {
+    fn name(&self) -> &'static str {
+        "moe-gated-experts"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        bail!("on the CPU the logits are a product before the experts")
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        x_layout: &Layout,
+        gate: &candle_core::CudaStorage,
+        gate_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let shape = &self.0.weights.shape;
+        let fits = x_layout.dims().last() == Some(&shape.hidden)
+            && gate_layout.dims() == [shape.experts, shape.hidden];
+        if !fits {
+            bail!(
+                "x {:?} and gate {:?} are not [.., {}] and [{}, {}]",
+                x_layout.shape(),
+                gate_layout.shape(),
+                shape.hidden,
+                shape.experts,
+                shape.hidden
+            )
+        }
+        let tokens = x_layout.shape().elem_count() / shape.hidden;
+        let out = self.0.with_gpu(&x.device, |gpu| {
+            gpu.forward_from_gate(tokens, (x, x_layout), (gate, gate_layout))
+        })?;
         Ok((out, x_layout.shape().clone()))
     }
 }

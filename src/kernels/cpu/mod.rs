@@ -199,6 +199,10 @@ impl MoeBackend for CpuBackend {
         }
     }
 
+    fn check_weights(&self, weights: DType) -> Result<()> {
+        executes(weights)
+    }
+
     fn arithmetic(&self, weights: DType) -> Arithmetic {
         self.isa.activations(weights).into()
     }
@@ -430,6 +434,7 @@ impl Workspace {
 
     /// Whether buffers for so many tokens can be indexed.
     fn check_tokens(weights: &LayerWeights, isa: simd::Isa, tokens: usize) -> Result<()> {
+        executes(weights.dtype())?;
         let shape = &weights.shape;
         // What filling up rows adds is bounded by the experts, and so far from overflow.
         let filled = shape.experts * isa.row_multiple(weights.dtype());
@@ -494,6 +499,8 @@ impl Workspace {
         match &rows.w13 {
             WeightData::F32(w) => self.gate_up_in::<Wide<f32>>(shape, (w, packed), isa),
             WeightData::F16(w) => self.gate_up_in::<Wide<f16>>(shape, (w, packed), isa),
+            // Refused by `check_tokens`.
+            WeightData::Fp8(_) => {}
             WeightData::Int8(w) => match isa.has_byte_tiles() {
                 #[cfg(target_arch = "x86_64")]
                 true => self.gate_up_int8::<simd::Int8Tiles>(shape, w, isa),
@@ -527,6 +534,7 @@ impl Workspace {
         match &rows.w2 {
             WeightData::F32(w) => self.down_in::<Wide<f32>>(shape, (w, packed), isa),
             WeightData::F16(w) => self.down_in::<Wide<f16>>(shape, (w, packed), isa),
+            WeightData::Fp8(_) => {}
             WeightData::Int8(w) => match isa.has_byte_tiles() {
                 #[cfg(target_arch = "x86_64")]
                 true => self.down_int8::<simd::Int8Tiles>(shape, w, isa),
@@ -582,5 +590,15 @@ fn matrices<W: Packable>(
     match packed.and_then(W::of).zip(per_lane) {
         Some((packed, per_lane)) => Matrices::new(packed, size, Some(per_lane)),
         None => Matrices::new(rows, size, None),
+    }
+}
+
+/// Whether there are kernels for weights of a format.
+fn executes(weights: DType) -> Result<()> {
+    match weights {
+        DType::Fp8 => {
+            Err(Error::usage("weights", "processors multiply no fp8 weights here; GPUs do"))
+        }
+        _ => Ok(()),
     }
 }

@@ -107,7 +107,7 @@ fn pack(
         WeightData::F32(v) => Some(of(v, len, size, per_lane)?).map(|(p, b)| (Packed::F32(p), b)),
         WeightData::Bf16(v) => Some(of(v, len, size, per_lane)?).map(|(p, b)| (Packed::Bf16(p), b)),
         WeightData::F16(v) => Some(of(v, len, size, per_lane)?).map(|(p, b)| (Packed::F16(p), b)),
-        WeightData::Int8(_) => None,
+        WeightData::Int8(_) | WeightData::Fp8(_) => None,
     })
 }
 

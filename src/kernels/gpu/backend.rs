@@ -1,5 +1,6 @@
 //! The CUDA kernels as a [`MoeBackend`], on whatever launches them.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +12,7 @@ use crate::gpu::params::{STATUS_BAD_EXPERT_ID, STATUS_CAPACITY, STATUS_NON_FINIT
 use crate::gpu::{Launcher, Recording, Region};
 use crate::kernels::gpu::{
     Combine, LayerBuffers, LogitFormat, Matrix, MoeInput, MoeOptions, Piece, Plan, Routing,
-    Thresholds, Workspace, moe_stage,
+    Thresholds, WeightFormat, Workspace, moe_stage,
 };
 use crate::kernels::{
     Arithmetic, LayerWeights, LoadedLayer, MoeBackend, MoeShape, Routed, RouterSpec, Stage, Turn,
@@ -36,17 +37,15 @@ pub struct GpuBackend<L> {
 }
 
 impl<L: Launcher> GpuBackend<L> {
-    /// The backend on a device, which `description` names.
+    /// The backend on a device, which `description` names. Layers bring the format of their weights
+    /// with them; that of the options is not read.
     ///
     /// # Errors
-    /// [`Error::Usage`] for options that need another input or output than layers have here: 8-bit
-    /// weights, or a single-precision output.
+    /// [`Error::Usage`] for options that need another output than layers have here: one in single
+    /// precision.
     pub fn new(launcher: L, description: String, options: MoeOptions) -> Result<Self> {
         if options.combine != Combine::Bf16 {
             return Err(Error::usage("combine", "layers have bf16 outputs here"));
-        }
-        if options.weights != super::WeightFormat::Bf16 {
-            return Err(Error::usage("weights", "layers have bf16 weights here"));
         }
         Ok(Self { launcher: Mutex::new(launcher), description, options })
     }
@@ -57,12 +56,29 @@ impl<L: Launcher> GpuBackend<L> {
         self.launcher.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What would be launched for a batch.
+    /// What would be launched for a batch of a layer with weights of this format.
     ///
     /// # Errors
-    /// As [`Plan::choose`].
-    pub fn plan(&self, shape: &MoeShape, tokens: u32) -> Result<Plan> {
-        Plan::choose(shape, tokens, LogitFormat::F32, self.launcher().facts(), &self.options)
+    /// [`Error::Usage`] for a format without kernels; else as [`Plan::choose`].
+    pub fn plan(&self, shape: &MoeShape, tokens: u32, weights: DType) -> Result<Plan> {
+        let options = self.options_for(weights)?;
+        Plan::choose(shape, tokens, LogitFormat::F32, self.launcher().facts(), &options)
+    }
+
+    /// The options with the weights' format of a layer.
+    fn options_for(&self, weights: DType) -> Result<MoeOptions> {
+        let weights = match weights {
+            DType::Bf16 => WeightFormat::Bf16,
+            DType::Fp8 => WeightFormat::E4m3,
+            other => {
+                let reason = format!(
+                    "the CUDA kernels multiply bf16 and fp8 weights, not {}",
+                    other.label()
+                );
+                return Err(Error::usage("weights", reason));
+            }
+        };
+        Ok(MoeOptions { weights, ..self.options.clone() })
     }
 }
 
@@ -83,6 +99,10 @@ impl<L: Launcher + Send> MoeBackend for GpuBackend<L> {
             Stage::Combine => "cuda_combine",
             Stage::Layer => "cuda_moe_layer",
         }
+    }
+
+    fn check_weights(&self, weights: DType) -> Result<()> {
+        self.options_for(weights).map(|_| ())
     }
 
     fn arithmetic(&self, _weights: DType) -> Arithmetic {
@@ -109,7 +129,9 @@ impl<L: Launcher + Send> MoeBackend for GpuBackend<L> {
 /// A layer in device memory, with one or more sets of weights.
 struct GpuLayer<'a, L: Launcher> {
     backend: &'a GpuBackend<L>,
+    options: MoeOptions,
     shape: MoeShape,
+    weights: DType,
     max_tokens: u32,
     sets: Vec<LayerBuffers>,
     workspace: Workspace,
@@ -135,19 +157,20 @@ impl<'a, L: Launcher> GpuLayer<'a, L> {
         router: &RouterSpec,
         max_tokens: usize,
     ) -> Result<Self> {
-        let shape = sets
+        let (shape, weights) = sets
             .first()
-            .map(|set| set.shape)
+            .map(|set| (set.shape, set.dtype()))
             .ok_or_else(|| Error::usage("weights", "a layer needs at least one set"))?;
-        if sets.iter().any(|set| set.shape != shape) {
-            return Err(Error::usage("weights", "sets of one layer have one shape"));
+        if sets.iter().any(|set| (set.shape, set.dtype()) != (shape, weights)) {
+            return Err(Error::usage("weights", "sets of one layer have one shape and format"));
         }
+        let options = backend.options_for(weights)?;
         router.validate(shape.experts, shape.top_k)?;
         let max_tokens = u32::try_from(max_tokens.max(1))
             .map_err(|_| Error::usage("tokens", format!("{max_tokens} exceed 32 bits")))?;
         let mut launcher = backend.launcher();
         let launcher: &mut L = &mut launcher;
-        let layout = Workspace::bytes(&shape, max_tokens, launcher.facts(), &backend.options)?;
+        let layout = Workspace::bytes(&shape, max_tokens, launcher.facts(), &options)?;
         let mut owned = Vec::new();
         let mut allocate = |launcher: &mut L, bytes: u64| -> Result<Region> {
             let region = launcher.allocate(bytes.max(1))?;
@@ -169,28 +192,28 @@ impl<'a, L: Launcher> GpuLayer<'a, L> {
         };
         let mut uploaded = Vec::with_capacity(sets.len());
         for set in sets {
-            let mut store = |data: &WeightData| -> Result<Region> {
-                let WeightData::Bf16(values) = data else {
-                    return Err(Error::usage("dtype", "the CUDA kernels multiply bf16 weights"));
-                };
-                let region = allocate(launcher, values.len() as u64 * 2)?;
-                launcher.upload(region, &bytes_of(values.iter().map(|v| v.to_ne_bytes())))?;
+            let mut put = |bytes: &[u8]| -> Result<Region> {
+                let region = allocate(launcher, bytes.len() as u64)?;
+                launcher.upload(region, bytes)?;
                 Ok(region)
             };
-            let (w13, w2) = (store(&set.w13)?, store(&set.w2)?);
-            uploaded.push(LayerBuffers {
-                shape,
-                w13,
-                w2,
-                scales: None,
-                router: router.clone(),
-                bias,
-            });
+            let (w13, w2) = (bytes_of_weights(&set.w13), bytes_of_weights(&set.w2));
+            let (w13, w2) = (put(&w13)?, put(&w2)?);
+            let scales = match (&set.w13, &set.w2) {
+                (WeightData::Fp8(first), WeightData::Fp8(second)) => Some((
+                    put(&bytes_of(first.scales().iter().map(|s| s.to_ne_bytes())))?,
+                    put(&bytes_of(second.scales().iter().map(|s| s.to_ne_bytes())))?,
+                )),
+                _ => None,
+            };
+            uploaded.push(LayerBuffers { shape, w13, w2, scales, router: router.clone(), bias });
         }
         let workspace = Workspace::new(launcher, layout)?;
         Ok(Self {
             backend,
+            options,
             shape,
+            weights,
             max_tokens,
             sets: uploaded,
             workspace,
@@ -230,7 +253,7 @@ impl<'a, L: Launcher> GpuLayer<'a, L> {
             },
             out: Matrix::dense(self.out, hidden),
         };
-        moe_stage(launcher, stage, plan, layer, &self.backend.options, &input, &self.workspace)
+        moe_stage(launcher, stage, plan, layer, &self.options, &input, &self.workspace)
     }
 
     /// Reads and clears the status bits that kernels set.
@@ -310,7 +333,7 @@ impl<L: Launcher> LoadedLayer for GpuLayer<'_, L> {
         }
         let backend = self.backend;
         if self.batch.as_ref().is_none_or(|(before, _)| *before != tokens) {
-            let plan = backend.plan(&self.shape, tokens)?;
+            let plan = backend.plan(&self.shape, tokens, self.weights)?;
             self.forget(&mut backend.launcher());
             self.batch = Some((tokens, plan));
         }
@@ -453,6 +476,73 @@ fn unknown_set(set: usize, sets: usize) -> Error {
     Error::usage("weight set", format!("{set} of {sets}"))
 }
 
+/// Weights as they lie in device memory.
+fn bytes_of_weights(data: &WeightData) -> Cow<'_, [u8]> {
+    match data {
+        WeightData::Fp8(blocks) => Cow::Borrowed(blocks.codes()),
+        WeightData::Bf16(values) => Cow::Owned(bytes_of(values.iter().map(|v| v.to_ne_bytes()))),
+        // Refused by `options_for`.
+        WeightData::F32(_) | WeightData::F16(_) | WeightData::Int8(_) => Cow::Borrowed(&[]),
+    }
+}
+
 fn bytes_of<const N: usize>(values: impl Iterator<Item = [u8; N]>) -> Vec<u8> {
     values.flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{Capsule, CapsuleOptions, DeviceFacts};
+    use crate::kernels::Fp8Weights;
+
+    const SHAPE: MoeShape = MoeShape { experts: 2, top_k: 1, hidden: 16, inter: 32, gated: true };
+    const FACTS: DeviceFacts = DeviceFacts { l2_bytes: 1 << 10, ..DeviceFacts::H100 };
+
+    fn layer(shape: MoeShape) -> LayerWeights {
+        let values = |n: Option<usize>| WeightData::F32(vec![0.5; n.unwrap()]);
+        LayerWeights::new(shape, values(shape.w13_len()), values(shape.w2_len())).unwrap()
+    }
+
+    fn narrow(shape: MoeShape) -> LayerWeights {
+        let data = |n: Option<usize>, rows, k| {
+            WeightData::Fp8(Fp8Weights::quantize(&vec![0.5; n.unwrap()], rows, k).unwrap())
+        };
+        let (w13, w2) = (shape.w13_len(), shape.w2_len());
+        let (w13, w2) = (data(w13, shape.inter, shape.hidden), data(w2, shape.hidden, shape.inter));
+        LayerWeights::new(shape, w13, w2).unwrap()
+    }
+
+    fn refused(sets: &[LayerWeights]) -> String {
+        let capsule = Capsule::new(FACTS, CapsuleOptions::new("none")).unwrap();
+        let backend = GpuBackend::new(capsule, "none".into(), MoeOptions::default()).unwrap();
+        let loaded = backend.load(sets, &RouterSpec::softmax(), 4);
+        let error = loaded.err().unwrap();
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    #[test]
+    fn weights_without_kernels_are_refused_by_their_format() {
+        assert!(refused(&[layer(SHAPE)]).contains("bf16 and fp8 weights, not f32"));
+        assert!(refused(&[layer(SHAPE).quantized().unwrap()]).contains("not int8"));
+        assert!(refused(&[narrow(SHAPE), layer(SHAPE)]).contains("one shape and format"));
+        let odd = MoeShape { hidden: 24, ..SHAPE };
+        assert!(refused(&[narrow(odd)]).contains("no multiple of 16"));
+        assert!(refused(&[]).contains("at least one set"));
+    }
+
+    #[test]
+    fn plans_follow_the_format_of_the_weights() {
+        let capsule = Capsule::new(FACTS, CapsuleOptions::new("none")).unwrap();
+        let backend = GpuBackend::new(capsule, "none".into(), MoeOptions::default()).unwrap();
+        let up = |weights| backend.plan(&SHAPE, 1, weights).map(|plan| plan.up.name);
+        assert_eq!(up(DType::Bf16).unwrap(), "gemv_bf16_up");
+        assert_eq!(up(DType::Fp8).unwrap(), "gemv_w8_up");
+        assert_eq!(up(DType::Int8).unwrap_err().exit_code(), 2);
+        let sets = [narrow(SHAPE), narrow(SHAPE)];
+        let mut layer = backend.load(&sets, &RouterSpec::softmax(), 2).unwrap();
+        layer.set_input(&[0.0; 16], &[0.0, 1.0]).unwrap();
+        assert!(layer.plan().unwrap().starts_with("gemv_w8_up + gemv_w8_down"));
+    }
 }

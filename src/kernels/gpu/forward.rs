@@ -41,7 +41,8 @@ pub enum Routing {
         /// Their format.
         format: LogitFormat,
     },
-    /// Logits that the router computes itself, from the layer's input; for at most 16 tokens.
+    /// Logits that the router computes itself, from the layer's input, with a plan for
+    /// [`RouterInput::Gate`](crate::kernels::gpu::RouterInput::Gate) of at most 16 tokens a pass.
     Gate {
         /// The router's weights, `bf16[experts, hidden]`.
         gate: Region,
@@ -236,6 +237,15 @@ impl Chunk<'_> {
 
     fn router(&self, launcher: &mut dyn Launcher, overlaps: bool) -> Result<()> {
         let shape = &self.layer.shape;
+        let has_gate = matches!(self.input.routing, Routing::Gate { .. });
+        if has_gate != self.plan.computes_logits() {
+            let does = if has_gate {
+                "reads logits: a product before it computes them"
+            } else {
+                "computes the logits: it wants the router's weights"
+            };
+            return Err(Error::usage("routing", format!("the plan's {} {does}", self.plan.router)));
+        }
         let (logits, format, gate) = match self.input.routing {
             Routing::Chosen { .. } => return Ok(()),
             Routing::Logits { logits, format } => (logits, format, None),

@@ -17,7 +17,7 @@ mod workspace;
 pub use backend::GpuBackend;
 pub use forward::{LayerBuffers, MoeInput, Routing, moe_forward, moe_stage};
 pub use launches::Matrix;
-pub use options::{Combine, LogitFormat, MoeOptions, WeightFormat};
+pub use options::{Combine, LogitFormat, MoeOptions, RouterInput, WeightFormat};
 pub use plan::{Plan, Thresholds};
 pub use registry::{
     ALIGN, COMBINE, Family, PRODUCTS, Product, ProductKernel, ROUTER_GATE, ROUTERS, kernel_names,

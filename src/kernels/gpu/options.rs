@@ -49,6 +49,21 @@ impl LogitFormat {
     }
 }
 
+/// What a router starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RouterInput {
+    /// Logits in this format.
+    Logits(LogitFormat),
+    /// The layer's input and the router's weights: the router computes few tokens' logits itself.
+    Gate,
+}
+
+impl From<LogitFormat> for RouterInput {
+    fn from(format: LogitFormat) -> Self {
+        Self::Logits(format)
+    }
+}
+
 /// How the rows of a token become its output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Combine {

@@ -9,10 +9,11 @@ use std::fmt;
 
 use crate::gpu::DeviceFacts;
 use crate::kernels::MoeShape;
+use crate::kernels::gpu::launches::GATE_TOKENS;
 use crate::kernels::gpu::registry::{product_kernel, router_kernel};
 use crate::kernels::gpu::{
-    Combine, Family, LogitFormat, MoeOptions, PRODUCTS, Product, ProductKernel, WeightFormat,
-    Workspace, WorkspaceLayout, options,
+    Combine, Family, LogitFormat, MoeOptions, PRODUCTS, Product, ProductKernel, ROUTER_GATE,
+    RouterInput, WeightFormat, Workspace, WorkspaceLayout, options,
 };
 use crate::{Error, Result};
 
@@ -35,13 +36,26 @@ pub struct Thresholds {
     /// Inner size from which the second product's wide tile is used: shorter sums leave its epilogue
     /// uncovered.
     pub wide_down: usize,
+    /// How much longer than the quickest Hopper tile a wider one may take by the count of
+    /// [`Plan::choose`]: it asks the second-level cache for fewer bytes a product.
+    pub wider: f64,
 }
 
 impl Thresholds {
     /// The starting points.
-    pub const INITIAL: Self =
-        Self { gemv: 4.0, rows64: 64.0, rows128: 128.0, rows256: 256.0, wide_down: 1024 };
+    pub const INITIAL: Self = Self {
+        gemv: 4.0,
+        rows64: 64.0,
+        rows128: 128.0,
+        rows256: 256.0,
+        wide_down: 1024,
+        wider: 1.05,
+    };
 }
+
+/// Columns of the widest tiles of 128 rows of which two alternate in a block, one's sums covering the
+/// other's epilogue.
+const MOST_SHORT_COLUMNS: u32 = 192;
 
 /// What to launch for a batch of tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +64,7 @@ pub struct Plan {
     pub up: &'static ProductKernel,
     /// Second product.
     pub down: &'static ProductKernel,
-    /// Router, when it is given logits.
+    /// Router: one that reads logits, or [`ROUTER_GATE`], which computes them.
     pub router: &'static str,
     /// Rows of a tile.
     pub block_m: u32,
@@ -71,13 +85,21 @@ impl fmt::Display for Plan {
 impl Plan {
     /// Plans `tokens` tokens of a layer on a device.
     ///
+    /// Of Hopper tiles with equally many rows the widest is taken that takes at most 5 % longer than
+    /// the quickest, counted in columns: turns of all multiprocessors, the last one perhaps in part,
+    /// times the columns of a tile, those past the last column of the product included.
+    ///
+    /// With [`RouterInput::Gate`] the router computes the logits of up to 16 tokens: more would wait for
+    /// the one block that then routes them all. For more the plan has the router that reads
+    /// single-precision logits, which the caller computes first ([`Plan::computes_logits`]).
+    ///
     /// # Errors
     /// [`Error::Usage`] for a shape that the kernels do not take, an unknown or unfit kernel name, or
     /// a workspace limit that not even one token fits; [`Error::Device`] for a device without kernels.
     pub fn choose(
         shape: &MoeShape,
         tokens: u32,
-        logits: LogitFormat,
+        router: impl Into<RouterInput>,
         device: &DeviceFacts,
         opt: &MoeOptions,
     ) -> Result<Self> {
@@ -89,15 +111,36 @@ impl Plan {
         if chunk_tokens < tokens {
             reason = format!("{reason}; {chunk_tokens} tokens at a time fit the workspace");
         }
+        let (router, why) = router_of(router.into(), chunk_tokens);
+        reason += why;
         Ok(Self {
             up: products.up,
             down: products.down,
-            router: router_kernel(logits),
+            router,
             block_m: products.up.block_m,
             fuse_align: pairs <= FUSED_ALIGN_PAIRS,
             chunk_tokens,
             reason,
         })
+    }
+
+    /// Whether the router computes the logits from the layer's input and the router's weights.
+    pub fn computes_logits(&self) -> bool {
+        self.router == ROUTER_GATE
+    }
+}
+
+/// The router of a pass, and what there is to say about it.
+const fn router_of(input: RouterInput, tokens: u32) -> (&'static str, &'static str) {
+    match input {
+        RouterInput::Logits(format) => (router_kernel(format), ""),
+        RouterInput::Gate if tokens <= GATE_TOKENS => {
+            (ROUTER_GATE, "; few tokens: the router computes their logits")
+        }
+        RouterInput::Gate => (
+            router_kernel(LogitFormat::F32),
+            "; more tokens than a router computes the logits of: a product before it does",
+        ),
     }
 }
 
@@ -155,17 +198,18 @@ impl Products {
     ) -> Result<Self> {
         let (rows, active) = expected_rows(shape, tokens);
         let planned = path(rows, device, opt)?;
+        let search = Search { shape, rows, active, device, opt };
         let up = match (&opt.up, &opt.down) {
             (Some(name), _) => named(name, Product::Up, device, opt)?,
             (None, Some(name)) => {
                 let down = named(name, down_product(opt), device, opt)?;
-                find(Product::Up, down.block_m, down.family, shape, device, opt)?
+                search.find(Product::Up, down.block_m, down.family)?
             }
-            (None, None) => find(Product::Up, planned.1, planned.0, shape, device, opt)?,
+            (None, None) => search.find(Product::Up, planned.1, planned.0)?,
         };
         let down = match &opt.down {
             Some(name) => named(name, down_product(opt), device, opt)?,
-            None => find(down_product(opt), up.block_m, up.family, shape, device, opt)?,
+            None => search.find(down_product(opt), up.block_m, up.family)?,
         };
         if up.block_m != down.block_m {
             return Err(Error::usage(
@@ -179,8 +223,15 @@ impl Products {
         let reason = if opt.up.is_some() || opt.down.is_some() {
             "as asked for".into()
         } else {
+            let columns = if up.family == Family::Sm90 {
+                let (up, down) = (up.columns, down.columns);
+                format!("; {up} and {down} columns, the widest that fill the device")
+            } else {
+                String::new()
+            };
             format!(
-                "{rows:.1} rows for each of {active:.1} active experts expected: {}, {} rows a tile",
+                "{rows:.1} rows for each of {active:.1} active experts expected: {}, {} rows a \
+                 tile{columns}",
                 up.family.label(),
                 up.block_m
             )
@@ -262,32 +313,72 @@ const fn runs(kernel: &ProductKernel, device: &DeviceFacts) -> bool {
     kernel.family.runs_on(device) && kernel.shared_bytes <= device.shared_bytes
 }
 
-/// The kernel of a product for tiles of `block_m` rows: of the family asked for if it has one.
-fn find(
-    product: Product,
-    block_m: u32,
-    family: Family,
-    shape: &MoeShape,
-    device: &DeviceFacts,
-    opt: &MoeOptions,
-) -> Result<&'static ProductKernel> {
-    let fits = |kernel: &&ProductKernel| {
-        kernel.product == product
-            && kernel.block_m == block_m
-            && kernel.weights == opt.weights
-            && runs(kernel, device)
-    };
-    let short = product != Product::Up && shape.inter < Thresholds::INITIAL.wide_down;
-    let rank =
-        |kernel: &&ProductKernel| (kernel.family != family, if short { kernel.columns } else { 0 });
-    PRODUCTS.iter().filter(fits).min_by_key(rank).ok_or_else(|| {
-        Error::usage(
-            "kernel",
-            format!(
-                "no kernel computes {product:?} with tiles of {block_m} rows and these options"
-            ),
-        )
-    })
+/// What a kernel is searched for.
+struct Search<'a> {
+    shape: &'a MoeShape,
+    /// Rows of each active expert, and their number, as expected.
+    rows: f64,
+    active: f64,
+    device: &'a DeviceFacts,
+    opt: &'a MoeOptions,
+}
+
+impl Search<'_> {
+    /// The kernel of a product for tiles of `block_m` rows: of the family asked for if it has one.
+    fn find(
+        &self,
+        product: Product,
+        block_m: u32,
+        family: Family,
+    ) -> Result<&'static ProductKernel> {
+        let fits = |k: &&ProductKernel| {
+            (k.product, k.block_m, k.weights) == (product, block_m, self.opt.weights)
+                && runs(k, self.device)
+        };
+        let first = PRODUCTS.iter().filter(fits).min_by_key(|k| k.family != family);
+        let first = first.ok_or_else(|| {
+            Error::usage(
+                "kernel",
+                format!(
+                    "no kernel computes {product:?} with tiles of {block_m} rows and these options"
+                ),
+            )
+        })?;
+        if first.family != Family::Sm90 {
+            return Ok(first);
+        }
+        let tiles = PRODUCTS.iter().filter(fits).filter(|k| k.family == Family::Sm90);
+        Ok(self.widest(product, tiles.collect()).unwrap_or(first))
+    }
+
+    /// Of tiles with equally many rows the widest that takes hardly longer than the quickest.
+    fn widest(
+        &self,
+        product: Product,
+        mut tiles: Vec<&'static ProductKernel>,
+    ) -> Option<&'static ProductKernel> {
+        let short = product != Product::Up && self.shape.inter < Thresholds::INITIAL.wide_down;
+        if short && tiles.iter().any(|k| k.columns <= MOST_SHORT_COLUMNS) {
+            tiles.retain(|k| k.columns <= MOST_SHORT_COLUMNS);
+        }
+        let least = tiles.iter().map(|k| self.device_time(k)).min_by(f64::total_cmp)?;
+        let most = Thresholds::INITIAL.wider * least;
+        tiles.into_iter().filter(|k| self.device_time(k) <= most).max_by_key(|k| k.columns)
+    }
+
+    /// How long a product takes, in columns: turns of all multiprocessors times the columns that one
+    /// computes in a turn. Tiles of equally many rows take as long as they are wide.
+    fn device_time(&self, kernel: &ProductKernel) -> f64 {
+        let columns = match kernel.product {
+            Product::Up => self.shape.inter,
+            Product::Down | Product::DownFast => self.shape.hidden,
+        };
+        // Where an expert has several tiles, its last is half full on average.
+        let tiles = self.active * (self.rows / f64::from(kernel.block_m) + 0.5).max(1.0);
+        let units = tiles * columns.div_ceil(kernel.columns as usize) as f64;
+        let turns = (units / f64::from(self.device.sm_count.max(1))).ceil();
+        turns * f64::from(kernel.columns)
+    }
 }
 
 // The workspace depends on the plan's products, and the plan's chunks on the workspace: both start
@@ -367,11 +458,59 @@ mod tests {
         assert_eq!(up(&QWEN3, 800), "swap_ab_sm90_bf16_up_n64");
         assert_eq!(up(&QWEN3, 1000), "grouped_gemm_sm90_bf16_up_m64n256");
         assert_eq!(up(&MIXTRAL, 512), "grouped_gemm_sm90_bf16_up_m128n256");
-        assert_eq!(up(&MIXTRAL, 1024), "grouped_gemm_sm90_bf16_up_m256n128");
+        assert_eq!(up(&MIXTRAL, 1024), "grouped_gemm_sm90_bf16_up_m256n192");
         let large = names(&MIXTRAL, 16_384, h100);
         assert_eq!(large.1, "grouped_gemm_sm90_bf16_down_m128n256");
         let short = names(&QWEN3, 16_384, h100);
-        assert_eq!(short.1, "grouped_gemm_sm90_bf16_down_m128n128");
+        assert_eq!(short.1, "grouped_gemm_sm90_bf16_down_m128n192");
+    }
+
+    #[test]
+    fn hopper_tiles_are_as_wide_as_fills_the_device() {
+        let h100 = &DeviceFacts::H100;
+        let plan = |s: &MoeShape, tokens| plan_with(s, tokens, h100, &MoeOptions::default());
+        // 2880 columns are 15 tiles of 192, and 12 of 256 that compute 3072.
+        let odd = MoeShape { experts: 32, top_k: 4, hidden: 2880, inter: 2880, gated: true };
+        let large = plan(&odd, 8192);
+        assert_eq!(large.down.name, "grouped_gemm_sm90_bf16_down_m128n192", "{large}");
+        assert!(large.reason.contains("128 and 192 columns"), "{large}");
+        // Layers that people serve reach every width.
+        let mut reached = std::collections::BTreeSet::new();
+        for (experts, top_k, hidden, inter) in [
+            (8, 2, 4096, 14336),
+            (128, 8, 2048, 768),
+            (32, 4, 2880, 2880),
+            (64, 6, 2048, 1408),
+            (16, 1, 5120, 8192),
+        ] {
+            let shape = MoeShape { experts, top_k, hidden, inter, gated: true };
+            for tokens in (1..200).map(|i| 64 * i) {
+                let plan = plan(&shape, tokens);
+                reached.extend([plan.up.name, plan.down.name]);
+            }
+        }
+        let planned =
+            |k: &&ProductKernel| k.family == Family::Sm90 && k.product != Product::DownFast;
+        for kernel in PRODUCTS.iter().filter(planned) {
+            assert!(reached.contains(kernel.name), "{}: {reached:?}", kernel.name);
+        }
+    }
+
+    #[test]
+    fn routers_compute_the_logits_of_few_tokens() {
+        let plan = |tokens, limit| {
+            let opt = MoeOptions { workspace_limit: limit, ..MoeOptions::default() };
+            Plan::choose(&QWEN3, tokens, RouterInput::Gate, &DeviceFacts::H100, &opt).unwrap()
+        };
+        let few = plan(16, None);
+        assert!(few.computes_logits() && few.reason.contains("computes their logits"), "{few}");
+        let more = plan(17, None);
+        assert_eq!((more.router, more.computes_logits()), ("router_topk_f32", false));
+        assert!(more.reason.contains("a product before"), "{more}");
+        let layout = Workspace::bytes(&QWEN3, 9, &DeviceFacts::H100, &MoeOptions::default());
+        assert!(plan(17, Some(layout.unwrap().bytes)).computes_logits());
+        let narrow = plan_with(&QWEN3, 4, &DeviceFacts::H100, &MoeOptions::default());
+        assert_eq!(narrow.router, "router_topk_f32");
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub use combine::{CombineLaunch, combine};
 pub use probe::{ReadStream, clock_stamp, flush, read_stream};
 pub(crate) use product::split_bytes;
 pub use product::{ProductLaunch, Split, product};
+pub(crate) use router::GATE_TOKENS;
 pub use router::{GateInput, RouterLaunch, router_topk};
 
 use crate::gpu::{DeviceAddress, Region};
