@@ -88,17 +88,13 @@ fn serve(
     for request in requests {
         let request = request.map_err(|e| Error::io("read", "standard input", e))?;
         let words: Vec<&str> = request.split_whitespace().collect();
-        let answer = match (words.first().copied(), &mut layer, weights.first()) {
+        let answer = match (words.first().copied(), &mut layer) {
             (Some("load"), ..) => return Ok(Some(request)),
-            (Some("input"), _, Some(first)) => {
+            (Some("input"), _) => {
                 let [tokens, sets] = numbers(&words[1..])?;
-                let mut loaded = backend.load(
-                    &weights[..sets.min(weights.len())],
-                    &RouterSpec::softmax(),
-                    tokens,
-                )?;
-                let x = bf16s("x.bf16")?.to_f32_vec();
-                loaded.set_input(&x[..tokens * first.shape.hidden], &f32s("logits.f32")?)?;
+                let used = weights.get(..sets).unwrap_or_default();
+                let mut loaded = backend.load(used, &RouterSpec::softmax(), tokens)?;
+                loaded.set_input(&bf16s("x.bf16")?.to_f32_vec(), &f32s("logits.f32")?)?;
                 loaded.poison()?;
                 loaded.run(Stage::Layer, 0)?;
                 let output: Vec<u8> =
@@ -107,7 +103,7 @@ fn serve(
                 layer = Some((loaded, sets));
                 "ok".to_owned()
             }
-            (Some("run"), Some((layer, sets)), _) => {
+            (Some("run"), Some((layer, sets))) => {
                 let [unmeasured, measured] = numbers(&words[1..])?;
                 runs(layer.as_mut(), *sets, &mut next, (unmeasured, measured))?
             }
