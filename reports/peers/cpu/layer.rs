@@ -23,6 +23,9 @@ use moe_frontier::{Error, Result};
 /// Where the layer's output goes, `[tokens, hidden]` in f32.
 const OUTPUT: &str = "ours.out.f32";
 
+/// Bytes of one read of memory, about the weights that one token visits.
+const READ_BYTES: usize = 48 << 20;
+
 fn bytes(name: &str) -> Result<Vec<u8>> {
     std::fs::read(name).map_err(|e| Error::io("read", name, e))
 }
@@ -108,9 +111,14 @@ fn serve(
                 runs(layer.as_mut(), *sets, &mut next, (unmeasured, measured))?
             }
             (Some("read"), ..) => {
-                let start = Instant::now();
-                read.launch(0)?;
-                format!("ok {} {}", read.bytes(), start.elapsed().as_nanos())
+                let [reads] = numbers(&words[1..])?;
+                let mut answer = vec![format!("ok {}", read.bytes())];
+                for _ in 0..reads {
+                    let start = Instant::now();
+                    read.launch(0)?;
+                    answer.push(start.elapsed().as_nanos().to_string());
+                }
+                answer.join(" ")
             }
             _ => return Err(Error::usage("request", format!("{request:?} has no answer here"))),
         };
@@ -120,10 +128,11 @@ fn serve(
 }
 
 fn serve_all(requests: &mut dyn Iterator<Item = std::io::Result<String>>) -> Result<()> {
-    // 192 MiB a launch, out of a buffer that `run.py` chose to be larger than the caches.
+    // Launches as long as those of a layer, out of a buffer that `run.py` chose to be larger than the
+    // caches: what disturbs the one disturbs the other as much.
     let argument = std::env::args().nth(1).unwrap_or_default();
     let [buffer] = numbers(&[argument.as_str()])?;
-    let mut read = ReadTest::new(buffer, 192 << 20);
+    let mut read = ReadTest::new(buffer, READ_BYTES);
     let backend = CpuBackend::new();
     println!("ready {}, kernels {}", backend.description(), &backend.kernel_sha256()[..12]);
     let mut weights = Vec::new();

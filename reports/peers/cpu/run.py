@@ -7,7 +7,7 @@ Every contender is a process of its own that answers one request a line:
     input <tokens> <sets>   reads x.bf16, logits.f32, ids.i32 and weights.f32; runs once with set 0 and
                             writes <name>.out.f32; later runs take turns through the first <sets> sets
     run <unmeasured> <measured>   answers the nanoseconds of each measured run
-    read                    (ours only) answers bytes and nanoseconds of a read of memory
+    read <reads>            (ours only) answers the bytes of a read of memory, and the nanoseconds of each
 
 Each round gives every contender one turn of a few runs, in an order drawn anew; the median of the turn
 is one sample. A contender that waits is stopped, so that threads that spin for work take no time from
@@ -42,6 +42,8 @@ TURN_NS = 40e6
 # Longer runs need none before them to wake threads and caches.
 LONG_NS = 100e6
 MOST_RUNS = 64
+# Reads of memory in a turn.
+READS = 16
 # What one answer may take, loading gigabytes on a slow disk included.
 PATIENCE_S = 300
 
@@ -159,9 +161,9 @@ def turn(contender):
 
 
 def read_turn(ours):
-    """Bytes per second of one read of memory by all threads."""
-    size, ns = map(float, ours.ask("read").split())
-    return size / ns * 1e9
+    """Bytes per second of reads of memory by all threads, taken as a turn like the others'."""
+    size, *times = map(float, ours.ask("read", READS).split())
+    return size / statistics.median(times) * 1e9
 
 
 class Bench:
