@@ -44,6 +44,11 @@ cpu-paths *parts:
 bench name='':
     cargo bench {{ if name == '' { '--benches' } else { '--bench ' + name } }}
 
+# The CPU layer in turns with those of other programs, which it installs; `just cpu-peers --quick`
+[group('bench')]
+cpu-peers *flags:
+    bash reports/peers/cpu.sh {{ flags }}
+
 # Compile the CUDA kernels into kernels/prebuilt, which is checked in
 [group('kernels')]
 cubins:
