@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench moe_layer` first lets criterion time our layer, then prints a table of
 //! interleaved ratios against candle on identical weights and routing, and how far each cell is from
-//! the time in which its weights could be read at the bandwidth measured in the same run.
+//! the time in which its weights could be read and its FLOPs done at rates measured in the same run.
 
 #![expect(clippy::expect_used, reason = "a bench that cannot run has nothing to report")]
 #![expect(clippy::print_stdout, reason = "the table is the result")]
@@ -22,9 +22,9 @@ use moe_frontier::profile::LayerQuery;
 /// Experts of the layers. With bf16 weights an expert has 22 MB. In the interleaved table the other
 /// contenders read at least 200 MB between two runs of ours, so weights come from memory also where a
 /// token visits only two experts; criterion's one-token cell may find part of them in a large cache.
-const EXPERTS: [usize; 3] = [8, 16, 32];
-/// Decode of one and of eight sequences, a large decode batch, and a prefill chunk.
-const TOKENS: [usize; 4] = [1, 8, 64, 512];
+const EXPERTS: [usize; 4] = [4, 8, 16, 32];
+/// Decode of one and of eight sequences, large decode batches, and prefill chunks.
+const TOKENS: [usize; 6] = [1, 8, 64, 256, 512, 2048];
 /// Interleaved rounds of a cell. Medians of seven survive three disturbed rounds.
 const ROUNDS: usize = 7;
 
@@ -69,17 +69,20 @@ fn with_criterion(c: &mut Criterion, mode: Mode) {
     group.finish();
 }
 
-/// One weight format with both contenders ready to run.
+/// One weight format: our layer with weights as they lie and packed once, and candle's.
 struct Format<'a> {
     weights: &'a LayerWeights,
-    layer: Box<dyn LoadedLayer + 'a>,
+    /// As they lie, and packed.
+    layers: [Box<dyn LoadedLayer + 'a>; 2],
     naive: &'a NaiveLayer,
     x: Tensor,
+    /// FLOPs per second of multiplications in registers; `None` where tiles multiply.
+    rate: Option<f64>,
 }
 
 impl<'a> Format<'a> {
     fn new(
-        backend: &'a CpuBackend,
+        backends: &'a [CpuBackend; 2],
         sets: &'a [LayerWeights; 1],
         naive: &'a NaiveLayer,
         batch: &Batch,
@@ -87,70 +90,94 @@ impl<'a> Format<'a> {
         let [weights] = sets;
         let hidden = weights.shape.hidden;
         let tokens = batch.x.len() / hidden;
-        let mut layer = backend.load(sets, &RouterSpec::softmax(), tokens).expect("layer loads");
-        layer.set_input(&batch.x, &batch.logits).expect("input fits");
+        let layers = backends.each_ref().map(|backend| {
+            let mut layer =
+                backend.load(sets, &RouterSpec::softmax(), tokens).expect("layer loads");
+            layer.set_input(&batch.x, &batch.logits).expect("input fits");
+            layer
+        });
         let dtype = match weights.w13 {
             WeightData::F32(_) => DType::F32,
-            WeightData::Bf16(_) => DType::BF16,
-            WeightData::F16(_) => DType::F16,
-            WeightData::Int8(_) | WeightData::Fp8(_) => {
-                unreachable!("the naive layer takes no 8 bits")
-            }
+            _ => DType::BF16,
         };
         let x = Tensor::from_slice(&batch.x, (tokens, hidden), &Device::Cpu)
             .and_then(|x| x.to_dtype(dtype))
             .expect("tensor of x");
-        Self { weights, layer, naive, x }
+        let rate = common::register_rate(backends[0].isa(), weights.dtype());
+        Self { weights, layers, naive, x, rate }
     }
 
-    fn ours(&mut self) {
-        self.layer.run(Stage::Layer, 0).expect("layer runs");
+    fn run(&mut self, layer: usize, stage: Stage) {
+        self.layers[layer].run(stage, 0).expect("layer runs");
     }
 
     fn candle(&self, batch: &Batch) {
         self.naive.forward(&self.x, &batch.routed).expect("naive layer runs");
     }
 
-    /// Relative distance of the two outputs: a bench that compares different things is worthless.
+    /// Largest relative distance of our outputs from candle's: a bench that compares different things
+    /// is worthless.
     fn distance(&mut self, batch: &Batch) -> f64 {
-        self.ours();
-        let ours = self.layer.output().expect("output");
         let naive = self.naive.forward(&self.x, &batch.routed).expect("naive layer runs");
         let naive: Vec<f32> = naive
             .to_dtype(DType::F32)
             .and_then(|t| t.flatten_all()?.to_vec1())
             .expect("values of the naive layer");
         let squares = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v * v)).sum::<f64>();
-        let off = squares(&mut ours.iter().zip(&naive).map(|(a, b)| a - b));
-        (off / squares(&mut naive.iter().copied())).sqrt()
+        let mut distance = |layer| {
+            self.run(layer, Stage::Layer);
+            let ours = self.layers[layer].output().expect("output");
+            let off = squares(&mut ours.iter().zip(&naive).map(|(a, b)| a - b));
+            (off / squares(&mut naive.iter().copied())).sqrt()
+        };
+        distance(0).max(distance(1))
+    }
+
+    /// Seconds in which the active weights can be read and the FLOPs done, whichever takes longer.
+    fn floor(&self, query: &LayerQuery, bandwidth: f64) -> f64 {
+        (query.bytes() / bandwidth).max(self.rate.map_or(0.0, |rate| query.flops() / rate))
     }
 }
 
+/// What is shown of one format: milliseconds as weights lie and packed, the packed layer's share of the
+/// floor, and how many times longer candle takes than the layer whose weights lie as candle's do.
+fn columns(seconds: [&[f64]; 3], floor: f64) -> String {
+    let [ours, packed, candle] = seconds;
+    format!(
+        "{:>8.2} {:>8.2} {:>5.2} {:>8.2} {:>6.2}",
+        median(ours) * 1e3,
+        median(packed) * 1e3,
+        floor / median(packed),
+        median(candle) * 1e3,
+        ratio(candle, ours)
+    )
+}
+
 fn ratios(mode: Mode) {
-    let backend = CpuBackend::new();
-    println!("\nwhole layer against candle's naive layer, {}", backend.description());
+    let backends = [CpuBackend::new(), CpuBackend::new().with_packed_weights()];
+    println!("\nwhole layer against candle's naive layer, {}", backends[0].description());
     let MoeShape { hidden, inter, .. } = shape(8, mode);
     println!(
         "hidden {hidden}, inter {inter}, top-2, uniform routing; medians of {ROUNDS} interleaved \
          rounds; ms a layer\n\
-         x: how many times longer candle takes on the same weights; `f32/b`: candle f32 over ours bf16\n\
-         floor: share of the time in which the active weights could be read or the FLOPs done"
+         packed: weights packed once before; x: how many times longer candle takes on the same weights, \
+         as they lie\n\
+         share: of the packed layer's time, that in which the active weights are read at the bandwidth \
+         of the\n  same minute or the FLOPs done as fast as registers multiply, whichever is longer\n\
+         f/b: candle f32 over ours bf16; r+a: router and align, share of the bf16 layer"
     );
+    let group =
+        |name| format!("{name:>8} {:>8} {:>5} {:>8} {:>6}", "packed", "share", "candle", "x");
     println!(
-        "{:>3} {:>4} {:>5} | {:>8} {:>8} {:>6} | {:>8} {:>8} {:>6} | {:>6} | {:>5} {:>6} {:>6}",
+        "{:>3} {:>4} {:>4} {:>5} | {} | {} | {:>5} {:>6}",
         "E",
         "T",
         "rows",
-        "ours b",
-        "candle b",
-        "x",
-        "ours f",
-        "candle f",
-        "x",
-        "f32/b",
         "GB/s",
-        "GFLOP",
-        "of BW"
+        group("bf16"),
+        group("f32"),
+        "f/b",
+        "r+a"
     );
     let mut worst = f64::INFINITY;
     for experts in EXPERTS {
@@ -160,38 +187,41 @@ fn ratios(mode: Mode) {
         let WeightData::F32(values) = &f32[0].w13 else { unreachable!("widened") };
         for tokens in TOKENS {
             let batch = Batch::new(&bf16[0].shape, tokens);
-            let mut b = Format::new(&backend, &bf16, &naive[0], &batch);
-            let mut f = Format::new(&backend, &f32, &naive[1], &batch);
+            let mut b = Format::new(&backends, &bf16, &naive[0], &batch);
+            let mut f = Format::new(&backends, &f32, &naive[1], &batch);
             assert!(b.distance(&batch) < 2e-2, "bf16 outputs differ by {}", b.distance(&batch));
             assert!(f.distance(&batch) < 1e-5, "f32 outputs differ by {}", f.distance(&batch));
             let bandwidth = common::read_bandwidth(values);
-            let query = query(b.weights, &batch);
+            let floors = [&b, &f].map(|x| x.floor(&query(x.weights, &batch), bandwidth));
             let (b, f) = (std::cell::RefCell::new(b), std::cell::RefCell::new(f));
             let rounds = if mode == Mode::Smoke { 1 } else { ROUNDS };
             let seconds = interleaved(
                 rounds,
                 &mut [
-                    &mut || b.borrow_mut().ours(),
+                    &mut || b.borrow_mut().run(0, Stage::Layer),
+                    &mut || f.borrow_mut().run(0, Stage::Layer),
+                    &mut || b.borrow_mut().run(1, Stage::Layer),
+                    &mut || f.borrow_mut().run(1, Stage::Layer),
                     &mut || b.borrow().candle(&batch),
-                    &mut || f.borrow_mut().ours(),
                     &mut || f.borrow().candle(&batch),
+                    &mut || {
+                        b.borrow_mut().run(0, Stage::Router);
+                        b.borrow_mut().run(0, Stage::Align);
+                    },
                 ],
             );
-            let [ours_b, candle_b, ours_f, candle_f] = seconds.as_slice() else { return };
-            let (x_b, x_f) = (ratio(candle_b, ours_b), ratio(candle_f, ours_f));
-            worst = worst.min(x_b).min(x_f);
-            let rate = |amount: f64| amount / median(ours_b) / 1e9;
+            let [b, f, b_packed, f_packed, b_candle, f_candle, routing] = seconds.as_slice() else {
+                return;
+            };
+            worst = worst.min(ratio(b_candle, b)).min(ratio(f_candle, f));
             println!(
-                "{experts:>3} {tokens:>4} {:>5} | {:>8.2} {:>8.2} {x_b:>6.2} | {:>8.2} {:>8.2} {x_f:>6.2} | {:>6.2} | {:>5.1} {:>6.1} {:>6.2}",
+                "{experts:>3} {tokens:>4} {:>4} {:>5.1} | {} | {} | {:>5.2} {:>5.1}%",
                 batch.load.max(),
-                median(ours_b) * 1e3,
-                median(candle_b) * 1e3,
-                median(ours_f) * 1e3,
-                median(candle_f) * 1e3,
-                ratio(candle_f, ours_b),
-                rate(query.bytes()),
-                rate(query.flops()),
-                query.bytes() / bandwidth / median(ours_b),
+                bandwidth / 1e9,
+                columns([b, b_packed, b_candle], floors[0]),
+                columns([f, f_packed, f_candle], floors[1]),
+                ratio(f_candle, b),
+                100.0 / ratio(b, routing),
             );
         }
     }

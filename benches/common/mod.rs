@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use criterion::Criterion;
 use half::bf16;
+use moe_frontier::config::DType;
+use moe_frontier::kernels::cpu::simd::{Isa, multiply_registers};
 use moe_frontier::kernels::{LayerWeights, MoeShape, Routed, RouterSpec, WeightData, reference};
 use moe_frontier::workload::{ExpertLoad, RoutingKind};
 use rayon::prelude::*;
@@ -168,6 +170,21 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 /// Median over rounds of how many times longer `other` took than `ours`.
 pub(crate) fn ratio(other: &[f64], ours: &[f64]) -> f64 {
     median(&other.iter().zip(ours).map(|(o, u)| o / u).collect::<Vec<_>>())
+}
+
+/// Best of five rates at which the registers of all threads multiply, in FLOP per second; `None` for
+/// formats that are multiplied otherwise.
+pub(crate) fn register_rate(isa: Isa, weights: DType) -> Option<f64> {
+    /// Milliseconds a thread: long against waking it.
+    const REPEATS: u32 = 1 << 20;
+    multiply_registers(isa, weights, 1)?;
+    let rates = (0..5).map(|_| {
+        let start = Instant::now();
+        let done = rayon::broadcast(|_| multiply_registers(isa, weights, REPEATS));
+        let flops: f64 = done.into_iter().flatten().sum();
+        flops / start.elapsed().as_secs_f64()
+    });
+    Some(rates.fold(0.0, f64::max))
 }
 
 /// Best of five rates at which all threads together read `data`, in bytes per second.

@@ -25,6 +25,7 @@ mod neon;
 mod packed;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod plain;
+mod rate;
 mod route;
 mod softmax;
 #[cfg(target_arch = "x86_64")]
@@ -49,6 +50,7 @@ pub(crate) use int8::{
     largest,
 };
 pub(crate) use packed::{Aligned, pack_matrices, packed_len};
+pub use rate::multiply_registers;
 pub(crate) use route::{Router, route_rows};
 
 /// Sources that decide what the micro-kernels do, for the hash of the kernels.
