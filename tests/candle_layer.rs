@@ -296,6 +296,21 @@ fn the_naive_layer_computes_the_same() {
 }
 
 #[test]
+fn int8_weights_run_in_the_operation_and_are_refused_by_the_naive_layer() {
+    let int8 = weights(SHAPE, DType::F32).quantized().unwrap();
+    let error = NaiveLayer::new(&int8).err().unwrap();
+    assert!(error.to_string().contains("int8"), "{error}");
+    let (x, logits) = (normal(4, &[9, SHAPE.hidden], 1.0), normal(5, &[9, SHAPE.experts], 1.0));
+    let routed =
+        reference::route(&values(&logits), SHAPE.experts, 2, &RouterSpec::softmax()).unwrap();
+    let expected = CpuBackend::new().forward(&int8, &values(&x), &routed).unwrap();
+    let experts = RoutedExperts::new(Arc::new(int8), RouterSpec::softmax(), CpuBackend::new());
+    let out = x.apply_op2(&logits, experts.unwrap()).unwrap();
+    let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&values(&out)), bits(&expected));
+}
+
+#[test]
 fn the_naive_layer_refuses_ids_outside_the_table() {
     let naive = NaiveLayer::new(&weights(SHAPE, DType::F32)).unwrap();
     let routed = Routed { ids: vec![0, 6], weights: vec![0.5; 2] };

@@ -8,6 +8,9 @@ use crate::{Error, Result};
 
 /// The largest quantised value; -128 is never produced, so that the range is symmetric.
 const LARGEST: f32 = 127.0;
+/// Values of a row, below which sums of products with 16-bit activations are exact in double precision:
+/// 2^31 x 128 x 32,768 = 2^53.
+const MOST: usize = 1 << 31;
 
 /// A stack of weight rows in 8 bits: value `[row, k]` is `values[row, k] * scales[row]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,14 +25,16 @@ impl Int8Weights {
     /// never makes, is a value like any other.
     ///
     /// # Errors
-    /// [`Error::Usage`] when the lengths do not fit each other, or for a scale that is not finite.
+    /// [`Error::Usage`] when the lengths do not fit each other, for rows of none or of 2^31 values and
+    /// more, or for a scale that is not finite.
     pub fn new(values: Vec<i8>, scales: Vec<f32>, k: usize) -> Result<Self> {
-        if k == 0 || scales.len().checked_mul(k) != Some(values.len()) {
+        if scales.len().checked_mul(k) != Some(values.len()) {
             return Err(Error::usage(
                 "int8 weights",
                 format!("{} values are not {} rows of {k}", values.len(), scales.len()),
             ));
         }
+        check_row(k)?;
         if let Some(row) = scales.iter().position(|s| !s.is_finite()) {
             return Err(Error::usage(
                 "int8 weights",
@@ -67,7 +72,8 @@ impl Int8Weights {
         k: usize,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Result<Self> {
-        if k == 0 || !len.is_multiple_of(k) {
+        check_row(k)?;
+        if !len.is_multiple_of(k) {
             return Err(Error::usage("int8 weights", format!("{len} values are no rows of {k}")));
         }
         let (mut values, mut scales) = (vec![0; len], vec![0.0; len / k]);
@@ -118,6 +124,14 @@ fn quantize_row(row: &[f32], out: &mut [i8]) -> f32 {
         *out = narrow;
     }
     scale
+}
+
+/// Whether a row may have `k` values.
+fn check_row(k: usize) -> Result<()> {
+    if (1..MOST).contains(&k) {
+        return Ok(());
+    }
+    Err(Error::usage("int8 weights", format!("rows of {k} values; 1 to {} are possible", MOST - 1)))
 }
 
 fn not_finite(row: usize) -> Error {
@@ -205,7 +219,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_rows_is_refused() {
-        for (values, scales, k) in [(6, 2, 2), (6, 2, 0), (0, 1, 3)] {
+        for (values, scales, k) in [(6, 2, 2), (0, 2, 0), (0, 1, 3), (0, 0, 1 << 31)] {
             let error = Int8Weights::new(vec![0; values], vec![1.0; scales], k).unwrap_err();
             assert!(error.to_string().contains("rows of"), "{error}");
         }
