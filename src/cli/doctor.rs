@@ -58,7 +58,7 @@ struct InstructionSet {
     name: &'static str,
     label: &'static str,
     chosen: bool,
-    /// Absent where it can be used.
+    /// Null where it can be used.
     missing_because: Option<&'static str>,
 }
 
