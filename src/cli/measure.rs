@@ -44,6 +44,7 @@ const QUIET: Duration = Duration::from_secs(5);
     after_help = "Example:\n  moe-frontier measure --experts 4,8,16,32 --hidden 1024 --inter \
                         3584 --tokens 1-256*4 --out profile.json"
 )]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct MeasureArgs {
     /// Device: auto, cpu, gpu or gpu:N.
     #[arg(long, default_value = "auto", value_parser = device_choice)]

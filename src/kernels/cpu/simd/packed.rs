@@ -162,7 +162,7 @@ pub(super) unsafe fn panel<L, S, const NV: usize, const NX: usize>(
     for start in (0..w.k).step_by(PIECE) {
         let columns = (w.k - start).min(PIECE);
         let product = Product { a, first, rows, start, columns, tiles };
-        let ahead = product.ahead(w);
+        let ahead = product.ahead(&w);
         if w.packed {
             assert!(w.values.len() >= packed_len(w.rows, w.k, L::PER_LANE), "packed weights");
             let stride = packed_len(SIDE, w.k, L::PER_LANE);
@@ -278,7 +278,7 @@ struct Product<'a, A> {
 
 impl<A: Copy> Product<'_, A> {
     /// As much of the next panel as this piece is of its own.
-    fn ahead<W>(&self, w: Panel<W>) -> Ahead {
+    fn ahead<W>(&self, w: &Panel<W>) -> Ahead {
         let row = size_of_val(w.values) / w.k;
         let next = w.values.as_ptr().cast::<i8>().wrapping_add(row * (w.k + self.start));
         Ahead { next, end: next.wrapping_add(row * self.columns) }
