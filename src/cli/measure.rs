@@ -645,7 +645,7 @@ mod tests {
         assert_eq!(device_choice("gpu:3"), Ok(DeviceChoice::Gpu(3)));
         assert_eq!(device_choice("gpu"), Ok(DeviceChoice::Gpu(0)));
         assert!(device_choice("gpu:x").is_err() && device_choice("tpu").is_err());
-        assert!(executed_dtype("fp8").is_err());
+        assert!(executed_dtype("fp4").is_err());
     }
 
     #[test]

@@ -130,10 +130,13 @@ fn serve(
 fn serve_all(requests: &mut dyn Iterator<Item = std::io::Result<String>>) -> Result<()> {
     // Launches as long as those of a layer, out of a buffer that `run.py` chose to be larger than the
     // caches: what disturbs the one disturbs the other as much.
-    let argument = std::env::args().nth(1).unwrap_or_default();
-    let [buffer] = numbers(&[argument.as_str()])?;
+    let mut arguments = std::env::args().skip(1);
+    let [buffer] = numbers(&[arguments.next().unwrap_or_default().as_str()])?;
     let mut read = ReadTest::new(buffer, READ_BYTES);
-    let backend = CpuBackend::new();
+    let backend = match arguments.next().as_deref() {
+        Some("packed") => CpuBackend::new().with_packed_weights(),
+        _ => CpuBackend::new(),
+    };
     println!("ready {}, kernels {}", backend.description(), &backend.kernel_sha256()[..12]);
     let mut weights = Vec::new();
     while let Some(request) = serve(&backend, &weights, &mut read, requests)? {

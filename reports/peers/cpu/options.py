@@ -58,6 +58,9 @@ def parse():
         "--rounds", type=size, default=7, metavar="N", help="at least 6, for an interval of 95 %% (default 7)"
     )
     parser.add_argument("--peers", type=names, default=PEERS, metavar="LIST", help=f"of {','.join(PEERS)}")
+    parser.add_argument(
+        "--in-rows", action="store_true", help="ours reads weights as they lie, instead of packing them once"
+    )
     parser.add_argument("--cache-mib", type=size, metavar="N", help="last-level cache, where the system does not tell")
     arguments = parser.parse_args()
     arguments.experts = arguments.experts or ([8] if arguments.quick else [4, 8, 16, 32])

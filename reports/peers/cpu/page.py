@@ -21,7 +21,8 @@ def table(document):
         f"hidden {protocol['hidden']}, inter {protocol['inter']}, top-{protocol['top_k']}, bf16. Milliseconds a layer, "
         f"medians of {protocol['rounds']} rounds in which all took turns; in parentheses our time over the peer's "
         "(below 1: ours is faster) with the 95 % interval of its median over rounds. Ours includes router and align; "
-        "the others are given expert ids and weights. Weights come from memory: sets take turns until twice the "
+        "the others are given expert ids and weights. Weights are in the form in which each program keeps them: packed "
+        "once by ours (unless --in-rows), vLLM and SGLang. They come from memory: sets take turns until twice the "
         "last-level cache was read. Read floor: the time in which the weights of the visited experts can be read at "
         "the bandwidth measured in the same rounds. Others: what other programs and guests took of the processors.",
         "",

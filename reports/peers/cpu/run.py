@@ -329,7 +329,8 @@ def measure(arguments, folder):
     bench = Bench(arguments, folder)
     try:
         layer = arguments.folder / "layer"
-        bench.start("ours", [str(layer), str(max(192 << 20, 2 * arguments.cache))], environment)
+        form = [] if arguments.in_rows else ["packed"]
+        bench.start("ours", [str(layer), str(max(192 << 20, 2 * arguments.cache)), *form], environment)
         for name in arguments.peers:
             bench.start(name, [sys.executable, str(HERE / "contenders.py"), name, threads], environment)
         for plan in plans:
