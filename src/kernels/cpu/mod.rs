@@ -101,8 +101,10 @@ impl CpuBackend {
     }
 
     /// The same backend, whose loaded layers pack their weights once: a copy as large as the weights,
-    /// in the order in which they are multiplied. What it takes is part of [`LoadedLayer::plan`]. AMX
-    /// multiplies bf16 weights as they lie, and nothing is copied.
+    /// in the order in which they are multiplied. What it takes is part of [`LoadedLayer::plan`]. A
+    /// token's result then does not depend on the batch that it is part of; without, it is summed in
+    /// another order where an expert has more than a dozen rows. AMX multiplies bf16 weights as they lie,
+    /// int8 weights are summed exactly in any order, and neither is copied.
     pub fn with_packed_weights(self) -> Self {
         Self { pack: true, ..self }
     }
