@@ -62,12 +62,12 @@ if [ "$gpu" -gt 0 ]; then
         skip sanitizers 'compute-sanitizer is not on the path'
     fi
     # The layers of models that people serve, then the family that `rank` sweeps.
-    part mixtral 300 "$bin/moe-frontier" measure --device gpu --hidden 4096 --inter 14336 \
+    part mixtral 300 "$bin/moe-frontier" measure --device gpu --mode cold,stream --hidden 4096 --inter 14336 \
         --experts 8 --top-k 2 --out "$out/mixtral.profile.json" \
         --routing-out "$out/mixtral.routing.json" --force
-    part qwen3 300 "$bin/moe-frontier" measure --device gpu --hidden 2048 --inter 768 \
+    part qwen3 300 "$bin/moe-frontier" measure --device gpu --mode cold,stream --hidden 2048 --inter 768 \
         --experts 128 --top-k 8 --out "$out/qwen3.profile.json" --force
-    part family 300 "$bin/moe-frontier" measure --device gpu --hidden 4096 --inter 14336 \
+    part family 300 "$bin/moe-frontier" measure --device gpu --mode cold,stream --hidden 4096 --inter 14336 \
         --experts 4,16,32 --top-k 2 --out "$out/family.profile.json" --force
     part rank 300 "$bin/moe-frontier" rank --profile "$out/family.profile.json" --out "$out/rank"
     part bench 500 "$bin/cuda" --bench
