@@ -316,6 +316,7 @@ impl<W: super::neon::Widen> Block for Wide<W> {
         out: &mut [f32],
         piece: &mut Vec<packed::Line>,
     ) {
+        use super::neon::Neon;
         // 4 x 6 sums, 4 registers of weights and one of tokens fill 29 of 32.
         // SAFETY: every aarch64 processor has NEON.
         unsafe { multiply::<Neon<W>, Neon<f32>, 4, 6, 4, 6>(w, a, first, out, piece) }

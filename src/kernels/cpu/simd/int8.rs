@@ -272,9 +272,12 @@ pub(super) mod tests {
 
     /// Every way to multiply words that this processor has, whichever is preferred.
     fn panels() -> Vec<(&'static str, Panel)> {
-        let mut panels: Vec<(&str, Panel)> = vec![("baseline", baseline)];
+        let baseline: (&str, Panel) = ("baseline", baseline);
+        #[cfg(not(target_arch = "x86_64"))]
+        return vec![baseline];
         #[cfg(target_arch = "x86_64")]
         {
+            let mut panels = vec![baseline];
             let (avx2, avx512) = (Isa::Avx2.is_available(), Isa::Avx512.is_available());
             let vnni =
                 (is_x86_feature_detected!("avxvnni"), is_x86_feature_detected!("avx512vnni"));
@@ -291,8 +294,8 @@ pub(super) mod tests {
                     eprintln!("SKIPPED {name}: this processor does not have it");
                 }
             }
+            panels
         }
-        panels
     }
 
     /// Integers of 16 and 8 bits: random, or all extreme with random signs.

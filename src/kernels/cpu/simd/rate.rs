@@ -8,6 +8,7 @@
 
 use std::hint::black_box;
 
+#[cfg(target_arch = "x86_64")]
 use half::bf16;
 
 use super::Isa;
