@@ -91,6 +91,13 @@ pub trait MoeBackend: Send + Sync {
         Ok(())
     }
 
+    /// How often weights of a format lie in memory once a layer is loaded: more than once where a backend
+    /// keeps a copy of its own beside them.
+    fn weight_copies(&self, weights: DType) -> usize {
+        let _ = weights;
+        1
+    }
+
     /// Where results are rounded with weights of a format, for the bounds that they are held to
     /// ([`reference::layer_in`]).
     fn arithmetic(&self, weights: DType) -> Arithmetic {

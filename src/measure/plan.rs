@@ -80,7 +80,7 @@ pub struct Request {
 pub struct Machine {
     /// Last-level cache.
     pub cache_bytes: f64,
-    /// Memory that can be had.
+    /// Memory that weights can have, copies of a backend's own left out.
     pub available_bytes: f64,
     /// Rough read bandwidth, bytes per second.
     pub read_bytes_per_s: f64,

@@ -68,7 +68,8 @@ impl<'a> Session<'a> {
         let found = samples.record(kernel, self.target.peer())?;
         Ok(Machine {
             cache_bytes: self.target.cache_bytes(),
-            available_bytes: self.target.available_bytes(),
+            available_bytes: self.target.available_bytes()
+                / self.backend.weight_copies(dtype) as f64,
             read_bytes_per_s: found.read_best_bytes_per_s,
             gemm_flops_per_s: found.gemm_best_flops_per_s,
         })

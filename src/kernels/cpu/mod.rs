@@ -1,11 +1,11 @@
 //! The CPU backend: every active expert's weights are read once per call, whatever the batch.
 //!
-//! Rows are gathered into blocks of 64 columns (`blocks`), so that one micro-kernel serves decode and
-//! prefill: a few weight rows against a few token rows, accumulated in registers over the whole length
-//! ([`simd`]). Weights are used where they lie, or in a copy that is packed once
-//! ([`CpuBackend::with_packed_weights`]). Work is split over (expert, block of weight rows) and stolen
-//! between threads; every output value is computed by one thread in one order, so results do not depend
-//! on the number of threads.
+//! Rows are gathered into blocks of 64 columns (`blocks`). Few rows an expert are multiplied as dot
+//! products with weights where they lie; for more, panels of 64 weight rows are packed while they are
+//! used, or all of them once when the layer is loaded ([`CpuBackend::with_packed_weights`]). Either way
+//! sums stay in registers ([`simd`]). Work is split over (expert, block of weight rows) and stolen between
+//! threads; every output value is computed by one thread in one order, so results do not depend on the
+//! number of threads.
 
 mod align;
 mod blocks;
@@ -205,6 +205,10 @@ impl MoeBackend for CpuBackend {
         executes(weights)
     }
 
+    fn weight_copies(&self, weights: DType) -> usize {
+        if self.pack && self.isa.packed_per_lane(weights).is_some() { 2 } else { 1 }
+    }
+
     fn arithmetic(&self, weights: DType) -> Arithmetic {
         self.isa.activations(weights).into()
     }
@@ -241,8 +245,14 @@ impl MoeBackend for CpuBackend {
         } else {
             vec![]
         };
-        let bytes: usize = packed.iter().flatten().map(|p: &PackedWeights| p.bytes).sum();
-        let plan = (bytes > 0).then(|| {
+        let plan = self.pack.then(|| {
+            let bytes: usize = packed.iter().flatten().map(|p: &PackedWeights| p.bytes).sum();
+            if bytes == 0 {
+                return format!(
+                    "{} weights multiplied as they lie: no copy",
+                    first.dtype().label()
+                );
+            }
             let (gb, seconds) = (bytes as f64 / 1e9, start.elapsed().as_secs_f64());
             format!("weights packed once: {gb:.3} GB more, in {seconds:.3} s")
         });

@@ -203,6 +203,11 @@ mod tests {
         let (none, _, _) = run(&backend);
         let (plan, out, routed) = run(&packing);
         assert_eq!(none, None);
+        let copies = |dtype| (backend.weight_copies(dtype), packing.weight_copies(dtype));
+        assert_eq!((copies(DType::F32), copies(DType::Int8)), ((1, 2), (1, 1)));
+        let int8 = [sets[0].quantized().unwrap()];
+        let layer = packing.load(&int8, &RouterSpec::softmax(), tokens).unwrap();
+        assert_eq!(layer.plan().unwrap(), "int8 weights multiplied as they lie: no copy");
         assert!(plan.unwrap().starts_with("weights packed once: 0.000 GB more, in "));
         let exact = reference::layer(&sets[0], &x, &routed);
         for (&got, exact) in out.iter().zip(&exact) {

@@ -238,9 +238,7 @@ impl Isa {
         #[cfg(not(target_arch = "x86_64"))]
         return false;
     }
-}
 
-impl Isa {
     /// Values to a lane of packed weights ([`packed`]); `None` where weights are multiplied as they lie.
     pub(crate) const fn packed_per_lane(self, weights: DType) -> Option<usize> {
         match (self, weights) {

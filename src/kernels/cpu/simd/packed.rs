@@ -270,7 +270,7 @@ struct Product<'a, A> {
     a: Operand<'a, A>,
     first: usize,
     rows: usize,
-    /// First column, a multiple of [`PIECE`]; with it sums begin.
+    /// First column, a multiple of [`PIECE`]; from column 0 on sums begin, later ones are resumed.
     start: usize,
     columns: usize,
     tiles: usize,
