@@ -19,10 +19,8 @@ use std::hint::black_box;
 use chain::{h100, provenance};
 use criterion::{Criterion, Throughput};
 use moe_frontier::config::{DeviceSpec, preset};
-use moe_frontier::cost::{
-    Arrivals, Deployment, EngineCosts, Layout, Lengths, LoadModel, Replica, ServiceLevel, Spread,
-    Traffic, simulate,
-};
+use moe_frontier::latency::latency::LatencyModel;
+use moe_frontier::latency::{KernelTimes, LayerQuery};
 use moe_frontier::law::{self, ExpertScaling};
 use moe_frontier::plan::candidates::geometry;
 use moe_frontier::plan::inputs::{Demand, Lifetime, RankInputs, Target};
@@ -31,7 +29,10 @@ use moe_frontier::plan::rank::rank;
 use moe_frontier::plan::size::{
     Limit, Metric, PlanCurve, SizeInputs, Statistic, Variability, size,
 };
-use moe_frontier::profile::{KernelTimes, LatencyModel, LayerQuery};
+use moe_frontier::serving::{
+    Arrivals, Deployment, EngineCosts, Layout, Lengths, LoadModel, Replica, ServiceLevel, Spread,
+    Traffic, simulate,
+};
 use moe_frontier::units::{Bytes, Flops, Seconds, UsdPerHour};
 
 /// A ranking at a budget and a traffic that every expert count can serve.

@@ -17,7 +17,7 @@ use moe_frontier::kernels::cpu::CpuBackend;
 use moe_frontier::kernels::{
     LayerWeights, LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage, WeightData,
 };
-use moe_frontier::profile::LayerQuery;
+use moe_frontier::latency::LayerQuery;
 
 /// Experts of the layers. With bf16 weights an expert has 22 MB. In the interleaved table the other
 /// contenders read at least 200 MB between two runs of ours, so weights come from memory also where a

@@ -37,10 +37,10 @@ pub mod kernels;
 
 pub mod measure;
 
-pub mod profile;
+pub mod latency;
 
-pub mod cost;
 pub mod law;
+pub mod serving;
 
 pub mod plan;
 

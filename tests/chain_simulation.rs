@@ -5,11 +5,11 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use moe_frontier::config::{DeviceSpec, preset};
-use moe_frontier::cost::{
+use moe_frontier::latency::KernelTimes;
+use moe_frontier::plan::size::{Load, PlanCurve, Variability};
+use moe_frontier::serving::{
     Arrivals, Deployment, EngineCosts, Estimate, Layout, Lengths, Simulated, Spread, simulate,
 };
-use moe_frontier::plan::size::{Load, PlanCurve, Variability};
-use moe_frontier::profile::KernelTimes;
 use moe_frontier::units::Bytes;
 
 /// Loads relative to what the engine can carry, and requests: waiting settles slowly near the top.

@@ -6,12 +6,12 @@
 mod common;
 
 use common::{h100, provenance};
-use moe_frontier::cost::ServiceLevel;
 use moe_frontier::law;
 use moe_frontier::law::file::{LawFile, SCHEMA, SCHEMA_VERSION};
 use moe_frontier::plan::inputs::{Demand, Ranges, RankInputs, Target};
 use moe_frontier::plan::outcome::RankReport;
 use moe_frontier::plan::rank::rank;
+use moe_frontier::serving::ServiceLevel;
 use moe_frontier::units::Flops;
 
 fn inputs(loss_sigma: f64) -> RankInputs {

@@ -5,7 +5,7 @@
 //!
 //! - a module uses only itself and modules before it in [`ORDER`]. Code under `#[cfg(test)]` may
 //!   look ahead (a record is written by one module and read back by a later one);
-//! - the wall: [`WALLED`] modules never touch [`BEHIND_THE_WALL`], and `profile` reaches
+//! - the wall: [`WALLED`] modules never touch [`BEHIND_THE_WALL`], and `latency` reaches
 //!   `measure::record` alone. Tests are no exception;
 //! - `unsafe` stands only under [`UNSAFE_FOLDERS`], also in tests;
 //! - the library has typed errors, no `anyhow`;
@@ -22,12 +22,12 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 /// Modules of the library; each uses those before it.
 const ORDER: [&str; 15] = [
     "units", "error", "files", "stats", "config", "workload", "gpu", "kernels", "measure",
-    "profile", "law", "cost", "plan", "report", "cli",
+    "latency", "law", "serving", "plan", "report", "cli",
 ];
 /// Names at the root of the library that come from a module.
 const ROOT_NAMES: [(&str, &str); 2] = [("Error", "error"), ("Result", "error")];
 /// What runs from a recorded profile on a machine without a GPU.
-const WALLED: [&str; 4] = ["law", "cost", "plan", "report"];
+const WALLED: [&str; 4] = ["law", "serving", "plan", "report"];
 /// What runs kernels or times them.
 const BEHIND_THE_WALL: [&str; 3] = ["gpu", "kernels", "measure"];
 /// Where `unsafe` is argued: the driver's C interface and the vector instructions.
@@ -264,7 +264,7 @@ fn wrong(from: &str, reference: &Reference) -> Option<String> {
         return Some(format!("the wall: `{from}` uses `{module}`"));
     }
     let is_record = reference.path.get(1).is_some_and(|p| p == "record");
-    if from == "profile" && behind && !(module == "measure" && is_record) {
+    if from == "latency" && behind && !(module == "measure" && is_record) {
         let path = reference.path.join("::");
         return Some(format!("the wall: `profile` uses `{path}`, not `measure::record`"));
     }
@@ -432,23 +432,27 @@ fn what_is_allowed_is_not_reported() {
         "//! See [`crate::plan::rank`].\nconst A: &str = \"crate::gpu\";",
         &[],
     );
-    assert_found("measure/a.rs", "#[cfg(test)]\nmod tests { use crate::profile::format; }", &[]);
+    assert_found(
+        "measure/a.rs",
+        "#[cfg(test)]\nmod tests { use crate::latency::measured::format; }",
+        &[],
+    );
 }
 
 #[test]
 fn code_after_a_test_module_is_not_excused_by_it() {
-    let text = "#[cfg(test)]\nuse crate::profile::{a, b};\nuse crate::profile::c;";
+    let text = "#[cfg(test)]\nuse crate::latency::{a, b};\nuse crate::latency::c;";
     assert_found("measure/a.rs", text, &["which stands after it"]);
-    let text = "#[cfg(test)]\nmod tests { fn f() {} }\nfn g() { crate::profile::h() }";
+    let text = "#[cfg(test)]\nmod tests { fn f() {} }\nfn g() { crate::latency::h() }";
     assert_found("measure/a.rs", text, &["which stands after it"]);
-    let text = "#[cfg(not(test))]\nuse crate::profile::c;";
+    let text = "#[cfg(not(test))]\nuse crate::latency::c;";
     assert_found("measure/a.rs", text, &["which stands after it"]);
 }
 
 #[test]
 fn a_file_declared_for_tests_is_test_code() {
     let declared = ("measure/mod.rs", "#[cfg(test)]\nmod made_up;");
-    let file = ("measure/made_up.rs", "use crate::profile::format;");
+    let file = ("measure/made_up.rs", "use crate::latency::measured::format;");
     assert!(found(&[declared, file]).is_empty());
     assert_eq!(found(&[("measure/mod.rs", "mod made_up;"), file]).len(), 1);
 }

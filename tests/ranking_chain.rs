@@ -8,13 +8,13 @@ mod common;
 use std::path::Path;
 
 use common::{h100, inputs, provenance};
-use moe_frontier::cost::{ServiceLevel, StepFactors};
 use moe_frontier::law;
 use moe_frontier::plan::inputs::{Lifetime, RankInputs, Target};
 use moe_frontier::plan::market::{Entry, Market};
 use moe_frontier::plan::outcome::{CandidateKind, RankReport};
 use moe_frontier::plan::rank::rank;
 use moe_frontier::report::{rank_text, write_all};
+use moe_frontier::serving::{ServiceLevel, StepFactors};
 use moe_frontier::units::Seconds;
 
 fn report(inputs: &RankInputs) -> RankReport {

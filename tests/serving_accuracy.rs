@@ -5,11 +5,11 @@
 mod serving;
 
 use moe_frontier::config::{DType, DeviceSpec, preset};
-use moe_frontier::cost::{Deployment, EngineCosts, Layout, Lengths, Traffic};
+use moe_frontier::latency::KernelTimes;
 use moe_frontier::plan::accuracy::{Scored, Summary, summarise};
 use moe_frontier::plan::calibrate;
 use moe_frontier::plan::points::{self, Point, Setup};
-use moe_frontier::profile::KernelTimes;
+use moe_frontier::serving::{Deployment, EngineCosts, Layout, Lengths, Traffic};
 use moe_frontier::units::{Bytes, Seconds, UsdPerHour};
 use serving::{data, tables};
 

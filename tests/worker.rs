@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use moe_frontier::config::DType;
+use moe_frontier::latency::{format, validate};
 use moe_frontier::measure::plan::Machine;
 use moe_frontier::measure::record::{LatencyRecord, Status, TimingMode};
 use moe_frontier::measure::run::rounds;
 use moe_frontier::measure::sampling::BlockRule;
 use moe_frontier::measure::worker::{Limits, Process};
 use moe_frontier::measure::{Cell, Invocation, Measured, Observer, Plan, Request, Start};
-use moe_frontier::profile::{format, validate};
 use moe_frontier::{Error, Result};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_moe-frontier");

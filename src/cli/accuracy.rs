@@ -9,13 +9,13 @@ use serde::Serialize;
 use crate::Result;
 use crate::cli::Output;
 use crate::cli::estimate::{TimesCache, calibrate_all};
-use crate::cost::EngineCosts;
 use crate::files::{check_writable, write_atomic};
+use crate::latency::tables::engine_tables;
 use crate::plan::accuracy::{Scored, Summary, summarise};
 use crate::plan::calibrate;
 use crate::plan::points::{self, Point, Prediction, Setup};
-use crate::profile::engine_tables;
 use crate::report::accuracy::{Way, page};
+use crate::serving::EngineCosts;
 
 /// Compares predictions with measured points and writes the accuracy page.
 #[derive(Debug, Args)]

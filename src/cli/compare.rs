@@ -6,8 +6,8 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::cli::Output;
-use crate::profile::compare::{CellComparison, Comparison, compare};
-use crate::profile::format;
+use crate::latency::measured::compare::{CellComparison, Comparison, compare};
+use crate::latency::measured::format;
 use crate::report::text_table;
 use crate::stats::paired::Verdict;
 use crate::{Error, Result};
@@ -157,8 +157,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::latency::measured::synthetic;
     use crate::measure::record::{Profile, sha256_hex};
-    use crate::profile::synthetic;
 
     /// A profile whose times are the made-up truth on a device slower by `by`.
     fn stored(folder: &Path, name: &str, by: u64) -> PathBuf {

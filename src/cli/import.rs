@@ -9,8 +9,8 @@ use serde::Serialize;
 use crate::Result;
 use crate::cli::Output;
 use crate::files::check_writable;
-use crate::profile::engine_tables::{self, EngineTables, ImportedFile, LeftOut};
-use crate::profile::import;
+use crate::latency::tables::engine_tables::{self, EngineTables, ImportedFile, LeftOut};
+use crate::latency::tables::import;
 
 pub mod vllm_bench;
 

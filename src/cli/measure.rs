@@ -19,6 +19,9 @@ use crate::kernels::MoeBackend;
 use crate::kernels::cpu::CpuBackend;
 use crate::kernels::cpu::simd::Isa;
 use crate::kernels::gpu::{GpuBackend, MoeOptions, PRODUCTS, Product};
+use crate::latency::latency::{Ceilings, Source};
+use crate::latency::measured::format;
+use crate::latency::measured::validate::query_of;
 use crate::measure::plan::Machine;
 use crate::measure::record::{Cell, Profile, TimingMode};
 use crate::measure::run::rounds;
@@ -28,9 +31,6 @@ use crate::measure::{
     CpuTarget, GpuTarget, Invocation, Measured, Observer, Plan, Request, Session, Start, Target,
     preflight, routings,
 };
-use crate::profile::format;
-use crate::profile::latency::{Ceilings, Source};
-use crate::profile::validate::query_of;
 use crate::units::Seconds;
 use crate::workload::RoutingKind;
 use crate::{Error, Result};
@@ -688,7 +688,7 @@ mod tests {
 
     #[test]
     fn the_table_names_every_cell_and_the_ceilings() {
-        let mut profile = crate::profile::synthetic::profile(&[(512, 1536)], 0.01);
+        let mut profile = crate::latency::measured::synthetic::profile(&[(512, 1536)], 0.01);
         profile.cells.truncate(2);
         profile.cells[1].latency = crate::measure::record::LatencyRecord::Absent("oom".into());
         let text = text(&profile);

@@ -9,14 +9,14 @@ use crate::cli::Output;
 use crate::cli::estimate::{TimesCache, calibrate_all, check_device, load_model, resolve};
 use crate::cli::parse::{duration, positive_whole, quantity};
 use crate::config::DeviceSpec;
-use crate::cost::{Lengths, Percentiles, Spread};
 use crate::files::{check_writable, create_folder, write_atomic};
+use crate::latency::tables::engine_tables;
 use crate::plan::calibrate::Calibration;
 use crate::plan::points::{self, RESERVE, USABLE_SHARE, set_precision};
 use crate::plan::request_trace::RequestTrace;
 use crate::plan::size::{Choice, Failure, Limit, Metric, SizeAnswer, SizeInputs, Statistic, size};
-use crate::profile::engine_tables;
 use crate::report::serving_plot;
+use crate::serving::{Lengths, Percentiles, Spread};
 use crate::units::{Seconds, UsdPerHour};
 use crate::{Error, Result};
 
@@ -142,7 +142,7 @@ struct Document {
     memory: Memory,
     binding_constraint: String,
     margins: Vec<Margin>,
-    latency_source: crate::profile::Source,
+    latency_source: crate::latency::Source,
     alternatives: Vec<Alternative>,
     failed: Vec<Failure>,
     assumptions: Assumptions,
@@ -206,7 +206,7 @@ struct Assumptions {
     kernel_times: Option<String>,
     engine: String,
     calibration: &'static str,
-    constants: crate::cost::EngineCosts,
+    constants: crate::serving::EngineCosts,
     trace: Option<String>,
     isl: f64,
     osl: f64,

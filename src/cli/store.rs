@@ -7,8 +7,8 @@ use etcetera::{BaseStrategy, choose_base_strategy};
 
 use crate::cli::output::warn;
 use crate::files::create_folder;
+use crate::latency::measured::format;
 use crate::measure::record::Profile;
-use crate::profile::format;
 use crate::{Error, Result};
 
 /// Environment variable that names the folder of measured profiles.
@@ -67,7 +67,7 @@ pub fn newest(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::synthetic;
+    use crate::latency::measured::synthetic;
 
     #[test]
     fn the_newest_profile_of_this_device_and_these_kernels_is_found() {

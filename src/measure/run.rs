@@ -433,8 +433,8 @@ mod tests {
         let session = Session::new(&backend, &target);
         let stop = AtomicBool::new(false);
         let profile = session.run(&plan(), invocation(), &mut (), &stop).unwrap();
-        crate::profile::validate::validate("test", &profile).unwrap();
-        crate::profile::format::to_bytes(&profile).unwrap();
+        crate::latency::measured::validate::validate("test", &profile).unwrap();
+        crate::latency::measured::format::to_bytes(&profile).unwrap();
         assert_eq!(profile.cells.len(), 8);
         assert!(profile.run.rounds >= ROUNDS);
         for cell in &profile.cells {
@@ -557,6 +557,6 @@ mod tests {
                 assert!(cell.latency.interval().is_none());
             }
         }
-        crate::profile::validate::validate("test", &profile).unwrap();
+        crate::latency::measured::validate::validate("test", &profile).unwrap();
     }
 }

@@ -1,10 +1,10 @@
 //! The training budget that a ranking refers to when the user names none: the largest power of ten
 //! whose loss-optimal models all fit the device.
 
-use crate::cost::{Geometry, batch_cap};
 use crate::law::ExpertScaling;
 use crate::plan::candidates::geometry;
 use crate::plan::inputs::RankInputs;
+use crate::serving::{Geometry, batch_cap};
 use crate::units::Flops;
 use crate::{Error, Result};
 

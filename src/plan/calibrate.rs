@@ -13,9 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use crate::cost::{Deployment, EngineCosts, Layers, StepLoad, Traffic};
+use crate::latency::KernelTimes;
 use crate::plan::points::{self, Point, Prediction, Setup};
-use crate::profile::KernelTimes;
+use crate::serving::{Deployment, EngineCosts, Layers, StepLoad, Traffic};
 use crate::{Error, Result};
 
 /// Fitted constants.
@@ -160,7 +160,7 @@ fn observe(
         Err(error) => return Err(error),
     };
     let groups = setup.layout.attention_dp as f64;
-    let kernels = |step: &crate::cost::Breakdown, load: StepLoad| Kernels {
+    let kernels = |step: &crate::serving::Breakdown, load: StepLoad| Kernels {
         seconds: step.kernels(),
         arithmetic: step.arithmetic_s,
         load: StepLoad { sequences: load.sequences / groups, ..load },
@@ -477,8 +477,8 @@ fn fold_of(all: &[Point], members: &[usize]) -> fn(&Point) -> String {
 mod tests {
     use super::*;
     use crate::config::{DeviceSpec, preset};
-    use crate::cost::{Layout, Lengths};
     use crate::plan::points::Measured;
+    use crate::serving::{Layout, Lengths};
     use crate::units::Seconds;
 
     const TRUE: (f64, f64, f64, f64) = (1.2, 1.5, 60e-6, 40e-6);

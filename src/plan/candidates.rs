@@ -1,10 +1,10 @@
 //! Candidates are curves, not points: for each expert count every size on the equal-loss curve,
 //! from the cheapest to train down to the smallest that the over-training limits allow.
 
-use crate::cost::{Geometry, training_flops};
 use crate::law::{ExpertScaling, PowerLawSlice};
 use crate::plan::inputs::{Limits, RankInputs, Target};
 use crate::plan::outcome::CandidateKind;
+use crate::serving::{Geometry, training_flops};
 use crate::units::{Flops, Nats};
 use crate::{Error, Result};
 

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::cost::ServiceLevel;
+use crate::latency::latency::LatencyModel;
 use crate::law::ExpertScaling;
 use crate::plan::candidates::Reference;
 use crate::plan::decide::{CostTable, cost_table, win_shares};
@@ -11,7 +11,7 @@ use crate::plan::draws::{Draw, draws};
 use crate::plan::inputs::{Demand, Lifetime, RankInputs, Target};
 use crate::plan::market::{Market, World};
 use crate::plan::outcome::DecisionMap;
-use crate::profile::LatencyModel;
+use crate::serving::ServiceLevel;
 use crate::units::{Flops, Seconds};
 
 /// Grid of requests per second: three decades to either side of the user's point.

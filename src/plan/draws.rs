@@ -9,8 +9,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 
-use crate::cost::StepFactors;
 use crate::plan::inputs::Ranges;
+use crate::serving::StepFactors;
 
 /// Share of the kernel-time variance that all expert counts have in common: they run the same kernels
 /// on the same device. No published figure exists; one half is the neutral choice.

@@ -1,6 +1,6 @@
 //! Everything that a ranking depends on, resolved: no defaults are filled in after this point.
 
-use crate::cost::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
+use crate::serving::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
 use crate::units::{Flops, Nats, UsdPerHour, UsdPerMillionTokens};
 
 /// What all candidates must be equal in.

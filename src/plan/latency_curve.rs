@@ -1,10 +1,11 @@
 //! The layer latencies behind the answer, for the reader's eye: each expert count's recommended
 //! layer shape against tokens, beside what the ceilings allow.
 
+use crate::latency::LayerQuery;
+use crate::latency::latency::LatencyModel;
 use crate::plan::inputs::RankInputs;
 use crate::plan::market::Market;
 use crate::plan::outcome::{LatencyCurve, LatencyPoint};
-use crate::profile::{LatencyModel, LayerQuery};
 
 /// Largest number of tokens drawn, as a power of two.
 const LAST_POWER: i32 = 12;

@@ -3,13 +3,15 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::cost::{LoadModel, StepFactors, TrainingPrice, training_flops, usd_per_million_output};
+use crate::latency::latency::LatencyModel;
 use crate::law::{ExpertScaling, PowerLawSlice};
 use crate::plan::candidates::{Family, Point, Reference, geometry};
 use crate::plan::draws::Draw;
 use crate::plan::inputs::{Demand, RankInputs};
 use crate::plan::price::{Priced, Routing, replicas};
-use crate::profile::LatencyModel;
+use crate::serving::{
+    LoadModel, StepFactors, TrainingPrice, training_flops, usd_per_million_output,
+};
 use crate::units::{Nats, TokensPerSecond, Usd};
 use crate::workload::RoutingKind;
 

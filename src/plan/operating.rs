@@ -1,10 +1,10 @@
 //! Where a candidate's deployment operates at the given traffic, and what limits it there.
 
-use crate::cost::{Operation, StepFactors, StepTime};
+use crate::latency::Source;
 use crate::plan::inputs::{Demand, RankInputs};
 use crate::plan::outcome::Binding;
 use crate::plan::price::{Priced, Quote, ReplicaOption};
-use crate::profile::Source;
+use crate::serving::{Operation, StepFactors, StepTime};
 use crate::units::Seconds;
 use crate::{Error, Result};
 

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::profile::Source;
+use crate::latency::Source;
 
 /// Name of the document kind in `rank.json`.
 pub const SCHEMA: &str = "moe-frontier/rank";

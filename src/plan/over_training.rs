@@ -9,7 +9,7 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::cost::StepFactors;
+use crate::latency::latency::LatencyModel;
 use crate::law::bounded::{Bounded, bounded_cost_at, bounded_loss, budget_for_both_at};
 use crate::law::inference_aware::{Serving, cheapest};
 use crate::law::{ExpertScaling, Optimum};
@@ -19,7 +19,7 @@ use crate::plan::inputs::RankInputs;
 use crate::plan::market::Market;
 use crate::plan::outcome::{AtBudget, ByFlops, OverTraining, OverTrainingReport, SmallerModel};
 use crate::plan::price::{Priced, Routing};
-use crate::profile::LatencyModel;
+use crate::serving::StepFactors;
 
 /// Prices one model of a law at given traffic.
 pub struct Pricing<'a> {

@@ -7,12 +7,12 @@
 use std::path::Path;
 
 use crate::config::{DType, DeviceSpec, MoeModel, preset};
-use crate::cost::{
+use crate::latency::tables::engine_tables::EngineTables;
+use crate::latency::tables::flat_table::{FlatTable, Row};
+use crate::latency::{KernelTimes, Source};
+use crate::serving::{
     Breakdown, Deployment, EngineCosts, Layout, Lengths, MemoryBudget, Served, Traffic,
 };
-use crate::profile::engine_tables::EngineTables;
-use crate::profile::flat_table::{FlatTable, Row};
-use crate::profile::{KernelTimes, Source};
 use crate::units::{Bytes, Seconds};
 use crate::{Error, Result};
 

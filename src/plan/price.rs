@@ -1,11 +1,11 @@
 //! A candidate on every replica size it fits, and the cheapest way to serve given traffic with it.
 
-use crate::cost::{
+use crate::latency::latency::LatencyModel;
+use crate::plan::inputs::{Demand, RankInputs};
+use crate::serving::{
     Geometry, LoadModel, Operation, Replica, StepCurve, StepFactors, batch_cap,
     usd_per_million_output,
 };
-use crate::plan::inputs::{Demand, RankInputs};
-use crate::profile::LatencyModel;
 use crate::units::{TokensPerSecond, UsdPerMillionTokens};
 use crate::{Error, Result};
 

@@ -6,7 +6,7 @@
 
 use rayon::prelude::*;
 
-use crate::cost::{StepFactors, training_flops};
+use crate::latency::latency::LatencyModel;
 use crate::law::{ExpertScaling, step_law};
 use crate::plan::candidates::{Point, geometry};
 use crate::plan::decide::{
@@ -25,7 +25,7 @@ use crate::plan::outcome::{
 use crate::plan::over_training::Pricing;
 use crate::plan::price::Priced;
 use crate::plan::{latency_curve, over_training, sensitivity, summary};
-use crate::profile::LatencyModel;
+use crate::serving::{StepFactors, training_flops};
 use crate::units::Seconds;
 use crate::{Error, Result};
 

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::cost::{Lengths, Spread};
-use crate::profile::flat_table::FlatTable;
+use crate::latency::tables::flat_table::FlatTable;
+use crate::serving::{Lengths, Spread};
 use crate::{Error, Result};
 
 /// Requests that a file needs for a 99th percentile with an interval.

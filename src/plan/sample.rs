@@ -2,13 +2,13 @@
 
 use proptest::prelude::*;
 
+use crate::latency::Source;
 use crate::plan::outcome::{
     Assumption, AtBudget, Binding, ByFlops, Candidate, CandidateKind, Crossover, DecisionMap,
     DecisionMaps, Interval, LatencyCurve, LatencyPoint, LawUsed, OverTraining, OverTrainingReport,
     ProfileUsed, RankReport, SCHEMA, SCHEMA_VERSION, Sensitivity, SmallerModel, TotalCostCurve,
     TotalCostPoint,
 };
-use crate::profile::Source;
 
 /// A report with three expert counts, of which the last cannot be served.
 pub(crate) fn report() -> RankReport {

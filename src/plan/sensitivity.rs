@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::Result;
+use crate::latency::latency::LatencyModel;
 use crate::law::ExpertScaling;
 use crate::plan::decide::{best_of_families, cost_table, winner};
 use crate::plan::decision_map::lifetime;
@@ -10,7 +11,6 @@ use crate::plan::draws::Draw;
 use crate::plan::inputs::{Lifetime, Limits, RankInputs};
 use crate::plan::market::Market;
 use crate::plan::outcome::Sensitivity;
-use crate::profile::LatencyModel;
 
 /// Sizes per equal-loss curve; coarser than the ranking's, since only the winner is asked for.
 const POINTS: usize = 8;

@@ -1,7 +1,7 @@
 //! The answer in sentences, and the warnings that belong to it.
 
+use crate::latency::Source;
 use crate::plan::outcome::{Binding, Candidate, RankReport};
-use crate::profile::Source;
 use crate::units::{Tokens, Usd, UsdPerMillionTokens, count};
 
 /// Below this probability nothing is called the winner.

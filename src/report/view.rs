@@ -1,9 +1,9 @@
 //! The tables of a ranking as text cells, shared by the terminal and the page so that both say the
 //! same in the same words.
 
+use crate::latency::Source;
 use crate::plan::outcome::{Assumption, Candidate, Interval, RankReport, Sensitivity};
 use crate::plan::summary::name;
-use crate::profile::Source;
 use crate::units::{BytesPerSecond, FlopsPerSecond, Seconds, Usd, UsdPerMillionTokens, count};
 
 /// What stands in a cell without a value.
@@ -302,13 +302,8 @@ pub(super) fn latencies(report: &RankReport) -> Table {
     }
 }
 
-const ORIGINS: [Source; 5] = [
-    Source::Measured,
-    Source::Interpolated,
-    Source::Transferred,
-    Source::Published,
-    Source::Roofline,
-];
+const ORIGINS: [Source; 4] =
+    [Source::Measured, Source::Interpolated, Source::Transferred, Source::Roofline];
 
 /// Single assumptions moved through their range; only those that change the winner if `flips_only`.
 pub(super) fn sensitivity(report: &RankReport, flips_only: bool) -> Table {

@@ -1,12 +1,12 @@
 //! One ranking question for tests and benches: H100 as a roofline, five expert counts.
 
-use moe_frontier::cost::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
+use moe_frontier::latency::{RooflineModel, Source};
 use moe_frontier::plan::inputs::{
     Demand, Lifetime, Limits, Ranges, RankInputs, ServingDevice, Target,
 };
 use moe_frontier::plan::outcome::ProfileUsed;
 use moe_frontier::plan::rank::Provenance;
-use moe_frontier::profile::{RooflineModel, Source};
+use moe_frontier::serving::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
 use moe_frontier::units::{Bytes, Flops, FlopsPerSecond, Seconds, UsdPerHour};
 
 /// H100 as a roofline: 0.8 of 3.35 TB/s, 0.5 of 989 TFLOP/s, 60 us a layer and step.

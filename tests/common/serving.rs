@@ -4,8 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
-use moe_frontier::profile::engine_tables::EngineTables;
-use moe_frontier::profile::import;
+use moe_frontier::latency::tables::engine_tables::EngineTables;
+use moe_frontier::latency::tables::import;
 
 /// The folder of recorded data, or `None` with a loud note.
 pub(crate) fn data() -> Option<PathBuf> {

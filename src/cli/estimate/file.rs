@@ -7,10 +7,10 @@ use serde::Serialize;
 use super::{EstimateArgs, TimesCache, file_name, resolve};
 use crate::Result;
 use crate::cli::Output;
-use crate::cost::Breakdown;
 use crate::plan::accuracy::{Errors, Summary, summarise};
 use crate::plan::calibrate::{self, Calibration};
 use crate::plan::points::{self, Point, Prediction, REQUESTS_PER_CLIENT, RESERVE, USABLE_SHARE};
+use crate::serving::Breakdown;
 
 use crate::units::Seconds;
 

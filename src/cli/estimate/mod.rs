@@ -6,11 +6,11 @@ use clap::Args;
 
 use crate::cli::Output;
 use crate::cli::parse::{positive_whole, quantity};
-use crate::cost::EngineCosts;
+use crate::latency::KernelTimes;
+use crate::latency::tables::engine_tables::{self, EngineTables};
 use crate::plan::calibrate::{self, Calibration};
 use crate::plan::points::{self, Point};
-use crate::profile::KernelTimes;
-use crate::profile::engine_tables::{self, EngineTables};
+use crate::serving::EngineCosts;
 use crate::{Error, Result};
 
 mod file;

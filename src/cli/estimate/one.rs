@@ -5,16 +5,16 @@ use serde::Serialize;
 use super::{EstimateArgs, TimesCache, check_device, costs_of, file_name, resolve};
 use crate::cli::Output;
 use crate::config::{DeviceSpec, MoeModel, hf, preset};
-use crate::cost::{
-    Breakdown, Deployment, EngineCosts, Layout, Lengths, Served, Traffic, usd_per_million_output,
-    usd_per_million_split,
-};
+use crate::latency::Source;
+use crate::latency::tables::engine_tables::EngineTables;
 use crate::plan::calibrate::{Calibration, Fitted};
 use crate::plan::points::{
     Prediction, REPORTED_OVER_NOMINAL, RESERVE, Setup, USABLE_SHARE, predict_with, set_precision,
 };
-use crate::profile::Source;
-use crate::profile::engine_tables::EngineTables;
+use crate::serving::{
+    Breakdown, Deployment, EngineCosts, Layout, Lengths, Served, Traffic, usd_per_million_output,
+    usd_per_million_split,
+};
 use crate::units::{TokensPerSecond, UsdPerHour};
 use crate::{Error, Result};
 

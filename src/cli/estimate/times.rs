@@ -3,9 +3,9 @@
 use std::cell::OnceCell;
 
 use crate::config::DeviceSpec;
+use crate::latency::KernelTimes;
+use crate::latency::tables::engine_tables::EngineTables;
 use crate::plan::points::Setup;
-use crate::profile::KernelTimes;
-use crate::profile::engine_tables::EngineTables;
 use crate::{Error, Result};
 
 /// Most pairs of device and engine in one run.

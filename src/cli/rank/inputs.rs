@@ -4,10 +4,10 @@ use crate::cli::rank::RankArgs;
 use crate::cli::rank::assumptions::Ledger;
 use crate::cli::rank::latencies::Serving;
 use crate::config::{DType, DeviceSpec};
-use crate::cost::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
 use crate::law::ExpertScaling;
 use crate::plan::budget;
 use crate::plan::inputs::{Demand, Lifetime, Limits, Ranges, RankInputs, ServingDevice, Target};
+use crate::serving::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
 use crate::units::{
     Bytes, Flops, FlopsPerSecond, Nats, Seconds, Tokens, UsdPerHour, UsdPerMillionTokens, count,
 };

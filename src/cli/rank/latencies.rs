@@ -9,13 +9,15 @@ use crate::cli::output::warn;
 use crate::cli::rank::RankArgs;
 use crate::cli::store;
 use crate::config::{DType, DeviceSpec};
+use crate::latency::latency::LatencyModel;
+use crate::latency::measured::format;
+use crate::latency::measured::table::{Outside, Policy, Transfer};
+use crate::latency::{LatencyTable, RooflineModel, Source};
 use crate::measure::Request;
 use crate::measure::record::{Cell, Device, Profile, TimingMode};
 use crate::measure::sampling::BlockRule;
 use crate::measure::worker::Facts;
 use crate::plan::outcome::ProfileUsed;
-use crate::profile::table::{Outside, Policy, Transfer};
-use crate::profile::{LatencyModel, LatencyTable, RooflineModel, Source, format};
 use crate::units::{Bytes, UsdPerHour};
 use crate::workload::RoutingKind;
 use crate::{Error, Result};
@@ -334,7 +336,7 @@ mod tests {
 
     #[test]
     fn the_budget_is_sought_with_the_bits_of_the_stored_weights() {
-        let mut profile = crate::profile::synthetic::profile(&[(512, 1536)], 0.01);
+        let mut profile = crate::latency::measured::synthetic::profile(&[(512, 1536)], 0.01);
         for cell in &mut profile.cells {
             cell.weight_bits = 32.0;
         }
@@ -344,7 +346,8 @@ mod tests {
 
     #[test]
     fn a_profile_covers_layers_within_a_factor_of_two() {
-        let profile = crate::profile::synthetic::profile(&[(512, 1536), (1024, 3072)], 0.01);
+        let profile =
+            crate::latency::measured::synthetic::profile(&[(512, 1536), (1024, 3072)], 0.01);
         assert!(covers(&profile, &[(256, 768), (2048, 6144)], &[1, 64]));
         assert!(!covers(&profile, &[(200, 600)], &[8]));
         assert!(!covers(&profile, &[(4096, 6144)], &[8]));
@@ -353,7 +356,8 @@ mod tests {
 
     #[test]
     fn the_timing_modes_that_answer_are_told() {
-        let mut profile = crate::profile::synthetic::profile(&[(512, 1536), (1024, 3072)], 0.01);
+        let mut profile =
+            crate::latency::measured::synthetic::profile(&[(512, 1536), (1024, 3072)], 0.01);
         for cell in &mut profile.cells {
             cell.timing = TimingMode::Cold;
         }
@@ -370,7 +374,8 @@ mod tests {
 
     #[test]
     fn a_profile_says_what_it_is_used_for() {
-        let profile = crate::profile::synthetic::profile(&[(512, 1536), (1024, 3072)], 0.01);
+        let profile =
+            crate::latency::measured::synthetic::profile(&[(512, 1536), (1024, 3072)], 0.01);
         let latencies = from_profile(&profile, "p.json".into(), false).unwrap();
         assert_eq!((latencies.weight_bits, latencies.used.cells), (16.0, Some(110)));
         assert!(latencies.used.transfer_error_rel.unwrap() < 0.1);

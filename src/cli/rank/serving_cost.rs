@@ -5,13 +5,13 @@ use clap::Parser;
 use crate::cli::rank::assumptions::Ledger;
 use crate::cli::rank::latencies::{Choice, Latencies};
 use crate::cli::rank::{RankArgs, inputs, note_latencies};
+use crate::latency::latency::LatencyModel;
 use crate::law::ExpertScaling;
 use crate::plan::inputs::{Demand, RankInputs};
 use crate::plan::market::routings;
 use crate::plan::outcome::Assumption;
 use crate::plan::over_training::Pricing;
 use crate::plan::price::Routing;
-use crate::profile::LatencyModel;
 use crate::units::count;
 use crate::{Error, Result};
 

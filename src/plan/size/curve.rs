@@ -3,7 +3,7 @@
 use super::steps::{Steps, Variability};
 use super::{Limit, Metric, Statistic};
 use crate::Result;
-use crate::cost::{Breakdown, Deployment, EngineSpeed, Lengths, PromptTimes, StepLoad};
+use crate::serving::{Breakdown, Deployment, EngineSpeed, Lengths, PromptTimes, StepLoad};
 use crate::units::{Bytes, Seconds};
 
 /// Points of the batch grid per doubling.

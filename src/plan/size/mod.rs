@@ -16,8 +16,8 @@ pub use steps::Variability;
 use serde::Serialize;
 
 use crate::config::{DeviceSpec, MoeModel};
-use crate::cost::{EngineCosts, Lengths, Spread};
 use crate::plan::request_trace::RequestTrace;
+use crate::serving::{EngineCosts, Lengths, Spread};
 use crate::units::{Seconds, UsdPerHour};
 
 /// What a limit is on.
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
     use crate::Result as Fallible;
     use crate::config::preset;
-    use crate::profile::KernelTimes;
+    use crate::latency::KernelTimes;
 
     fn inputs(rate: f64) -> SizeInputs {
         let device = DeviceSpec::load("h100").unwrap();

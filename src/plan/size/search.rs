@@ -3,11 +3,11 @@
 use serde::Serialize;
 
 use super::{Limit, Load, PlanCurve, SizeInputs, Variability};
-use crate::cost::{
+use crate::latency::{KernelTimes, Source};
+use crate::plan::points::{REPORTED_OVER_NOMINAL, RESERVE, USABLE_SHARE};
+use crate::serving::{
     Arrivals, Deployment, Layout, Percentiles, Simulated, simulate, usd_per_million_split,
 };
-use crate::plan::points::{REPORTED_OVER_NOMINAL, RESERVE, USABLE_SHARE};
-use crate::profile::{KernelTimes, Source};
 use crate::units::{Bytes, UsdPerHour};
 use crate::{Error, Result};
 

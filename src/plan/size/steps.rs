@@ -12,7 +12,7 @@
 use super::curve::Load;
 use super::mixture::{Mixture, Shape};
 use super::{Metric, Statistic};
-use crate::cost::{EngineSpeed, Equilibrium, Lengths, PromptTimes, Queue, Spread};
+use crate::serving::{EngineSpeed, Equilibrium, Lengths, PromptTimes, Queue, Spread};
 use crate::units::Seconds;
 
 /// Prompts may take at most this share of the time.

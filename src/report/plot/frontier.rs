@@ -5,9 +5,9 @@ use super::axis::{Axis, is_shown};
 use super::legend::{Legend, stroke};
 use super::panel::{self, Panel};
 use super::scene::{At, Scene};
+use crate::latency::Source;
 use crate::plan::outcome::{Candidate, RankReport};
 use crate::plan::summary::name;
-use crate::profile::Source;
 use crate::report::theme::{INK, Looks, MARK, Rgb, SOFT};
 
 /// The law's listed runs end at this many training tokens per active parameter; beyond, a curve is

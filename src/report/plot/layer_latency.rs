@@ -5,9 +5,9 @@ use super::axis::{Axis, is_shown};
 use super::legend::{Legend, stroke};
 use super::panel::{self, Panel};
 use super::scene::Scene;
+use crate::latency::Source;
 use crate::plan::outcome::{LatencyCurve, LatencyPoint, RankReport};
 use crate::plan::summary::name;
-use crate::profile::Source;
 use crate::report::theme::{INK, Looks, SOFT};
 
 /// Radius of a mark on a curve.

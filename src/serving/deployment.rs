@@ -5,9 +5,9 @@
 //! What no kernel explains is the engine's: see [`EngineCosts`]. The step waits for its busiest rank.
 
 use crate::config::{Attention, DType, MoeModel};
-use crate::cost::{EngineCosts, Layers, LoadModel};
 use crate::error::in_range;
-use crate::profile::{AttentionWork, KernelTimes, MoeWork, Source, Timed};
+use crate::latency::{AttentionWork, KernelTimes, MoeWork, Source, Timed};
+use crate::serving::{EngineCosts, Layers, LoadModel};
 use crate::units::{Bytes, Seconds};
 use crate::{Error, Result};
 

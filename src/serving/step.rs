@@ -6,8 +6,9 @@
 //! `max(bytes / bandwidth, FLOPs / rate)` with the profile's ceilings.
 
 use crate::Result;
-use crate::cost::{Geometry, LoadModel};
-use crate::profile::{Ceilings, LatencyModel, Source};
+use crate::latency::latency::LatencyModel;
+use crate::latency::{Ceilings, Source};
+use crate::serving::{Geometry, LoadModel};
 use crate::units::Seconds;
 
 /// All-reduce between the devices of one replica: `latency + bytes / bandwidth`.

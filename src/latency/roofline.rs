@@ -17,7 +17,7 @@ pub const MU_RANGE: (f64, f64) = (0.3, 0.8);
 /// A device known by its peaks alone.
 ///
 /// ```
-/// use moe_frontier::profile::{LatencyModel, RooflineModel};
+/// use moe_frontier::latency::{LatencyModel, RooflineModel};
 /// let h100 = RooflineModel::new(3.35e12, 989e12, 0.8, 0.5, 60e-6)?;
 /// assert_eq!(h100.ceilings().read_bytes_per_s, 0.8 * 3.35e12);
 /// # Ok::<(), moe_frontier::Error>(())

@@ -16,9 +16,9 @@
 //! are, from stream cells; where it has one, from that. Hot cells answer nothing.
 
 use super::interpolate::{AXES, Bounds, Grid, Point, smooth};
-use super::latency::{Ceilings, Latency, LatencyModel, LayerQuery, Source};
-use super::roofline::{assumed, check_query};
 use super::validate::query_of;
+use crate::latency::latency::{Ceilings, Latency, LatencyModel, LayerQuery, Source};
+use crate::latency::roofline::{assumed, check_query};
 use crate::measure::record::{Cell, Op, Profile, Status, TimingMode};
 use crate::stats::interval::median;
 use crate::units::Seconds;

@@ -4,8 +4,8 @@
 //! holds the whole-number shape of a model that exists.
 
 use crate::config::MoeModel;
-use crate::cost::LoadModel;
-use crate::profile::LayerQuery;
+use crate::latency::LayerQuery;
+use crate::serving::LoadModel;
 use crate::units::Bytes;
 
 /// Sizes of one transformer, per layer where the name says so.

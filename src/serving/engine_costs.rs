@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::{DeviceSpec, MoeModel};
-use crate::cost::StepLoad;
+use crate::serving::StepLoad;
 
 /// Constants of one engine on one kind of host, in seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! What fits: weights, cache, and the largest batch.
 
-use crate::cost::Geometry;
+use crate::serving::Geometry;
 use crate::units::Bytes;
 
 /// Tokens of one cache page; a sequence occupies whole pages.
@@ -45,7 +45,7 @@ pub fn batch_cap(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::geometry::tests::small;
+    use crate::serving::geometry::tests::small;
 
     const BUDGET: MemoryBudget =
         MemoryBudget { device: Bytes(8e9), usable_share: 0.9, reserve: Bytes(1e9) };

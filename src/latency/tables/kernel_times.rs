@@ -7,8 +7,8 @@
 //! format, the share is assumed and the answer is labelled a roofline.
 
 use super::engine_tables::{AttentionSeries, EngineTables, MoeSeries, Phase};
-use super::latency::Source;
 use crate::config::{DType, DeviceSpec};
+use crate::latency::latency::Source;
 use crate::units::Seconds;
 use crate::{Error, Result};
 

@@ -1,8 +1,8 @@
 //! A made-up profile with a known truth behind it, for tests alone: nothing here was measured.
 
-use super::latency::{Ceilings, LayerQuery, Source};
 use super::validate::query_of;
 use crate::config::DType;
+use crate::latency::latency::{Ceilings, LayerQuery, Source};
 use crate::measure::record::{
     AaVerdict, Block, Cell, CheckOutcome, CheckRecord, Counts, CpuDevice, Device, IntervalRecord,
     IntervalUnit, Key, LatencyRecord, Op, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION,

@@ -14,8 +14,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Exp1, Gamma, LogNormal};
 use serde::Serialize;
 
-use crate::cost::{Lengths, PromptTimes};
 use crate::error::{in_range, positive};
+use crate::serving::{Lengths, PromptTimes};
 use crate::stats::quantile;
 use crate::{Error, Result};
 
@@ -400,7 +400,7 @@ fn percentiles(values: &[f64]) -> Percentiles {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::Queue;
+    use crate::serving::Queue;
 
     /// Affine step time in the batch, as measured servers show; prompts nearly free.
     fn speed(cap: usize) -> EngineSpeed {

@@ -5,7 +5,7 @@
 //! prompt's own step stops the others. Little's law closes the loop: a closed loop of `c` clients
 //! has `c = B + those in prefill`, an open loop at rate r has `B = r (O - 1) TPOT`.
 
-use crate::cost::{Breakdown, Deployment, Lengths, StepLoad};
+use crate::serving::{Breakdown, Deployment, Lengths, StepLoad};
 use crate::units::{Bytes, Seconds};
 use crate::{Error, Result};
 
@@ -312,8 +312,8 @@ impl StepState {
 mod tests {
     use super::*;
     use crate::config::{DeviceSpec, preset};
-    use crate::cost::{EngineCosts, Layout};
-    use crate::profile::KernelTimes;
+    use crate::latency::KernelTimes;
+    use crate::serving::{EngineCosts, Layout};
 
     const LENGTHS: Lengths = Lengths { input: 1000.0, output: 200.0 };
     const USABLE: Bytes = Bytes(68e9);

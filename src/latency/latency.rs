@@ -4,40 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::Seconds;
 
-/// Where a latency comes from, from most to least trusted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Source {
-    /// A cell of the profile with exactly this key.
-    Measured,
-    /// Between measured cells of the same layer shape.
-    Interpolated,
-    /// From cells of another layer shape on the same device, by their share of the roofline.
-    Transferred,
-    /// A figure published elsewhere.
-    Published,
-    /// The roofline model with assumed efficiencies: an order of magnitude.
-    Roofline,
-}
-
-impl Source {
-    /// The origin of a result made of two parts: the less trusted one.
-    #[must_use]
-    pub fn combine(self, other: Self) -> Self {
-        self.max(other)
-    }
-
-    /// The word that tables and JSON use.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Measured => "measured",
-            Self::Interpolated => "interpolated",
-            Self::Transferred => "transferred",
-            Self::Published => "published",
-            Self::Roofline => "roofline",
-        }
-    }
-}
+pub use crate::latency::source::Source;
 
 /// A point estimate of a duration with a 95 % interval and its origin.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

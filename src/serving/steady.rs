@@ -5,8 +5,8 @@
 //! `T(B)`, so it completes `B / (T(B) x O)` requests per second. Waiting is not modelled here.
 
 use crate::Result;
-use crate::cost::{Lengths, Replica, StepTime};
-use crate::profile::Source;
+use crate::latency::Source;
+use crate::serving::{Lengths, Replica, StepTime};
 use crate::units::{Seconds, TokensPerSecond};
 
 /// Points of the batch grid per doubling; `T(B)` is smooth between them.
@@ -242,9 +242,10 @@ fn batch_grid(cap: f64) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::geometry::tests::small;
-    use crate::cost::{Link, LoadModel};
-    use crate::profile::{Ceilings, Latency, LatencyModel, LayerQuery};
+    use crate::latency::latency::{Latency, LatencyModel};
+    use crate::latency::{Ceilings, LayerQuery};
+    use crate::serving::geometry::tests::small;
+    use crate::serving::{Link, LoadModel};
 
     /// A device of round numbers: 1 TB/s, 100 TFLOP/s, 10 us a layer.
     struct Round;

@@ -19,8 +19,8 @@ use crate::{Error, Result};
 /// Longest profile that is read, in bytes.
 const CAP: u64 = 256 << 20;
 
-pub(super) const SEAL: &str = ",\n  \"sha256\": \"";
-pub(super) const END: &str = "\"\n}\n";
+pub(crate) const SEAL: &str = ",\n  \"sha256\": \"";
+pub(crate) const END: &str = "\"\n}\n";
 
 /// Reads a profile file and checks that what it says can be true.
 ///
@@ -110,7 +110,7 @@ fn foreign(path: &Path, why: &str) -> Error {
 }
 
 /// The document without its seal, after checking it. Positions in it are those of the file.
-pub(super) fn unseal(path: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn unseal(path: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
     let last_line = bytes.split(|b| *b == b'\n').count();
     let broken = |reason: &str| Error::bad_file_at(path, last_line, 1, reason);
     let head_len = bytes.len().checked_sub(SEAL.len() + 64 + END.len());
@@ -125,7 +125,7 @@ pub(super) fn unseal(path: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
     Ok([body, b"\n}"].concat())
 }
 
-pub(super) fn at(path: &Path, error: &serde_json::Error) -> Error {
+pub(crate) fn at(path: &Path, error: &serde_json::Error) -> Error {
     let text = error.to_string();
     let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
     Error::bad_file_at(path, error.line(), error.column(), reason)

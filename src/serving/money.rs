@@ -26,7 +26,7 @@ impl TrainingPrice {
     /// Price of a run: device hours times price, overhead included.
     ///
     /// ```
-    /// use moe_frontier::cost::TrainingPrice;
+    /// use moe_frontier::serving::TrainingPrice;
     /// use moe_frontier::units::{Flops, FlopsPerSecond, UsdPerHour};
     /// let price = TrainingPrice { peak: FlopsPerSecond(1e15), mfu: 0.5, price: UsdPerHour(2.0), overhead: 0.0 };
     /// assert_eq!(price.cost(Flops(3600.0 * 5e14)).to_string(), "$2.00");
@@ -57,7 +57,7 @@ pub fn usd_per_million_output(
 /// `input x first + output x second` is what one request costs, whatever the share.
 ///
 /// ```
-/// use moe_frontier::cost::usd_per_million_split;
+/// use moe_frontier::serving::usd_per_million_split;
 /// use moe_frontier::units::UsdPerHour;
 /// // One device at $3.60/h, one request per second of 100 prompt and 50 output tokens.
 /// let (input, output) = usd_per_million_split(1.0, UsdPerHour(3.6), 1.0, 100.0, 50.0, 0.25);

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::format::{END, SEAL, at, unseal};
 use crate::files::{read_capped, write_atomic};
+use crate::latency::measured::format::{END, SEAL, at, unseal};
 use crate::measure::record::sha256_hex;
 use crate::{Error, Result};
 
