@@ -14,13 +14,14 @@ use crate::files::read_capped;
 use crate::units::UsdPerHour;
 use crate::{Error, Result};
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     include_str!("presets/devices/h100_sxm.toml"),
     include_str!("presets/devices/h200_sxm.toml"),
     include_str!("presets/devices/h100_nvl.toml"),
     include_str!("presets/devices/a100_sxm.toml"),
     include_str!("presets/devices/a100_pcie.toml"),
     include_str!("presets/devices/b200_sxm.toml"),
+    include_str!("presets/devices/gb200.toml"),
 ];
 
 /// A device file of a user is never longer.
@@ -40,13 +41,50 @@ pub struct DeviceSpec {
     pub memory_bytes: f64,
     /// Peak memory bandwidth in bytes per second.
     pub read_bytes_per_s: f64,
-    /// Peak link bandwidth to its neighbours in bytes per second and direction.
+    /// Peak link bandwidth inside a scale-up domain in bytes per second and direction.
     pub link_bytes_per_s: f64,
+    /// What kind of machine it is.
+    #[serde(default)]
+    pub kind: DeviceKind,
+    /// Devices of one scale-up domain (an NVLink node or rack).
+    #[serde(default = "usual_domain")]
+    pub scale_up_devices: usize,
+    /// Links between scale-up domains, where stated.
+    #[serde(default)]
+    pub scale_out: Option<ScaleOut>,
     /// Peak dense rate in FLOP/s by number format.
     pub flops_per_s: BTreeMap<DType, f64>,
     /// Prices, the first one being the default.
     #[serde(default)]
     pub prices: Vec<Price>,
+}
+
+/// Kinds of serving machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// An accelerator; several make a replica.
+    #[default]
+    Gpu,
+    /// The CPUs of one host, which serve alone.
+    Cpu,
+}
+
+/// Links between scale-up domains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleOut {
+    /// Bandwidth per device and direction in bytes per second.
+    pub bytes_per_s: f64,
+    /// Fixed time of one message in seconds.
+    pub latency_s: f64,
+    /// Where the figures come from.
+    pub source: String,
+}
+
+/// Eight devices share a node unless a file says otherwise.
+const fn usual_domain() -> usize {
+    8
 }
 
 /// A price of one device.
@@ -98,6 +136,7 @@ impl DeviceSpec {
             ("H100 NVL", "h100_nvl"),
             ("H200", "h200_sxm"),
             ("A100-SXM4-80GB", "a100_80gb"),
+            ("GB200", "gb200"),
             ("B200", "b200"),
         ];
         let (_, name) = known.into_iter().find(|(part, _)| printed.contains(part))?;
@@ -119,9 +158,16 @@ impl DeviceSpec {
             ("read_bytes_per_s", device.read_bytes_per_s),
             ("link_bytes_per_s", device.link_bytes_per_s),
         ];
+        if device.scale_up_devices == 0 {
+            return Err(Error::bad_file(location, "scale_up_devices is 0"));
+        }
+        let links = device
+            .scale_out
+            .iter()
+            .flat_map(|s| [("bytes_per_s", s.bytes_per_s), ("latency_s", s.latency_s)]);
         let rates = device.flops_per_s.values().map(|&v| ("flops_per_s", v));
         let prices = device.prices.iter().map(|p| ("usd_per_hour", p.usd_per_hour));
-        for (name, value) in numbers.into_iter().chain(rates).chain(prices) {
+        for (name, value) in numbers.into_iter().chain(links).chain(rates).chain(prices) {
             positive(name, value).map_err(|e| Error::bad_file(location, e.to_string()))?;
         }
         Ok(device)

@@ -127,6 +127,7 @@ struct Raw {
     torch_dtype: Option<String>,
     dtype: Option<String>,
     quantization_config: Option<Quantization>,
+    moe_frontier_expert_bits: Option<f64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -183,6 +184,7 @@ impl Raw {
             tied_embeddings: self.tie_word_embeddings.unwrap_or(false),
             router: self.router(&kind),
             expert_dtype,
+            expert_bits: self.moe_frontier_expert_bits,
             dense_dtype,
             kv_dtype: DType::Bf16,
         };

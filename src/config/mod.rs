@@ -2,6 +2,7 @@
 
 pub mod device;
 pub mod hf;
+pub mod hf_write;
 pub mod model;
 mod nearest;
 mod params;

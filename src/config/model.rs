@@ -26,6 +26,8 @@ pub enum DType {
     Int8,
     /// 4-bit float in groups of 32 with one 8-bit scale each: 4.25 bits.
     Mxfp4,
+    /// 4-bit float in groups of 16 with one 8-bit scale each: 4.5 bits.
+    Nvfp4,
     /// 4-bit integers in groups of 128 with one 16-bit scale each: 4.125 bits.
     Int4,
 }
@@ -150,6 +152,9 @@ pub struct MoeModel {
     pub router: RouterConfig,
     /// Storage of the routed and shared experts' weights.
     pub expert_dtype: DType,
+    /// Bits of one expert weight on average where precisions are mixed; else those of `expert_dtype`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert_bits: Option<f64>,
     /// Storage of everything else (attention, embeddings, dense layers).
     pub dense_dtype: DType,
     /// Storage of cached keys and values.
@@ -158,8 +163,16 @@ pub struct MoeModel {
 
 impl DType {
     /// Every format, widest first.
-    pub const ALL: [Self; 7] =
-        [Self::F32, Self::F16, Self::Bf16, Self::Fp8, Self::Int8, Self::Mxfp4, Self::Int4];
+    pub const ALL: [Self; 8] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Fp8,
+        Self::Int8,
+        Self::Nvfp4,
+        Self::Mxfp4,
+        Self::Int4,
+    ];
 
     /// Bits of one stored value, scales included.
     ///
@@ -175,6 +188,7 @@ impl DType {
             // One scale per output channel: negligible beside a row of thousands of weights.
             Self::Int8 => 8.0,
             Self::Mxfp4 => 4.0 + 8.0 / 32.0,
+            Self::Nvfp4 => 4.0 + 8.0 / 16.0,
             Self::Int4 => 4.0 + 16.0 / 128.0,
         }
     }
@@ -188,6 +202,7 @@ impl DType {
             Self::Fp8 => "fp8",
             Self::Int8 => "int8",
             Self::Mxfp4 => "mxfp4",
+            Self::Nvfp4 => "nvfp4",
             Self::Int4 => "int4",
         }
     }
@@ -205,6 +220,11 @@ impl std::str::FromStr for DType {
 }
 
 impl MoeModel {
+    /// Bits of one stored weight of a routed or shared expert, scales included.
+    pub fn expert_bits(&self) -> f64 {
+        self.expert_bits.unwrap_or_else(|| self.expert_dtype.bits())
+    }
+
     /// Checks that the sizes make a model.
     ///
     /// # Errors

@@ -95,7 +95,7 @@ impl MoeModel {
     /// All weights. Routers and norms stay in 16 bits whatever the rest is stored in.
     pub fn weight_bytes(&self) -> Bytes {
         let p = self.params();
-        let experts = (p.experts + p.shared) * self.expert_dtype.bits();
+        let experts = (p.experts + p.shared) * self.expert_bits();
         let rest = (p.embedding + p.head + p.attention + p.dense_ffn) * self.dense_dtype.bits();
         Bytes((experts + rest) / 8.0 + (p.router + p.norms) * 2.0)
     }
@@ -104,7 +104,7 @@ impl MoeModel {
     pub fn expert_bytes(&self) -> Bytes {
         let matrices = if self.gated { 3.0 } else { 2.0 };
         let params = matrices * self.hidden_size as f64 * self.moe_intermediate_size as f64;
-        Bytes(params * self.expert_dtype.bits() / 8.0)
+        Bytes(params * self.expert_bits() / 8.0)
     }
 
     /// Cached keys and values of a sequence of `tokens` tokens, over all layers; layers with a
