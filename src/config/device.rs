@@ -14,13 +14,14 @@ use crate::files::read_capped;
 use crate::units::UsdPerHour;
 use crate::{Error, Result};
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     include_str!("presets/devices/h100_sxm.toml"),
     include_str!("presets/devices/h200_sxm.toml"),
     include_str!("presets/devices/h100_nvl.toml"),
     include_str!("presets/devices/a100_sxm.toml"),
     include_str!("presets/devices/a100_pcie.toml"),
     include_str!("presets/devices/b200_sxm.toml"),
+    include_str!("presets/devices/gb200.toml"),
 ];
 
 /// A device file of a user is never longer.
@@ -70,10 +71,8 @@ impl DeviceSpec {
     /// [`Error::Usage`] for an unknown name with the nearest ones; [`Error::Io`] and
     /// [`Error::BadFile`] for a file.
     pub fn load(name: &str) -> Result<Self> {
-        for device in Self::known()? {
-            if device.is_called(name) {
-                return Ok(device);
-            }
+        if let Some(device) = Self::named(name) {
+            return Ok(device);
         }
         let path = Path::new(name);
         if path.extension().is_some_and(|e| e == "toml") {
@@ -81,6 +80,11 @@ impl DeviceSpec {
         }
         let aliases: Vec<String> = Self::known()?.into_iter().flat_map(|d| d.aliases).collect();
         Err(unknown_name("device", name, aliases.iter().map(String::as_str)))
+    }
+
+    /// A device that comes with the program, by name or alias.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::known().ok()?.into_iter().find(|device| device.is_called(name))
     }
 
     /// All devices that come with the program.
@@ -98,9 +102,12 @@ impl DeviceSpec {
             ("H100 NVL", "h100_nvl"),
             ("H200", "h200_sxm"),
             ("A100-SXM4-80GB", "a100_80gb"),
+            ("GB200", "gb200"),
             ("B200", "b200"),
         ];
-        let (_, name) = known.into_iter().find(|(part, _)| printed.contains(part))?;
+        let found = known.into_iter().find(|(part, _)| printed.contains(part));
+        // DeepEP's published tables name their device without its variant; they ran on SXM nodes.
+        let (_, name) = found.or((printed == "NVIDIA H100").then_some(("", "h100_sxm")))?;
         Self::load(name).ok()
     }
 

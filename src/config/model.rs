@@ -28,6 +28,8 @@ pub enum DType {
     Mxfp4,
     /// 4-bit integers in groups of 128 with one 16-bit scale each: 4.125 bits.
     Int4,
+    /// 4-bit float in groups of 16 with one 8-bit scale each: 4.5 bits.
+    Nvfp4,
 }
 
 /// The attention block of every layer.
@@ -158,8 +160,16 @@ pub struct MoeModel {
 
 impl DType {
     /// Every format, widest first.
-    pub const ALL: [Self; 7] =
-        [Self::F32, Self::F16, Self::Bf16, Self::Fp8, Self::Int8, Self::Mxfp4, Self::Int4];
+    pub const ALL: [Self; 8] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Fp8,
+        Self::Int8,
+        Self::Nvfp4,
+        Self::Mxfp4,
+        Self::Int4,
+    ];
 
     /// Bits of one stored value, scales included.
     ///
@@ -176,6 +186,7 @@ impl DType {
             Self::Int8 => 8.0,
             Self::Mxfp4 => 4.0 + 8.0 / 32.0,
             Self::Int4 => 4.0 + 16.0 / 128.0,
+            Self::Nvfp4 => 4.0 + 8.0 / 16.0,
         }
     }
 
@@ -189,6 +200,7 @@ impl DType {
             Self::Int8 => "int8",
             Self::Mxfp4 => "mxfp4",
             Self::Int4 => "int4",
+            Self::Nvfp4 => "nvfp4",
         }
     }
 }
