@@ -134,6 +134,12 @@ impl DeviceSpec {
         Ok(device)
     }
 
+    /// Its alias that names files: the longest one with its form factor (`h100_sxm`, `gb200`).
+    pub fn short_name(&self) -> &str {
+        let form = self.aliases.iter().find(|a| a.ends_with("_sxm") || a.ends_with("_nvl"));
+        form.or(self.aliases.first()).map_or(self.name.as_str(), String::as_str)
+    }
+
     fn is_called(&self, name: &str) -> bool {
         let plain = name.to_lowercase().replace('-', "_");
         self.aliases.contains(&plain) || self.name.eq_ignore_ascii_case(name)

@@ -71,12 +71,14 @@ pub fn read(path: &Path) -> Result<EngineTables> {
     from_bytes(&path.display().to_string(), &read_capped(path, CAP)?)
 }
 
-/// Writes a file of engine tables with exact times, as one step.
+/// Writes a file of engine tables with exact times, as one step; its length.
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be written, or exists and `force` is not set.
-pub fn write(path: &Path, tables: &EngineTables, force: bool) -> Result<()> {
-    write_atomic(path, &to_bytes(tables, Encoding::Exact)?, force)
+pub fn write(path: &Path, tables: &EngineTables, force: bool) -> Result<usize> {
+    let bytes = to_bytes(tables, Encoding::Exact)?;
+    write_atomic(path, &bytes, force)?;
+    Ok(bytes.len())
 }
 
 /// The bytes of a file.

@@ -1,14 +1,30 @@
 //! Kernel tables that serving engines were measured with: import, file format, lookup.
 
+mod attention;
+mod cache;
+mod carry;
+pub mod choose;
 pub mod codec;
 mod dialect;
 pub mod engine_tables;
+pub mod errors;
 pub mod flat_table;
 pub mod gather;
+mod gemm;
 pub mod import;
 pub mod kernel_times;
+mod lines;
+mod links;
 mod load;
+mod mla;
+mod moe;
+pub mod pack;
 pub mod rates;
 pub mod series;
+mod sigma;
+pub mod tables_model;
 
+pub use codec::{is_tables, read, write};
 pub use kernel_times::{AttentionWork, KernelTimes, MoeWork, Rates, Timed};
+pub use series::EngineTables;
+pub use tables_model::TablesModel;
