@@ -13,6 +13,7 @@ use clap::Args;
 use crate::cli::parse::quantity;
 use crate::config::device::{DeviceKind, Price};
 use crate::config::{DType, DeviceSpec};
+use crate::files::read_capped;
 use crate::latency::measured::format;
 use crate::latency::measured::table::{Policy, Transfer};
 use crate::latency::tables::{self, EngineTables, TablesModel};
@@ -28,6 +29,9 @@ pub(crate) const DEFAULT_ENGINE: &str = "vllm";
 /// A general-purpose cloud machine costs about this much per thread and hour: $0.2016 for the four of
 /// an `m7i.xlarge`, on demand.
 const USD_PER_THREAD_HOUR: f64 = 0.05;
+
+/// Longest file of latencies that is read, in bytes.
+const CAP: u64 = 256 << 20;
 
 /// Flags that every command with latencies has.
 #[derive(Debug, Clone, Default, Args)]
@@ -96,7 +100,7 @@ impl Item {
             });
         }
         let origin = text.to_owned();
-        if tables::is_tables(path)? {
+        if tables::is_tables(&read_capped(path, CAP)?) {
             return Ok(Self::Imported { origin, tables: Arc::new(tables::read(path)?) });
         }
         Ok(Self::Own { origin, profile: Arc::new(format::read(path)?) })

@@ -108,10 +108,8 @@ impl DeviceSpec {
     /// [`Error::Usage`] for an unknown name with the nearest ones; [`Error::Io`] and
     /// [`Error::BadFile`] for a file.
     pub fn load(name: &str) -> Result<Self> {
-        for device in Self::known()? {
-            if device.is_called(name) {
-                return Ok(device);
-            }
+        if let Some(device) = Self::named(name) {
+            return Ok(device);
         }
         let path = Path::new(name);
         if path.extension().is_some_and(|e| e == "toml") {
@@ -119,6 +117,11 @@ impl DeviceSpec {
         }
         let aliases: Vec<String> = Self::known()?.into_iter().flat_map(|d| d.aliases).collect();
         Err(unknown_name("device", name, aliases.iter().map(String::as_str)))
+    }
+
+    /// A device that comes with the program, by name or alias.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::known().ok()?.into_iter().find(|device| device.is_called(name))
     }
 
     /// All devices that come with the program.
@@ -139,7 +142,9 @@ impl DeviceSpec {
             ("GB200", "gb200"),
             ("B200", "b200"),
         ];
-        let (_, name) = known.into_iter().find(|(part, _)| printed.contains(part))?;
+        let found = known.into_iter().find(|(part, _)| printed.contains(part));
+        // DeepEP's published tables name their device without its variant; they ran on SXM nodes.
+        let (_, name) = found.or((printed == "NVIDIA H100").then_some(("", "h100_sxm")))?;
         Self::load(name).ok()
     }
 
@@ -171,6 +176,12 @@ impl DeviceSpec {
             positive(name, value).map_err(|e| Error::bad_file(location, e.to_string()))?;
         }
         Ok(device)
+    }
+
+    /// Its alias that names files: the longest one with its form factor (`h100_sxm`, `gb200`).
+    pub fn short_name(&self) -> &str {
+        let form = self.aliases.iter().find(|a| a.ends_with("_sxm") || a.ends_with("_nvl"));
+        form.or(self.aliases.first()).map_or(self.name.as_str(), String::as_str)
     }
 
     fn is_called(&self, name: &str) -> bool {
