@@ -5,12 +5,12 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use moe_frontier::config::{DeviceSpec, preset};
-use moe_frontier::latency::KernelTimes;
+use moe_frontier::latency::RooflineModel;
 use moe_frontier::plan::size::{Load, PlanCurve, Variability};
 use moe_frontier::serving::{
-    Arrivals, Deployment, EngineCosts, Estimate, Layout, Lengths, Simulated, Spread, simulate,
+    Arrivals, Deployment, EngineCosts, Estimate, Layout, Lengths, LoadModel, MemoryBudget,
+    Simulated, Spread, simulate,
 };
-use moe_frontier::units::Bytes;
 
 /// Loads relative to what the engine can carry, and requests: waiting settles slowly near the top.
 const LOADS: [(f64, usize); 7] = [
@@ -35,16 +35,26 @@ fn over_loads(
     check: impl Fn(f64, &Load, &Simulated),
 ) {
     let device = DeviceSpec::load("h100").unwrap();
-    let times = KernelTimes::new(None, &device, "vllm").unwrap();
+    let latency = RooflineModel::published(&device).unwrap();
     let model = preset::load(name).unwrap().model;
     let (layout, costs) = (Layout::tensor(2), EngineCosts::of("vllm"));
-    let deployment = Deployment { model: &model, layout, times: &times, costs: &costs };
+    let routing = LoadModel::uniform(model.num_experts, model.top_k).unwrap();
+    let deployment = Deployment {
+        model: &model,
+        layout,
+        latency: &latency,
+        costs: &costs,
+        routing: &routing,
+        skewed: None,
+        memory: MemoryBudget::of(&device),
+        domain: device.scale_up_devices,
+    };
     let rounded = match spread {
         Spread::Geometric => Lengths { output: lengths.output + ROUNDING, ..lengths },
         _ => lengths,
     };
     let variability = Variability::of(1.0, spread);
-    let curve = PlanCurve::new(&deployment, Bytes(72e9), &rounded, variability).unwrap();
+    let curve = PlanCurve::new(&deployment, &rounded, variability).unwrap();
     assert!(curve.cap() >= cap);
     let capacity = curve.capacity(&[], cap);
     for (load, requests) in LOADS {

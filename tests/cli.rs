@@ -188,7 +188,10 @@ fn wrong_flags_end_with_two_and_say_what_is_meant() {
         ("rank --tpot 20", "a duration needs a unit"),
         ("rank --draws 0", "--draws"),
         ("rank --train-flops 1e21 --target-loss 2.4", "cannot be used with"),
-        ("rank --rate 5 --utilisation 0.5", "cannot be used with"),
+        ("rank --profile h100 --engine tgi", "vllm, sglang, trtllm"),
+        ("rank --profile h100 --engine none", "measure"),
+        ("rank --profile roofline:h10", "h100"),
+        ("rank --profile h100 --price tier:none", "neocloud"),
         ("rank --profile h100 --experts 4,8 --reference-experts 5", "--reference-experts"),
         ("rank --profile h100 --train-device h10", "h100"),
         ("rank --profile h10", "h100"),
@@ -294,7 +297,7 @@ fn rank_prints_one_document_with_its_schema_first_and_the_fields_of_the_contract
     let document =
         printed(folder.path(), &["rank", "--profile", "h100", "--json", "--draws", "100"]);
     let head: String = document.split_whitespace().take(5).collect();
-    assert_eq!(head, "{\"schema\":\"moe-frontier/rank\",\"schema_version\":\"1.1\",");
+    assert_eq!(head, "{\"schema\":\"moe-frontier/rank\",\"schema_version\":\"2.0\",");
     let mut documents = serde_json::Deserializer::from_str(&document).into_iter::<Value>();
     let report = documents.next().unwrap().unwrap();
     assert!(documents.next().is_none(), "more than one document");
@@ -326,6 +329,8 @@ fn rank_prints_one_document_with_its_schema_first_and_the_fields_of_the_contract
             "extrapolation",
             "binding",
             "latency_source",
+            "layout",
+            "serve_usd_per_million_output_tokens_at_scale",
         ] {
             assert!(candidate.get(field).is_some(), "no {field} in {candidate}");
         }
@@ -472,9 +477,10 @@ fn bits_of_expert_weights_are_a_setting_where_nothing_was_measured() {
         a["name"] == "--weight-bits" && a["source"].as_str().unwrap().contains("not modelled")
     });
     assert!(noted);
-    fs::write(folder.path().join("p.json"), profile()).unwrap();
-    let measured = ["rank", "--profile", "p.json", "--weight-bits", "2.54"];
-    refused(folder.path(), &measured, 2, "were not measured");
+    // No kernel of these bits was measured: the experts' latencies are rooflines and say so.
+    let operations = small["profile"]["operations"].as_array().unwrap();
+    let experts = operations.iter().find(|o| o["operation"] == "routed experts").unwrap();
+    assert_eq!(experts["source"], "roofline", "{experts}");
 }
 
 #[test]

@@ -5,12 +5,10 @@
 
 mod common;
 
-use common::{h100, provenance};
 use moe_frontier::law;
 use moe_frontier::law::file::{LawFile, SCHEMA, SCHEMA_VERSION};
 use moe_frontier::plan::inputs::{Demand, Ranges, RankInputs, Target};
 use moe_frontier::plan::outcome::RankReport;
-use moe_frontier::plan::rank::rank;
 use moe_frontier::serving::ServiceLevel;
 use moe_frontier::units::Flops;
 
@@ -18,15 +16,15 @@ fn inputs(loss_sigma: f64) -> RankInputs {
     RankInputs {
         experts: vec![4, 8, 16, 32],
         target: Target::Budget { budget: Flops(1e22), experts: 4 },
-        demand: Demand::Rate(20.0),
+        demand: Demand { rate: Some(20.0), utilisation: 1.0 },
         level: ServiceLevel { tpot: None, ttft: None },
         // Nothing but the law is drawn.
         ranges: Ranges {
             mfu: (0.4, 0.4),
             price: (1.0, 1.0),
             zipf: 0.0,
-            dense_log_sigma: 0.0,
-            overhead_log_sigma: 0.0,
+            shared_log_sigma: 0.0,
+            own_log_sigma: 0.0,
             loss_sigma,
         },
         draws: 200,
@@ -38,7 +36,7 @@ fn report(law: &LawFile) -> RankReport {
     let file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
     std::fs::write(file.path(), serde_json::to_vec(law).unwrap()).unwrap();
     let law = law::load_scaling(file.path().to_str().unwrap()).unwrap();
-    rank(law.as_ref(), &h100(), &inputs(0.0), provenance()).unwrap()
+    common::report(law.as_ref(), &inputs(0.0)).unwrap()
 }
 
 fn file(form: &str, named: &[(&str, f64)]) -> LawFile {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use moe_frontier::config::DType;
-use moe_frontier::latency::{format, validate};
+use moe_frontier::latency::measured::{format, validate};
 use moe_frontier::measure::plan::Machine;
 use moe_frontier::measure::record::{LatencyRecord, Status, TimingMode};
 use moe_frontier::measure::run::rounds;

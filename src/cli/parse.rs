@@ -125,6 +125,17 @@ pub fn duration(text: &str) -> Result<Seconds, String> {
     }
 }
 
+/// Dollars per device and hour, or `tier:NAME` of a published price.
+///
+/// # Errors
+/// A sentence that says what is accepted.
+pub fn price(text: &str) -> Result<String, String> {
+    if text.starts_with("tier:") {
+        return Ok(text.to_owned());
+    }
+    quantity(text).map(|_| text.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -231,11 +231,19 @@ impl Sources {
 
     fn models(&self, device: &DeviceSpec, engine: &str) -> Result<Vec<Arc<dyn LatencyModel>>> {
         let mut models: Vec<Arc<dyn LatencyModel>> = Vec::new();
-        let default = [Item::Shipped(device.clone())];
-        let items = if self.items.is_empty() { &default[..] } else { &self.items[..] };
+        let kin = match &device.kernel_tables {
+            Some(name) => DeviceSpec::load(name)?,
+            None => device.clone(),
+        };
+        let mut items = self.items.clone();
+        if items.is_empty() {
+            items.push(Item::Shipped(kin));
+        }
+        // Tables of the device itself come before those that are carried over from another one.
+        items.sort_by_key(|item| item.device().is_ok_and(|of| of.name != device.name));
         let engine = Some(engine).filter(|e| *e != "none");
         let mut ends_in_roofline = false;
-        for item in items {
+        for item in &items {
             match item {
                 Item::Own { profile, .. } => {
                     models.push(Arc::new(LatencyTable::new(profile, self.policy())?));
@@ -317,6 +325,7 @@ pub(crate) fn of_machine(device: &Device) -> DeviceSpec {
         memory_bytes: device.memory_bytes() as f64,
         read_bytes_per_s: 1.0,
         link_bytes_per_s: 1.0,
+        kernel_tables: None,
         kind: DeviceKind::Gpu,
         scale_up_devices: 1,
         scale_out: None,

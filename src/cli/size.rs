@@ -100,7 +100,7 @@ pub struct SizeArgs {
     #[arg(long, value_name = "FILE")]
     pub calibrate: Option<PathBuf>,
     /// Dollars per device and hour, or `tier:NAME` of the published tiers; by default the first.
-    #[arg(long, value_name = "USD|tier:NAME")]
+    #[arg(long, value_name = "USD|tier:NAME", value_parser = crate::cli::parse::price)]
     pub price: Option<String>,
     /// Requests of each simulation.
     #[arg(long, default_value = "20000", value_parser = positive_whole)]

@@ -43,6 +43,10 @@ pub struct DeviceSpec {
     pub read_bytes_per_s: f64,
     /// Peak link bandwidth inside a scale-up domain in bytes per second and direction.
     pub link_bytes_per_s: f64,
+    /// Device whose shipped kernel tables stand in where it has none of its own: the same chip with
+    /// other memory or power.
+    #[serde(default)]
+    pub kernel_tables: Option<String>,
     /// What kind of machine it is.
     #[serde(default)]
     pub kind: DeviceKind,

@@ -479,9 +479,13 @@ fn fold_of(all: &[Point], members: &[usize]) -> fn(&Point) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::config::{DeviceSpec, preset};
+    use crate::latency::{LatencyModel, RooflineModel};
     use crate::plan::points::Measured;
+    use crate::plan::points::Setup;
     use crate::serving::{Layout, Lengths};
     use crate::units::Seconds;
 
@@ -498,12 +502,12 @@ mod tests {
         }
     }
 
-    fn times() -> KernelTimes {
-        KernelTimes::new(None, &DeviceSpec::load("h100").unwrap(), "vllm").unwrap()
+    fn latency() -> Arc<dyn LatencyModel> {
+        Arc::new(RooflineModel::published(&DeviceSpec::load("h100").unwrap()).unwrap())
     }
 
     /// Points that obey the model exactly with the true constants.
-    fn synthetic(times: &KernelTimes) -> Vec<Point> {
+    fn synthetic(latency: &dyn LatencyModel) -> Vec<Point> {
         let mut points = Vec::new();
         for devices in [2, 4, 8] {
             for concurrency in [1.0, 4.0, 16.0, 64.0] {
@@ -515,7 +519,7 @@ mod tests {
                         lengths: Lengths { input, output },
                         traffic: Traffic::Closed { concurrency, requests_per_client: 10.0 },
                     };
-                    let p = points::predict_with(&setup, &truth(), times).unwrap();
+                    let p = points::predict(&setup, &truth(), latency).unwrap();
                     points.push(Point {
                         id: format!("tp{devices} c{concurrency} {input}"),
                         model: "m".into(),
@@ -538,11 +542,11 @@ mod tests {
 
     #[test]
     fn constants_that_made_the_points_are_found_again_despite_an_outlier() {
-        let times = times();
-        let mut points = synthetic(&times);
+        let latency = latency();
+        let mut points = synthetic(latency.as_ref());
         points[3].measured.tpot = points[3].measured.tpot.map(|t| Seconds(t.0 * 3.0));
         let rows: Vec<&Point> = points.iter().collect();
-        let fit = fit("g", &rows, &|_, _| Ok(&times)).unwrap();
+        let fit = fit("g", &rows, &|_, _| Ok(Arc::clone(&latency))).unwrap();
         assert_eq!(fit.left_out, [points[3].id.clone()]);
         let got = &fit.costs;
         for (name, value, truth) in [
@@ -561,9 +565,9 @@ mod tests {
 
     #[test]
     fn held_out_rows_are_predicted_from_the_others() {
-        let times = times();
-        let points = synthetic(&times);
-        let results = cross_validate(&points, &|_, _| Ok(&times)).unwrap();
+        let latency = latency();
+        let points = synthetic(latency.as_ref());
+        let results = cross_validate(&points, &|_, _| Ok(Arc::clone(&latency))).unwrap();
         for (point, result) in points.iter().zip(results) {
             let error = result.unwrap().served.tpot / point.measured.tpot.unwrap() - 1.0;
             assert!(error.abs() < 0.05, "{}: {error}", point.id);
@@ -572,9 +576,9 @@ mod tests {
 
     #[test]
     fn too_few_rows_keep_the_defaults() {
-        let times = times();
-        let points = synthetic(&times);
-        let fit = fit("g", &[&points[0]], &|_, _| Ok(&times)).unwrap();
+        let latency = latency();
+        let points = synthetic(latency.as_ref());
+        let fit = fit("g", &[&points[0]], &|_, _| Ok(Arc::clone(&latency))).unwrap();
         assert!(fit.fitted.is_empty());
         assert_eq!(fit.costs, EngineCosts::of("vllm"));
     }

@@ -336,12 +336,25 @@ fn closure_at(law: &dyn ExpertScaling, experts: usize, hidden: usize) -> Result<
     Ok(Closure { hidden: hidden as f64, ..closure })
 }
 
-/// Active parameters as the laws count them: embedding and head, attention, active experts.
+/// Active parameters as the laws count them: embedding and head, attention, active experts, dense
+/// layers.
 fn law_params(closure: &Closure, layers: usize) -> f64 {
     let hidden = closure.hidden;
-    let inter = whole(closure.inter / WIDTH_STEP as f64).max(1) * WIDTH_STEP;
-    let layer = 4.0 * hidden * hidden + 3.0 * closure.top_k as f64 * hidden * inter as f64;
-    2.0 * hidden * closure.vocab.round() + layers as f64 * layer
+    let ffn = 3.0 * hidden * intermediate(closure) as f64;
+    let dense = dense_layers(closure, layers) as f64;
+    let routed = (layers as f64 - dense) * closure.top_k as f64;
+    let attention = layers as f64 * 4.0 * hidden * hidden;
+    2.0 * hidden * closure.vocab.round() + attention + (routed + dense) * ffn
+}
+
+/// Intermediate size of an expert, in whole steps.
+fn intermediate(closure: &Closure) -> usize {
+    whole(closure.inter / WIDTH_STEP as f64) * WIDTH_STEP
+}
+
+/// Layers without experts, in the law's proportion.
+fn dense_layers(closure: &Closure, layers: usize) -> usize {
+    layers - whole(layers as f64 * closure.moe_layers / closure.layers).min(layers)
 }
 
 /// The shape whose active parameters are nearest to `n_active` in the logarithm.
@@ -369,9 +382,7 @@ pub fn model(law: &dyn ExpertScaling, shape: &Shape, inputs: &RankInputs) -> Res
     let closure = closure_at(law, shape.experts, shape.hidden)?;
     let head_dim = if shape.hidden >= WIDE && shape.hidden.is_multiple_of(128) { 128 } else { 64 };
     let heads = shape.hidden / head_dim;
-    let inter = whole(closure.inter / WIDTH_STEP as f64).max(1) * WIDTH_STEP;
-    let dense_layers =
-        shape.layers - whole(shape.layers as f64 * closure.moe_layers / closure.layers);
+    let (inter, dense_layers) = (intermediate(&closure), dense_layers(&closure, shape.layers));
     let model = MoeModel {
         name: format!("e{}-d{}-l{}", shape.experts, shape.hidden, shape.layers),
         hidden_size: shape.hidden,

@@ -104,8 +104,8 @@ mod tests {
         mfu: (0.3, 0.5),
         price: (0.8, 1.2),
         zipf: 0.5,
-        dense_log_sigma: 0.1,
-        overhead_log_sigma: 0.2,
+        shared_log_sigma: 0.1,
+        own_log_sigma: 0.05,
         loss_sigma: 0.004,
     };
 

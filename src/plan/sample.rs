@@ -4,11 +4,12 @@ use proptest::prelude::*;
 
 use crate::latency::Source;
 use crate::plan::outcome::{
-    Assumption, AtBudget, Binding, ByFlops, Candidate, CandidateKind, Crossover, DecisionMap,
-    DecisionMaps, Interval, LatencyCurve, LatencyPoint, LawUsed, OverTraining, OverTrainingReport,
-    ProfileUsed, RankReport, SCHEMA, SCHEMA_VERSION, Sensitivity, SmallerModel, TotalCostCurve,
-    TotalCostPoint,
+    Assumption, AtBudget, Basis, Binding, ByFlops, Candidate, CandidateKind, Crossover,
+    DecisionMap, DecisionMaps, Interval, LatencyCurve, LatencyPoint, LawUsed, OperationSource,
+    OverTraining, OverTrainingReport, ProfileUsed, RankReport, SCHEMA, SCHEMA_VERSION, Sensitivity,
+    SmallerModel, TotalCostCurve, TotalCostPoint,
 };
+use crate::serving::Layout;
 
 /// A report with three expert counts, of which the last cannot be served.
 pub(crate) fn report() -> RankReport {
@@ -30,11 +31,11 @@ pub(crate) fn report() -> RankReport {
             from_experts: 32,
             to_experts: 4,
             lifetime_tokens: 2e11,
-            interval: Some(Interval { lo: 8e10, hi: 6e11 }),
+            interval: Some(Interval { lo: 8e10, hi: 6e11, share: 0.9 }),
         },
         Crossover { from_experts: 4, to_experts: 1, lifetime_tokens: 4e13, interval: None },
     ];
-    report.over_training = Some(over_training());
+    report.over_training = over_training();
     report.total_cost = [(1, 3e5, 0.5), (4, 2e5, 0.4)]
         .into_iter()
         .map(|(experts, train, serve)| TotalCostCurve {
@@ -85,6 +86,7 @@ pub(crate) fn empty() -> RankReport {
         y_label: "lifetime output tokens".into(),
         x: vec![],
         y: vec![],
+        last_is_at_scale: false,
         winner: vec![],
         p_best: vec![],
         here: (1.0, 1e12),
@@ -94,18 +96,34 @@ pub(crate) fn empty() -> RankReport {
         schema_version: SCHEMA_VERSION.into(),
         program_version: "0.0.0".into(),
         summary: vec![],
+        basis: Basis::WholeReplicas,
+        p_none: 0.1,
         candidates: vec![],
         frontier: vec![],
         crossovers: vec![],
         total_cost: vec![],
-        over_training: None,
+        over_training: OverTrainingReport {
+            base_experts: 4,
+            budget_flops: 1e21,
+            base_loss_nats: 2.0,
+            base_serve_usd_per_million_output_tokens: None,
+            max_serve_usd_per_million_output_tokens: None,
+            at_budget: vec![],
+            processed_tokens: 1e12,
+            by_flops: vec![],
+        },
         decision_map: DecisionMaps { traffic: nothing(), budget: nothing() },
         sensitivity: vec![],
         layer_latency: vec![],
         profile: ProfileUsed {
             origin: "profile.json".into(),
             device: "made-up <device> & co".into(),
-            source: Source::Transferred,
+            engine: "none".into(),
+            operations: vec![OperationSource {
+                operation: "routed experts".into(),
+                source: Source::Transferred,
+                from: "measured by this program on <x>".into(),
+            }],
             dtype: "bf16".into(),
             measured_utc: Some("2026-01-02T03:04:05Z".into()),
             cells: Some(120),
@@ -130,7 +148,7 @@ fn candidate(experts: usize, kind: CandidateKind, index: f64, step: f64) -> Cand
     let train_usd = 4e5 / (1.0 + index) * (1.0 + 0.2 * step);
     let serve = (experts < 32).then_some(0.5 - 0.1 * index - 0.05 * step);
     let best = kind == CandidateKind::OverTrained;
-    let around = |v: f64| Interval { lo: v * 0.8, hi: v * 1.25 };
+    let around = |v: f64| Interval { lo: v * 0.8, hi: v * 1.25, share: 1.0 };
     let total_usd = serve.filter(|_| best).map(|s| train_usd + s * 1e6);
     Candidate {
         experts,
@@ -141,6 +159,10 @@ fn candidate(experts: usize, kind: CandidateKind, index: f64, step: f64) -> Cand
         n_total: 1e10 * (1.0 + 2.0 * index),
         hidden_size: 4096,
         num_layers: 32,
+        num_heads: 32,
+        num_kv_heads: 32,
+        moe_intermediate_size: 12288,
+        config: best.then(|| format!("config_e{experts}.json")),
         tokens: 2e11 * (1.0 + 3.0 * step),
         tokens_per_param: 20.0 * (1.0 + index + step) * (1.0 + 3.0 * step),
         loss_nats: if step == 0.0 { 2.05 + 0.02 * index } else { 2.1234 },
@@ -157,6 +179,9 @@ fn candidate(experts: usize, kind: CandidateKind, index: f64, step: f64) -> Cand
         output_tokens_per_s_per_gpu: serve.map(|_| 900.0),
         gpus: serve.map(|_| 16),
         gpus_per_replica: serve.map(|_| 2),
+        layout: serve.map(|_| Layout::tensor(2)),
+        requests_per_s_per_replica: serve.map(|_| 3.5),
+        serve_usd_per_million_output_tokens_at_scale: serve.filter(|_| best).map(|s| 0.97 * s),
         batch: serve.map(|_| 31.5),
         utilisation: serve.map(|_| 0.87),
         tpot_ms: serve.map(|_| 18.25),
@@ -170,7 +195,8 @@ fn candidate(experts: usize, kind: CandidateKind, index: f64, step: f64) -> Cand
             saved_usd_per_million_output_tokens: serve.map(|_| 0.05),
             pays_from_output_tokens: serve.map(|_| train_usd / 0.3 * 1e6),
         }),
-        p_best: best.then_some(if experts == 4 { 0.71 } else { 0.145 }),
+        p_best: best.then_some(if experts == 4 { 0.71 } else { 0.095 }),
+        p_best_at_scale: best.then_some(if experts == 4 { 0.69 } else { 0.155 }),
         binding: serve.map(|_| Binding::WeightStream),
         latency_source: serve.map(|_| Source::Transferred),
         infeasible: serve.is_none().then(|| "weights do not fit".into()),
@@ -249,6 +275,7 @@ fn map(x_label: &str, y_label: &str, here: (f64, f64)) -> DecisionMap {
             .collect(),
         x,
         y,
+        last_is_at_scale: false,
         here,
     }
 }
@@ -321,8 +348,10 @@ fn filled(
             *field = number();
         }
         c.serve_usd_per_million_output_tokens = flag().then(&mut number);
-        c.serve_usd_interval = flag().then(|| Interval { lo: number(), hi: number() });
-        c.train_usd_interval = flag().then(|| Interval { lo: number(), hi: number() });
+        c.serve_usd_interval =
+            flag().then(|| Interval { lo: number(), hi: number(), share: number() });
+        c.train_usd_interval =
+            flag().then(|| Interval { lo: number(), hi: number(), share: number() });
         c.total_usd = flag().then(&mut number);
         c.utilisation = flag().then(&mut number);
         c.tpot_ms = flag().then(&mut number);
@@ -331,7 +360,7 @@ fn filled(
     for change in &mut report.crossovers {
         (change.from_experts, change.to_experts) = (experts(), experts());
         change.lifetime_tokens = number();
-        change.interval = flag().then(|| Interval { lo: number(), hi: number() });
+        change.interval = flag().then(|| Interval { lo: number(), hi: number(), share: number() });
     }
     for curve in &mut report.total_cost {
         curve.experts = experts();

@@ -8,6 +8,8 @@ use crate::units::{Tokens, Usd, UsdPerMillionTokens, count};
 const CLEAR: f64 = 0.5;
 /// The law's listed runs end at this many training tokens per active parameter.
 const LISTED_TOKENS_PER_PARAM: f64 = 73.0;
+/// Shares of draws below this are not told.
+const SHOWN: f64 = 0.005;
 /// Beyond this factor outside its fitted range a law's answer is named as far outside.
 const FAR_OUTSIDE: f64 = 10.0;
 
@@ -20,6 +22,12 @@ pub fn sentences(report: &RankReport, lifetime: f64) -> Vec<String> {
         return Vec::new();
     };
     let mut lines = vec![verdict(first, &best, lifetime)];
+    if report.p_none >= SHOWN {
+        lines.push(format!(
+            "In {:.0}% of the draws none of these models reaches the loss and keeps the service level.",
+            100.0 * report.p_none
+        ));
+    }
     lines.extend(trade(&best));
     if let Some(binding) = first.binding {
         lines.push(format!("{}: {}.", binding.label(), regime(binding)));
@@ -127,6 +135,17 @@ pub fn warnings(report: &RankReport) -> Vec<String> {
         .collect();
     if !far.is_empty() {
         lines.push(format!("far outside the law's fitted range: {}", far.join(", ")));
+    }
+    let partial: Vec<String> = best()
+        .filter_map(|c| Some((c, c.total_usd_interval?)))
+        .filter(|(_, i)| i.share < 1.0 - SHOWN)
+        .map(|(c, i)| format!("{} {:.0}%", name(c.experts), 100.0 * i.share))
+        .collect();
+    if !partial.is_empty() {
+        lines.push(format!(
+            "intervals rest on the draws in which the model can be had: {}",
+            partial.join(", ")
+        ));
     }
     if best().any(|c| c.latency_source == Some(Source::Roofline)) {
         lines.push(

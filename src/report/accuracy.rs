@@ -200,9 +200,8 @@ mod tests {
     fn a_page_of_nothing_is_still_a_page_and_cells_cannot_break_it() {
         let way =
             Way { name: "Zero-shot", how: "Defaults.", rows: Vec::new(), summary: summarise(&[]) };
-        let tables = [("moe.csv".to_owned(), 3)];
-        let page = page("p.csv", &tables, &[way], &[], &[("a|b\nc".into(), 2)]);
-        assert!(page.contains("`moe.csv` (3 rows)"), "{page}");
+        let page = page("p.csv", "moe.mft", &[way], &[], &[("a|b\nc".into(), 2)]);
+        assert!(page.contains("come from moe.mft."), "{page}");
         assert!(page.contains("| **all** | 0 | 0 | 0 | - |"), "{page}");
         assert!(page.contains("| 2 | a\\|b c |"), "{page}");
     }

@@ -13,7 +13,9 @@ pub(super) fn decision_map(map: &DecisionMap) -> String {
             let chance = map.p_best.get(j).and_then(|row| row.get(i)).copied().unwrap_or(0.0);
             let winner = winner.map_or_else(String::new, |w| w.to_string());
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "{x:e},{y:e},{winner},{chance}");
+            let at_scale = map.last_is_at_scale && i + 1 == map.x.len();
+            let x = if at_scale { "at scale".to_owned() } else { format!("{x:e}") };
+            let _ = writeln!(text, "{x},{y:e},{winner},{chance}");
         }
     }
     text

@@ -50,11 +50,13 @@ pub(super) fn best(report: &RankReport) -> Table {
         ],
         strong: strongest(&best),
         rows: best.iter().map(|c| best_row(c)).collect(),
-        note: Some(
-            "$/M out: all serving dollars on output tokens; util: mean output rate over the highest \
-             rate that the service level allows; P(best): cheapest in total cost."
-                .into(),
-        ),
+        note: Some(format!(
+            "Costs count {}. $/M out: all serving dollars on output tokens; util: mean output rate \
+             over the highest rate that the service level allows; P(best): cheapest in total cost of \
+             these models; P(none of them can be had): {:.2}.",
+            report.basis.label(),
+            report.p_none
+        )),
     }
 }
 

@@ -50,9 +50,9 @@ impl EngineCosts {
         Self {
             kernel_factor: 1.0,
             arithmetic_factor: 1.35,
-            step_s: 0.5e-3,
-            layer_s: 20e-6,
-            sequence_s: 10e-6,
+            step_s: 0.25e-3,
+            layer_s: 5e-6,
+            sequence_s: 3e-6,
             request_s: 20e-3,
             launch_s: 150e-6,
             decode_launch_s: 5e-6,

@@ -1,17 +1,64 @@
-//! One ranking question for tests and benches: H100 as a roofline, five expert counts.
+//! One ranking question for tests and benches: H100 as a roofline of round constants, five expert
+//! counts.
 
-use moe_frontier::latency::{RooflineModel, Source};
+#![allow(dead_code, reason = "each test is a crate of its own and uses a part of this file")]
+
+use std::sync::Arc;
+
+use moe_frontier::Result;
+use moe_frontier::config::{DType, DeviceSpec};
+use moe_frontier::latency::{
+    Absent, Answer, Latency, LatencyModel, MlaPart, Operation, Query, Source,
+};
+use moe_frontier::law::ExpertScaling;
 use moe_frontier::plan::inputs::{
     Demand, Lifetime, Limits, Ranges, RankInputs, ServingDevice, Target,
 };
-use moe_frontier::plan::outcome::ProfileUsed;
-use moe_frontier::plan::rank::Provenance;
-use moe_frontier::serving::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
+use moe_frontier::plan::outcome::{ProfileUsed, RankReport};
+use moe_frontier::plan::rank::{Provenance, rank};
+use moe_frontier::serving::{EngineCosts, Lengths, MemoryBudget, ServiceLevel, TrainingPrice};
 use moe_frontier::units::{Bytes, Flops, FlopsPerSecond, Seconds, UsdPerHour};
+use moe_frontier::workload::RoutingKind;
 
-/// H100 as a roofline: 0.8 of 3.35 TB/s, 0.5 of 989 TFLOP/s, 60 us a layer and step.
-pub(crate) fn h100() -> RooflineModel {
-    RooflineModel::new(3.35e12, 989e12, 0.8, 0.5, 60e-6).expect("valid constants")
+/// Read rate: 0.8 of 3.35 TB/s.
+pub(crate) const READ: f64 = 0.8 * 3.35e12;
+/// Arithmetic: 0.5 of 989 TFLOP/s.
+pub(crate) const ARITHMETIC: f64 = 0.5 * 989e12;
+/// Fixed time of a layer and step.
+pub(crate) const LAYER: f64 = 60e-6;
+/// All-reduce: fixed time and rate.
+pub(crate) const LINK: (f64, f64) = (5e-6, 200e9);
+
+/// H100 as a roofline of round constants.
+#[derive(Clone, Copy)]
+pub(crate) struct Sketch;
+
+impl LatencyModel for Sketch {
+    fn answer(&self, query: &Query) -> Answer {
+        let (bytes, flops) = match query {
+            Query::Moe(q) => (q.weight_bytes(), q.flops()),
+            Query::Gemm(q) => (q.n as f64 * q.k as f64 * 2.0, q.flops()),
+            Query::Attention(q) => (q.bytes(), q.flops()),
+            Query::Mla(MlaPart::Core, q) => (q.core_bytes(), q.core_flops()),
+            Query::Mla(..) => return Err(Absent::Operation),
+            Query::Collective(q) => {
+                let value = Seconds(LINK.0 + q.bytes / LINK.1);
+                return Ok(Latency { value, source: Source::Roofline, ..Latency::ZERO });
+            }
+            Query::Exchange(q) => {
+                let value = Seconds(2.0 * LINK.0 + q.bytes() / LINK.1);
+                return Ok(Latency { value, source: Source::Roofline, ..Latency::ZERO });
+            }
+        };
+        let value = Seconds((bytes / READ).max(flops / ARITHMETIC));
+        let arithmetic = if flops / ARITHMETIC > bytes / READ { 1.0 } else { 0.0 };
+        let log_sigma = 0.18;
+        Ok(Latency { value, log_sigma, arithmetic, source: Source::Roofline, ..Latency::ZERO })
+    }
+
+    fn provenance(&self, _: Operation) -> Option<String> {
+        Some("round constants".into())
+    }
 }
 
 /// The question behind the table of the ranking's design: equal loss at 1e23 FLOPs, 100 requests/s.
@@ -21,16 +68,17 @@ pub(crate) fn inputs() -> RankInputs {
         target: Target::Budget { budget: Flops(1e23), experts: 4 },
         limits: Limits { max_tokens_per_param: 414.0, max_train_factor: 3.5 },
         lengths: Lengths { input: 1000.0, output: 1000.0 },
-        prefill_chunk: 2048.0,
-        demand: Demand::Rate(100.0),
+        demand: Demand { rate: Some(100.0), utilisation: 1.0 },
         level: ServiceLevel { tpot: Some(Seconds::from_ms(20.0)), ttft: None },
         max_serve: None,
         lifetime: Lifetime::Tokens(1e12),
         device: ServingDevice {
+            spec: DeviceSpec::load("h100").expect("a preset"),
             memory: MemoryBudget { device: Bytes(80e9), usable_share: 0.9, reserve: Bytes(3.5e9) },
             price: UsdPerHour(1.69),
             replica_sizes: vec![1, 2, 4, 8],
-            link: Link { latency: Seconds(5e-6), bytes_per_s: 200e9 },
+            wide_sizes: Vec::new(),
+            costs: EngineCosts::bare(LAYER),
         },
         training: TrainingPrice {
             peak: FlopsPerSecond(989e12),
@@ -38,15 +86,17 @@ pub(crate) fn inputs() -> RankInputs {
             price: UsdPerHour(1.69),
             overhead: 0.0,
         },
-        weight_bits: 16.0,
-        expert_bits: 16.0,
+        expert_dtype: DType::Bf16,
+        expert_bits: None,
+        dense_dtype: DType::Bf16,
+        routing: RoutingKind::Uniform,
         kv_group: 1.0,
         ranges: Ranges {
             mfu: (0.3, 0.5),
             price: (0.8, 1.25),
             zipf: 0.5,
-            dense_log_sigma: 0.1,
-            overhead_log_sigma: 0.2,
+            shared_log_sigma: 0.1,
+            own_log_sigma: 0.1,
             loss_sigma: 0.004,
         },
         draws: 300,
@@ -60,14 +110,15 @@ pub(crate) fn provenance() -> Provenance {
         profile: ProfileUsed {
             origin: "test".into(),
             device: "H100 roofline".into(),
-            source: Source::Roofline,
+            engine: "none".into(),
+            operations: Vec::new(),
             dtype: "bf16".into(),
             measured_utc: None,
             cells: None,
             noise_floor_rel: None,
             transfer_error_rel: None,
-            read_bytes_per_s: 0.8 * 3.35e12,
-            gemm_flops_per_s: 0.5 * 989e12,
+            read_bytes_per_s: READ,
+            gemm_flops_per_s: ARITHMETIC,
         },
         law_id: "ludziejewski2025".into(),
         law_source: "arXiv 2502.05172".into(),
@@ -75,4 +126,14 @@ pub(crate) fn provenance() -> Provenance {
         assumptions: Vec::new(),
         warnings: Vec::new(),
     }
+}
+
+/// The answer to a question under a law.
+///
+/// # Errors
+/// As [`rank`].
+pub(crate) fn report(law: &dyn ExpertScaling, inputs: &RankInputs) -> Result<RankReport> {
+    let sketch = Arc::new(Sketch) as Arc<dyn LatencyModel>;
+    let origin = |operation: Operation, _: u8| Sketch.provenance(operation);
+    Ok(rank(law, (sketch, &origin), inputs, provenance())?.report)
 }

@@ -1,11 +1,13 @@
-//! Recorded kernel tables and measured servers, for the tests and benches of the serving model.
+//! Shipped kernel tables and measured servers, for the tests and benches of the serving model.
 
 #![allow(dead_code, reason = "each test is a crate of its own and uses a part of this file")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use moe_frontier::latency::tables::engine_tables::EngineTables;
-use moe_frontier::latency::tables::import;
+use moe_frontier::config::DeviceSpec;
+use moe_frontier::latency::tables::{self, TablesModel};
+use moe_frontier::latency::{LatencyModel, RooflineModel, Stack};
 
 /// The folder of recorded data, or `None` with a loud note.
 pub(crate) fn data() -> Option<PathBuf> {
@@ -18,19 +20,26 @@ pub(crate) fn data() -> Option<PathBuf> {
     None
 }
 
-/// Every kernel table of the H100 in that folder.
+/// What commands use by default: the device's shipped tables, then its roofline.
 ///
-/// # Panics
-/// When a table cannot be read.
-pub(crate) fn tables(folder: &Path) -> EngineTables {
-    let files = [
-        "moe_perf_h100_vllm_0.24.0.parquet",
-        "moe_bf16_h100.csv",
-        "gemm_bf16_h100.csv",
-        "attention_bf16_hd128_h100.csv",
-        "custom_allreduce_h100_vllm_0.24.0.csv",
-        "nccl_h100_2.29.2.csv",
-    ]
-    .map(|name| folder.join("aiconfigurator").join(name));
-    import::aiconfigurator(&files, "test").expect("recorded tables are read")
+/// # Errors
+/// When the shipped tables are damaged or the device has no published peaks.
+pub(crate) fn shipped(
+    device: &DeviceSpec,
+    engine: &str,
+) -> moe_frontier::Result<Arc<dyn LatencyModel>> {
+    let mut models: Vec<Arc<dyn LatencyModel>> = Vec::new();
+    if let Some(tables) = tables::shipped(device)? {
+        models.push(Arc::new(TablesModel::new(tables, device, Some(engine))?));
+    }
+    models.push(Arc::new(RooflineModel::published(device)?));
+    Ok(Arc::new(Stack::new(models)))
+}
+
+/// The device's roofline alone.
+///
+/// # Errors
+/// When the device has no published peaks.
+pub(crate) fn roofline(device: &DeviceSpec) -> moe_frontier::Result<Arc<dyn LatencyModel>> {
+    Ok(Arc::new(RooflineModel::published(device)?))
 }

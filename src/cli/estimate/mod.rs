@@ -73,7 +73,7 @@ pub struct EstimateArgs {
     pub osl: f64,
     /// Dollars per device and hour, or a published tier; by default the device's first published
     /// price.
-    #[arg(long, value_name = "USD|tier:NAME")]
+    #[arg(long, value_name = "USD|tier:NAME", value_parser = crate::cli::parse::price)]
     pub price: Option<String>,
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::cli::parse::{CountList, count_list, duration, non_negative, quantity, share};
+use crate::cli::parse::{CountList, count_list, duration, non_negative, price, quantity, share};
 use crate::cli::profile::ProfileArgs;
 use crate::units::Seconds;
 use crate::workload::RoutingKind;
@@ -97,7 +97,7 @@ pub struct RankArgs {
 
     /// Dollars per serving device and hour, or a published tier [default: the device's first
     /// published price].
-    #[arg(long, value_name = "USD|tier:NAME", help_heading = "Money")]
+    #[arg(long, value_name = "USD|tier:NAME", value_parser = price, help_heading = "Money")]
     pub price: Option<String>,
     /// Device that trains [default: h100].
     #[arg(long, help_heading = "Money")]

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use crate::Result as Fallible;
     use crate::config::preset;
-    use crate::latency::KernelTimes;
+    use crate::latency::{LatencyModel, RooflineModel};
 
     fn inputs(rate: f64) -> SizeInputs {
         let device = DeviceSpec::load("h100").unwrap();
@@ -146,6 +146,7 @@ mod tests {
             devices: vec![(device, price)],
             engine: "vllm".into(),
             costs: EngineCosts::of("vllm"),
+            routing: Arc::new(LoadModel::uniform(8, 2).unwrap()),
             lengths: Lengths { input: 1000.0, output: 200.0 },
             spread: Spread::Geometric,
             trace: None,
@@ -161,8 +162,9 @@ mod tests {
     }
 
     fn run(inputs: &SizeInputs) -> Fallible<SizeAnswer> {
-        let times = KernelTimes::new(None, &inputs.devices[0].0, &inputs.engine).unwrap();
-        size(inputs, &|_| Ok(&times))
+        size(inputs, &|device, _| {
+            Ok(Arc::new(RooflineModel::published(device)?) as Arc<dyn LatencyModel>)
+        })
     }
 
     #[test]

@@ -39,6 +39,9 @@ fn draw(map: &DecisionMap, title: &str, subtitle: &str, looks: &Looks) -> Scene 
     let grid = Grid { map, panel: &panel, x: x_edges, y: y_edges };
     grid.cells(&mut scene, looks);
     grid.borders(&mut scene);
+    if map.last_is_at_scale {
+        grid.at_scale(&mut scene);
+    }
     grid.names(&mut scene, looks);
     panel.frame(&mut scene);
     if map.winner.iter().flatten().all(Option::is_none) {
@@ -65,6 +68,16 @@ impl Grid<'_> {
     fn chance(&self, column: usize, row: usize) -> f64 {
         let rows = &self.map.p_best;
         rows.get(row).and_then(|r| r.get(column)).copied().unwrap_or(0.0)
+    }
+
+    /// A dashed line before the last column, which is the limit of a large fleet, with its name.
+    fn at_scale(&self, scene: &mut Scene) {
+        let [.., left, right] = self.x[..] else { return };
+        let (low, high) = (self.y[0], self.y[self.y.len() - 1]);
+        let (from, to) = (self.panel.at(left, low), self.panel.at(left, high));
+        scene.dashed(&[from, to], INK, 1.4, (6.0, 4.0));
+        let middle = f64::midpoint(from.0, self.panel.at(right, low).0);
+        scene.label((middle, to.1 - 6.0), "at scale", Style::left(SMALL, INK).right());
     }
 
     /// Every cell: column, row.

@@ -1,0 +1,145 @@
+//! `rank`, `size` and `estimate` say the same of the same deployment.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+/// The JSON document of a command that must succeed.
+fn run(args: &[&str]) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_moe-frontier")).args(args).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {errors}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}"))
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is not a number"))
+}
+
+fn same(a: &Value, b: &Value, what: &str) {
+    let (a, b) = (number(a), number(b));
+    assert!((a / b - 1.0).abs() < 1e-9, "{what}: {a} against {b}");
+}
+
+/// What `estimate` says of a deployment at a rate of one replica.
+fn estimate(model: &Path, profile: &str, layout: &Value, rate: f64) -> Value {
+    let of = |key: &str| layout[key].as_u64().unwrap().to_string();
+    let (tp, dp, ep) = (of("attention_tp"), of("attention_dp"), of("moe_ep"));
+    let (rate, model) = (format!("{rate:?}"), model.to_str().unwrap());
+    run(&[
+        "estimate",
+        "--json",
+        "--model",
+        model,
+        "--profile",
+        profile,
+        "--tp",
+        &tp,
+        "--dp",
+        &dp,
+        "--ep",
+        &ep,
+        "--rate",
+        &rate,
+        "--isl",
+        "1000",
+        "--osl",
+        "1000",
+    ])
+}
+
+fn check(profile: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let rank = run(&[
+        "rank",
+        "--json",
+        "--profile",
+        profile,
+        "--train-flops",
+        "1e22",
+        "--rate",
+        "50",
+        "--tpot",
+        "30ms",
+        "--draws",
+        "40",
+        "--out",
+        out.to_str().unwrap(),
+    ]);
+    let mut compared = 0;
+    for candidate in rank["candidates"].as_array().unwrap() {
+        let Some(config) = candidate["config"].as_str() else { continue };
+        if candidate["layout"].is_null() {
+            continue;
+        }
+        let model = out.join(config);
+        let rate = number(&candidate["requests_per_s_per_replica"]);
+        let said = estimate(&model, profile, &candidate["layout"], rate);
+        let name = format!("rank against estimate, {} experts", candidate["experts"]);
+        same(&candidate["tpot_ms"], &said["tpot_ms"], &name);
+        same(&candidate["ttft_ms"], &said["ttft_ms"], &name);
+        same(
+            &candidate["serve_usd_per_million_output_tokens"],
+            &said["usd_per_million_output_tokens_all_on_output"],
+            &name,
+        );
+        if compared == 1 {
+            sized(&model, profile);
+        }
+        compared += 1;
+    }
+    assert_eq!(compared, 5, "every expert count has a recommended model");
+}
+
+/// The plan that `size` chooses, and what `estimate` says of it.
+fn sized(model: &Path, profile: &str) {
+    let size = run(&[
+        "size",
+        "--json",
+        "--model",
+        model.to_str().unwrap(),
+        "--profile",
+        profile,
+        "--rate",
+        "50",
+        "--isl",
+        "1000",
+        "--osl",
+        "1000",
+        "--tpot-p99",
+        "60ms",
+        "--ttft-p99",
+        "4s",
+        "--requests",
+        "2000",
+    ]);
+    let replica = &size["steady_state"];
+    let layout = serde_json::json!({
+        "attention_tp": size["tensor_parallel"],
+        "attention_dp": size["data_parallel"],
+        "moe_ep": size["expert_parallel"],
+    });
+    let rate = 50.0 / number(&size["replicas"]);
+    let said = estimate(model, profile, &layout, rate);
+    same(&replica["tpot_ms"], &said["tpot_ms"], "size against estimate, TPOT");
+    same(&replica["ttft_ms"], &said["ttft_ms"], "size against estimate, TTFT");
+    same(
+        &replica["usd_per_million_output_tokens_all_on_output"],
+        &said["usd_per_million_output_tokens_all_on_output"],
+        "size against estimate, dollars",
+    );
+}
+
+#[test]
+fn commands_agree_on_published_peaks() {
+    check("roofline:h100");
+}
+
+#[test]
+fn commands_agree_on_shipped_tables() {
+    check("h100");
+}
