@@ -89,8 +89,13 @@ rank *flags:
 report ranking='out/rank.json' *flags:
     cargo run --release -- report {{ ranking }} {{ flags }}
 
-# Import the kernel tables of DATA and compare predictions with its measured servers: reports/accuracy.md
+# Make the shipped kernel tables again from the Parquet files of DATA
+[group('report')]
+tables data=env('MOE_FRONTIER_DATA', '../shared/data'):
+    cargo run --release -- import aiconfigurator {{ data }}/engine_tables/* --pack src/latency/tables/shipped
+
+# Compare predictions with measured servers, and kernel tables with their own cells: reports/accuracy.md
 [group('report')]
 accuracy data=env('MOE_FRONTIER_DATA', '../shared/data'):
-    cargo run --release -- import aiconfigurator {{ data }}/aiconfigurator/*.csv {{ data }}/aiconfigurator/*.parquet --out target/h100.tables.json --force
-    cargo run --release -- accuracy --points {{ data }}/serving_points/dev.csv --profile target/h100.tables.json --force
+    cargo run --release -- import aiconfigurator {{ data }}/engine_tables/h100_sxm {{ data }}/engine_tables/h200_sxm --out target/tables.mft --force
+    cargo run --release -- accuracy --points {{ data }}/serving_points/dev.csv --tables target/tables.h100_sxm.mft --carried-to target/tables.h200_sxm.mft --force

@@ -11,10 +11,11 @@ use crate::cli::Output;
 use crate::cli::estimate::calibrate_all;
 use crate::cli::profile::{ProfileArgs, Sources};
 use crate::files::{check_writable, write_atomic};
-use crate::plan::accuracy::{Scored, Summary, summarise};
+use crate::latency::tables::{self, errors};
+use crate::plan::accuracy::{Residuals, Scored, Summary, residuals, summarise};
 use crate::plan::calibrate;
 use crate::plan::points::{self, Point, Prediction};
-use crate::report::accuracy::{Way, page};
+use crate::report::accuracy::{Page, TableErrors, Way, page};
 use crate::serving::EngineCosts;
 
 /// Compares predictions with measured points and writes the accuracy page.
@@ -29,6 +30,12 @@ pub struct AccuracyArgs {
     /// Where latencies come from.
     #[command(flatten)]
     pub source: ProfileArgs,
+    /// Imported tables of one device, whose own errors the page shows as well.
+    #[arg(long, value_name = "FILE")]
+    pub tables: Option<PathBuf>,
+    /// Imported tables of another device, against which those are carried over.
+    #[arg(long, value_name = "FILE", requires = "tables")]
+    pub carried_to: Option<PathBuf>,
     /// Page to write.
     #[arg(long, value_name = "FILE", default_value = "reports/accuracy.md")]
     pub out: PathBuf,
@@ -44,6 +51,7 @@ struct Document<'a> {
     out: String,
     zero_shot: &'a Summary,
     cross_validated: &'a Summary,
+    residuals: Option<Residuals>,
 }
 
 /// Runs the command.
@@ -65,7 +73,17 @@ pub fn run(args: &AccuracyArgs, output: Output) -> Result<()> {
     ];
     let name = args.points.file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
     let from = kernel_times(&sources);
-    let text = page(&name, &from, &ways, &calibrations, &not_counted(&points, &zero));
+    let scored: Vec<Scored> = points.iter().zip(&zero).map(|(p, r)| (p, r.as_ref().ok())).collect();
+    let residuals = residuals(&scored);
+    let text = page(&Page {
+        points: &name,
+        latencies: &from,
+        ways: &ways,
+        residuals,
+        calibrations: &calibrations,
+        tables: &table_errors(args)?,
+        not_counted: &not_counted(&points, &zero),
+    });
     write_atomic(&args.out, text.as_bytes(), args.force)?;
     let document = Document {
         schema: "moe-frontier/accuracy",
@@ -73,6 +91,7 @@ pub fn run(args: &AccuracyArgs, output: Output) -> Result<()> {
         out: args.out.display().to_string(),
         zero_shot: &ways[0].summary,
         cross_validated: &ways[1].summary,
+        residuals,
     };
     output.result(&document, || {
         let percent = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.1} %", v * 100.0));
@@ -89,6 +108,34 @@ pub fn run(args: &AccuracyArgs, output: Output) -> Result<()> {
             .chain([format!("wrote {}\n", document.out)])
             .collect()
     })
+}
+
+/// How well imported tables answer: their own cells, each MoE shape from the others, and another
+/// device's cells.
+fn table_errors(args: &AccuracyArgs) -> Result<Vec<TableErrors<'static>>> {
+    let Some(path) = &args.tables else { return Ok(Vec::new()) };
+    let from = tables::read(path)?;
+    let mut all = vec![
+        TableErrors {
+            name: "Kernel tables: own cells",
+            how: format!("Each measured cell of {} asked of the tables that hold it.", from.device),
+            rows: errors::cell_errors(&from, &from)?,
+        },
+        TableErrors {
+            name: "Kernel tables: a MoE shape that was left out",
+            how: format!("Each MoE shape of {} answered without its own series.", from.device),
+            rows: errors::shape_errors(&from)?,
+        },
+    ];
+    if let Some(path) = &args.carried_to {
+        let truth = tables::read(path)?;
+        all.push(TableErrors {
+            name: "Kernel tables: carried to another device",
+            how: format!("Cells of {} answered from tables of {}.", truth.device, from.device),
+            rows: errors::cell_errors(&from, &truth)?,
+        });
+    }
+    Ok(all)
 }
 
 /// Where kernel times come from, in words.

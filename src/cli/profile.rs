@@ -110,11 +110,12 @@ impl Item {
     pub(crate) fn device(&self) -> Result<DeviceSpec> {
         match self {
             Self::Own { profile, .. } => Ok(device_of(profile)),
-            Self::Imported { origin, tables } => DeviceSpec::of_driver_name(&tables.device)
-                .ok_or_else(|| {
+            Self::Imported { origin, tables } => {
+                tables::tables_model::device(tables).ok_or_else(|| {
                     let reason = "its peaks are not known; name a known one with --device";
                     Error::unfit(format!("{origin}: tables of `{}`", tables.device), reason)
-                }),
+                })
+            }
             Self::Shipped(device) | Self::Roofline(device) => Ok(device.clone()),
         }
     }

@@ -93,8 +93,8 @@ pub struct SizeArgs {
     /// Where latencies come from.
     #[command(flatten)]
     pub source: ProfileArgs,
-    /// Routing of tokens over experts: uniform, zipf:S, hot:SHARE, balanced, trace:FILE, ...
-    #[arg(long, default_value = "uniform", value_name = "KIND")]
+    /// Routing of tokens over experts: uniform, zipf:S, power-law:A, hot:SHARE, balanced, trace:FILE.
+    #[arg(long, default_value = "zipf:0.8", value_name = "KIND")]
     pub routing: RoutingKind,
     /// Fit the engine's constants to a CSV of measured points first.
     #[arg(long, value_name = "FILE")]

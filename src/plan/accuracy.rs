@@ -86,6 +86,44 @@ pub fn ttft_error(row: &Scored) -> Option<f64> {
     Some((*prediction)?.served.ttft / measured - 1.0)
 }
 
+/// How far the serving model is off, split into what the rows of one model, device, engine and source
+/// share and what is left within them: robust standard deviations of ln(predicted / measured TPOT).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Residuals {
+    /// Groups with at least one row that counts.
+    pub groups: usize,
+    /// Of the groups' means about 0.
+    pub between_groups: f64,
+    /// Of rows about their group's mean.
+    pub within_groups: f64,
+}
+
+/// A median absolute deviation times this estimates a normal's standard deviation.
+const MAD_TO_SIGMA: f64 = 1.4826;
+
+/// Residuals of the rows that count; `None` without any.
+pub fn residuals(rows: &[Scored]) -> Option<Residuals> {
+    let mut groups: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for row in rows {
+        if let Some(error) = tpot_error(row) {
+            let p = row.0;
+            let name = format!("{} / {} / {} / {}", p.model, p.gpu, p.engine, p.origin);
+            groups.entry(name).or_default().push(error.ln_1p());
+        }
+    }
+    let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
+    let within = sorted(groups.values().flat_map(|v| {
+        let centre = mean(v);
+        v.iter().map(move |r| r - centre)
+    }));
+    let between = sorted(groups.values().map(|v| mean(v)));
+    Some(Residuals {
+        groups: groups.len(),
+        between_groups: MAD_TO_SIGMA * quantile(&between, 0.5)?,
+        within_groups: MAD_TO_SIGMA * quantile(&within, 0.5)?,
+    })
+}
+
 fn output_rate_error(row: &Scored) -> Option<f64> {
     let (point, prediction) = row;
     let measured = point.measured.output_rate?;

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use crate::plan::points::{self, LatencyOf, Point, Prediction, uniform_load};
+use crate::plan::points::{self, LatencyOf, Point, Prediction, typical_load};
 use crate::serving::{EngineCosts, Layers, StepLoad, Traffic};
 use crate::stats::Z95;
 use crate::{Error, Result};
@@ -146,7 +146,7 @@ fn observe(
     let neutral = EngineCosts { kernel_factor: 1.0, arithmetic_factor: 1.0, ..costs.clone() }
         .on(&point.engine, &setup.device);
     let latency = latency(&setup.device, &point.engine)?;
-    let routing = uniform_load(setup.model.num_experts, setup.model.top_k)?;
+    let routing = typical_load(setup.model.num_experts, setup.model.top_k)?;
     let deployment = points::deployment(setup, &neutral, latency.as_ref(), &routing);
     let steps = match deployment.steps(batch.max(1.0), &setup.lengths) {
         Ok(steps) => steps,

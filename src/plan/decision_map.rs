@@ -71,7 +71,8 @@ pub fn traffic(
 }
 
 /// Winners over training budget and limit on TPOT, around the reference budget and `tpot`. The
-/// user's own column has all candidates and `worlds`' draws, the others a coarser lattice.
+/// user's own column has all candidates and its own cell, `headline`, all draws; the others have a
+/// coarser lattice and fewer draws.
 ///
 /// # Errors
 /// Whatever the law or the latency model refuses.
@@ -79,19 +80,21 @@ pub fn budget(
     book: &Book,
     market: &Market,
     inputs: &RankInputs,
-    (tpot, draws): (Seconds, &[Draw]),
+    (tpot, draws, headline): (Seconds, &[Draw], Cell),
 ) -> Result<DecisionMap> {
     let own = market.reference.budget.0;
     let (x, y) = (BUDGETS.around(own), TPOTS.around(tpot.as_ms()));
-    let middle = x.len() / 2;
+    let (middle, few) = (x.len() / 2, &draws[..draws.len().min(BUDGET_DRAWS)]);
     let columns = x
         .par_iter()
         .enumerate()
         .map(|(i, &flops)| {
             if i == middle {
-                return Ok(column(market, inputs, &y, draws));
+                let mut own = column(market, inputs, &y, few);
+                let here = own.len() / 2;
+                own[here] = headline;
+                return Ok(own);
             }
-            let few = &draws[..draws.len().min(BUDGET_DRAWS)];
             let experts = inputs.target.base_experts();
             let target = Target::Budget { budget: Flops(flops), experts };
             let inputs = RankInputs { target, ..inputs.clone() };
@@ -135,9 +138,10 @@ pub fn lifetime(inputs: &RankInputs, reference: &Reference) -> f64 {
 }
 
 /// Expert count whose recommended candidate is cheapest, and its probability.
-type Cell = (Option<usize>, f64);
+pub type Cell = (Option<usize>, f64);
 
-fn cell(market: &Market, nominal: &CostTable, tables: &[CostTable], lifetime: f64) -> Cell {
+/// The cell of one setting.
+pub fn cell(market: &Market, nominal: &CostTable, tables: &[CostTable], lifetime: f64) -> Cell {
     let best = best_of_families(market, nominal, lifetime);
     let Some(family) = winner(&best) else { return (None, 0.0) };
     let shares = win_shares(market, &best, tables, lifetime);

@@ -15,6 +15,7 @@ use crate::serving::{
     Breakdown, Deployment, EngineCosts, Layout, Lengths, LoadModel, MemoryBudget, Served, Traffic,
 };
 use crate::units::Seconds;
+use crate::workload::RoutingKind;
 use crate::{Error, Result};
 
 /// `InferenceX` draws lengths evenly from 80-100 % of the nominal ones.
@@ -329,7 +330,7 @@ pub fn predict(
     costs: &EngineCosts,
     latency: &dyn LatencyModel,
 ) -> Result<Prediction> {
-    let routing = uniform_load(setup.model.num_experts, setup.model.top_k)?;
+    let routing = typical_load(setup.model.num_experts, setup.model.top_k)?;
     let deployment = deployment(setup, costs, latency, &routing);
     deployment.validate()?;
     let served = deployment.serve(&setup.traffic, &setup.lengths)?;
@@ -355,11 +356,11 @@ pub fn deployment<'a>(
     }
 }
 
-/// Uniform routing over some experts, sampled once in a process.
+/// Typical routing over some experts, sampled once in a process.
 ///
 /// # Errors
 /// [`Error::Usage`] unless `1 <= top_k <= experts`.
-pub fn uniform_load(experts: usize, top_k: usize) -> Result<Arc<LoadModel>> {
+pub fn typical_load(experts: usize, top_k: usize) -> Result<Arc<LoadModel>> {
     type Known = Mutex<HashMap<(usize, usize), Arc<LoadModel>>>;
     static KNOWN: OnceLock<Known> = OnceLock::new();
     let mut known =
@@ -367,7 +368,7 @@ pub fn uniform_load(experts: usize, top_k: usize) -> Result<Arc<LoadModel>> {
     if let Some(load) = known.get(&(experts, top_k)) {
         return Ok(Arc::clone(load));
     }
-    let load = Arc::new(LoadModel::uniform(experts, top_k)?);
+    let load = Arc::new(LoadModel::new(&RoutingKind::TYPICAL, experts, top_k)?);
     known.insert((experts, top_k), Arc::clone(&load));
     Ok(load)
 }

@@ -89,7 +89,7 @@ pub fn rank(
     let (candidates, p_none) = question.candidates(&costs, &best)?;
     let offset = candidates.len() - market.entries.len();
     let operations = question.operations(winning_entry, origin)?;
-    let maps = question.maps(&candidates[offset + winning_entry], &costs.worlds, &drawn)?;
+    let maps = question.maps(&candidates[offset + winning_entry], &costs, &drawn)?;
     let models = best
         .iter()
         .flatten()
@@ -295,8 +295,10 @@ impl Question<'_> {
             .collect())
     }
 
-    fn maps(&self, winning: &Candidate, worlds: &[World], drawn: &[Draw]) -> Result<DecisionMaps> {
-        let inputs = self.inputs;
+    fn maps(&self, winning: &Candidate, costs: &AllCosts, drawn: &[Draw]) -> Result<DecisionMaps> {
+        let (inputs, worlds) = (self.inputs, &costs.worlds);
+        let headline =
+            decision_map::cell(self.market, &costs.nominal, &costs.tables, self.lifetime);
         // Without a rate the map is drawn around what one replica carries.
         let one = winning.requests_per_s_per_replica.unwrap_or(1.0);
         let rate = inputs.demand.rate.unwrap_or(one);
@@ -304,7 +306,7 @@ impl Question<'_> {
         let tpot = tpot.unwrap_or(Seconds(0.1));
         Ok(DecisionMaps {
             traffic: decision_map::traffic(self.market, worlds, inputs, (rate, self.lifetime)),
-            budget: decision_map::budget(self.book, self.market, inputs, (tpot, drawn))?,
+            budget: decision_map::budget(self.book, self.market, inputs, (tpot, drawn, headline))?,
         })
     }
 }

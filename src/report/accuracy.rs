@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::plan::accuracy::{Errors, Scored, Summary, tpot_error, ttft_error};
+use crate::latency::tables::errors::ErrorRow;
+use crate::plan::accuracy::{Errors, Residuals, Scored, Summary, tpot_error, ttft_error};
 use crate::plan::calibrate::Calibration;
 use crate::units::Seconds;
 
@@ -21,35 +22,96 @@ pub struct Way<'a> {
     pub summary: Summary,
 }
 
-/// The page. `latencies` names where kernel times come from.
-pub fn page(
-    points: &str,
-    latencies: &str,
-    ways: &[Way],
-    calibrations: &[Calibration],
-    not_counted: &[(String, usize)],
-) -> String {
+/// Errors of answers from kernel tables against measured cells.
+pub struct TableErrors<'a> {
+    /// Heading.
+    pub name: &'a str,
+    /// What was predicted from what, as one sentence.
+    pub how: String,
+    /// By table, engine and format; the first of each table is all of it.
+    pub rows: Vec<ErrorRow>,
+}
+
+/// What the page shows.
+pub struct Page<'a> {
+    /// Name of the file of points.
+    pub points: &'a str,
+    /// Where kernel times come from.
+    pub latencies: &'a str,
+    /// Ways of predicting the same rows.
+    pub ways: &'a [Way<'a>],
+    /// Error of the serving model by group, zero-shot.
+    pub residuals: Option<Residuals>,
+    /// Fitted constants.
+    pub calibrations: &'a [Calibration],
+    /// Errors of the kernel tables themselves.
+    pub tables: &'a [TableErrors<'a>],
+    /// Rows that count nowhere, by reason.
+    pub not_counted: &'a [(String, usize)],
+}
+
+/// The page as Markdown.
+pub fn page(page: &Page) -> String {
     let mut text = String::from("# Accuracy of the serving model\n\n");
     let _ = writeln!(
         text,
-        "Every row of `{points}`, predicted and compared. Errors are of the time per output token \
-(TPOT) and of the time to first token (TTFT), relative to the measured value. Rows with a quality \
-flag and overloaded rows (less than 90 % of the offered rate completed) do not count; they are \
-listed below by reason.\n"
+        "Every row of `{}`, predicted and compared. Errors are of the time per output token (TPOT) and \
+of the time to first token (TTFT), relative to the measured value. Rows with a quality flag and \
+overloaded rows (less than 90% of the offered rate completed) do not count; they are listed below by \
+reason.\n\nKernel times come from {}.\n",
+        page.points, page.latencies
     );
-    let _ = writeln!(text, "Kernel times come from {latencies}.\n");
-    for way in ways {
+    for way in page.ways {
         let _ = writeln!(text, "## {}\n\n{}\n", way.name, way.how);
         table(&mut text, &way.summary);
         worst(&mut text, &way.rows);
     }
-    constants(&mut text, calibrations);
-    limits(&mut text, ways);
+    if let Some(r) = page.residuals {
+        let _ = writeln!(
+            text,
+            "## What draws use\n\nRobust standard deviations of ln(predicted / measured TPOT), zero-shot: \
+{:.3} between {} groups of one model, device, engine and source, {:.3} within them. `rank` draws the first \
+once for all candidates and the second for each expert count; `estimate` adds both to the spread of its \
+latencies.\n",
+            r.between_groups, r.groups, r.within_groups
+        );
+    }
+    constants(&mut text, page.calibrations);
+    limits(&mut text, page.ways);
+    for errors in page.tables {
+        kernel_tables(&mut text, errors);
+    }
     text.push_str("## Rows that do not count\n\n| rows | reason |\n|---|---|\n");
-    for (reason, rows) in not_counted {
+    for (reason, rows) in page.not_counted {
         let _ = writeln!(text, "| {rows} | {} |", cell(reason));
     }
     text
+}
+
+fn kernel_tables(text: &mut String, errors: &TableErrors) {
+    let _ = writeln!(text, "## {}\n\n{}\n", errors.name, errors.how);
+    text.push_str(
+        "| table | engine | format | cells | no answer | mean | median | p90 | within 10% | bias |\n\
+         |---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    let percent = |v: f64| format!("{:.1}%", 100.0 * v);
+    for r in &errors.rows {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            r.table,
+            r.engine,
+            r.format,
+            r.cells,
+            r.unanswered,
+            percent(r.mean),
+            percent(r.median),
+            percent(r.p90),
+            percent(r.within_10_percent),
+            percent(r.bias)
+        );
+    }
+    text.push('\n');
 }
 
 fn table(text: &mut String, summary: &Summary) {
@@ -200,7 +262,15 @@ mod tests {
     fn a_page_of_nothing_is_still_a_page_and_cells_cannot_break_it() {
         let way =
             Way { name: "Zero-shot", how: "Defaults.", rows: Vec::new(), summary: summarise(&[]) };
-        let page = page("p.csv", "moe.mft", &[way], &[], &[("a|b\nc".into(), 2)]);
+        let page = page(&Page {
+            points: "p.csv",
+            latencies: "moe.mft",
+            ways: &[way],
+            residuals: None,
+            calibrations: &[],
+            tables: &[],
+            not_counted: &[("a|b\nc".into(), 2)],
+        });
         assert!(page.contains("come from moe.mft."), "{page}");
         assert!(page.contains("| **all** | 0 | 0 | 0 | - |"), "{page}");
         assert!(page.contains("| 2 | a\\|b c |"), "{page}");

@@ -44,8 +44,10 @@ pub struct StepCurve {
     batch: Vec<f64>,
     /// Mean step at each batch.
     steps: Vec<Breakdown>,
+    /// The same as plain numbers: a ranking scales them millions of times.
+    rows: Vec<Row>,
     /// A prompt's own step at each batch.
-    prompts: Vec<Breakdown>,
+    prompts: Vec<Row>,
     prefill: Prefill,
     lengths: Lengths,
 }
@@ -77,9 +79,10 @@ impl StepCurve {
         let mut prompts = Vec::with_capacity(batch.len());
         for &b in &batch {
             steps.push(deployment.steps(b, lengths)?.mean());
-            prompts.push(deployment.prompt_step(b, lengths)?);
+            prompts.push(Row::of(&deployment.prompt_step(b, lengths)?));
         }
-        Ok(Self { batch, steps, prompts, prefill, lengths: *lengths })
+        let rows = steps.iter().map(Row::of).collect();
+        Ok(Self { batch, steps, rows, prompts, prefill, lengths: *lengths })
     }
 
     /// The memory's cap on sequences.
@@ -89,14 +92,17 @@ impl StepCurve {
 
     /// Step time at a batch inside the grid, with the parts scaled.
     pub fn step_time(&self, batch: f64, factors: &StepFactors) -> Seconds {
-        self.between(&self.steps, batch, factors)
+        self.between(&self.rows, batch, factors)
     }
 
     /// Linear between the grid points around `batch`.
-    fn between(&self, steps: &[Breakdown], batch: f64, factors: &StepFactors) -> Seconds {
+    fn between(&self, steps: &[Row], batch: f64, factors: &StepFactors) -> Seconds {
         let (i, share) = self.locate(batch);
-        let low = scaled(&steps[i], factors);
-        let high = steps.get(i + 1).map_or(low, |s| scaled(s, factors));
+        let low = steps[i].scaled(factors);
+        if share <= 0.0 {
+            return low;
+        }
+        let high = steps.get(i + 1).map_or(low, |s| s.scaled(factors));
         low + (high - low) * share
     }
 
@@ -141,12 +147,15 @@ impl StepCurve {
         if !(tpot.is_finite() && tpot.0 > 0.0) {
             return None;
         }
-        let own = self.between(&self.prompts, batch, factors);
         let requests_per_s = batch / (tpot.0 * self.lengths.decodes());
         Some(Operation {
             batch,
             tpot,
-            ttft: self.prefill.first_token(batch, tpot, own),
+            ttft: self.prefill.first_token(
+                batch,
+                tpot,
+                self.between(&self.prompts, batch, factors),
+            ),
             requests_per_s,
             output_rate: TokensPerSecond(requests_per_s * self.lengths.output),
         })
@@ -183,17 +192,39 @@ fn better(a: Operation, b: Operation) -> Operation {
     if b.requests_per_s > a.requests_per_s { b } else { a }
 }
 
-/// A step with its parts scaled; no kernel beats the device's peaks.
-fn scaled(step: &Breakdown, factors: &StepFactors) -> Seconds {
-    let skewed = step.moe_skewed.seconds;
-    let moe = step.moe.seconds;
-    let experts = if skewed > 0.0 { moe + factors.skew * (skewed - moe) } else { moe };
-    let experts = (experts * factors.experts * factors.step).max(step.moe.floor_s);
-    let others: f64 = [&step.dense, &step.attention, &step.communication]
-        .into_iter()
-        .map(|p| (p.seconds * factors.step).max(p.floor_s))
-        .sum();
-    Seconds(experts + others + step.overhead_s * factors.step)
+/// The seconds of a step that factors apply to.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    moe: f64,
+    /// What the far end of the range of skew adds to the routed experts.
+    skew: f64,
+    moe_floor: f64,
+    /// Dense, attention, communication, and their floors.
+    others: [(f64, f64); 3],
+    overhead: f64,
+}
+
+impl Row {
+    fn of(step: &Breakdown) -> Self {
+        let moe = step.moe.seconds;
+        let skewed = step.moe_skewed.seconds;
+        Self {
+            moe,
+            skew: if skewed > 0.0 { skewed - moe } else { 0.0 },
+            moe_floor: step.moe.floor_s,
+            others: [&step.dense, &step.attention, &step.communication]
+                .map(|p| (p.seconds, p.floor_s)),
+            overhead: step.overhead_s,
+        }
+    }
+
+    /// The step with its parts scaled; no kernel beats the device's peaks.
+    fn scaled(&self, factors: &StepFactors) -> Seconds {
+        let experts = (self.moe + factors.skew * self.skew) * factors.experts * factors.step;
+        let others = self.others.map(|(seconds, floor)| (seconds * factors.step).max(floor));
+        let kernels = experts.max(self.moe_floor) + others[0] + others[1] + others[2];
+        Seconds(kernels + self.overhead * factors.step)
+    }
 }
 
 /// Batches from 1 to `cap`, evenly in the logarithm.

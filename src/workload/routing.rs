@@ -58,6 +58,11 @@ pub struct Routing {
 }
 
 impl RoutingKind {
+    /// How tokens of served models choose experts unless said otherwise. Among Zipf exponents 0 to 1
+    /// it fits the open server rows best ([accuracy page](../../../reports/accuracy.md)): uniform
+    /// routing reads too many experts a step.
+    pub const TYPICAL: Self = Self::Zipf { s: 0.8 };
+
     /// Draws the experts of `tokens` tokens. The same seed gives the same ids on every machine.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ mod layers;
 mod layout;
 mod models;
 mod mutants;
+mod probes;
 mod products;
 mod routers;
 mod series;
@@ -96,6 +97,11 @@ fn pairs_are_aligned_as_by_the_reference() {
 #[test]
 fn weighted_sums_agree_with_the_reference() {
     in_every_mode(Build::Plain, 2, |run| sums::check(run, false));
+}
+
+#[test]
+fn probes_of_the_ceilings_run_as_they_are_launched() {
+    in_every_mode(Build::Plain, 1, probes::check);
 }
 
 #[test]

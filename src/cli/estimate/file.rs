@@ -101,7 +101,7 @@ pub(super) fn run(
             kernel_times: args.source.profile.join(","),
             errors_are: "shares of the measured value: 0.1 is 10 %",
             errors_leave_out: "rows with a quality flag and overloaded rows (see `excluded`)",
-            routing: "independent and uniform",
+            routing: "zipf:0.8",
             usable_memory_share: memory::GPU_SHARE,
             reserved_bytes: memory::GPU_RESERVE.0,
             closed_loop_requests_per_client: REQUESTS_PER_CLIENT,

@@ -56,8 +56,8 @@ pub struct EstimateArgs {
     /// Weights: bf16, fp16, fp8, int8, int4, mxfp4 or nvfp4; by default as published.
     #[arg(long, value_name = "FORMAT")]
     pub weights: Option<String>,
-    /// Routing of tokens over experts: uniform, zipf:S, hot:SHARE, balanced, trace:FILE, ...
-    #[arg(long, default_value = "uniform", value_name = "KIND")]
+    /// Routing of tokens over experts: uniform, zipf:S, power-law:A, hot:SHARE, balanced, trace:FILE.
+    #[arg(long, default_value = "zipf:0.8", value_name = "KIND")]
     pub routing: RoutingKind,
     /// Closed-loop concurrency.
     #[arg(long, value_parser = quantity, conflicts_with = "rate")]

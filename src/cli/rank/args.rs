@@ -113,7 +113,8 @@ pub struct RankArgs {
     #[arg(long, value_parser = count_list, help_heading = "Money")]
     pub replica_sizes: Option<CountList>,
 
-    /// Nominal routing: uniform, zipf:S, hot:SHARE, balanced, trace:FILE, ...
+    /// Nominal routing of tokens over experts: uniform, zipf:S, power-law:A, hot:SHARE, balanced,
+    /// trace:FILE.
     #[arg(
         long,
         default_value = "uniform",
@@ -121,7 +122,7 @@ pub struct RankArgs {
         help_heading = "Traffic and promises"
     )]
     pub routing: RoutingKind,
-    /// Routing skew at the far end of its range, as a Zipf exponent; 0 is none [default: 0.5].
+    /// Routing skew at the far end of its range, as a Zipf exponent; 0 is none [default: 1].
     #[arg(long, value_parser = non_negative, help_heading = "Probabilities")]
     pub skew: Option<f64>,
     /// Random draws.

@@ -97,9 +97,10 @@ pub(super) fn resolve(
         (1.0, "multi-head attention, as the law's models have"),
         |v| format!("{v} query heads per key/value head"),
     );
-    let zipf = ledger.take("--skew", args.skew, (0.5, "mild skew of trained routers"), |v| {
-        format!("{} routing; up to Zipf {v}", args.routing)
-    });
+    let zipf =
+        ledger.take("--skew", args.skew, (1.0, "routers of served models lie around 0.8"), |v| {
+            format!("{} routing; up to Zipf {v}", args.routing)
+        });
     let ranges = ranges(args, law, zipf, &mut ledger);
     let inputs = RankInputs {
         experts,

@@ -20,7 +20,8 @@ use crate::latency::source::Source;
 pub(super) struct GemmTimes {
     tables: Arc<EngineTables>,
     grids: Vec<Grid>,
-    cache: Cache<3, Result<Resolved, Absent>>,
+    /// Lines of every format that the engine runs such weights in: it takes the fastest.
+    cache: Cache<3, Result<Vec<Resolved>, Absent>>,
 }
 
 /// Widths that one engine, version and format was measured at.
@@ -95,33 +96,42 @@ impl GemmTimes {
             key,
             || self.resolve(q),
             |resolved| match resolved {
-                Ok(resolved) => Ok(resolved.answer(q, carry)),
+                Ok(formats) => {
+                    let answers = formats.iter().map(|resolved| resolved.answer(q, carry));
+                    let fastest = answers.min_by(|a, b| a.value.0.total_cmp(&b.value.0));
+                    fastest.ok_or(Absent::Operation)
+                }
                 Err(absent) => Err(absent.clone()),
             },
         )
     }
 
-    fn resolve(&self, q: &GemmQuery) -> Result<Resolved, Absent> {
+    /// One entry for each format that the chosen engine and version measured.
+    fn resolve(&self, q: &GemmQuery) -> Result<Vec<Resolved>, Absent> {
         let names = weight_formats(q.weights);
-        let place = |g: &Grid| names.iter().position(|name| *name == &*g.format);
-        let serving = self.grids.iter().filter(|g| place(g).is_some());
-        let best = serving.min_by_key(|g| (g.engine, place(g), g.rank));
-        let Some(grid) = best else {
+        let serves = |g: &&Grid| names.contains(&&*g.format);
+        let Some(best) = self.grids.iter().filter(serves).min_by_key(|g| (g.engine, g.rank)) else {
             let reason = format!("no GEMM series with {} weights", q.weights.label());
             return Err(Absent::Key(reason.into()));
         };
+        let same = |g: &&Grid| (g.engine, g.rank) == (best.engine, best.rank);
+        let formats = self.grids.iter().filter(serves).filter(same);
+        Ok(formats.map(|grid| self.resolve_in(grid, q)).collect())
+    }
+
+    fn resolve_in(&self, grid: &Grid, q: &GemmQuery) -> Resolved {
         let other = grid.engine > 0 && self.grids.iter().all(|g| g.engine > 0);
         let engine = if other { sigma::ENGINE } else { 0.0 };
         let (n, k) = (q.n as u32, q.k as u32);
         if grid.at.contains_key(&(n, k)) {
             let corners = vec![self.corner(grid, (n, k), 1.0)];
             let source = Source::Measured;
-            return Ok(Resolved { corners, precision: grid.precision, source, sigma: engine });
+            return Resolved { corners, precision: grid.precision, source, sigma: engine };
         }
         let (corners, inside) = self.corners(grid, q);
         let source = if inside { Source::Interpolated } else { Source::Transferred };
         let sigma = sigma::together(&[sigma::GEMM_SIZE, engine]);
-        Ok(Resolved { corners, precision: grid.precision, source, sigma })
+        Resolved { corners, precision: grid.precision, source, sigma }
     }
 
     fn corner(&self, grid: &Grid, widths: (u32, u32), weight: f64) -> Corner {

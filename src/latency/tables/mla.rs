@@ -125,6 +125,10 @@ impl MlaTimes {
         for table in tables {
             found.push(self.group(*table, part, q)?);
         }
+        if part == MlaPart::Block && found[0].engine > 0 && self.has_own_core(q.phase) {
+            let reason = "this engine measured the parts of an MLA block, not the whole";
+            return Err(Absent::Key(reason.into()));
+        }
         let heads = q.local_heads() as u32;
         let nearest = |g: &Group| {
             let away = |h: u32| (f64::from(h) / f64::from(heads)).ln().abs();
@@ -151,6 +155,15 @@ impl MlaTimes {
             same: measured == heads,
             sigma,
         })
+    }
+
+    /// Whether the engine asked for measured the core: its parts come before another engine's block.
+    fn has_own_core(&self, phase: Phase) -> bool {
+        let core = match phase {
+            Phase::Prefill => Table::PrefillMla,
+            Phase::Decode => Table::DecodeMla,
+        };
+        self.groups.iter().any(|g| g.engine == 0 && g.table == core)
     }
 
     /// The group that answers for one table.

@@ -56,7 +56,7 @@ pub fn flush(launcher: &mut dyn Launcher, to: Region, seed: u32) -> Result<()> {
 /// As [`read_stream`].
 pub fn clock_stamp(launcher: &mut dyn Launcher, to: Region) -> Result<()> {
     let params = ProbeParams { to: to.checked("to", Some(STAMP_BYTES), 16)?, ..EMPTY };
-    launcher.launch(&launch("probe_clock_stamp", 1, 32, &params))
+    launcher.launch(&launch("probe_clock_stamp", 1, 1, &params))
 }
 
 const EMPTY: ProbeParams = ProbeParams {
