@@ -130,7 +130,10 @@ fn table_errors(args: &TableErrors, output: Output) -> Result<()> {
         "points" => errors::point_errors(&from)?,
         "shapes" => errors::shape_errors(&from)?,
         other => {
-            return Err(Error::usage("WHAT", format!("`{other}` is none of cells, points, shapes")));
+            return Err(Error::usage(
+                "WHAT",
+                format!("`{other}` is none of cells, points, shapes"),
+            ));
         }
     };
     output.result(&rows, || rows.iter().map(error_line).collect())

@@ -15,7 +15,7 @@ use super::series::{AttentionSizes, EngineTables, Point, Table};
 use super::sigma;
 use crate::latency::model::{Absent, Answer};
 use crate::latency::query::{AttentionQuery, Phase};
-use crate::latency::source::Source;
+use crate::latency::source::{Latency, Source};
 
 /// Attention tables of both phases, indexed.
 #[derive(Debug)]
@@ -184,9 +184,9 @@ fn distance(measured: &AttentionSizes, asked: &AttentionSizes) -> f64 {
 }
 
 impl Resolved {
-    fn answer(&self, q: &AttentionQuery, carry: &Carry) -> crate::latency::Latency {
+    fn answer(&self, q: &AttentionQuery, carry: &Carry) -> Latency {
         if q.sequences <= 0.0 || q.context <= 0.0 {
-            return crate::latency::Latency::ZERO;
+            return Latency::ZERO;
         }
         let asked = Work { bytes: q.bytes(), flops: q.flops() };
         let prefill = q.phase == Phase::Prefill;

@@ -13,7 +13,7 @@ use super::series::{EngineTables, Table};
 use super::sigma;
 use crate::latency::model::{Absent, Answer};
 use crate::latency::query::GemmQuery;
-use crate::latency::source::Source;
+use crate::latency::source::{Latency, Source};
 
 /// GEMM tables, indexed.
 #[derive(Debug)]
@@ -181,9 +181,9 @@ fn work(precision: Precision, m: f64, n: f64, k: f64) -> Work {
 }
 
 impl Resolved {
-    fn answer(&self, q: &GemmQuery, carry: &Carry) -> crate::latency::Latency {
+    fn answer(&self, q: &GemmQuery, carry: &Carry) -> Latency {
         if q.m <= 0.0 {
-            return crate::latency::Latency::ZERO;
+            return Latency::ZERO;
         }
         let arithmetic = self.precision.arithmetic;
         let asked = work(self.precision, q.m, q.n as f64, q.k as f64);

@@ -14,7 +14,7 @@ use super::sigma;
 use crate::config::DType;
 use crate::latency::model::{Absent, Answer};
 use crate::latency::query::{MlaPart, MlaQuery, Phase};
-use crate::latency::source::Source;
+use crate::latency::source::{Latency, Source};
 
 /// Latent, rotary, per-head query and per-head value widths that the core was measured at.
 const CORE: [usize; 4] = [512, 64, 128, 128];
@@ -235,9 +235,9 @@ fn work(part: MlaPart, q: &MlaQuery, heads: u32, bits: f64) -> Work {
 }
 
 impl Resolved {
-    fn answer(&self, part: MlaPart, q: &MlaQuery, carry: &Carry) -> crate::latency::Latency {
+    fn answer(&self, part: MlaPart, q: &MlaQuery, carry: &Carry) -> Latency {
         if q.sequences <= 0.0 || q.context <= 0.0 {
-            return crate::latency::Latency::ZERO;
+            return Latency::ZERO;
         }
         let prefill = q.phase == Phase::Prefill;
         // Absorption does not see the context; its tables have one row.

@@ -24,7 +24,7 @@ use super::sigma;
 use crate::config::DType;
 use crate::latency::model::{Absent, Answer};
 use crate::latency::query::MoeQuery;
-use crate::latency::source::Source;
+use crate::latency::source::{Latency, Source};
 
 /// Share of the roofline that grouped GEMMs reach at best; what the first point takes longer is
 /// counted as the part that does not grow.
@@ -454,9 +454,9 @@ fn base_load(sizes: &MoeSizes, tokens: u32) -> Load {
 }
 
 impl Resolved {
-    fn answer(&self, q: &MoeQuery, carry: &Carry) -> crate::latency::Latency {
+    fn answer(&self, q: &MoeQuery, carry: &Carry) -> Latency {
         if q.rows <= 0.0 {
-            return crate::latency::Latency::ZERO;
+            return Latency::ZERO;
         }
         let active = q.active.min(q.rows).max(1e-9);
         let load = Load { rows: q.rows, active, max_rows: q.max_rows };
