@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::dialect::{Cell, Dialect};
 use super::flat_table::{FlatTable, Row};
 use super::load::balanced;
-use super::rates::Precision;
+use super::rates::{Precision, Rates, Work};
 use super::series::{
     EngineTables, ImportedFile, Kernel, LeftOut, MoeSizes, Origin, Point, Series, Sizes, Table,
 };
@@ -21,7 +21,7 @@ use crate::{Error, Result};
 /// Licence of aiconfigurator's tables.
 const LICENCE: &str = "Apache-2.0, Copyright NVIDIA Corporation and contributors";
 
-/// A measured time below this share of the time of its bytes is no measurement of this layer.
+/// A measured time below this share of the time at the device's peaks is no measurement of this layer.
 const FASTER_THAN_POSSIBLE: f64 = 1.0 / 1.02;
 
 /// Weights of this size do not fit the last cache of any device here (126 MB on a B200), so that
@@ -345,7 +345,7 @@ fn routed_alike(series: &Series) -> (u32, Sizes) {
     (series.kernel, sizes.to_sizes())
 }
 
-/// Removes MoE series that beat the device's published bandwidth: vLLM's and SGLang's fp8-block rows
+/// Removes MoE series that beat the device's published peaks: vLLM's and SGLang's fp8-block rows
 /// of DeepSeek-V3's shape hit half of the experts, since even logits choose the same groups. The
 /// fault is one of routing, so all tensor-parallel sizes and distributions of that kernel, shape and
 /// EP size go; other kernels and EP sizes stay.
@@ -355,10 +355,11 @@ fn leave_out_impossible(tables: &mut EngineTables) {
     else {
         return;
     };
+    let Ok(rates) = Rates::of(&device) else { return };
     let bad: Vec<(u32, Sizes)> = tables
         .of(Table::Moe)
         .iter()
-        .filter(|s| is_impossible(tables, s, device.read_bytes_per_s))
+        .filter(|s| is_impossible(tables, s, &rates))
         .map(routed_alike)
         .collect();
     let drop = |s: &Series| s.table == Table::Moe && bad.contains(&routed_alike(s));
@@ -380,7 +381,7 @@ fn leave_out_impossible(tables: &mut EngineTables) {
             ),
             table: Some(Table::Moe),
             rows,
-            reason: format!("faster than {} can read these experts", device.name),
+            reason: format!("faster than {} can read or multiply these experts", device.name),
         });
     }
     let kept: Vec<Series> = tables.series.iter().filter(|s| !drop(s)).copied().collect();
@@ -398,19 +399,21 @@ pub(super) fn keep_only(tables: &mut EngineTables, mut kept: Vec<Series>) {
     (tables.series, tables.seconds) = (kept, seconds);
 }
 
-fn is_impossible(tables: &EngineTables, series: &Series, read_bytes_per_s: f64) -> bool {
+fn is_impossible(tables: &EngineTables, series: &Series, rates: &Rates) -> bool {
     let sizes = MoeSizes::of(&series.sizes);
     let Some(precision) = Precision::of(&tables.kernel(series).format) else { return false };
-    let expert = sizes.expert_params() * precision.bits / 8.0;
+    let params = sizes.expert_params();
     let (axis, seconds) = tables.points(series);
     sizes.skew == 0
         && axis.iter().zip(seconds).any(|(point, seconds)| {
             let load = balanced(&sizes, f64::from(point.0));
+            let bytes = load.active * params * precision.bits / 8.0;
+            let work = Work { bytes, flops: 2.0 * params * load.rows };
             // Below two rows an expert the synthetic spread may miss some of them.
-            let bytes = expert * load.active;
             load.rows >= 2.0 * sizes.local_experts()
                 && bytes > CACHE_FREE_BYTES
-                && f64::from(*seconds) < FASTER_THAN_POSSIBLE * bytes / read_bytes_per_s
+                && f64::from(*seconds)
+                    < FASTER_THAN_POSSIBLE * rates.floor(work, precision.arithmetic)
         })
 }
 

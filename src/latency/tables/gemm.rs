@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::cache::Cache;
 use super::carry::{Carry, Timed};
-use super::choose::{engine_rank, weight_formats};
+use super::choose::{by_engine, engine_rank, weight_formats};
 use super::lines::{Line, Place};
 use super::rates::{Precision, Work};
 use super::series::{EngineTables, Table};
@@ -20,6 +20,8 @@ use crate::latency::source::{Latency, Source};
 pub(super) struct GemmTimes {
     tables: Arc<EngineTables>,
     grids: Vec<Grid>,
+    /// Whether an engine was asked for.
+    asked: bool,
     cache: Cache<3, Result<Resolved, Absent>>,
 }
 
@@ -41,6 +43,8 @@ struct Grid {
 struct Resolved {
     corners: Vec<Corner>,
     precision: Precision,
+    /// Whether the one corner is what is asked for.
+    exact: bool,
     source: Source,
     sigma: f64,
 }
@@ -81,7 +85,8 @@ impl GemmTimes {
             grid.n = n.into_iter().map(|n| n as f32).collect();
             grid.k = k.into_iter().map(|k| k as f32).collect();
         }
-        Self { tables: Arc::clone(tables), grids, cache: Cache::new(12) }
+        let (tables, asked) = (Arc::clone(tables), asked.is_some());
+        Self { tables, grids, asked, cache: Cache::new(12) }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -110,18 +115,18 @@ impl GemmTimes {
             let reason = format!("no GEMM series with {} weights", q.weights.label());
             return Err(Absent::Key(reason.into()));
         };
-        let other = grid.engine > 0 && self.grids.iter().all(|g| g.engine > 0);
-        let engine = if other { sigma::ENGINE } else { 0.0 };
+        let resolved = |corners, exact, source, sigma| {
+            let (source, sigma) = by_engine(grid.engine, self.asked, source, sigma);
+            Ok(Resolved { corners, precision: grid.precision, exact, source, sigma })
+        };
         let (n, k) = (q.n as u32, q.k as u32);
         if grid.at.contains_key(&(n, k)) {
             let corners = vec![self.corner(grid, (n, k), 1.0)];
-            let source = Source::Measured;
-            return Ok(Resolved { corners, precision: grid.precision, source, sigma: engine });
+            return resolved(corners, true, Source::Measured, 0.0);
         }
         let (corners, inside) = self.corners(grid, q);
         let source = if inside { Source::Interpolated } else { Source::Transferred };
-        let sigma = sigma::together(&[sigma::GEMM_SIZE, engine]);
-        Ok(Resolved { corners, precision: grid.precision, source, sigma })
+        resolved(corners, false, source, sigma::GEMM_SIZE)
     }
 
     fn corner(&self, grid: &Grid, widths: (u32, u32), weight: f64) -> Corner {
@@ -188,7 +193,7 @@ impl Resolved {
         let arithmetic = self.precision.arithmetic;
         let asked = work(self.precision, q.m, q.n as f64, q.k as f64);
         let (seconds, exact) = match self.corners.as_slice() {
-            [only] if self.source == Source::Measured => {
+            [only] if self.exact => {
                 let place = Place::of(&only.line.x, q.m);
                 (only.line.at(place), place.is_exact())
             }

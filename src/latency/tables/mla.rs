@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::cache::Cache;
 use super::carry::{Carry, Timed};
-use super::choose::{cache_format, engine_rank, weight_formats};
+use super::choose::{by_engine, cache_format, engine_rank, weight_formats};
 use super::lines::Surface;
 use super::rates::{Arithmetic, Precision, Work};
 use super::series::{EngineTables, Point, Table};
@@ -26,6 +26,8 @@ const BLOCK: (usize, Option<usize>) = (7168, Some(1536));
 pub(super) struct MlaTimes {
     tables: Arc<EngineTables>,
     groups: Vec<Group>,
+    /// Whether an engine was asked for.
+    asked: bool,
     cache: Cache<5, Result<Resolved, Absent>>,
 }
 
@@ -52,6 +54,8 @@ struct Resolved {
     projection_bits: f64,
     same: bool,
     sigma: f64,
+    engine: usize,
+    asked: bool,
 }
 
 impl MlaTimes {
@@ -75,7 +79,8 @@ impl MlaTimes {
             group.at.entry(series.sizes[0]).or_default().push(index as u32);
         }
         let groups = groups.into_values().collect();
-        Self { tables: Arc::clone(tables), groups, cache: Cache::new(9) }
+        let (tables, asked) = (Arc::clone(tables), asked.is_some());
+        Self { tables, groups, asked, cache: Cache::new(9) }
     }
 
     pub(super) fn holds(&self, phase: Phase) -> bool {
@@ -134,12 +139,7 @@ impl MlaTimes {
         let measured = nearest(first);
         let surfaces: Vec<Surface> = found.iter().map(|g| self.surface(g, measured)).collect();
         let floor = surfaces.iter().map(Surface::least).sum();
-        let own = found.iter().all(|g| g.engine == 0) || self.groups.iter().any(|g| g.engine == 0);
-        let other = first.engine > 0 && own;
-        let sigma = sigma::together(&[
-            if measured == heads { 0.0 } else { sigma::HEADS },
-            if other { sigma::ENGINE } else { 0.0 },
-        ]);
+        let sigma = if measured == heads { 0.0 } else { sigma::HEADS };
         let precision = Precision::of(&first.format);
         Ok(Resolved {
             heads: measured,
@@ -150,6 +150,8 @@ impl MlaTimes {
             projection_bits: precision.map_or(16.0, |p| p.bits),
             same: measured == heads,
             sigma,
+            engine: first.engine,
+            asked: self.asked,
         })
     }
 
@@ -263,6 +265,7 @@ impl Resolved {
             (false, _) => (Source::Transferred, sigma::INTERPOLATED),
         };
         let sigma = sigma::together(&[own, self.sigma]);
+        let (source, sigma) = by_engine(self.engine, self.asked, source, sigma);
         carry.answer(Timed { seconds, source, sigma }, asked, self.arithmetic)
     }
 }
