@@ -89,8 +89,13 @@ rank *flags:
 report ranking='out/rank.json' *flags:
     cargo run --release -- report {{ ranking }} {{ flags }}
 
+# The compact tables of five devices that the program embeds, from the Parquet files of DATA
+[group('report')]
+tables data=env('MOE_FRONTIER_DATA', '../shared/data'):
+    cargo run --release -- import aiconfigurator {{ data }}/engine_tables --pack src/latency/tables/shipped --commit 095f58a51c4ca8e61b66ec108d86f223f8d559ce --date 2026-08-21
+
 # Import the kernel tables of DATA and compare predictions with its measured servers: reports/accuracy.md
 [group('report')]
 accuracy data=env('MOE_FRONTIER_DATA', '../shared/data'):
-    cargo run --release -- import aiconfigurator {{ data }}/aiconfigurator/*.csv {{ data }}/aiconfigurator/*.parquet --out target/h100.tables.json --force
-    cargo run --release -- accuracy --points {{ data }}/serving_points/dev.csv --profile target/h100.tables.json --force
+    cargo run --release -- import aiconfigurator {{ data }}/aiconfigurator --out target/h100.tables --force
+    cargo run --release -- accuracy --points {{ data }}/serving_points/dev.csv --profile target/h100.tables --force

@@ -21,10 +21,12 @@ mod moe;
 pub mod pack;
 pub mod rates;
 pub mod series;
+pub mod shipped;
 mod sigma;
 pub mod tables_model;
 
 pub use codec::{is_tables, read, write};
 pub use kernel_times::{AttentionWork, KernelTimes, MoeWork, Rates, Timed};
 pub use series::EngineTables;
+pub use shipped::shipped;
 pub use tables_model::TablesModel;

@@ -31,8 +31,6 @@ use crate::latency::source::{Latency, Source};
 const BEST_SHARE: f64 = 0.85;
 /// Shapes that an unmeasured one is predicted from.
 const NEIGHBOURS: usize = 3;
-/// Power-law rows that are simulated: each third one.
-const SKEW_STRIDE: usize = 3;
 /// Imbalance below which a load counts as even.
 const EVEN: f64 = 1.02;
 
@@ -420,10 +418,9 @@ impl Curve {
 
     fn skew_of(&self, (skew, cells): &(u32, Vec<(u32, f32)>)) -> Skew {
         let sizes = MoeSizes { skew: *skew, ..self.sizes };
-        let last = cells.len().saturating_sub(1);
-        let chosen = cells.iter().enumerate().filter(|(i, _)| i % SKEW_STRIDE == 0 || *i == last);
-        let mut knots: Vec<(f32, f32, f32)> = chosen
-            .map(|(_, (tokens, seconds))| {
+        let mut knots: Vec<(f32, f32, f32)> = cells
+            .iter()
+            .map(|(tokens, seconds)| {
                 let load = power_law(&sizes, *tokens);
                 let even = self.time(load.active, load.rows);
                 let longer = (f64::from(*seconds) / even).ln();
