@@ -258,7 +258,7 @@ impl Sources {
                     models.push(Arc::new(TablesModel::new(Arc::clone(tables), device, engine)?));
                 }
                 Item::Shipped(of) => {
-                    if let Some(tables) = tables::shipped(of)? {
+                    if let Some(tables) = tables::shipped(of) {
                         models.push(Arc::new(TablesModel::new(tables, device, engine)?));
                     }
                 }

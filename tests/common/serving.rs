@@ -29,7 +29,7 @@ pub(crate) fn shipped(
     engine: &str,
 ) -> moe_frontier::Result<Arc<dyn LatencyModel>> {
     let mut models: Vec<Arc<dyn LatencyModel>> = Vec::new();
-    if let Some(tables) = tables::shipped(device)? {
+    if let Some(tables) = tables::shipped(device) {
         models.push(Arc::new(TablesModel::new(tables, device, Some(engine))?));
     }
     models.push(Arc::new(RooflineModel::published(device)?));

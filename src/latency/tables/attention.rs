@@ -8,20 +8,22 @@ use std::sync::Arc;
 
 use super::cache::Cache;
 use super::carry::{Carry, Timed};
-use super::choose::{attention_formats, cache_format, engine_rank};
+use super::choose::{attention_formats, by_engine, cache_format, engine_rank};
 use super::lines::Surface;
 use super::rates::{Arithmetic, Precision, Work};
 use super::series::{AttentionSizes, EngineTables, Point, Table};
 use super::sigma;
 use crate::latency::model::{Absent, Answer};
 use crate::latency::query::{AttentionQuery, Phase};
-use crate::latency::source::Source;
+use crate::latency::source::{Latency, Source};
 
 /// Attention tables of both phases, indexed.
 #[derive(Debug)]
 pub(super) struct AttentionTimes {
     tables: Arc<EngineTables>,
     groups: Vec<Group>,
+    /// Whether an engine was asked for.
+    asked: bool,
     cache: Cache<6, Result<Resolved, Absent>>,
 }
 
@@ -45,6 +47,8 @@ struct Resolved {
     arithmetic: Arithmetic,
     same: bool,
     sigma: f64,
+    engine: usize,
+    asked: bool,
 }
 
 impl AttentionTimes {
@@ -69,7 +73,8 @@ impl AttentionTimes {
             }
         }
         let groups = groups.into_values().collect();
-        Self { tables: Arc::clone(tables), groups, cache: Cache::new(11) }
+        let (tables, asked) = (Arc::clone(tables), asked.is_some());
+        Self { tables, groups, asked, cache: Cache::new(11) }
     }
 
     pub(super) fn holds(&self, phase: Phase) -> bool {
@@ -129,11 +134,7 @@ impl AttentionTimes {
         if away >= FORBIDDEN {
             return Err(absent(&format!("heads of {} values", q.head_dim)));
         }
-        let other = engine > 0 && self.groups.iter().all(|g| g.engine > 0);
-        let sigma = sigma::together(&[
-            if away > 0.0 { sigma::HEADS * (1.0 + away) } else { 0.0 },
-            if other { sigma::ENGINE } else { 0.0 },
-        ]);
+        let sigma = if away > 0.0 { sigma::HEADS * (1.0 + away) } else { 0.0 };
         Ok(self.resolved(group, sizes, series, away == 0.0, sigma))
     }
 
@@ -153,7 +154,16 @@ impl AttentionTimes {
         let floor = points.iter().map(|p| p.1).fold(f32::INFINITY, f32::min);
         let surface = Surface::from_points(points);
         let arithmetic = Precision::of(&group.format).map_or(Arithmetic::Bits16, |p| p.arithmetic);
-        Resolved { sizes: *sizes, surface, floor: f64::from(floor), arithmetic, same, sigma }
+        Resolved {
+            sizes: *sizes,
+            surface,
+            floor: f64::from(floor),
+            arithmetic,
+            same,
+            sigma,
+            engine: group.engine,
+            asked: self.asked,
+        }
     }
 }
 
@@ -184,9 +194,9 @@ fn distance(measured: &AttentionSizes, asked: &AttentionSizes) -> f64 {
 }
 
 impl Resolved {
-    fn answer(&self, q: &AttentionQuery, carry: &Carry) -> crate::latency::Latency {
+    fn answer(&self, q: &AttentionQuery, carry: &Carry) -> Latency {
         if q.sequences <= 0.0 || q.context <= 0.0 {
-            return crate::latency::Latency::ZERO;
+            return Latency::ZERO;
         }
         let asked = Work { bytes: q.bytes(), flops: q.flops() };
         let prefill = q.phase == Phase::Prefill;
@@ -210,23 +220,14 @@ impl Resolved {
                 / carry.from.floor(reached, self.arithmetic);
             self.floor + (found.seconds - self.floor).max(0.0) * scale
         };
-        let timed = match (self.same, found.exact) {
-            (true, true) => Timed {
-                seconds,
-                source: Source::Measured,
-                sigma: sigma::together(&[sigma::MEASURED, self.sigma]),
-            },
-            (true, false) => Timed {
-                seconds,
-                source: Source::Interpolated,
-                sigma: sigma::together(&[sigma::INTERPOLATED, self.sigma]),
-            },
-            (false, _) => Timed {
-                seconds,
-                source: Source::Transferred,
-                sigma: sigma::together(&[sigma::INTERPOLATED, self.sigma]),
-            },
+        let (source, own) = match (self.same, found.exact) {
+            (true, true) => (Source::Measured, sigma::MEASURED),
+            (true, false) => (Source::Interpolated, sigma::INTERPOLATED),
+            (false, _) => (Source::Transferred, sigma::INTERPOLATED),
         };
+        let sigma = sigma::together(&[own, self.sigma]);
+        let (source, sigma) = by_engine(self.engine, self.asked, source, sigma);
+        let timed = Timed { seconds, source, sigma };
         carry.answer(timed, asked, self.arithmetic)
     }
 }

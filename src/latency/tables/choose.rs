@@ -14,7 +14,9 @@
 //!    the median of nvfp4 layers, but up to 5 times as long for some.
 
 use super::series::Kernel;
+use super::sigma;
 use crate::config::DType;
+use crate::latency::source::Source;
 
 /// Engines in order of preference when none is asked for.
 pub const ENGINES: [&str; 3] = ["vllm", "sglang", "trtllm"];
@@ -56,12 +58,24 @@ pub fn attention_formats(cache: DType, engine: &str) -> &'static [&'static str] 
 /// Streaming multiprocessors that DeepEP's throughput kernels are given: its own default.
 pub const DEEPEP_SMS: &str = "20 SMs";
 
-/// Place of an engine in the order: 0 is the one asked for.
+/// Place of an engine in the order: 0 is the one asked for, or the first of [`ENGINES`].
 pub fn engine_rank(engine: &str, asked: Option<&str>) -> usize {
-    if asked == Some(engine) {
-        return 0;
+    let known = ENGINES.iter().position(|e| *e == engine).unwrap_or(ENGINES.len());
+    match asked {
+        Some(asked) if asked == engine => 0,
+        Some(_) => 1 + known,
+        None => known,
     }
-    1 + ENGINES.iter().position(|e| *e == engine).unwrap_or(ENGINES.len())
+}
+
+/// What an answer is when another engine than the one asked for gave it: a transfer, with the
+/// spread between engines.
+pub(super) fn by_engine(engine: usize, asked: bool, source: Source, sigma: f64) -> (Source, f64) {
+    if asked && engine > 0 {
+        (Source::Transferred, sigma::together(&[sigma, sigma::ENGINE]))
+    } else {
+        (source, sigma)
+    }
 }
 
 /// Sorts newest first: releases before development builds, then by the numbers of the version.

@@ -383,3 +383,62 @@ const fn zigzag(value: i64) -> u64 {
 const fn unzigzag(value: u64) -> i64 {
     (value >> 1) as i64 ^ -((value & 1) as i64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::gather::tests::{MOE, one, row};
+    use super::*;
+
+    fn tables() -> EngineTables {
+        let rows: String = (0..12).map(|i| row(1 << i, 0.25 + f64::from(1 << i) * 1e-3)).collect();
+        one(&[&format!("{MOE}{rows}{}", row(4, 0.3))])
+    }
+
+    #[test]
+    fn an_exact_file_reads_back_the_same_and_a_quantised_one_within_half_a_step() {
+        let tables = tables();
+        let exact = to_bytes(&tables, Encoding::Exact).unwrap();
+        assert!(is_tables(&exact));
+        assert_eq!(from_bytes("t", &exact).unwrap(), tables);
+        let short = to_bytes(&tables, Encoding::Quantised(0.02)).unwrap();
+        let read = from_bytes("t", &short).unwrap();
+        assert_eq!((read.axes.len(), read.series.len()), (tables.axes.len(), tables.series.len()));
+        for (a, b) in read.seconds.iter().zip(&tables.seconds) {
+            assert!((a / b).ln().abs() < 0.0101, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn every_truncation_and_every_changed_byte_is_refused() {
+        let bytes = to_bytes(&tables(), Encoding::Exact).unwrap();
+        for length in 0..bytes.len() {
+            assert_eq!(from_bytes("t", &bytes[..length]).unwrap_err().exit_code(), 3, "{length}");
+        }
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            assert_eq!(from_bytes("t", &changed).unwrap_err().exit_code(), 3, "{at}");
+        }
+    }
+
+    #[test]
+    fn a_sealed_body_of_nonsense_is_refused_without_a_panic() {
+        let whole = to_bytes(&tables(), Encoding::Quantised(0.02)).unwrap();
+        let mut body = Vec::new();
+        DeflateDecoder::new(&whole[MAGIC.len() + SEAL..]).read_to_end(&mut body).unwrap();
+        for at in 0..body.len() {
+            let mut changed = body.clone();
+            changed[at] = changed[at].wrapping_add(0x71);
+            // Whatever comes out, it must not panic.
+            let _ = parse(&changed);
+            assert!(parse(&body[..at]).is_none());
+        }
+    }
+
+    #[test]
+    fn differences_survive_zigzag_at_both_ends() {
+        for value in [0, 1, -1, 12345, -98765, i64::from(u32::MAX)] {
+            assert_eq!(unzigzag(zigzag(value)), value);
+        }
+    }
+}

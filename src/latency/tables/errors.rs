@@ -73,11 +73,9 @@ pub fn cell_errors(from: &EngineTables, truth: &EngineTables) -> Result<Vec<Erro
     let target = device(truth)
         .ok_or_else(|| Error::unfit(&truth.device, "errors are judged on known devices"))?;
     let mut rows = Rows::default();
+    let mut known = groups(from);
     for (group, kernels) in groups(truth) {
-        let own: Vec<u32> = groups(from).remove(&group).unwrap_or_default();
-        if own.is_empty() {
-            continue;
-        }
+        let Some(own) = known.remove(&group) else { continue };
         let model =
             TablesModel::new(Arc::new(subset(from, &group, &own, &|_| true)), &target, None)?;
         let mut errors = Judged::default();
@@ -85,7 +83,11 @@ pub fn cell_errors(from: &EngineTables, truth: &EngineTables) -> Result<Vec<Erro
         for ((sizes, point), seconds) in cells(truth, &group, &kernels) {
             errors.add(&model, &query(&group, &sizes, point, &mut loads), seconds);
         }
-        rows.add(&group, errors);
+        let version = |tables: &EngineTables, of: &[u32]| {
+            of.first().map_or_else(String::new, |k| tables.kernels[*k as usize].version.clone())
+        };
+        let versions = (version(from, &own), version(truth, &kernels));
+        rows.add(&group, errors, &versions);
     }
     Ok(rows.finish())
 }
@@ -119,7 +121,7 @@ pub fn shape_errors(tables: &EngineTables) -> Result<Vec<ErrorRow>> {
                 }
             }
         }
-        rows.add(&group, errors);
+        rows.add(&group, errors, &Default::default());
     }
     Ok(rows.finish())
 }
@@ -395,11 +397,16 @@ struct Rows {
 }
 
 impl Rows {
-    fn add(&mut self, group: &Group, judged: Judged) {
-        let format = [group.format.as_str(), group.cache.as_str()].join(" ");
+    /// Groups of two versions are listed, but are no error of the transfer: not among all.
+    fn add(&mut self, group: &Group, judged: Judged, versions: &(String, String)) {
+        let mut format = [group.format.as_str(), group.cache.as_str()].join(" ").trim().to_owned();
         let (rows, all) = self.by_table.entry(group.table).or_default();
-        rows.extend(judged.row(group.table.label(), &group.engine, format.trim()));
-        all.join(&judged);
+        if versions.0 == versions.1 {
+            all.join(&judged);
+        } else {
+            format = format!("{format}, {} for {}", versions.0, versions.1);
+        }
+        rows.extend(judged.row(group.table.label(), &group.engine, &format));
     }
 
     fn finish(self) -> Vec<ErrorRow> {

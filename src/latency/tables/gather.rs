@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::dialect::{Cell, Dialect};
 use super::flat_table::{FlatTable, Row};
 use super::load::balanced;
-use super::rates::Precision;
+use super::rates::{Precision, Rates, Work};
 use super::series::{
     EngineTables, ImportedFile, Kernel, LeftOut, MoeSizes, Origin, Point, Series, Sizes, Table,
 };
@@ -21,7 +21,7 @@ use crate::{Error, Result};
 /// Licence of aiconfigurator's tables.
 const LICENCE: &str = "Apache-2.0, Copyright NVIDIA Corporation and contributors";
 
-/// A measured time below this share of the time of its bytes is no measurement of this layer.
+/// A measured time below this share of the time at the device's peaks is no measurement of this layer.
 const FASTER_THAN_POSSIBLE: f64 = 1.0 / 1.02;
 
 /// Weights of this size do not fit the last cache of any device here (126 MB on a B200), so that
@@ -102,6 +102,8 @@ fn short_name(path: &Path) -> String {
 #[derive(Default)]
 struct Gathered {
     devices: BTreeMap<String, Device>,
+    /// Known names of devices as tables print them: each is looked up once.
+    names: HashMap<String, String>,
     /// Files of which nothing could be used.
     refused: Vec<LeftOut>,
     first_error: Option<Error>,
@@ -152,9 +154,18 @@ impl Gathered {
             row.bad("column `device` is missing, and the folder is not named after a known device")
         })?;
         let cell = dialect.cell(row)?;
-        let known =
-            DeviceSpec::of_driver_name(device).map_or_else(|| device.to_owned(), |d| d.name);
-        self.devices.entry(known.clone()).or_default().add(cell);
+        if !self.names.contains_key(device) {
+            let known = DeviceSpec::of_driver_name(device).map(|d| d.name);
+            self.names.insert(device.to_owned(), known.unwrap_or_else(|| device.to_owned()));
+        }
+        let known = self.names.get(device).map_or(device, String::as_str);
+        if !self.devices.contains_key(known) {
+            self.devices.insert(known.to_owned(), Device::default());
+        }
+        if let Some(gathered) = self.devices.get_mut(known) {
+            gathered.add(cell);
+        }
+        let known = known.to_owned();
         Ok(known)
     }
 
@@ -334,7 +345,7 @@ fn routed_alike(series: &Series) -> (u32, Sizes) {
     (series.kernel, sizes.to_sizes())
 }
 
-/// Removes MoE series that beat the device's published bandwidth: vLLM's and SGLang's fp8-block rows
+/// Removes MoE series that beat the device's published peaks: vLLM's and SGLang's fp8-block rows
 /// of DeepSeek-V3's shape hit half of the experts, since even logits choose the same groups. The
 /// fault is one of routing, so all tensor-parallel sizes and distributions of that kernel, shape and
 /// EP size go; other kernels and EP sizes stay.
@@ -344,10 +355,11 @@ fn leave_out_impossible(tables: &mut EngineTables) {
     else {
         return;
     };
+    let Ok(rates) = Rates::of(&device) else { return };
     let bad: Vec<(u32, Sizes)> = tables
         .of(Table::Moe)
         .iter()
-        .filter(|s| is_impossible(tables, s, device.read_bytes_per_s))
+        .filter(|s| is_impossible(tables, s, &rates))
         .map(routed_alike)
         .collect();
     let drop = |s: &Series| s.table == Table::Moe && bad.contains(&routed_alike(s));
@@ -369,7 +381,7 @@ fn leave_out_impossible(tables: &mut EngineTables) {
             ),
             table: Some(Table::Moe),
             rows,
-            reason: format!("faster than {} can read these experts", device.name),
+            reason: format!("faster than {} can read or multiply these experts", device.name),
         });
     }
     let kept: Vec<Series> = tables.series.iter().filter(|s| !drop(s)).copied().collect();
@@ -387,18 +399,189 @@ pub(super) fn keep_only(tables: &mut EngineTables, mut kept: Vec<Series>) {
     (tables.series, tables.seconds) = (kept, seconds);
 }
 
-fn is_impossible(tables: &EngineTables, series: &Series, read_bytes_per_s: f64) -> bool {
+fn is_impossible(tables: &EngineTables, series: &Series, rates: &Rates) -> bool {
     let sizes = MoeSizes::of(&series.sizes);
     let Some(precision) = Precision::of(&tables.kernel(series).format) else { return false };
-    let expert = sizes.expert_params() * precision.bits / 8.0;
+    let params = sizes.expert_params();
     let (axis, seconds) = tables.points(series);
     sizes.skew == 0
         && axis.iter().zip(seconds).any(|(point, seconds)| {
             let load = balanced(&sizes, f64::from(point.0));
+            let bytes = load.active * params * precision.bits / 8.0;
+            let work = Work { bytes, flops: 2.0 * params * load.rows };
             // Below two rows an expert the synthetic spread may miss some of them.
-            let bytes = expert * load.active;
             load.rows >= 2.0 * sizes.local_experts()
                 && bytes > CACHE_FREE_BYTES
-                && f64::from(*seconds) < FASTER_THAN_POSSIBLE * bytes / read_bytes_per_s
+                && f64::from(*seconds)
+                    < FASTER_THAN_POSSIBLE * rates.floor(work, precision.arithmetic)
         })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::latency::tables) const MOE: &str = "framework,version,device,op_name,\
+kernel_source,moe_dtype,num_tokens,hidden_size,inter_size,topk,num_experts,moe_tp_size,\
+moe_ep_size,distribution,latency\n";
+    pub(in crate::latency::tables) const H100: &str = "NVIDIA H100 80GB HBM3";
+
+    /// Tables of some CSV files.
+    pub(in crate::latency::tables) fn import(files: &[&str]) -> Result<Vec<EngineTables>> {
+        let folder = tempfile::tempdir().unwrap();
+        for (index, text) in files.iter().enumerate() {
+            std::fs::write(folder.path().join(format!("{index}.csv")), text).unwrap();
+        }
+        aiconfigurator(&[folder.path()], "test", &mut |_, _, _| {})
+    }
+
+    pub(in crate::latency::tables) fn one(files: &[&str]) -> EngineTables {
+        let mut all = import(files).unwrap();
+        assert_eq!(all.len(), 1);
+        all.remove(0)
+    }
+
+    /// A balanced row of Mixtral's layer.
+    pub(in crate::latency::tables) fn row(tokens: usize, latency: f64) -> String {
+        format!(
+            "VLLM,0.24.0,{H100},moe,triton,bfloat16,{tokens},4096,14336,2,8,1,1,balanced,{latency}\n"
+        )
+    }
+
+    /// The folder of recorded tables, or `None` with a loud note.
+    pub(in crate::latency::tables) fn data(name: &str) -> Option<PathBuf> {
+        let data = std::env::var("MOE_FRONTIER_DATA").unwrap_or_else(|_| "../shared/data".into());
+        let folder = Path::new(&data).join(name);
+        if folder.is_dir() {
+            return Some(folder);
+        }
+        eprintln!("SKIPPED: no {} (set MOE_FRONTIER_DATA)", folder.display());
+        None
+    }
+
+    #[test]
+    fn repeated_cells_become_their_median_and_their_spread() {
+        let first = format!("{MOE}{}{}", row(2, 0.5), row(1, 0.25));
+        let second = format!("{MOE}{}{}", row(2, 0.52), row(2, 0.6));
+        let tables = one(&[&first, &second]);
+        assert_eq!((tables.series.len(), tables.cells()), (1, 2));
+        let (axis, seconds) = tables.points(&tables.series[0]);
+        assert_eq!(axis, [(1, 0), (2, 0)]);
+        assert!((f64::from(seconds[1]) - 0.52e-3).abs() < 1e-9);
+        let spread = f64::from(tables.series[0].spread);
+        assert!((0.05..0.15).contains(&spread), "{spread}");
+    }
+
+    #[test]
+    fn everything_readable_is_imported_and_the_rest_is_listed_with_its_reason() {
+        let good = format!("{MOE}{}{}", row(2, 0.5), row(4, -0.5));
+        let lacking = "framework,version,device,gemm_dtype,m,n,latency\n";
+        let tables = one(&[&good, lacking, "a,b\n1,2\n"]);
+        assert_eq!(tables.cells(), 1);
+        let reasons: Vec<&str> = tables.left_out.iter().map(|l| l.reason.as_str()).collect();
+        let all = reasons.join("\n");
+        for part in ["0.csv:3", "columns missing: k", "has none of moe_dtype"] {
+            assert!(all.contains(part), "{part} in {all}");
+        }
+        // Nothing at all is the error of the first file.
+        assert_eq!(import(&["a,b\n1,2\n"]).unwrap_err().exit_code(), 3);
+        let folder = tempfile::tempdir().unwrap();
+        let none = aiconfigurator(&[folder.path()], "test", &mut |_, _, _| {});
+        assert_eq!(none.unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn devices_are_kept_apart() {
+        let first = format!("{MOE}{}", row(2, 0.5));
+        let other = first.replace(H100, "NVIDIA H200");
+        let all = import(&[&first, &other]).unwrap();
+        assert_eq!([&*all[0].device, &*all[1].device], ["H100 SXM", "H200 SXM"]);
+        assert_eq!((all[0].cells(), all[1].cells()), (1, 1));
+    }
+
+    #[test]
+    fn an_impossible_series_leaves_other_kernels_of_its_shape() {
+        // DeepSeek-V3's layer, 11 GB of fp8 weights: 3.3 ms on an H100 at least.
+        let row = |engine: &str, kernel: &str, tp: usize, latency: f64| {
+            format!(
+                "{engine},1.0.0,{H100},moe,{kernel},fp8_block,512,7168,2048,8,256,{tp},1,balanced,{latency}\n"
+            )
+        };
+        let rows = [
+            row("VLLM", "triton", 1, 2.0),
+            row("VLLM", "triton", 8, 0.5),
+            row("TRTLLM", "cutlass", 1, 3.9),
+        ];
+        let tables = one(&[&format!("{MOE}{}", rows.concat())]);
+        let left: Vec<&LeftOut> =
+            tables.left_out.iter().filter(|l| l.table == Some(Table::Moe)).collect();
+        assert_eq!((left.len(), left[0].rows), (1, 2), "{left:?}");
+        assert!(left[0].what.contains("vllm") && left[0].what.contains("7168x2048"));
+        assert_eq!(tables.engines(|t| t == Table::Moe), ["trtllm 1.0.0"]);
+    }
+
+    #[test]
+    fn experts_without_a_gate_are_counted_with_two_matrices() {
+        let text = row(512, 0.6).replace("4096,14336,2,8", "2688,1856,6,128");
+        let tables = one(&[&format!("{MOE}{text}")]);
+        assert!(!MoeSizes::of(&tables.series[0].sizes).gated);
+    }
+
+    #[test]
+    fn older_tables_without_a_device_column_take_it_from_their_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let system = folder.path().join("h200_sxm");
+        std::fs::create_dir(&system).unwrap();
+        let text = "framework,version,op_name,nccl_dtype,num_gpus,message_size,latency\n\
+TRTLLM,2.20.0,all_reduce,half,8,1024,0.02\n";
+        std::fs::write(system.join("nccl_perf.csv"), text).unwrap();
+        let tables = &aiconfigurator(&[&system], "test", &mut |_, _, _| {}).unwrap()[0];
+        assert_eq!(
+            (tables.device.as_str(), tables.kernels[0].engine.as_str()),
+            ("H200 SXM", "nccl")
+        );
+        assert_eq!(tables.points(&tables.series[0]).0, [(2048, 0)]);
+    }
+
+    #[test]
+    fn recorded_tables_of_both_formats_agree() {
+        let Some(folder) = data("aiconfigurator") else { return };
+        let all = aiconfigurator(&[&folder], "test", &mut |_, _, _| {}).unwrap();
+        let tables = &all[0];
+        assert_eq!((all.len(), tables.files.len(), tables.device.as_str()), (1, 6, "H100 SXM"));
+        // One token of a Mixtral layer with vLLM 0.24, as the table prints it.
+        let series = tables.of(Table::Moe).iter().find(|s| {
+            let kernel = tables.kernel(s);
+            (kernel.engine.as_str(), kernel.version.as_str()) == ("vllm", "0.24.0")
+                && kernel.format == "bfloat16"
+                && s.sizes == [4096, 14336, 8, 2, 1, 1, 0, 1]
+        });
+        let first = tables.points(series.unwrap()).1[0];
+        assert!((f64::from(first) - 0.259e-3).abs() < 1e-6, "{first}");
+        // The CSV's vLLM 0.24 rows stand in the Parquet file bit for bit: no spread.
+        assert_eq!(series.unwrap().spread.to_bits(), 0);
+    }
+
+    #[test]
+    fn damaged_parquet_files_are_refused_without_a_panic() {
+        let Some(folder) = data("aiconfigurator") else { return };
+        let bytes = std::fs::read(folder.join("moe_perf_h100_vllm_0.24.0.parquet")).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("cut.parquet");
+        let read = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            aiconfigurator(&[&path], "test", &mut |_, _, _| {})
+        };
+        for keep in [4, 5, 100, bytes.len() / 2, bytes.len() - 1] {
+            assert_eq!(read(&bytes[..keep]).unwrap_err().exit_code(), 3, "{keep}");
+        }
+        for step in 1..8 {
+            let mut damaged = bytes.clone();
+            let at = bytes.len() - step * 97;
+            damaged[at] ^= 0x55;
+            if let Err(error) = read(&damaged) {
+                assert!([3, 4].contains(&error.exit_code()), "{error}");
+            }
+        }
+    }
 }

@@ -6,20 +6,22 @@ use std::sync::Arc;
 
 use super::cache::Cache;
 use super::carry::{Carry, Timed};
-use super::choose::{engine_rank, weight_formats};
+use super::choose::{by_engine, engine_rank, weight_formats};
 use super::lines::{Line, Place};
 use super::rates::{Precision, Work};
 use super::series::{EngineTables, Table};
 use super::sigma;
 use crate::latency::model::{Absent, Answer};
 use crate::latency::query::GemmQuery;
-use crate::latency::source::Source;
+use crate::latency::source::{Latency, Source};
 
 /// GEMM tables, indexed.
 #[derive(Debug)]
 pub(super) struct GemmTimes {
     tables: Arc<EngineTables>,
     grids: Vec<Grid>,
+    /// Whether an engine was asked for.
+    asked: bool,
     /// Lines of every format that the engine runs such weights in: it takes the fastest.
     cache: Cache<3, Result<Vec<Resolved>, Absent>>,
 }
@@ -42,6 +44,8 @@ struct Grid {
 struct Resolved {
     corners: Vec<Corner>,
     precision: Precision,
+    /// Whether the one corner is what is asked for.
+    exact: bool,
     source: Source,
     sigma: f64,
 }
@@ -82,7 +86,8 @@ impl GemmTimes {
             grid.n = n.into_iter().map(|n| n as f32).collect();
             grid.k = k.into_iter().map(|k| k as f32).collect();
         }
-        Self { tables: Arc::clone(tables), grids, cache: Cache::new(12) }
+        let (tables, asked) = (Arc::clone(tables), asked.is_some());
+        Self { tables, grids, asked, cache: Cache::new(12) }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -120,18 +125,18 @@ impl GemmTimes {
     }
 
     fn resolve_in(&self, grid: &Grid, q: &GemmQuery) -> Resolved {
-        let other = grid.engine > 0 && self.grids.iter().all(|g| g.engine > 0);
-        let engine = if other { sigma::ENGINE } else { 0.0 };
+        let resolved = |corners, exact, source, sigma| {
+            let (source, sigma) = by_engine(grid.engine, self.asked, source, sigma);
+            Resolved { corners, precision: grid.precision, exact, source, sigma }
+        };
         let (n, k) = (q.n as u32, q.k as u32);
         if grid.at.contains_key(&(n, k)) {
             let corners = vec![self.corner(grid, (n, k), 1.0)];
-            let source = Source::Measured;
-            return Resolved { corners, precision: grid.precision, source, sigma: engine };
+            return resolved(corners, true, Source::Measured, 0.0);
         }
         let (corners, inside) = self.corners(grid, q);
         let source = if inside { Source::Interpolated } else { Source::Transferred };
-        let sigma = sigma::together(&[sigma::GEMM_SIZE, engine]);
-        Resolved { corners, precision: grid.precision, source, sigma }
+        resolved(corners, false, source, sigma::GEMM_SIZE)
     }
 
     fn corner(&self, grid: &Grid, widths: (u32, u32), weight: f64) -> Corner {
@@ -191,14 +196,14 @@ fn work(precision: Precision, m: f64, n: f64, k: f64) -> Work {
 }
 
 impl Resolved {
-    fn answer(&self, q: &GemmQuery, carry: &Carry) -> crate::latency::Latency {
+    fn answer(&self, q: &GemmQuery, carry: &Carry) -> Latency {
         if q.m <= 0.0 {
-            return crate::latency::Latency::ZERO;
+            return Latency::ZERO;
         }
         let arithmetic = self.precision.arithmetic;
         let asked = work(self.precision, q.m, q.n as f64, q.k as f64);
         let (seconds, exact) = match self.corners.as_slice() {
-            [only] if self.source == Source::Measured => {
+            [only] if self.exact => {
                 let place = Place::of(&only.line.x, q.m);
                 (only.line.at(place), place.is_exact())
             }

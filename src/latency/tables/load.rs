@@ -1,9 +1,12 @@
 //! What the collector's synthetic routings load the busiest rank with: tables only name them.
 
+use std::sync::LazyLock;
+
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::cache::Cache;
 use super::series::MoeSizes;
 
 /// Workloads that the collector averages a power-law row over.
@@ -39,6 +42,13 @@ pub(super) fn balanced(sizes: &MoeSizes, tokens: f64) -> Load {
 /// to m k pairs, rounded, at most m an expert, the difference made up one by one; the busiest rank is
 /// timed. Mean over the collector's number of workloads, from a fixed seed.
 pub(super) fn power_law(sizes: &MoeSizes, tokens: u32) -> Load {
+    /// Loads do not depend on widths, TP sizes or devices: each is simulated once.
+    static KNOWN: LazyLock<Cache<5, Load>> = LazyLock::new(|| Cache::new(13));
+    let key = [sizes.experts, sizes.top_k, sizes.expert_parallel, sizes.skew, tokens];
+    KNOWN.with(key, || simulated(sizes, tokens), |load| *load)
+}
+
+fn simulated(sizes: &MoeSizes, tokens: u32) -> Load {
     let mut random = ChaCha8Rng::seed_from_u64(u64::from(tokens));
     let mut sum = Load { rows: 0.0, active: 0.0, max_rows: 0.0 };
     for _ in 0..SAMPLES {

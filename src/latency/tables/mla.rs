@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::cache::Cache;
 use super::carry::{Carry, Timed};
-use super::choose::{cache_format, engine_rank, weight_formats};
+use super::choose::{by_engine, cache_format, engine_rank, weight_formats};
 use super::lines::Surface;
 use super::rates::{Arithmetic, Precision, Work};
 use super::series::{EngineTables, Point, Table};
@@ -14,7 +14,7 @@ use super::sigma;
 use crate::config::DType;
 use crate::latency::model::{Absent, Answer};
 use crate::latency::query::{MlaPart, MlaQuery, Phase};
-use crate::latency::source::Source;
+use crate::latency::source::{Latency, Source};
 
 /// Latent, rotary, per-head query and per-head value widths that the core was measured at.
 const CORE: [usize; 4] = [512, 64, 128, 128];
@@ -26,6 +26,8 @@ const BLOCK: (usize, Option<usize>) = (7168, Some(1536));
 pub(super) struct MlaTimes {
     tables: Arc<EngineTables>,
     groups: Vec<Group>,
+    /// Whether an engine was asked for.
+    asked: bool,
     cache: Cache<5, Result<Resolved, Absent>>,
 }
 
@@ -52,6 +54,8 @@ struct Resolved {
     projection_bits: f64,
     same: bool,
     sigma: f64,
+    engine: usize,
+    asked: bool,
 }
 
 impl MlaTimes {
@@ -75,7 +79,8 @@ impl MlaTimes {
             group.at.entry(series.sizes[0]).or_default().push(index as u32);
         }
         let groups = groups.into_values().collect();
-        Self { tables: Arc::clone(tables), groups, cache: Cache::new(9) }
+        let (tables, asked) = (Arc::clone(tables), asked.is_some());
+        Self { tables, groups, asked, cache: Cache::new(9) }
     }
 
     pub(super) fn holds(&self, phase: Phase) -> bool {
@@ -138,12 +143,7 @@ impl MlaTimes {
         let measured = nearest(first);
         let surfaces: Vec<Surface> = found.iter().map(|g| self.surface(g, measured)).collect();
         let floor = surfaces.iter().map(Surface::least).sum();
-        let own = found.iter().all(|g| g.engine == 0) || self.groups.iter().any(|g| g.engine == 0);
-        let other = first.engine > 0 && own;
-        let sigma = sigma::together(&[
-            if measured == heads { 0.0 } else { sigma::HEADS },
-            if other { sigma::ENGINE } else { 0.0 },
-        ]);
+        let sigma = if measured == heads { 0.0 } else { sigma::HEADS };
         let precision = Precision::of(&first.format);
         Ok(Resolved {
             heads: measured,
@@ -154,6 +154,8 @@ impl MlaTimes {
             projection_bits: precision.map_or(16.0, |p| p.bits),
             same: measured == heads,
             sigma,
+            engine: first.engine,
+            asked: self.asked,
         })
     }
 
@@ -248,9 +250,9 @@ fn work(part: MlaPart, q: &MlaQuery, heads: u32, bits: f64) -> Work {
 }
 
 impl Resolved {
-    fn answer(&self, part: MlaPart, q: &MlaQuery, carry: &Carry) -> crate::latency::Latency {
+    fn answer(&self, part: MlaPart, q: &MlaQuery, carry: &Carry) -> Latency {
         if q.sequences <= 0.0 || q.context <= 0.0 {
-            return crate::latency::Latency::ZERO;
+            return Latency::ZERO;
         }
         let prefill = q.phase == Phase::Prefill;
         // Absorption does not see the context; its tables have one row.
@@ -276,6 +278,7 @@ impl Resolved {
             (false, _) => (Source::Transferred, sigma::INTERPOLATED),
         };
         let sigma = sigma::together(&[own, self.sigma]);
+        let (source, sigma) = by_engine(self.engine, self.asked, source, sigma);
         carry.answer(Timed { seconds, source, sigma }, asked, self.arithmetic)
     }
 }

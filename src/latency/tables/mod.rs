@@ -18,16 +18,11 @@ mod moe;
 pub mod pack;
 pub mod rates;
 pub mod series;
+pub mod shipped;
 mod sigma;
 pub mod tables_model;
 
 pub use codec::{is_tables, read, write};
 pub use series::EngineTables;
+pub use shipped::shipped;
 pub use tables_model::TablesModel;
-
-use std::sync::Arc;
-
-/// stub
-pub fn shipped(_d: &crate::config::DeviceSpec) -> crate::Result<Option<Arc<EngineTables>>> {
-    Ok(None)
-}

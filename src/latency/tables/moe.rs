@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::cache::Cache;
 use super::carry::{Carry, Timed};
-use super::choose::{engine_rank, weight_formats};
+use super::choose::{by_engine, engine_rank, weight_formats};
 use super::lines::{Line, Place};
 use super::load::{Load, balanced, power_law};
 use super::rates::{Precision, Work};
@@ -24,15 +24,13 @@ use super::sigma;
 use crate::config::DType;
 use crate::latency::model::{Absent, Answer};
 use crate::latency::query::MoeQuery;
-use crate::latency::source::Source;
+use crate::latency::source::{Latency, Source};
 
 /// Share of the roofline that grouped GEMMs reach at best; what the first point takes longer is
 /// counted as the part that does not grow.
 const BEST_SHARE: f64 = 0.85;
 /// Shapes that an unmeasured one is predicted from.
 const NEIGHBOURS: usize = 3;
-/// Power-law rows that are simulated: each third one.
-const SKEW_STRIDE: usize = 3;
 /// Imbalance below which a load counts as even.
 const EVEN: f64 = 1.02;
 
@@ -54,6 +52,8 @@ struct Format {
 pub(super) struct MoeTimes {
     tables: Arc<EngineTables>,
     formats: Vec<Format>,
+    /// Whether an engine was asked for.
+    asked: bool,
     cache: Cache<8, Result<Resolved, Absent>>,
 }
 
@@ -62,6 +62,8 @@ pub(super) struct MoeTimes {
 struct Resolved {
     parts: Vec<Part>,
     precision: Precision,
+    /// Whether the one part is the layout asked for.
+    exact: bool,
     source: Source,
     sigma: f64,
 }
@@ -124,7 +126,8 @@ impl MoeTimes {
             let rank = ranks[series.kernel as usize];
             versions.or_default().entry(rank).or_default().push((start + offset) as u32);
         }
-        Self { tables: Arc::clone(tables), formats, cache: Cache::new(12) }
+        let (tables, asked) = (Arc::clone(tables), asked.is_some());
+        Self { tables, formats, asked, cache: Cache::new(12) }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -179,9 +182,9 @@ impl MoeTimes {
                 ..self.part(format, shape, &wanted, carry)
             });
             let parts: Vec<Part> = parts.collect();
-            let engine = if engine > 0 && self.asked() { sigma::ENGINE } else { 0.0 };
-            let sigma = sigma::together(&[sigma, engine]);
-            Resolved { parts, precision: format.precision, source, sigma }
+            let exact = source == Source::Measured;
+            let (source, sigma) = by_engine(engine, self.asked, source, sigma);
+            Resolved { parts, precision: format.precision, exact, source, sigma }
         };
         let wanted_shape = shape(&wanted);
         let own: Vec<&&Format> =
@@ -197,11 +200,6 @@ impl MoeTimes {
         let (near, distance) = nearest(format, &wanted);
         let sigma = sigma::SHAPE * distance.clamp(0.5, 2.0);
         Ok(build(format, &near, Source::Transferred, sigma))
-    }
-
-    /// Whether an engine was asked for that the tables do not hold first.
-    fn asked(&self) -> bool {
-        self.formats.iter().all(|f| f.engine > 0)
     }
 
     fn absent(&self, weights: DType) -> Absent {
@@ -420,10 +418,9 @@ impl Curve {
 
     fn skew_of(&self, (skew, cells): &(u32, Vec<(u32, f32)>)) -> Skew {
         let sizes = MoeSizes { skew: *skew, ..self.sizes };
-        let last = cells.len().saturating_sub(1);
-        let chosen = cells.iter().enumerate().filter(|(i, _)| i % SKEW_STRIDE == 0 || *i == last);
-        let mut knots: Vec<(f32, f32, f32)> = chosen
-            .map(|(_, (tokens, seconds))| {
+        let mut knots: Vec<(f32, f32, f32)> = cells
+            .iter()
+            .map(|(tokens, seconds)| {
                 let load = power_law(&sizes, *tokens);
                 let even = self.time(load.active, load.rows);
                 let longer = (f64::from(*seconds) / even).ln();
@@ -454,9 +451,9 @@ fn base_load(sizes: &MoeSizes, tokens: u32) -> Load {
 }
 
 impl Resolved {
-    fn answer(&self, q: &MoeQuery, carry: &Carry) -> crate::latency::Latency {
+    fn answer(&self, q: &MoeQuery, carry: &Carry) -> Latency {
         if q.rows <= 0.0 {
-            return crate::latency::Latency::ZERO;
+            return Latency::ZERO;
         }
         let active = q.active.min(q.rows).max(1e-9);
         let load = Load { rows: q.rows, active, max_rows: q.max_rows };
@@ -491,7 +488,7 @@ impl Resolved {
 
     /// Time of an even load on the tables' device.
     fn even(&self, load: &Load, asked: Work, carry: &Carry) -> f64 {
-        if let ([part], Source::Measured) = (self.parts.as_slice(), self.source) {
+        if let ([part], true) = (self.parts.as_slice(), self.exact) {
             return part.lower.time(load.active, load.rows);
         }
         let ln: f64 =
