@@ -1,4 +1,5 @@
-//! Candidates are models that can be built: whole heads, widths in multiples of 64, whole layers.
+//! Candidates are models that can be built: whole heads that divide over eight ranks, widths in
+//! multiples of 64, whole layers.
 //!
 //! The lattice of shapes is the same for every question: a more permissive limit only adds
 //! candidates to it. A law says how long each must be trained to reach the target loss.
@@ -13,8 +14,13 @@ use crate::{Error, Result};
 
 /// Widths are multiples of this; the same is the smallest head.
 const WIDTH_STEP: usize = 64;
-/// From this width on heads have 128 values, below 64.
+/// From this width on steps double with each doubling of the width, and intermediate sizes are
+/// multiples of 512: blocks of fp8 weights divide over four ranks.
 const WIDE: usize = 2048;
+/// Multiples of the intermediate size of wide models.
+const WIDE_INTER_STEP: usize = 512;
+/// Values of a large head, and the width that is a multiple of eight of them.
+const LARGE_HEAD: (usize, usize) = (128, 1024);
 /// Models with fewer layers than this are also tried one layer shallower and deeper: their widths
 /// alone are far apart.
 const SHALLOW: f64 = 24.0;
@@ -259,7 +265,7 @@ fn shapes(
         if is_walked(hidden, density) {
             let closure = closure_at(law, experts, hidden)?;
             for layers in depths(closure.layers) {
-                let n_active = law_params(&closure, layers);
+                let n_active = law_params(&closure, hidden, layers);
                 if (low..=high).contains(&n_active) {
                     found.push((Shape { experts, hidden, layers }, n_active));
                 }
@@ -281,7 +287,7 @@ pub fn ladder(law: &dyn ExpertScaling, experts: usize) -> Result<Vec<(f64, Shape
         if is_walked(hidden, Density::COARSE) {
             let closure = closure_at(law, experts, hidden)?;
             let layers = whole(closure.layers);
-            rungs.push((law_params(&closure, layers), Shape { experts, hidden, layers }));
+            rungs.push((law_params(&closure, hidden, layers), Shape { experts, hidden, layers }));
         }
         hidden += width_step(hidden);
     }
@@ -336,20 +342,38 @@ fn closure_at(law: &dyn ExpertScaling, experts: usize, hidden: usize) -> Result<
     Ok(Closure { hidden: hidden as f64, ..closure })
 }
 
-/// Active parameters as the laws count them: embedding and head, attention, active experts, dense
-/// layers.
-fn law_params(closure: &Closure, layers: usize) -> f64 {
-    let hidden = closure.hidden;
-    let ffn = 3.0 * hidden * intermediate(closure) as f64;
+/// Active parameters as the laws count them: embedding and head, attention with as many key/value as
+/// query heads, active experts, dense layers.
+fn law_params(closure: &Closure, hidden: usize, layers: usize) -> f64 {
+    let (heads, head_dim) = heads(hidden);
+    let width = hidden as f64;
+    let ffn = 3.0 * width * intermediate(closure, hidden) as f64;
     let dense = dense_layers(closure, layers) as f64;
     let routed = (layers as f64 - dense) * closure.top_k as f64;
-    let attention = layers as f64 * 4.0 * hidden * hidden;
-    2.0 * hidden * closure.vocab.round() + attention + (routed + dense) * ffn
+    let attention = layers as f64 * 4.0 * width * (heads * head_dim) as f64;
+    2.0 * width * closure.vocab.round() + attention + (routed + dense) * ffn
+}
+
+/// Query heads and their size: heads of 128 where eight ranks can share them, else the number of heads
+/// of 64 nearest to the width that eight (four, two) ranks can share.
+fn heads(hidden: usize) -> (usize, usize) {
+    if hidden.is_multiple_of(LARGE_HEAD.1) {
+        return (hidden / LARGE_HEAD.0, LARGE_HEAD.0);
+    }
+    let plain = hidden / WIDTH_STEP;
+    let ranks = match plain {
+        16.. => 8,
+        8..=15 => 4,
+        4..=7 => 2,
+        _ => 1,
+    };
+    (whole(plain as f64 / ranks as f64) * ranks, WIDTH_STEP)
 }
 
 /// Intermediate size of an expert, in whole steps.
-fn intermediate(closure: &Closure) -> usize {
-    whole(closure.inter / WIDTH_STEP as f64) * WIDTH_STEP
+fn intermediate(closure: &Closure, hidden: usize) -> usize {
+    let step = if hidden >= WIDE { WIDE_INTER_STEP } else { WIDTH_STEP };
+    whole(closure.inter / step as f64) * step
 }
 
 /// Layers without experts, in the law's proportion.
@@ -380,9 +404,9 @@ pub fn nearest(law: &dyn ExpertScaling, experts: usize, n_active: f64) -> Result
 /// When the law's closure has no such size.
 pub fn model(law: &dyn ExpertScaling, shape: &Shape, inputs: &RankInputs) -> Result<MoeModel> {
     let closure = closure_at(law, shape.experts, shape.hidden)?;
-    let head_dim = if shape.hidden >= WIDE && shape.hidden.is_multiple_of(128) { 128 } else { 64 };
-    let heads = shape.hidden / head_dim;
-    let (inter, dense_layers) = (intermediate(&closure), dense_layers(&closure, shape.layers));
+    let (heads, head_dim) = heads(shape.hidden);
+    let inter = intermediate(&closure, shape.hidden);
+    let dense_layers = dense_layers(&closure, shape.layers);
     let model = MoeModel {
         name: format!("e{}-d{}-l{}", shape.experts, shape.hidden, shape.layers),
         hidden_size: shape.hidden,

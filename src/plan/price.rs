@@ -272,15 +272,16 @@ impl Priced {
                 format!("nearest feasible --tpot is {fastest:.1}ms"),
             );
         }
-        let weights = self.model.weight_bytes();
         let device = &inputs.device;
-        let sizes = device.replica_sizes.iter().chain(&device.wide_sizes);
-        let most = sizes.max().copied().unwrap_or(1);
-        let have = device.memory.usable() * most as f64;
+        let most =
+            device.replica_sizes.iter().chain(&device.wide_sizes).max().copied().unwrap_or(1);
         let reason = self.refused.as_ref().map_or_else(String::new, |r| format!("; {r}"));
         Error::infeasible(
             format!(
-                "weights of {weights} and one sequence need more than {have} on {most} device(s){reason}"
+                "no layout of up to {most} device(s) that divides the model holds weights of {} and one \
+                 sequence in {} each{reason}",
+                self.model.weight_bytes(),
+                device.memory.usable()
             ),
             "use fewer experts, fewer bits or a larger device",
         )
