@@ -1,9 +1,13 @@
 //! The shape of a mixture-of-experts transformer: sizes, experts, attention, number formats.
 //!
 //! Field names follow the field's own configuration files (`num_experts_per_tok` is `top_k` here).
-//! A dense model is one with a single expert, `top_k` 1 and no router.
+//! A dense model is one with a single expert, `top_k` 1 and no router. A stack of several kinds of
+//! layers lists them as [`LayerGroup`]s; the other fields then describe its most usual ones.
 
 use serde::{Deserialize, Serialize};
+
+use crate::config::LayerGroup;
+use crate::config::formats::TensorBits;
 
 use crate::{Error, Result};
 
@@ -26,6 +30,8 @@ pub enum DType {
     Int8,
     /// 4-bit float in groups of 32 with one 8-bit scale each: 4.25 bits.
     Mxfp4,
+    /// 4-bit float in groups of 16 with one 8-bit scale each: 4.5 bits.
+    Nvfp4,
     /// 4-bit integers in groups of 128 with one 16-bit scale each: 4.125 bits.
     Int4,
 }
@@ -154,12 +160,26 @@ pub struct MoeModel {
     pub dense_dtype: DType,
     /// Storage of cached keys and values.
     pub kv_dtype: DType,
+    /// Layers by kind where the fields above do not say everything; empty where they do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<LayerGroup>,
+    /// Bits by tensor kind where the two formats above do not say everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<TensorBits>,
 }
 
 impl DType {
     /// Every format, widest first.
-    pub const ALL: [Self; 7] =
-        [Self::F32, Self::F16, Self::Bf16, Self::Fp8, Self::Int8, Self::Mxfp4, Self::Int4];
+    pub const ALL: [Self; 8] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Fp8,
+        Self::Int8,
+        Self::Mxfp4,
+        Self::Nvfp4,
+        Self::Int4,
+    ];
 
     /// Bits of one stored value, scales included.
     ///
@@ -175,6 +195,7 @@ impl DType {
             // One scale per output channel: negligible beside a row of thousands of weights.
             Self::Int8 => 8.0,
             Self::Mxfp4 => 4.0 + 8.0 / 32.0,
+            Self::Nvfp4 => 4.0 + 8.0 / 16.0,
             Self::Int4 => 4.0 + 16.0 / 128.0,
         }
     }
@@ -188,6 +209,7 @@ impl DType {
             Self::Fp8 => "fp8",
             Self::Int8 => "int8",
             Self::Mxfp4 => "mxfp4",
+            Self::Nvfp4 => "nvfp4",
             Self::Int4 => "int4",
         }
     }
@@ -241,6 +263,11 @@ impl MoeModel {
         {
             let reason = format!("{heads} heads cannot share {kv_heads} key/value heads");
             return bad("attention", reason);
+        }
+        let listed: usize = self.groups.iter().map(|g| g.layers).sum();
+        if !self.groups.is_empty() && listed != self.num_layers {
+            let reason = format!("hold {listed} layers, num_layers is {}", self.num_layers);
+            return bad("groups", reason);
         }
         let r = &self.router;
         if r.n_group == 0

@@ -195,13 +195,15 @@ pub fn set_precision(model: &mut MoeModel, precision: &str) -> Result<(), String
         "int8" => both(DType::Int8),
         "int4" => (DType::Int4, DType::Bf16),
         p if p.starts_with("mxfp4") => (DType::Mxfp4, DType::Bf16),
+        // Published checkpoints keep attention in 16 bits (modelopt).
+        p if p.starts_with("nvfp4") => (DType::Nvfp4, DType::Bf16),
         p => {
             return Err(format!(
-                "weights in `{p}` are not known; bf16, fp16, fp8, int8, int4 and mxfp4 are"
+                "weights in `{p}` are not known; bf16, fp16, fp8, int8, int4, mxfp4 and nvfp4 are"
             ));
         }
     };
-    (model.expert_dtype, model.dense_dtype) = (experts, dense);
+    model.set_weights(experts, dense);
     Ok(())
 }
 
