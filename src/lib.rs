@@ -20,6 +20,7 @@
 //! `profile` runs from a recorded file on a machine without a GPU, and no estimate can quietly
 //! start a measurement. `tests/layering.rs` holds this order.
 
+pub mod constants;
 pub mod error;
 pub mod files;
 pub mod stats;

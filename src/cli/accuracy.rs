@@ -8,27 +8,27 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::cli::Output;
-use crate::cli::estimate::{TimesCache, calibrate_all};
+use crate::cli::estimate::calibrate_all;
+use crate::cli::profile::{ProfileArgs, Sources};
 use crate::files::{check_writable, write_atomic};
-use crate::latency::tables::engine_tables;
 use crate::plan::accuracy::{Scored, Summary, summarise};
 use crate::plan::calibrate;
-use crate::plan::points::{self, Point, Prediction, Setup};
+use crate::plan::points::{self, Point, Prediction};
 use crate::report::accuracy::{Way, page};
 use crate::serving::EngineCosts;
 
 /// Compares predictions with measured points and writes the accuracy page.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  moe-frontier accuracy --points points.csv --profile h100.tables.json --out reports/accuracy.md --force"
+    after_help = "Example:\n  moe-frontier accuracy --points points.csv --out reports/accuracy.md --force"
 )]
 pub struct AccuracyArgs {
     /// CSV of measured points.
     #[arg(long, value_name = "FILE")]
     pub points: PathBuf,
-    /// Kernel times: a file that `import` wrote.
-    #[arg(long, value_name = "FILE")]
-    pub profile: PathBuf,
+    /// Where latencies come from.
+    #[command(flatten)]
+    pub source: ProfileArgs,
     /// Page to write.
     #[arg(long, value_name = "FILE", default_value = "reports/accuracy.md")]
     pub out: PathBuf,
@@ -52,22 +52,20 @@ struct Document<'a> {
 /// Bad files; see [`crate::Error`].
 pub fn run(args: &AccuracyArgs, output: Output) -> Result<()> {
     check_writable(&args.out, args.force)?;
-    let tables = engine_tables::read(&args.profile)?;
+    let sources = Sources::read(&args.source)?;
     let points = points::read(&args.points)?;
-    let cache = TimesCache::new(Some(&tables));
-    let times = |setup: &Setup, engine: &str| cache.get(setup, engine);
+    let latency = sources.latency_of();
     let zero: Vec<_> =
-        points.iter().map(|p| calibrate::apply(p, &EngineCosts::of(&p.engine), &times)).collect();
-    let held_out = calibrate::cross_validate(&points, &times)?;
-    let calibrations = calibrate_all(&points, &cache)?;
+        points.iter().map(|p| calibrate::apply(p, &EngineCosts::of(&p.engine), &latency)).collect();
+    let held_out = calibrate::cross_validate(&points, &latency)?;
+    let calibrations = calibrate_all(&points, &sources)?;
     let ways = [
         way("Zero-shot", ZERO_SHOT, &points, &zero),
         way("Calibrated, cross-validated", CROSS_VALIDATED, &points, &held_out),
     ];
     let name = args.points.file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
-    let files: Vec<(String, usize)> =
-        tables.files.iter().map(|f| (f.name.clone(), f.rows)).collect();
-    let text = page(&name, &files, &ways, &calibrations, &not_counted(&points, &zero));
+    let from = kernel_times(&sources);
+    let text = page(&name, &from, &ways, &calibrations, &not_counted(&points, &zero));
     write_atomic(&args.out, text.as_bytes(), args.force)?;
     let document = Document {
         schema: "moe-frontier/accuracy",
@@ -91,6 +89,14 @@ pub fn run(args: &AccuracyArgs, output: Output) -> Result<()> {
             .chain([format!("wrote {}\n", document.out)])
             .collect()
     })
+}
+
+/// Where kernel times come from, in words.
+fn kernel_times(sources: &Sources) -> String {
+    if sources.items().is_empty() {
+        return "the shipped tables of each device".into();
+    }
+    sources.items().iter().map(|i| i.name()).collect::<Vec<_>>().join(", then ")
 }
 
 const ZERO_SHOT: &str = "Kernel tables and the program's default constants, the same for every model \

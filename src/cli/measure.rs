@@ -19,7 +19,7 @@ use crate::kernels::MoeBackend;
 use crate::kernels::cpu::CpuBackend;
 use crate::kernels::cpu::simd::Isa;
 use crate::kernels::gpu::{GpuBackend, MoeOptions, PRODUCTS, Product};
-use crate::latency::latency::{Ceilings, Source};
+use crate::latency::Ceilings;
 use crate::latency::measured::format;
 use crate::latency::measured::validate::query_of;
 use crate::measure::plan::Machine;
@@ -568,7 +568,6 @@ fn text(profile: &Profile) -> String {
         read_bytes_per_s: c.read_bytes_per_s,
         gemm_flops_per_s: c.gemm_flops_per_s,
         layer_overhead_s: 0.0,
-        source: Source::Measured,
     };
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::NOTHING);

@@ -18,6 +18,7 @@ pub mod measure;
 pub mod output;
 pub mod parse;
 pub mod preset;
+pub mod profile;
 pub mod progress;
 pub mod rank;
 pub mod report;

@@ -1,36 +1,38 @@
 //! `size`: devices, layout, batch limit and replicas for a request rate under a service level.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
 
 use crate::cli::Output;
-use crate::cli::estimate::{TimesCache, calibrate_all, check_device, load_model, resolve};
+use crate::cli::estimate::{calibrate_all, load_model, resolve};
 use crate::cli::parse::{duration, positive_whole, quantity};
+use crate::cli::profile::{ProfileArgs, Sources, price};
 use crate::config::DeviceSpec;
 use crate::files::{check_writable, create_folder, write_atomic};
-use crate::latency::tables::engine_tables;
 use crate::plan::calibrate::Calibration;
-use crate::plan::points::{self, RESERVE, USABLE_SHARE, set_precision};
+use crate::plan::points::{self, set_precision};
 use crate::plan::request_trace::RequestTrace;
 use crate::plan::size::{Choice, Failure, Limit, Metric, SizeAnswer, SizeInputs, Statistic, size};
 use crate::report::serving_plot;
-use crate::serving::{Lengths, Percentiles, Spread};
-use crate::units::{Seconds, UsdPerHour};
+use crate::serving::{Lengths, LoadModel, Percentiles, Spread, usd_per_million_output};
+use crate::units::{Seconds, TokensPerSecond};
+use crate::workload::RoutingKind;
 use crate::{Error, Result};
 
 /// Sizes a deployment for a request rate under a service level.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   moe-frontier size --model mixtral-8x7b --device h100 --rate 20 --isl 1000 --osl 200 \\
-      --ttft-p99 2s --tpot-p99 60ms --profile h100.tables.json")]
+      --ttft-p99 2s --tpot-p99 60ms")]
 pub struct SizeArgs {
     /// Model preset or a config.json of the Hub.
     #[arg(long, value_name = "NAME|FILE")]
     pub model: String,
-    /// Devices to choose from (comma-separated presets or TOML files); by default all known ones
-    /// with a price.
+    /// Devices to choose from (comma-separated presets or TOML files); by default the device of the
+    /// profile, else all known ones with a price.
     #[arg(long, value_name = "NAME|FILE", value_delimiter = ',')]
     pub device: Vec<String>,
     /// Mean requests per second.
@@ -55,48 +57,45 @@ pub struct SizeArgs {
     /// Shape of the gaps between arrivals: 1 is Poisson, below is burstier.
     #[arg(long, default_value = "1", value_parser = quantity)]
     pub burstiness: f64,
-    /// Most mean time to first token.
+    /// Maximum mean TTFT.
     #[arg(long, value_parser = duration)]
     pub ttft_mean: Option<Seconds>,
-    /// Most median time to first token.
+    /// Maximum median TTFT.
     #[arg(long, value_parser = duration)]
     pub ttft_p50: Option<Seconds>,
-    /// Most p90 time to first token.
+    /// Maximum p90 TTFT.
     #[arg(long, value_parser = duration)]
     pub ttft_p90: Option<Seconds>,
-    /// Most p99 time to first token.
+    /// Maximum p99 TTFT.
     #[arg(long, value_parser = duration)]
     pub ttft_p99: Option<Seconds>,
-    /// Most mean time per output token.
+    /// Maximum mean TPOT.
     #[arg(long, value_parser = duration)]
     pub tpot_mean: Option<Seconds>,
-    /// Most median time per output token.
+    /// Maximum median TPOT.
     #[arg(long, value_parser = duration)]
     pub tpot_p50: Option<Seconds>,
-    /// Most p90 time per output token.
+    /// Maximum p90 TPOT.
     #[arg(long, value_parser = duration)]
     pub tpot_p90: Option<Seconds>,
-    /// Most p99 time per output token.
+    /// Maximum p99 TPOT.
     #[arg(long, value_parser = duration)]
     pub tpot_p99: Option<Seconds>,
     /// Replicas beyond those needed (1 is N+1).
     #[arg(long, default_value = "0")]
     pub spare: usize,
-    /// Most devices of the deployment.
+    /// Maximum devices of the deployment.
     #[arg(long, default_value = "1024", value_parser = positive_whole)]
     pub max_gpus: usize,
-    /// Weights: bf16, fp16, fp8, int8, int4 or mxfp4; by default as published.
+    /// Weights: bf16, fp16, fp8, int8, int4, mxfp4 or nvfp4; by default as published.
     #[arg(long, value_name = "FORMAT")]
     pub weights: Option<String>,
-    /// Engine whose kernels and constants are used: vllm, sglang or trtllm.
-    #[arg(long, default_value = "vllm")]
-    pub engine: String,
-    /// Kernel times: a file that `import` wrote. Without it all times are rooflines.
-    #[arg(long, value_name = "FILE")]
-    pub profile: Option<PathBuf>,
-    /// Allow kernel times of another device, carried over by their share of the roofline.
-    #[arg(long)]
-    pub transfer: bool,
+    /// Where latencies come from.
+    #[command(flatten)]
+    pub source: ProfileArgs,
+    /// Routing of tokens over experts: uniform, zipf:S, hot:SHARE, balanced, trace:FILE, ...
+    #[arg(long, default_value = "uniform", value_name = "KIND")]
+    pub routing: RoutingKind,
     /// Fit the engine's constants to a CSV of measured points first.
     #[arg(long, value_name = "FILE")]
     pub calibrate: Option<PathBuf>,
@@ -135,6 +134,8 @@ struct Document {
     ttft_ms: Milliseconds,
     tpot_ms: Milliseconds,
     e2e_ms: Milliseconds,
+    /// Means at the mean rate without waiting: what `estimate` says of one replica.
+    steady_state: Steady,
     usd_per_hour: f64,
     usd_per_million_input_tokens: f64,
     usd_per_million_output_tokens: f64,
@@ -146,6 +147,14 @@ struct Document {
     alternatives: Vec<Alternative>,
     failed: Vec<Failure>,
     assumptions: Assumptions,
+}
+
+#[derive(Debug, Serialize)]
+struct Steady {
+    requests_per_s_per_replica: f64,
+    tpot_ms: f64,
+    ttft_ms: f64,
+    usd_per_million_output_tokens_all_on_output: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -203,7 +212,7 @@ struct Alternative {
 
 #[derive(Debug, Serialize)]
 struct Assumptions {
-    kernel_times: Option<String>,
+    kernel_times: String,
     engine: String,
     calibration: &'static str,
     constants: crate::serving::EngineCosts,
@@ -220,7 +229,7 @@ struct Assumptions {
     price_source: String,
     cost_basis: &'static str,
     usable_memory_share: f64,
-    routing: &'static str,
+    routing: String,
     percentiles: &'static str,
     seed: u64,
     simulated_requests: usize,
@@ -235,18 +244,14 @@ pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
         create_folder(folder)?;
         check_writable(&folder.join("size.json"), args.force)?;
     }
-    let tables = args.profile.as_deref().map(engine_tables::read).transpose()?;
-    let cache = TimesCache::new(tables.as_ref());
+    let sources = Sources::read(&args.source)?;
     let calibrations = match &args.calibrate {
-        Some(path) => calibrate_all(&points::read(path)?, &cache)?,
+        Some(path) => calibrate_all(&points::read(path)?, &sources)?,
         None => Vec::new(),
     };
-    let (inputs, prices) = inputs(args, &calibrations)?;
-    let answer = size(&inputs, &|device| {
-        check_device(tables.as_ref(), &device.name, args.transfer)?;
-        cache.of(device, &args.engine)
-    })?;
-    let document = document(args, &inputs, &answer, &prices, &calibrations)?;
+    let (inputs, prices) = inputs(args, &sources, &calibrations)?;
+    let answer = size(&inputs, &sources.latency_of())?;
+    let document = document(args, &sources, &inputs, &answer, &prices)?;
     if let Some(folder) = &args.out {
         let json = serde_json::to_vec_pretty(&document)
             .map_err(|e| Error::unfit("size.json", e.to_string()))?;
@@ -256,7 +261,11 @@ pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
     output.result(&document, || text(&document))
 }
 
-fn inputs(args: &SizeArgs, calibrations: &[Calibration]) -> Result<(SizeInputs, Vec<String>)> {
+fn inputs(
+    args: &SizeArgs,
+    sources: &Sources,
+    calibrations: &[Calibration],
+) -> Result<(SizeInputs, Vec<String>)> {
     let (mut model, _) = load_model(&args.model)?;
     if let Some(weights) = &args.weights {
         set_precision(&mut model, &weights.to_lowercase())
@@ -268,27 +277,31 @@ fn inputs(args: &SizeArgs, calibrations: &[Calibration]) -> Result<(SizeInputs, 
     if args.peak < 1.0 {
         return Err(Error::usage("--peak", "the peak is at least the mean: 1 or more"));
     }
-    let named: Vec<DeviceSpec> = if args.device.is_empty() {
-        DeviceSpec::known()?.into_iter().filter(|d| d.price().is_some()).collect()
-    } else {
-        args.device.iter().map(|name| DeviceSpec::load(name)).collect::<Result<_>>()?
+    let named: Vec<DeviceSpec> = match (args.device.is_empty(), sources.device()?) {
+        (true, Some(device)) => vec![device],
+        (true, None) => DeviceSpec::known()?.into_iter().filter(|d| d.price().is_some()).collect(),
+        (false, _) => {
+            args.device.iter().map(|name| DeviceSpec::load(name)).collect::<Result<_>>()?
+        }
     };
     let mut devices = Vec::new();
-    let mut sources = Vec::new();
+    let mut prices = Vec::new();
     for device in named {
         let (price, source) = price(args.price.as_deref(), &device)?;
-        sources.push(source);
+        prices.push(source);
         devices.push((device, price));
     }
     let trace = args.trace.as_deref().map(RequestTrace::read).transpose()?;
     let drawn = Lengths { input: args.isl, output: args.osl };
     let spread =
         if args.length_cv > 0.0 { Spread::LogNormal(args.length_cv) } else { Spread::Fixed };
+    let routing = LoadModel::new(&args.routing, model.num_experts, model.top_k)?;
     let inputs = SizeInputs {
         model,
         devices,
-        engine: args.engine.clone(),
-        costs: resolve(&args.engine, calibrations),
+        engine: sources.engine().to_owned(),
+        costs: resolve(sources, calibrations)?,
+        routing: Arc::new(routing),
         lengths: trace.as_ref().map_or(drawn, RequestTrace::lengths),
         spread: trace.as_ref().map_or(spread, RequestTrace::spread),
         trace,
@@ -301,7 +314,7 @@ fn inputs(args: &SizeArgs, calibrations: &[Calibration]) -> Result<(SizeInputs, 
         requests: args.requests.max(1000),
         seed: args.seed,
     };
-    Ok((inputs, sources))
+    Ok((inputs, prices))
 }
 
 /// The promised limits; without any flag, the rule of `MLPerf` for Mixtral servers (2 s and 200 ms at p99).
@@ -327,36 +340,12 @@ fn limits(args: &SizeArgs) -> Vec<Limit> {
     vec![limit(Metric::Ttft, 2.0), limit(Metric::Tpot, 0.2)]
 }
 
-fn price(flag: Option<&str>, device: &DeviceSpec) -> Result<(UsdPerHour, String)> {
-    let published = |p: &crate::config::device::Price| {
-        (UsdPerHour(p.usd_per_hour), format!("{} ({}, {})", p.source, p.tier, p.date))
-    };
-    match flag {
-        None => device.prices.first().map(published).ok_or_else(|| {
-            Error::usage("--price", format!("no price of {} is known; give one", device.name))
-        }),
-        Some(text) => match text.strip_prefix("tier:") {
-            Some(tier) => {
-                device.prices.iter().find(|p| p.tier == tier).map(published).ok_or_else(|| {
-                    let known: Vec<&str> = device.prices.iter().map(|p| p.tier.as_str()).collect();
-                    let reason =
-                        format!("no tier `{tier}` of {}; known: {}", device.name, known.join(", "));
-                    Error::usage("--price", reason)
-                })
-            }
-            None => quantity(text)
-                .map(|p| (UsdPerHour(p), "--price".into()))
-                .map_err(|reason| Error::usage("--price", reason)),
-        },
-    }
-}
-
 fn document(
     args: &SizeArgs,
+    sources: &Sources,
     inputs: &SizeInputs,
     answer: &SizeAnswer,
     prices: &[String],
-    calibrations: &[Calibration],
 ) -> Result<Document> {
     let best = &answer.best;
     let simulated = best
@@ -384,6 +373,7 @@ fn document(
         ttft_ms: Milliseconds::of(&simulated.ttft_s),
         tpot_ms: Milliseconds::of(&simulated.tpot_s),
         e2e_ms: Milliseconds::of(&simulated.e2e_s),
+        steady_state: steady(inputs, answer),
         usd_per_hour: best.usd_per_hour(),
         usd_per_million_input_tokens: input,
         usd_per_million_output_tokens: output,
@@ -392,8 +382,8 @@ fn document(
             weights_bytes: best.weights.0,
             cache_bytes: best.cache_per_sequence.0 * best.max_batch as f64
                 / best.layout.attention_dp as f64,
-            reserved_bytes: RESERVE.0,
-            usable_bytes: best.usable.0,
+            reserved_bytes: best.memory.reserve.0,
+            usable_bytes: best.memory.usable().0,
         },
         binding_constraint: answer.binding.clone(),
         margins: inputs
@@ -409,9 +399,9 @@ fn document(
         alternatives: answer.others.iter().take(10).map(alternative).collect(),
         failed: answer.failures.clone(),
         assumptions: Assumptions {
-            kernel_times: args.profile.as_ref().map(|p| p.display().to_string()),
-            engine: args.engine.clone(),
-            calibration: if calibrations.is_empty() { "uncalibrated" } else { "calibrated" },
+            kernel_times: sources.names(&inputs.devices[chosen].0),
+            engine: inputs.engine.clone(),
+            calibration: if args.calibrate.is_none() { "uncalibrated" } else { "calibrated" },
             constants: inputs.costs.clone(),
             trace: args.trace.as_ref().map(|p| p.display().to_string()),
             isl: inputs.lengths.input,
@@ -425,13 +415,30 @@ fn document(
             usd_per_gpu_hour: best.price.0,
             price_source: prices.get(chosen).cloned().unwrap_or_default(),
             cost_basis: "split by time in prefill and in decode, idle time included",
-            usable_memory_share: USABLE_SHARE,
-            routing: "independent and uniform",
+            usable_memory_share: best.memory.usable_share,
+            routing: args.routing.to_string(),
             percentiles: "over requests, simulated at the peak rate of one replica; TPOT excludes the first token",
             seed: args.seed,
             simulated_requests: simulated.requests,
         },
     })
+}
+
+/// One replica at the mean rate.
+fn steady(inputs: &SizeInputs, answer: &SizeAnswer) -> Steady {
+    let best = &answer.best;
+    let output = TokensPerSecond(inputs.rate * inputs.lengths.output);
+    Steady {
+        requests_per_s_per_replica: answer.steady.requests_per_s,
+        tpot_ms: answer.steady.tpot.as_ms(),
+        ttft_ms: answer.steady.ttft.as_ms(),
+        usd_per_million_output_tokens_all_on_output: usd_per_million_output(
+            best.gpus() as f64,
+            best.price,
+            output,
+        )
+        .0,
+    }
 }
 
 fn limits_default(args: &SizeArgs) -> bool {

@@ -14,13 +14,14 @@ use crate::files::read_capped;
 use crate::units::UsdPerHour;
 use crate::{Error, Result};
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     include_str!("presets/devices/h100_sxm.toml"),
     include_str!("presets/devices/h200_sxm.toml"),
     include_str!("presets/devices/h100_nvl.toml"),
     include_str!("presets/devices/a100_sxm.toml"),
     include_str!("presets/devices/a100_pcie.toml"),
     include_str!("presets/devices/b200_sxm.toml"),
+    include_str!("presets/devices/gb200.toml"),
 ];
 
 /// A device file of a user is never longer.
@@ -40,13 +41,50 @@ pub struct DeviceSpec {
     pub memory_bytes: f64,
     /// Peak memory bandwidth in bytes per second.
     pub read_bytes_per_s: f64,
-    /// Peak link bandwidth to its neighbours in bytes per second and direction.
+    /// Peak link bandwidth inside a scale-up domain in bytes per second and direction.
     pub link_bytes_per_s: f64,
+    /// What kind of machine it is.
+    #[serde(default)]
+    pub kind: DeviceKind,
+    /// Devices of one scale-up domain (an NVLink node or rack).
+    #[serde(default = "usual_domain")]
+    pub scale_up_devices: usize,
+    /// Links between scale-up domains, where stated.
+    #[serde(default)]
+    pub scale_out: Option<ScaleOut>,
     /// Peak dense rate in FLOP/s by number format.
     pub flops_per_s: BTreeMap<DType, f64>,
     /// Prices, the first one being the default.
     #[serde(default)]
     pub prices: Vec<Price>,
+}
+
+/// Kinds of serving machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// An accelerator; several make a replica.
+    #[default]
+    Gpu,
+    /// The CPUs of one host, which serve alone.
+    Cpu,
+}
+
+/// Links between scale-up domains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleOut {
+    /// Bandwidth per device and direction in bytes per second.
+    pub bytes_per_s: f64,
+    /// Fixed time of one message in seconds.
+    pub latency_s: f64,
+    /// Where the figures come from.
+    pub source: String,
+}
+
+/// Eight devices share a node unless a file says otherwise.
+const fn usual_domain() -> usize {
+    8
 }
 
 /// A price of one device.
@@ -70,10 +108,8 @@ impl DeviceSpec {
     /// [`Error::Usage`] for an unknown name with the nearest ones; [`Error::Io`] and
     /// [`Error::BadFile`] for a file.
     pub fn load(name: &str) -> Result<Self> {
-        for device in Self::known()? {
-            if device.is_called(name) {
-                return Ok(device);
-            }
+        if let Some(device) = Self::named(name) {
+            return Ok(device);
         }
         let path = Path::new(name);
         if path.extension().is_some_and(|e| e == "toml") {
@@ -81,6 +117,11 @@ impl DeviceSpec {
         }
         let aliases: Vec<String> = Self::known()?.into_iter().flat_map(|d| d.aliases).collect();
         Err(unknown_name("device", name, aliases.iter().map(String::as_str)))
+    }
+
+    /// A device that comes with the program, by name or alias.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::known().ok()?.into_iter().find(|device| device.is_called(name))
     }
 
     /// All devices that come with the program.
@@ -98,9 +139,12 @@ impl DeviceSpec {
             ("H100 NVL", "h100_nvl"),
             ("H200", "h200_sxm"),
             ("A100-SXM4-80GB", "a100_80gb"),
+            ("GB200", "gb200"),
             ("B200", "b200"),
         ];
-        let (_, name) = known.into_iter().find(|(part, _)| printed.contains(part))?;
+        let found = known.into_iter().find(|(part, _)| printed.contains(part));
+        // DeepEP's published tables name their device without its variant; they ran on SXM nodes.
+        let (_, name) = found.or((printed == "NVIDIA H100").then_some(("", "h100_sxm")))?;
         Self::load(name).ok()
     }
 
@@ -119,12 +163,25 @@ impl DeviceSpec {
             ("read_bytes_per_s", device.read_bytes_per_s),
             ("link_bytes_per_s", device.link_bytes_per_s),
         ];
+        if device.scale_up_devices == 0 {
+            return Err(Error::bad_file(location, "scale_up_devices is 0"));
+        }
+        let links = device
+            .scale_out
+            .iter()
+            .flat_map(|s| [("bytes_per_s", s.bytes_per_s), ("latency_s", s.latency_s)]);
         let rates = device.flops_per_s.values().map(|&v| ("flops_per_s", v));
         let prices = device.prices.iter().map(|p| ("usd_per_hour", p.usd_per_hour));
-        for (name, value) in numbers.into_iter().chain(rates).chain(prices) {
+        for (name, value) in numbers.into_iter().chain(links).chain(rates).chain(prices) {
             positive(name, value).map_err(|e| Error::bad_file(location, e.to_string()))?;
         }
         Ok(device)
+    }
+
+    /// Its alias that names files: the longest one with its form factor (`h100_sxm`, `gb200`).
+    pub fn short_name(&self) -> &str {
+        let form = self.aliases.iter().find(|a| a.ends_with("_sxm") || a.ends_with("_nvl"));
+        form.or(self.aliases.first()).map_or(self.name.as_str(), String::as_str)
     }
 
     fn is_called(&self, name: &str) -> bool {

@@ -3,6 +3,7 @@
 pub mod device;
 pub mod formats;
 pub mod hf;
+pub mod hf_write;
 mod hub;
 pub mod layers;
 mod load;

@@ -156,6 +156,9 @@ pub struct MoeModel {
     pub router: RouterConfig,
     /// Storage of the routed and shared experts' weights.
     pub expert_dtype: DType,
+    /// Bits of one expert weight on average where precisions are mixed; else those of `expert_dtype`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert_bits: Option<f64>,
     /// Storage of everything else (attention, embeddings, dense layers).
     pub dense_dtype: DType,
     /// Storage of cached keys and values.
@@ -176,8 +179,8 @@ impl DType {
         Self::Bf16,
         Self::Fp8,
         Self::Int8,
-        Self::Mxfp4,
         Self::Nvfp4,
+        Self::Mxfp4,
         Self::Int4,
     ];
 
@@ -227,6 +230,12 @@ impl std::str::FromStr for DType {
 }
 
 impl MoeModel {
+    /// Bits of one stored weight of a routed or shared expert, scales included.
+    pub fn expert_bits(&self) -> f64 {
+        let listed = self.bits.map(|b| b.experts);
+        self.expert_bits.or(listed).unwrap_or_else(|| self.expert_dtype.bits())
+    }
+
     /// Checks that the sizes make a model.
     ///
     /// # Errors

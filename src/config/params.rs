@@ -219,12 +219,21 @@ impl MoeModel {
 
     /// Bits by tensor kind. Embedding and head stay in 16 bits in quantised checkpoints.
     pub fn tensor_bits(&self) -> TensorBits {
-        self.bits.unwrap_or_else(|| TensorBits::of(self.expert_dtype, self.dense_dtype))
+        let plain = || {
+            let experts = self.expert_bits();
+            TensorBits {
+                experts,
+                shared: experts,
+                ..TensorBits::of(self.expert_dtype, self.dense_dtype)
+            }
+        };
+        self.bits.unwrap_or_else(plain)
     }
 
     /// Stores experts and everything else in the given formats, whatever the file had.
     pub fn set_weights(&mut self, experts: DType, dense: DType) {
-        (self.expert_dtype, self.dense_dtype, self.bits) = (experts, dense, None);
+        (self.expert_dtype, self.dense_dtype) = (experts, dense);
+        (self.expert_bits, self.bits) = (None, None);
     }
 
     /// Weights by tensor kind; kinds that the model lacks are left out.
@@ -244,7 +253,7 @@ impl MoeModel {
 
     /// One expert of one layer.
     pub fn expert_bytes(&self) -> Bytes {
-        Bytes(self.expert_params() * self.expert_dtype.bits() / 8.0)
+        Bytes(self.expert_params() * self.expert_bits() / 8.0)
     }
 
     /// Cached keys and values of a sequence of `tokens` tokens, over all layers; layers with a

@@ -5,21 +5,20 @@
 //! [`Source`]. Three kinds of model exist: [`measured`] (this program's own profile), [`tables`]
 //! (engines' kernel tables) and the roofline. A stack asks several in order, operation by operation.
 
-pub mod latency;
 pub mod measured;
 pub mod model;
 pub mod query;
 pub mod roofline;
 pub mod source;
+pub mod stack;
 pub mod tables;
 
-pub use latency::{Ceilings, LayerQuery};
-pub use measured::{LatencyTable, Outside, Policy, Transfer, TransferError};
+pub use measured::{Ceilings, LatencyTable, LayerQuery, Policy, Transfer, TransferError};
 pub use model::{Absent, Answer, LatencyModel};
 pub use query::{
     AttentionQuery, CollectiveKind, CollectiveQuery, ExchangeQuery, GemmQuery, MlaPart, MlaQuery,
     MoeQuery, Operation, Phase, Query,
 };
-pub use roofline::RooflineModel;
+pub use roofline::{Rates, RooflineModel};
 pub use source::{Latency, Source};
-pub use tables::{AttentionWork, KernelTimes, MoeWork, Rates, Timed};
+pub use stack::Stack;

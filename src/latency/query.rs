@@ -120,8 +120,11 @@ pub struct MoeQuery {
     pub top_k: usize,
     /// Whether experts are gated (three matrices) or not (two).
     pub gated: bool,
-    /// Storage of the expert weights.
+    /// Storage of the expert weights: which kernels run.
     pub weights: DType,
+    /// Bits of one stored expert weight on average, scales included; those of `weights` unless
+    /// precisions are mixed.
+    pub weight_bits: f64,
     /// Ranks that share each expert.
     pub tensor_parallel: usize,
     /// Ranks that the experts are spread over.
@@ -155,7 +158,7 @@ impl MoeQuery {
 
     /// Weight bytes that the busiest device reads.
     pub fn weight_bytes(&self) -> f64 {
-        self.active * self.expert_params() * self.weights.bits() / 8.0
+        self.active * self.expert_params() * self.weight_bits / 8.0
     }
 
     /// Bytes that the busiest device cannot avoid moving: weights of the active experts, and

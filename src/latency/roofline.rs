@@ -1,170 +1,290 @@
 //! The roofline: no kernel is faster than moving its bytes or doing its arithmetic.
 //!
 //! Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009. As a predictor it needs assumed
-//! efficiencies, so its values are an order of magnitude and labelled so; they never pass as measured.
+//! shares of the peaks and a floor per kernel ([`crate::constants::roofline`]): an order of magnitude,
+//! labelled [`Source::Roofline`].
 
-use super::latency::{Ceilings, Latency, LatencyModel, LayerQuery, Source};
-use crate::Result;
-use crate::error::{in_range, positive};
+use crate::config::{DType, DeviceSpec};
+use crate::constants::roofline as assumed;
+use crate::latency::query::{
+    AttentionQuery, CollectiveKind, CollectiveQuery, ExchangeQuery, GemmQuery, MlaPart, MlaQuery,
+    MoeQuery, Operation, Phase, Query,
+};
+use crate::latency::{Absent, Answer, Latency, LatencyModel, Source};
 use crate::units::Seconds;
+use crate::{Error, Result};
 
-/// Shares of peak bandwidth that serving kernels were seen to reach: lowest and highest.
-pub const ETA_RANGE: (f64, f64) = (0.45, 0.9);
+/// Peak rates of a device and of its links.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rates {
+    /// Memory bandwidth in bytes per second.
+    pub read_bytes_per_s: f64,
+    /// Link bandwidth inside a scale-up domain, per direction, in bytes per second.
+    pub link_bytes_per_s: f64,
+    /// Bandwidth per device and fixed time of a message beyond the scale-up domain, where stated.
+    pub scale_out: Option<(f64, f64)>,
+    flops16: f64,
+    flops8: Option<f64>,
+    flops4: Option<f64>,
+}
 
-/// Shares of peak arithmetic that serving kernels were seen to reach: lowest and highest.
-pub const MU_RANGE: (f64, f64) = (0.3, 0.8);
+impl Rates {
+    /// The published rates of a device.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] when no 16-bit peak is known.
+    pub fn of(device: &DeviceSpec) -> Result<Self> {
+        let flops16 = device.peak(DType::Bf16).or_else(|| device.peak(DType::F16));
+        let flops16 =
+            flops16.ok_or_else(|| Error::unfit(&device.name, "no published 16-bit peak"))?;
+        Ok(Self {
+            read_bytes_per_s: device.read_bytes_per_s,
+            link_bytes_per_s: device.link_bytes_per_s,
+            scale_out: device.scale_out.as_ref().map(|s| (s.bytes_per_s, s.latency_s)),
+            flops16,
+            flops8: device.peak(DType::Fp8),
+            flops4: device.peak(DType::Nvfp4),
+        })
+    }
 
-/// A device known by its peaks alone.
-///
-/// ```
-/// use moe_frontier::latency::{LatencyModel, RooflineModel};
-/// let h100 = RooflineModel::new(3.35e12, 989e12, 0.8, 0.5, 60e-6)?;
-/// assert_eq!(h100.ceilings().read_bytes_per_s, 0.8 * 3.35e12);
-/// # Ok::<(), moe_frontier::Error>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
+    /// Peak of GEMMs whose weights are stored in `dtype`: 4-bit and 8-bit weights are multiplied at
+    /// the widest rate that the device has for them, else in 16 bits.
+    pub fn flops(&self, dtype: DType) -> f64 {
+        match dtype {
+            DType::Fp8 | DType::Int8 => self.flops8.unwrap_or(self.flops16),
+            DType::Nvfp4 => self.flops4.unwrap_or(self.flops16),
+            _ => self.flops16,
+        }
+    }
+
+    /// Peak in 16 bits.
+    pub const fn flops16(&self) -> f64 {
+        self.flops16
+    }
+}
+
+/// A device known by its peaks alone, or by its measured ceilings.
+#[derive(Clone, Debug, PartialEq)]
 pub struct RooflineModel {
-    peak_bytes_per_s: f64,
-    peak_flops_per_s: f64,
-    ceilings: Ceilings,
+    rates: Rates,
+    shares: Shares,
+    name: String,
+}
+
+/// Shares of the rates that kernels reach, and their fixed times.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Shares {
+    read: f64,
+    arithmetic: f64,
+    prefill_attention: f64,
+    cache_read: f64,
+    moe_floor_s: f64,
+    kernel_floor_s: f64,
 }
 
 impl RooflineModel {
-    /// A device with the given peaks, of which kernels reach the shares `eta` (bandwidth) and `mu`
-    /// (arithmetic), and a fixed cost of `layer_overhead_s` seconds a layer.
+    /// A device by its published peaks, of which kernels reach the assumed shares.
     ///
     /// # Errors
-    /// [`crate::Error::Usage`] for a peak that is not positive or a share outside (0, 1].
-    pub fn new(
-        peak_bytes_per_s: f64,
-        peak_flops_per_s: f64,
-        eta: f64,
-        mu: f64,
-        layer_overhead_s: f64,
-    ) -> Result<Self> {
-        positive("peak bandwidth", peak_bytes_per_s)?;
-        positive("peak arithmetic rate", peak_flops_per_s)?;
-        in_range("bandwidth efficiency", eta, 1e-3, 1.0)?;
-        in_range("arithmetic efficiency", mu, 1e-3, 1.0)?;
-        in_range("layer overhead", layer_overhead_s, 0.0, 1.0)?;
-        let ceilings = Ceilings {
-            read_bytes_per_s: eta * peak_bytes_per_s,
-            gemm_flops_per_s: mu * peak_flops_per_s,
-            layer_overhead_s,
-            source: Source::Roofline,
+    /// As [`Rates::of`].
+    pub fn published(device: &DeviceSpec) -> Result<Self> {
+        let shares = Shares {
+            read: assumed::READ,
+            arithmetic: assumed::ARITHMETIC,
+            prefill_attention: assumed::PREFILL_ATTENTION,
+            cache_read: assumed::CACHE_READ,
+            moe_floor_s: assumed::MOE_FLOOR_S,
+            kernel_floor_s: assumed::KERNEL_FLOOR_S,
         };
-        Ok(Self { peak_bytes_per_s, peak_flops_per_s, ceilings })
+        let name = format!("published peaks of {}", device.name);
+        Ok(Self { rates: Rates::of(device)?, shares, name })
+    }
+
+    /// A device whose rates were measured in the run that `device` describes: kernels reach all of
+    /// them, and fixed times are counted per layer by the engine's costs.
+    ///
+    /// # Errors
+    /// As [`Rates::of`].
+    pub fn measured_ceilings(device: &DeviceSpec) -> Result<Self> {
+        let shares = Shares {
+            read: 1.0,
+            arithmetic: 1.0,
+            prefill_attention: 1.0,
+            cache_read: 1.0,
+            moe_floor_s: 0.0,
+            kernel_floor_s: 0.0,
+        };
+        let name = format!("measured ceilings of {}", device.name);
+        Ok(Self { rates: Rates::of(device)?, shares, name })
+    }
+
+    /// The rates behind it.
+    pub const fn rates(&self) -> &Rates {
+        &self.rates
+    }
+
+    /// A kernel that moves `bytes` and does `flops` at the given peak, at the given shares.
+    fn kernel(
+        &self,
+        bytes: f64,
+        (flops, peak): (f64, f64),
+        shares: (f64, f64),
+        floor: f64,
+    ) -> Latency {
+        let (read, compute) = (bytes / self.rates.read_bytes_per_s, flops / peak);
+        let seconds = floor + (read / shares.0).max(compute / shares.1);
+        Latency {
+            value: Seconds(seconds),
+            log_sigma: assumed::LOG_SIGMA,
+            floor: Seconds(read.max(compute)),
+            arithmetic: if compute > 0.0 { compute / (compute + read) } else { 0.0 },
+            source: Source::Roofline,
+            origin: 0,
+        }
+    }
+
+    fn moe(&self, q: &MoeQuery) -> Latency {
+        let s = &self.shares;
+        let work = (q.flops(), self.rates.flops(q.weights));
+        self.kernel(q.bytes(), work, (s.read, s.arithmetic), s.moe_floor_s)
+    }
+
+    fn gemm(&self, q: &GemmQuery) -> Latency {
+        let s = &self.shares;
+        let work = (q.flops(), self.rates.flops(q.weights));
+        self.kernel(q.bytes(), work, (s.read, s.arithmetic), s.kernel_floor_s)
+    }
+
+    fn core(&self, phase: Phase, bytes: f64, flops: f64) -> Latency {
+        let s = &self.shares;
+        let shares = match phase {
+            Phase::Decode => (s.cache_read, s.arithmetic),
+            Phase::Prefill => (s.read, s.prefill_attention),
+        };
+        let latency = self.kernel(bytes, (flops, self.rates.flops16), shares, s.kernel_floor_s);
+        match phase {
+            // Decoding is a mix of short kernels: its arithmetic never runs into the power limit.
+            Phase::Decode => Latency { arithmetic: 0.0, ..latency },
+            Phase::Prefill => latency,
+        }
+    }
+
+    fn attention(&self, q: &AttentionQuery) -> Latency {
+        self.core(q.phase, q.bytes(), q.flops())
+    }
+
+    fn mla(&self, part: MlaPart, q: &MlaQuery) -> Answer {
+        match part {
+            MlaPart::Block => Err(Absent::Operation),
+            MlaPart::Core => Ok(self.core(q.phase, q.core_bytes(), q.core_flops())),
+            MlaPart::Absorb => {
+                // Two batched GEMMs over the local heads, weights in 16 bits.
+                let heads = q.local_heads();
+                let m = q.sequences;
+                let one = |n: usize, k: usize| {
+                    self.gemm(&GemmQuery { m, n, k: k * heads, weights: DType::Bf16 })
+                };
+                let (key, value) = (one(q.kv_lora_rank, q.nope), one(q.kv_lora_rank, q.value));
+                Ok(Latency {
+                    value: key.value + value.value,
+                    floor: key.floor + value.floor,
+                    ..key
+                })
+            }
+        }
+    }
+
+    fn collective(&self, q: &CollectiveQuery) -> Answer {
+        let (rate, start) = self.link(q.nodes)?;
+        let factor = match q.kind {
+            CollectiveKind::AllReduce => 1.0,
+            // Half of an all-reduce each; an all-to-all keeps its own share.
+            CollectiveKind::AllGather | CollectiveKind::ReduceScatter => 0.5,
+            CollectiveKind::AllToAll => 1.0 - 1.0 / q.devices as f64,
+        };
+        let seconds = start + factor * q.bytes / (assumed::LINK * rate);
+        Ok(self.wire(seconds, factor * q.bytes / rate))
+    }
+
+    fn exchange(&self, q: &ExchangeQuery) -> Answer {
+        let (rate, start) = self.link(q.nodes)?;
+        // Copies to the own rank do not travel.
+        let away = 1.0 - 1.0 / q.ranks as f64;
+        let bytes = q.bytes() * away;
+        Ok(self.wire(2.0 * start + bytes / (assumed::LINK * rate), bytes / rate))
+    }
+
+    /// Bytes per second and fixed time of a message over `nodes` scale-up domains.
+    fn link(&self, nodes: usize) -> std::result::Result<(f64, f64), Absent> {
+        if nodes <= 1 {
+            return Ok((self.rates.link_bytes_per_s, assumed::COLLECTIVE_FLOOR_S));
+        }
+        let reason = "no rate between nodes is stated for this device (`scale_out` in its file)";
+        let (rate, latency) = self.rates.scale_out.ok_or_else(|| Absent::Key(reason.into()))?;
+        Ok((rate, assumed::COLLECTIVE_FLOOR_S + latency))
+    }
+
+    const fn wire(&self, seconds: f64, floor: f64) -> Latency {
+        Latency {
+            value: Seconds(seconds),
+            log_sigma: assumed::LOG_SIGMA,
+            floor: Seconds(floor),
+            arithmetic: 0.0,
+            source: Source::Roofline,
+            origin: 0,
+        }
     }
 }
 
 impl LatencyModel for RooflineModel {
-    fn moe_layer(&self, query: &LayerQuery) -> Result<Latency> {
-        check_query(query)?;
-        let value = query.roofline(&self.ceilings);
-        let peaks = Ceilings {
-            read_bytes_per_s: self.peak_bytes_per_s,
-            gemm_flops_per_s: self.peak_flops_per_s,
-            ..self.ceilings
-        };
-        let range = assumed(query, &peaks);
-        Ok(Latency { value, lo: range.lo.min(value), hi: range.hi.max(value), ..range })
+    fn answer(&self, query: &Query) -> Answer {
+        match query {
+            Query::Moe(q) => Ok(self.moe(q)),
+            Query::Gemm(q) => Ok(self.gemm(q)),
+            Query::Attention(q) => Ok(self.attention(q)),
+            Query::Mla(part, q) => self.mla(*part, q),
+            Query::Collective(q) => self.collective(q),
+            Query::Exchange(q) => self.exchange(q),
+        }
     }
 
-    fn ceilings(&self) -> Ceilings {
-        self.ceilings
+    fn provenance(&self, _operation: Operation) -> Option<String> {
+        Some(format!("roofline of the {}", self.name))
     }
-}
-
-/// The roofline of a query under the whole range of efficiencies, its value at their geometric means.
-pub(super) fn assumed(query: &LayerQuery, peaks: &Ceilings) -> Latency {
-    let with = |eta: f64, mu: f64| {
-        query.roofline(&Ceilings {
-            read_bytes_per_s: eta * peaks.read_bytes_per_s,
-            gemm_flops_per_s: mu * peaks.gemm_flops_per_s,
-            ..*peaks
-        })
-    };
-    let middle = |(low, high): (f64, f64)| (low * high).sqrt();
-    Latency {
-        value: with(middle(ETA_RANGE), middle(MU_RANGE)),
-        lo: with(ETA_RANGE.1, MU_RANGE.1),
-        hi: with(ETA_RANGE.0, MU_RANGE.0),
-        source: Source::Roofline,
-    }
-}
-
-/// Refuses a question that no layer can pose.
-///
-/// # Errors
-/// [`crate::Error::Usage`] that names the field.
-pub(super) fn check_query(query: &LayerQuery) -> Result<()> {
-    let sizes = [
-        ("hidden", query.hidden),
-        ("inter", query.inter),
-        ("experts", query.experts),
-        ("top_k", query.top_k),
-    ];
-    for (name, size) in sizes {
-        positive(name, size as f64)?;
-    }
-    positive("weight_bits", query.weight_bits)?;
-    positive("tokens", query.tokens)?;
-    positive("active_experts", query.active_experts)?;
-    positive("max_rows", query.max_rows)?;
-    Seconds(query.bytes() + query.flops()).is_finite().then_some(()).ok_or_else(|| {
-        crate::Error::usage("layer", "its bytes and FLOPs exceed the range of numbers")
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn decode() -> LayerQuery {
-        LayerQuery {
-            hidden: 4096,
-            inter: 14336,
-            experts: 8,
-            top_k: 2,
-            gated: true,
-            weight_bits: 16.0,
-            tokens: 1.0,
-            active_experts: 2.0,
-            max_rows: 1.0,
-        }
+    fn h100() -> RooflineModel {
+        RooflineModel::published(&DeviceSpec::load("h100").unwrap()).unwrap()
     }
 
     #[test]
-    fn one_token_is_bound_by_the_bytes_of_its_experts() {
-        let model = RooflineModel::new(3.35e12, 989e12, 0.8, 0.5, 60e-6).unwrap();
-        let latency = model.moe_layer(&decode()).unwrap();
-        // 2 experts x 3 x 4096 x 14336 x 2 bytes over 2.68 TB/s.
-        assert!((latency.value.as_us() - 262.96).abs() < 0.05, "{}", latency.value.as_us());
-        assert!(latency.lo < latency.value && latency.value < latency.hi);
-        assert_eq!(latency.source, Source::Roofline);
+    fn a_value_never_lies_below_its_floor() {
+        let gemm = GemmQuery { m: 64.0, n: 4096, k: 4096, weights: DType::Bf16 };
+        let answer = h100().answer(&Query::Gemm(gemm)).unwrap();
+        assert!(answer.value >= answer.floor && answer.lo() >= answer.floor);
+        assert_eq!(answer.source, Source::Roofline);
     }
 
     #[test]
-    fn many_tokens_are_bound_by_arithmetic() {
-        let model = RooflineModel::new(3.35e12, 989e12, 0.8, 0.5, 0.0).unwrap();
-        let query = LayerQuery { tokens: 1e5, active_experts: 8.0, max_rows: 3e4, ..decode() };
-        let expected = query.flops() / (0.5 * 989e12);
-        assert!((model.moe_layer(&query).unwrap().value.0 / expected - 1.0).abs() < 1e-12);
+    fn measured_ceilings_are_reached_in_full() {
+        let device = DeviceSpec::load("h100").unwrap();
+        let model = RooflineModel::measured_ceilings(&device).unwrap();
+        let gemm = GemmQuery { m: 1.0, n: 4096, k: 4096, weights: DType::Bf16 };
+        let answer = model.answer(&Query::Gemm(gemm)).unwrap();
+        assert!((answer.value.0 / answer.floor.0 - 1.0).abs() < 1e-12);
     }
 
     #[test]
-    fn impossible_constants_and_questions_are_refused() {
-        assert!(RooflineModel::new(0.0, 1e12, 0.8, 0.5, 0.0).is_err());
-        assert!(RooflineModel::new(1e12, f64::NAN, 0.8, 0.5, 0.0).is_err());
-        assert!(RooflineModel::new(1e12, 1e12, 1.5, 0.5, 0.0).is_err());
-        assert!(RooflineModel::new(1e12, 1e12, 0.8, 0.5, -1.0).is_err());
-        let model = RooflineModel::new(1e12, 1e12, 0.8, 0.5, 0.0).unwrap();
-        for bad in [
-            LayerQuery { tokens: 0.0, ..decode() },
-            LayerQuery { active_experts: f64::NAN, ..decode() },
-            LayerQuery { hidden: 0, ..decode() },
-        ] {
-            assert_eq!(model.moe_layer(&bad).unwrap_err().exit_code(), 2);
-        }
+    fn nodes_without_a_stated_link_are_refused() {
+        let mut device = DeviceSpec::load("h100").unwrap();
+        device.scale_out = None;
+        let model = RooflineModel::published(&device).unwrap();
+        let query =
+            CollectiveQuery { kind: CollectiveKind::AllReduce, devices: 16, nodes: 2, bytes: 1e6 };
+        assert!(matches!(model.answer(&Query::Collective(query)), Err(Absent::Key(_))));
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::stats::Z95;
 use crate::units::Seconds;
 
 /// Where a latency comes from, from most to least trusted.
@@ -35,9 +36,6 @@ impl Source {
         }
     }
 }
-
-/// Standard deviations of a normal within its 95 % interval.
-const Z95: f64 = 1.959_963_984_540_054;
 
 /// The duration of one operation.
 #[derive(Clone, Copy, Debug, PartialEq)]

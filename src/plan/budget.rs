@@ -1,10 +1,11 @@
 //! The training budget that a ranking refers to when the user names none: the largest power of ten
 //! whose loss-optimal models all fit the device.
 
+use crate::config::MoeModel;
 use crate::law::ExpertScaling;
-use crate::plan::candidates::geometry;
+use crate::plan::candidates::{Density, families, model, nearest};
 use crate::plan::inputs::RankInputs;
-use crate::serving::{Geometry, batch_cap};
+use crate::serving::Layout;
 use crate::units::Flops;
 use crate::{Error, Result};
 
@@ -32,41 +33,36 @@ pub fn largest_fitting(law: &dyn ExpertScaling, inputs: &RankInputs) -> Result<F
 fn all_fit(law: &dyn ExpertScaling, inputs: &RankInputs, budget: Flops) -> Result<bool> {
     for &experts in &inputs.experts {
         let optimum = law.slice(experts)?.optimum(budget);
-        if !fits(&geometry(law, experts, optimum.n_active, inputs)?, inputs) {
+        // Sizes off the lattice are toys or giants: neither decides which budget fits.
+        let Ok((shape, _)) = nearest(law, experts, optimum.n_active) else { return Ok(false) };
+        if !fits(&model(law, &shape, inputs)?, inputs) {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-fn fits(geometry: &Geometry, inputs: &RankInputs) -> bool {
-    batch_cap(geometry, &inputs.device.memory, 1, inputs.lengths.held()) >= 1.0
+/// Whether weights and one whole sequence fit one device.
+fn fits(model: &MoeModel, inputs: &RankInputs) -> bool {
+    let sequence = model.kv_bytes(inputs.lengths.held());
+    model.weight_bytes().0 + sequence.0 <= inputs.device.memory.usable().0
+        && Layout::tensor(1).validate(model).is_ok()
 }
 
-/// (width, FFN width) of the narrowest and the widest layer among the candidates of `inputs`, rounded
-/// to multiples of 64 as the law's models have them: the layers worth measuring.
+/// (hidden size, intermediate size) of the narrowest and the widest layer among the candidates of
+/// `inputs`: the layers worth measuring.
 ///
 /// # Errors
 /// Whatever the law reports.
 pub fn layer_widths(law: &dyn ExpertScaling, inputs: &RankInputs) -> Result<[(usize, usize); 2]> {
-    let (_, families) = crate::plan::candidates::families(law, inputs, 2)?;
-    let sizes = families.iter().flat_map(|f| f.curve.iter().map(move |p| (f.experts, p.n_active)));
-    let mut span = (f64::INFINITY, 0.0_f64, 1.0);
-    for (experts, n_active) in sizes {
-        let closure = law.closure(experts, n_active)?;
-        span.0 = span.0.min(closure.hidden);
-        span.1 = span.1.max(closure.hidden);
-        span.2 = closure.inter / closure.hidden;
-    }
-    let layer = |hidden: f64| (round_to_64(hidden), round_to_64(hidden * span.2));
-    Ok([layer(span.0), layer(span.1)])
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a width is positive and far below 2^31"
-)]
-fn round_to_64(width: f64) -> usize {
-    ((width / 64.0).round().max(1.0) * 64.0) as usize
+    let (_, families) = families(law, inputs, Density::ALL)?;
+    let shapes = || families.iter().flat_map(|f| f.curve.iter().map(|p| p.shape));
+    let none = || Error::infeasible("no candidate to measure for", "raise --max-train-factor");
+    let narrow = shapes().min_by_key(|s| s.hidden).ok_or_else(none)?;
+    let wide = shapes().max_by_key(|s| s.hidden).ok_or_else(none)?;
+    let layer = |shape| {
+        let model = model(law, &shape, inputs)?;
+        Ok((model.hidden_size, model.moe_intermediate_size))
+    };
+    Ok([layer(narrow)?, layer(wide)?])
 }

@@ -13,9 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use crate::latency::KernelTimes;
-use crate::plan::points::{self, Point, Prediction, Setup};
-use crate::serving::{Deployment, EngineCosts, Layers, StepLoad, Traffic};
+use crate::plan::points::{self, LatencyOf, Point, Prediction, uniform_load};
+use crate::serving::{EngineCosts, Layers, StepLoad, Traffic};
+use crate::stats::Z95;
 use crate::{Error, Result};
 
 /// Fitted constants.
@@ -87,19 +87,16 @@ pub struct Calibration {
     pub costs: EngineCosts,
 }
 
-/// Kernel times by device and engine.
-pub type TimesOf<'a> = dyn Fn(&Setup, &str) -> Result<&'a KernelTimes> + 'a;
-
 /// Fits the constants of the rows of one group.
 ///
 /// # Errors
 /// When kernel times cannot be had for a row.
-pub fn fit(group: &str, rows: &[&Point], times: &TimesOf) -> Result<Calibration> {
+pub fn fit(group: &str, rows: &[&Point], latency: &LatencyOf) -> Result<Calibration> {
     let engine = rows.first().map_or("", |p| p.engine.as_str());
     let default = EngineCosts::of(engine);
     let mut observations = Vec::new();
     for (index, point) in rows.iter().enumerate() {
-        observations.extend(observe(index, point, &default, times)?);
+        observations.extend(observe(index, point, &default, latency)?);
     }
     let mut left_out = Vec::new();
     let mut result = Calibration {
@@ -123,7 +120,7 @@ pub fn fit(group: &str, rows: &[&Point], times: &TimesOf) -> Result<Calibration>
         result.fitted = solution.intervals(&observations, &default);
         result.rows = observations.len();
     }
-    result.costs.request_s = request_time(rows, &result.costs, times)?;
+    result.costs.request_s = request_time(rows, &result.costs, latency)?;
     result.left_out = left_out;
     Ok(result)
 }
@@ -133,7 +130,7 @@ fn observe(
     index: usize,
     point: &Point,
     costs: &EngineCosts,
-    times: &TimesOf,
+    latency: &LatencyOf,
 ) -> Result<Option<Observation>> {
     let (Ok(setup), None, Some(tpot)) = (&point.setup, &point.excluded, point.measured.tpot) else {
         return Ok(None);
@@ -148,9 +145,9 @@ fn observe(
     };
     let neutral = EngineCosts { kernel_factor: 1.0, arithmetic_factor: 1.0, ..costs.clone() }
         .on(&point.engine, &setup.device);
-    let times = times(setup, &point.engine)?;
-    let deployment =
-        Deployment { model: &setup.model, layout: setup.layout, times, costs: &neutral };
+    let latency = latency(&setup.device, &point.engine)?;
+    let routing = uniform_load(setup.model.num_experts, setup.model.top_k)?;
+    let deployment = points::deployment(setup, &neutral, latency.as_ref(), &routing);
     let steps = match deployment.steps(batch.max(1.0), &setup.lengths) {
         Ok(steps) => steps,
         // A row that cannot be predicted cannot be fitted; it is listed with its reason elsewhere.
@@ -162,7 +159,7 @@ fn observe(
     let groups = setup.layout.attention_dp as f64;
     let kernels = |step: &crate::serving::Breakdown, load: StepLoad| Kernels {
         seconds: step.kernels(),
-        arithmetic: step.arithmetic_s,
+        arithmetic: step.arithmetic_s(),
         load: StepLoad { sequences: load.sequences / groups, ..load },
     };
     Ok(Some(Observation {
@@ -208,7 +205,7 @@ impl Solution {
         (0..FITTED)
             .map(|i| {
                 let variance = inverse_diagonal(&normal, i);
-                let half = 1.96 * (variance.max(0.0)).sqrt() * (sigma / HUBER).max(1.0);
+                let half = Z95 * (variance.max(0.0)).sqrt() * (sigma / HUBER).max(1.0);
                 Fitted {
                     name: NAMES[i],
                     value: values[i],
@@ -376,7 +373,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// What the times to first token leave over for the front end.
-fn request_time(rows: &[&Point], costs: &EngineCosts, times: &TimesOf) -> Result<f64> {
+fn request_time(rows: &[&Point], costs: &EngineCosts, latency: &LatencyOf) -> Result<f64> {
     let bare = EngineCosts { request_s: 0.0, ..costs.clone() };
     let mut left = Vec::new();
     for point in rows {
@@ -385,8 +382,8 @@ fn request_time(rows: &[&Point], costs: &EngineCosts, times: &TimesOf) -> Result
             continue;
         };
         let bare = bare.clone().on(&point.engine, &setup.device);
-        let times = times(setup, &point.engine)?;
-        if let Ok(p) = points::predict_with(setup, &bare, times)
+        let latency = latency(&setup.device, &point.engine)?;
+        if let Ok(p) = points::predict(setup, &bare, latency.as_ref())
             && !p.served.saturated
         {
             left.push(ttft.0 - p.served.ttft.0);
@@ -405,7 +402,10 @@ fn request_time(rows: &[&Point], costs: &EngineCosts, times: &TimesOf) -> Result
 ///
 /// # Errors
 /// As [`fit`].
-pub fn cross_validate(all: &[Point], times: &TimesOf) -> Result<Vec<Result<Prediction, String>>> {
+pub fn cross_validate(
+    all: &[Point],
+    latency: &LatencyOf,
+) -> Result<Vec<Result<Prediction, String>>> {
     let mut results: Vec<Result<Prediction, String>> =
         all.iter().map(|p| Err(p.setup.as_ref().err().cloned().unwrap_or_default())).collect();
     for members in groups(all).values() {
@@ -418,10 +418,10 @@ pub fn cross_validate(all: &[Point], times: &TimesOf) -> Result<Vec<Result<Predi
             let costs = if training.is_empty() {
                 EngineCosts::of(engine)
             } else {
-                fit(held_out, &training, times)?.costs
+                fit(held_out, &training, latency)?.costs
             };
             for &i in members.iter().filter(|&&i| fold(&all[i]) == *held_out) {
-                results[i] = apply(&all[i], &costs, times);
+                results[i] = apply(&all[i], &costs, latency);
             }
         }
     }
@@ -432,11 +432,15 @@ pub fn cross_validate(all: &[Point], times: &TimesOf) -> Result<Vec<Result<Predi
 ///
 /// # Errors
 /// A sentence: why it cannot be predicted.
-pub fn apply(point: &Point, costs: &EngineCosts, times: &TimesOf) -> Result<Prediction, String> {
+pub fn apply(
+    point: &Point,
+    costs: &EngineCosts,
+    latency: &LatencyOf,
+) -> Result<Prediction, String> {
     let setup = point.setup.as_ref().map_err(Clone::clone)?;
     let costs = costs.clone().on(&point.engine, &setup.device);
-    let times = times(setup, &point.engine).map_err(|e| e.to_string())?;
-    points::predict_with(setup, &costs, times).map_err(|e| e.to_string())
+    let latency = latency(&setup.device, &point.engine).map_err(|e| e.to_string())?;
+    points::predict(setup, &costs, latency.as_ref()).map_err(|e| e.to_string())
 }
 
 /// Indices of the rows of each group.

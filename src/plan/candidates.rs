@@ -1,20 +1,45 @@
-//! Candidates are curves, not points: for each expert count every size on the equal-loss curve,
-//! from the cheapest to train down to the smallest that the over-training limits allow.
+//! Candidates are models that can be built: whole heads, widths in multiples of 64, whole layers.
+//!
+//! The lattice of shapes is the same for every question: a more permissive limit only adds
+//! candidates to it. A law says how long each must be trained to reach the target loss.
 
-use crate::law::{ExpertScaling, PowerLawSlice};
+use crate::config::{Attention, DType, MoeModel, RouterConfig, Scoring};
+use crate::law::{Closure, ExpertScaling, PowerLawSlice};
 use crate::plan::inputs::{Limits, RankInputs, Target};
 use crate::plan::outcome::CandidateKind;
-use crate::serving::{Geometry, training_flops};
+use crate::serving::training_flops;
 use crate::units::{Flops, Nats};
 use crate::{Error, Result};
 
-/// Width of one attention head in the laws' architectures.
-const HEAD_DIM: f64 = 64.0;
+/// Widths are multiples of this; the same is the smallest head.
+const WIDTH_STEP: usize = 64;
+/// From this width on heads have 128 values, below 64.
+const WIDE: usize = 2048;
+/// Models with fewer layers than this are also tried one layer shallower and deeper: their widths
+/// alone are far apart.
+const SHALLOW: f64 = 24.0;
+/// Sizes above the loss-optimal one that are still candidates: the nearest shapes to it.
+const ABOVE_OPTIMAL: f64 = 1.1;
+/// Narrowest and widest model.
+const WIDTHS: (usize, usize) = (128, 65_536);
 
-/// A size and a number of training tokens for one expert count.
+/// A shape of the lattice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Shape {
+    /// Experts per layer.
+    pub experts: usize,
+    /// Hidden size.
+    pub hidden: usize,
+    /// Layers.
+    pub layers: usize,
+}
+
+/// A shape and a number of training tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
-    /// Active parameters.
+    /// The shape.
+    pub shape: Shape,
+    /// Active parameters as the law counts them (without routers and norms).
     pub n_active: f64,
     /// Training tokens.
     pub tokens: f64,
@@ -43,11 +68,11 @@ pub struct Family {
     pub slice: PowerLawSlice,
     /// The law at this expert count in every joint draw of its coefficients; empty without draws.
     pub drawn: Vec<PowerLawSlice>,
-    /// The loss-optimal model at the reference budget.
+    /// The shape nearest to the loss-optimal model at the reference budget, trained with it.
     pub reference: Point,
-    /// The equal-loss curve, by falling size; the first point is the cheapest to train.
+    /// The equal-loss candidates, cheapest training first, then by falling size.
     pub curve: Vec<Point>,
-    /// Why the curve is empty, if it is.
+    /// Why there are none, if so.
     pub unreachable: Option<String>,
 }
 
@@ -60,6 +85,20 @@ pub struct Reference {
     pub loss: Nats,
     /// Training tokens of the model that sets both.
     pub tokens: f64,
+}
+
+/// How densely the lattice is walked: every `stride`-th width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Density {
+    /// 1 is every shape.
+    pub stride: usize,
+}
+
+impl Density {
+    /// Every shape.
+    pub const ALL: Self = Self { stride: 1 };
+    /// For maps and sensitivities, which ask for many sets of candidates.
+    pub const COARSE: Self = Self { stride: 4 };
 }
 
 /// Budget and loss that the candidates refer to.
@@ -80,24 +119,20 @@ pub fn reference(law: &dyn ExpertScaling, target: &Target) -> Result<Reference> 
     }
 }
 
-/// The candidates of every expert count in `inputs`, `points` sizes on each equal-loss curve.
+/// The candidates of every expert count in `inputs`.
 ///
 /// # Errors
 /// When the law does not cover an expert count or the target.
 pub fn families(
     law: &dyn ExpertScaling,
     inputs: &RankInputs,
-    points: usize,
+    density: Density,
 ) -> Result<(Reference, Vec<Family>)> {
     let reference = reference(law, &inputs.target)?;
     let families = inputs
         .experts
         .iter()
-        .map(|&experts| {
-            let slice = law.slice(experts)?;
-            let family = family(experts, slice, &reference, &inputs.limits, points);
-            Ok(Family { drawn: law.drawn_slices(experts), ..family })
-        })
+        .map(|&experts| family(law, experts, &reference, inputs, density))
         .collect::<Result<Vec<_>>>()?;
     if families.iter().all(|f| f.curve.is_empty()) {
         return Err(Error::infeasible(
@@ -112,113 +147,286 @@ pub fn families(
 }
 
 fn family(
+    law: &dyn ExpertScaling,
     experts: usize,
-    slice: PowerLawSlice,
     reference: &Reference,
-    limits: &Limits,
-    points: usize,
-) -> Family {
+    inputs: &RankInputs,
+    density: Density,
+) -> Result<Family> {
+    let slice = law.slice(experts)?;
     let optimum = slice.optimum(reference.budget);
+    let (shape, n_active) = nearest(law, experts, optimum.n_active)?;
     let reference_point = Point {
-        n_active: optimum.n_active,
-        tokens: optimum.tokens,
+        shape,
+        n_active,
+        tokens: reference.budget.0 / (6.0 * n_active),
         kind: CandidateKind::LossOptimal,
     };
-    let (curve, unreachable) = match equal_loss_curve(&slice, reference, limits, points) {
-        Ok(curve) => (curve, None),
-        Err(reason) => (Vec::new(), Some(reason)),
-    };
-    Family { experts, slice, drawn: Vec::new(), reference: reference_point, curve, unreachable }
+    let (curve, unreachable) =
+        match equal_loss(law, &slice, experts, (reference, &inputs.limits), density)? {
+            Ok(curve) => (curve, None),
+            Err(reason) => (Vec::new(), Some(reason)),
+        };
+    let drawn = law.drawn_slices(experts);
+    Ok(Family { experts, slice, drawn, reference: reference_point, curve, unreachable })
 }
 
-/// Sizes from the cheapest training down to the smallest allowed, evenly in the logarithm.
-fn equal_loss_curve(
+/// The shapes that reach the loss within the limits, cheapest training first; the inner error says
+/// why there are none.
+fn equal_loss(
+    law: &dyn ExpertScaling,
+    slice: &PowerLawSlice,
+    experts: usize,
+    (reference, limits): (&Reference, &Limits),
+    density: Density,
+) -> Result<Result<Vec<Point>, String>> {
+    let budget = match slice.budget_for_loss(reference.loss) {
+        Ok(budget) => budget,
+        Err(reason) => return Ok(Err(reason.to_string())),
+    };
+    let largest = slice.optimum(budget).n_active;
+    let most = reference.budget * limits.max_train_factor;
+    let mut points: Vec<Point> = Vec::new();
+    let span =
+        (largest * smallest_share(slice, reference, limits, largest), largest * ABOVE_OPTIMAL);
+    for (shape, n_active) in shapes(law, experts, span, density)? {
+        let Ok(tokens) = slice.tokens_for_loss(n_active, reference.loss) else { continue };
+        let allowed = tokens / n_active <= limits.max_tokens_per_param
+            && training_flops(n_active, tokens) <= most;
+        if allowed {
+            points.push(Point { shape, n_active, tokens, kind: CandidateKind::OverTrained });
+        }
+    }
+    let cheapest = points
+        .iter()
+        .enumerate()
+        .min_by(|a, b| a.1.train_flops().0.total_cmp(&b.1.train_flops().0))
+        .map(|(i, _)| i);
+    let Some(cheapest) = cheapest else {
+        return Ok(Err(format!(
+            "needs {:.2} times the reference budget, over the limit of {}, or more than {} tokens \
+             a parameter",
+            budget / reference.budget,
+            limits.max_train_factor,
+            limits.max_tokens_per_param
+        )));
+    };
+    let mut first = points.swap_remove(cheapest);
+    first.kind = CandidateKind::IsoLoss;
+    // Larger than the cheapest to train is dearer in both costs.
+    points.retain(|p| p.n_active < first.n_active);
+    points.sort_by(|a, b| b.n_active.total_cmp(&a.n_active));
+    points.insert(0, first);
+    Ok(Ok(points))
+}
+
+/// The smallest allowed size over the largest. Below the cheapest training both limits tighten with
+/// falling size, so bisection in ln N finds it.
+fn smallest_share(
     slice: &PowerLawSlice,
     reference: &Reference,
     limits: &Limits,
-    points: usize,
-) -> Result<Vec<Point>, String> {
-    let budget = slice.budget_for_loss(reference.loss).map_err(|e| e.to_string())?;
-    let largest = slice.optimum(budget).n_active;
+    largest: f64,
+) -> f64 {
     let most = reference.budget * limits.max_train_factor;
-    let allowed = |n: f64| {
+    let allowed = |share: f64| {
+        let n = share * largest;
         slice.tokens_for_loss(n, reference.loss).is_ok_and(|tokens| {
             tokens / n <= limits.max_tokens_per_param && training_flops(n, tokens) <= most
         })
     };
-    if !allowed(largest) {
-        let needs = budget / reference.budget;
-        return Err(format!(
-            "needs {needs:.2} times the reference budget, over the limit of {}",
-            limits.max_train_factor
-        ));
-    }
-    let smallest = smallest_allowed(largest, allowed);
-    let step = (smallest / largest).powf(1.0 / (points - 1) as f64);
-    let curve = (0..points)
-        .filter_map(|i| {
-            let n_active = if i + 1 == points { smallest } else { largest * step.powf(i as f64) };
-            let tokens = slice.tokens_for_loss(n_active, reference.loss).ok()?;
-            let kind = if i == 0 { CandidateKind::IsoLoss } else { CandidateKind::OverTrained };
-            Some(Point { n_active, tokens, kind })
-        })
-        .collect();
-    Ok(curve)
-}
-
-/// The smallest size that is still allowed. Below the cheapest training both limits tighten
-/// monotonically with falling size, so bisection in ln N finds it.
-fn smallest_allowed(largest: f64, allowed: impl Fn(f64) -> bool) -> f64 {
-    let (mut ok, mut bad) = (largest, largest * 1e-6);
-    for _ in 0..60 {
+    let (mut ok, mut bad): (f64, f64) = (1.0, 1e-6);
+    for _ in 0..40 {
         let middle = (ok * bad).sqrt();
         if allowed(middle) { ok = middle } else { bad = middle }
     }
-    ok
+    bad
 }
 
-/// Sizes of the law's own architecture at `n_active`, for pricing.
+/// All shapes whose active parameters lie in `span`, with their number, by rising width.
+fn shapes(
+    law: &dyn ExpertScaling,
+    experts: usize,
+    (low, high): (f64, f64),
+    density: Density,
+) -> Result<Vec<(Shape, f64)>> {
+    let mut found = Vec::new();
+    let start = law.closure(experts, low)?.hidden;
+    let end = law.closure(experts, high)?.hidden;
+    // A layer more or less moves the width of the same size by less than a third.
+    let mut hidden = below(start * 0.7);
+    while hidden as f64 <= end * 1.3 && hidden <= WIDTHS.1 {
+        if is_walked(hidden, density) {
+            let closure = closure_at(law, experts, hidden)?;
+            for layers in depths(closure.layers) {
+                let n_active = law_params(&closure, layers);
+                if (low..=high).contains(&n_active) {
+                    found.push((Shape { experts, hidden, layers }, n_active));
+                }
+            }
+        }
+        hidden += width_step(hidden);
+    }
+    Ok(found)
+}
+
+/// Shapes of any size with their active parameters, rising, one a walked width.
 ///
 /// # Errors
 /// When the law's closure has no such size.
-pub fn geometry(
-    law: &dyn ExpertScaling,
-    experts: usize,
-    n_active: f64,
-    inputs: &RankInputs,
-) -> Result<Geometry> {
-    let closure = law.closure(experts, n_active)?;
-    let width = closure.hidden;
-    let heads = width / HEAD_DIM;
-    // Fewer key/value heads shrink the cache; the law's loss and size are kept as they are.
-    let kv_values = 2.0 * width / inputs.kv_group;
-    Ok(Geometry {
-        layers: closure.layers,
-        moe_layers: closure.moe_layers,
-        hidden: width,
-        inter: closure.inter,
-        experts,
-        top_k: closure.top_k,
-        gated: true,
-        shared_inter: 0.0,
-        dense_inter: closure.inter,
-        attention_params: 4.0 * width * width,
-        attention_flops: 4.0 * width,
-        kv_values,
-        kv_splits: kv_splits(heads / inputs.kv_group),
-        vocab: closure.vocab,
-        untied_head: true,
-        expert_bits: inputs.expert_bits,
-        dense_bits: inputs.weight_bits,
-        kv_bits: inputs.weight_bits,
+pub fn ladder(law: &dyn ExpertScaling, experts: usize) -> Result<Vec<(f64, Shape)>> {
+    let mut rungs = Vec::new();
+    let mut hidden = WIDTHS.0;
+    while hidden <= WIDTHS.1 {
+        if is_walked(hidden, Density::COARSE) {
+            let closure = closure_at(law, experts, hidden)?;
+            let layers = whole(closure.layers);
+            rungs.push((law_params(&closure, layers), Shape { experts, hidden, layers }));
+        }
+        hidden += width_step(hidden);
+    }
+    rungs.dedup_by(|b, a| b.0 <= a.0);
+    Ok(rungs)
+}
+
+/// The width of the lattice at or below `hidden`.
+fn below(hidden: f64) -> usize {
+    let mut width = WIDTHS.0;
+    while width + width_step(width) <= WIDTHS.1 && (width + width_step(width)) as f64 <= hidden {
+        width += width_step(width);
+    }
+    width
+}
+
+/// Steps of the width: 64 up to 4,096, then twice as wide at each doubling.
+fn width_step(hidden: usize) -> usize {
+    let doublings = (hidden / (WIDE * 2)).checked_ilog2().map_or(0, |d| d + 1);
+    WIDTH_STEP << doublings.min(6)
+}
+
+fn is_walked(hidden: usize, density: Density) -> bool {
+    (hidden / width_step(hidden)).is_multiple_of(density.stride)
+}
+
+/// Whole numbers of layers about the law's own.
+fn depths(layers: f64) -> std::ops::RangeInclusive<usize> {
+    let middle = whole(layers);
+    if layers >= SHALLOW {
+        return middle..=middle;
+    }
+    middle.saturating_sub(1).max(1)..=middle + 1
+}
+
+/// The law's architecture at a width, by bisection of its size.
+fn closure_at(law: &dyn ExpertScaling, experts: usize, hidden: usize) -> Result<Closure> {
+    let (mut low, mut high) = (1e3_f64, 1e15_f64);
+    let mut closure = law.closure(experts, low)?;
+    for _ in 0..80 {
+        let middle = (low * high).sqrt();
+        closure = law.closure(experts, middle)?;
+        if closure.hidden < hidden as f64 {
+            low = middle
+        } else {
+            high = middle
+        }
+        if (closure.hidden / hidden as f64 - 1.0).abs() < 1e-9 {
+            break;
+        }
+    }
+    Ok(Closure { hidden: hidden as f64, ..closure })
+}
+
+/// Active parameters as the laws count them: embedding and head, attention, active experts.
+fn law_params(closure: &Closure, layers: usize) -> f64 {
+    let hidden = closure.hidden;
+    let inter = whole(closure.inter / WIDTH_STEP as f64).max(1) * WIDTH_STEP;
+    let layer = 4.0 * hidden * hidden + 3.0 * closure.top_k as f64 * hidden * inter as f64;
+    2.0 * hidden * closure.vocab.round() + layers as f64 * layer
+}
+
+/// The shape whose active parameters are nearest to `n_active` in the logarithm.
+///
+/// # Errors
+/// When the law's closure has no such size.
+pub fn nearest(law: &dyn ExpertScaling, experts: usize, n_active: f64) -> Result<(Shape, f64)> {
+    let span = (n_active * 0.5, n_active * 2.0);
+    let all = shapes(law, experts, span, Density::ALL)?;
+    let distance = |n: f64| (n / n_active).ln().abs();
+    all.into_iter().min_by(|a, b| distance(a.1).total_cmp(&distance(b.1))).ok_or_else(|| {
+        let size = crate::units::count(n_active);
+        Error::infeasible(
+            format!("no model of about {size} active parameters has whole heads and layers"),
+            "raise the training budget",
+        )
     })
 }
 
+/// The model of a shape in the formats of `inputs`.
+///
+/// # Errors
+/// When the law's closure has no such size.
+pub fn model(law: &dyn ExpertScaling, shape: &Shape, inputs: &RankInputs) -> Result<MoeModel> {
+    let closure = closure_at(law, shape.experts, shape.hidden)?;
+    let head_dim = if shape.hidden >= WIDE && shape.hidden.is_multiple_of(128) { 128 } else { 64 };
+    let heads = shape.hidden / head_dim;
+    let inter = whole(closure.inter / WIDTH_STEP as f64).max(1) * WIDTH_STEP;
+    let dense_layers =
+        shape.layers - whole(shape.layers as f64 * closure.moe_layers / closure.layers);
+    let model = MoeModel {
+        name: format!("e{}-d{}-l{}", shape.experts, shape.hidden, shape.layers),
+        hidden_size: shape.hidden,
+        num_layers: shape.layers,
+        dense_layers,
+        dense_intermediate_size: if dense_layers > 0 { inter } else { 0 },
+        attention: Attention::Gqa {
+            heads,
+            kv_heads: kv_heads(heads, inputs.kv_group),
+            head_dim,
+            bias: false,
+            sliding_window: None,
+        },
+        num_experts: shape.experts,
+        top_k: closure.top_k,
+        moe_intermediate_size: inter,
+        shared_experts: None,
+        gated: true,
+        vocab_size: whole(closure.vocab),
+        tied_embeddings: false,
+        router: RouterConfig {
+            scoring: Scoring::Softmax,
+            renormalize: false,
+            bias: false,
+            n_group: 1,
+            topk_group: 1,
+            scaling_factor: 1.0,
+        },
+        expert_dtype: inputs.expert_dtype,
+        expert_bits: inputs.expert_bits,
+        dense_dtype: inputs.dense_dtype,
+        kv_dtype: DType::Bf16,
+        groups: Vec::new(),
+        bits: None,
+    };
+    model.validate()?;
+    Ok(model)
+}
+
+/// Key/value heads for about `group` query heads each: the divisor of `heads` nearest to that.
+fn kv_heads(heads: usize, group: f64) -> usize {
+    let wanted = (heads as f64 / group).max(1.0);
+    let distance = |n: usize| (n as f64 / wanted).ln().abs();
+    (1..=heads)
+        .filter(|n| heads.is_multiple_of(*n))
+        .min_by(|a, b| distance(*a).total_cmp(&distance(*b)))
+        .unwrap_or(heads)
+}
+
+/// The nearest whole number, at least one.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "a head count is positive and small"
+    reason = "sizes are positive and far below 2^53"
 )]
-fn kv_splits(heads: f64) -> usize {
-    heads.round().max(1.0) as usize
+fn whole(value: f64) -> usize {
+    value.round().max(1.0) as usize
 }

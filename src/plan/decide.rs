@@ -43,16 +43,41 @@ fn total((train, serve): (f64, f64), lifetime: f64) -> f64 {
     if lifetime == 0.0 { train } else { train + lifetime * serve }
 }
 
-/// Share of worlds that each family wins; a world in which nothing is feasible counts for nobody.
-pub fn win_shares(market: &Market, tables: &[CostTable], lifetime: f64) -> Vec<f64> {
+/// How often each recommended candidate is the cheapest, and how often none can be had.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shares {
+    /// Share of the draws that each family's recommended candidate wins.
+    pub wins: Vec<f64>,
+    /// Share of the draws in which no recommended candidate reaches the loss and keeps the service
+    /// level; with `wins` it sums to 1.
+    pub none: f64,
+}
+
+/// Shares of the draws. The candidates stay those recommended without a draw: nobody trains another
+/// model in hindsight.
+pub fn win_shares(
+    market: &Market,
+    recommended: &[Option<(usize, f64)>],
+    tables: &[CostTable],
+    lifetime: f64,
+) -> Shares {
     let mut wins = vec![0.0; market.families.len()];
+    let mut none = 0.0;
+    let share = 1.0 / tables.len().max(1) as f64;
     for table in tables {
-        if let Some(family) = winner(&best_of_families(market, table, lifetime)) {
-            wins[family] += 1.0;
+        let drawn: Vec<Option<(usize, f64)>> = recommended
+            .iter()
+            .map(|r| {
+                let (entry, _) = (*r)?;
+                Some((entry, total(table[entry], lifetime))).filter(|(_, t)| t.is_finite())
+            })
+            .collect();
+        match winner(&drawn) {
+            Some(family) => wins[family] += share,
+            None => none += share,
         }
     }
-    let worlds = tables.len().max(1) as f64;
-    wins.iter().map(|w| w / worlds).collect()
+    Shares { wins, none }
 }
 
 /// A change of the cheapest family along lifetime tokens.
@@ -122,10 +147,12 @@ pub fn pair_crossing(
     Some((low * high).sqrt())
 }
 
-/// 95 % interval of finite values, or `None` when there are too few for one.
+/// 95 % interval of the finite values with the share of all that they are, or `None` when there are
+/// too few for one.
 pub fn interval(mut values: Vec<f64>) -> Option<Interval> {
     /// Below this many values the 2.5th percentile is the smallest value and means nothing.
     const FEWEST: usize = 40;
+    let all = values.len();
     values.retain(|v| v.is_finite());
     if values.len() < FEWEST {
         return None;
@@ -133,5 +160,6 @@ pub fn interval(mut values: Vec<f64>) -> Option<Interval> {
     values.sort_by(f64::total_cmp);
     // The outermost 2.5 % of the draws on each side lie outside.
     let outside = values.len() / 40;
-    Some(Interval { lo: values[outside], hi: values[values.len() - 1 - outside] })
+    let share = values.len() as f64 / all as f64;
+    Some(Interval { lo: values[outside], hi: values[values.len() - 1 - outside], share })
 }

@@ -3,14 +3,13 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::latency::latency::LatencyModel;
-use crate::law::ExpertScaling;
-use crate::plan::candidates::Reference;
-use crate::plan::decide::{CostTable, cost_table, win_shares};
-use crate::plan::draws::{Draw, draws};
+use crate::plan::candidates::{Density, Reference};
+use crate::plan::decide::{CostTable, best_of_families, cost_table, win_shares, winner};
+use crate::plan::draws::Draw;
 use crate::plan::inputs::{Demand, Lifetime, RankInputs, Target};
 use crate::plan::market::{Market, World};
 use crate::plan::outcome::DecisionMap;
+use crate::plan::price::Book;
 use crate::serving::ServiceLevel;
 use crate::units::{Flops, Seconds};
 
@@ -22,10 +21,8 @@ const LIFETIMES: Grid = Grid { points: 21, decades: 3.0 };
 const BUDGETS: Grid = Grid { points: 9, decades: 1.0 };
 /// Grid of limits on time per output token.
 const TPOTS: Grid = Grid { points: 9, decades: 1.0 };
-/// Draws per budget: a share is good to 0.06 with these.
+/// Draws of the columns beside the user's own: a share is good to 0.06 with these.
 const BUDGET_DRAWS: usize = 64;
-/// Sizes per equal-loss curve in the budget map.
-const BUDGET_POINTS: usize = 6;
 
 /// Points spread evenly in the logarithm around a centre.
 struct Grid {
@@ -43,79 +40,90 @@ impl Grid {
     }
 }
 
-/// Winners over requests per second and lifetime output tokens.
+/// Winners over requests per second and lifetime output tokens; the last column is the limit of a
+/// large fleet, where the user's own point lies when no rate was given.
 pub fn traffic(
     market: &Market,
     worlds: &[World],
     inputs: &RankInputs,
     (rate, lifetime): (f64, f64),
 ) -> DecisionMap {
-    let (x, y) = (RATES.around(rate), LIFETIMES.around(lifetime));
-    let columns: Vec<Vec<Cell>> = x
+    let (mut x, y) = (RATES.around(rate), LIFETIMES.around(lifetime));
+    let mut demands: Vec<Demand> =
+        x.iter().map(|&rate| Demand { rate: Some(rate), ..inputs.demand }).collect();
+    // Drawn one step beyond the last rate.
+    let beyond = x[x.len() - 1] * x[1] / x[0];
+    x.push(beyond);
+    demands.push(Demand { rate: None, ..inputs.demand });
+    let columns: Vec<Vec<Cell>> = demands
         .par_iter()
-        .map(|&rate| {
-            let tables: Vec<CostTable> = worlds
-                .iter()
-                .map(|w| cost_table(w, Demand::Rate(rate), inputs.lengths.output))
-                .collect();
-            y.iter().map(|&lifetime| cell(market, &tables, lifetime)).collect()
+        .map(|&demand| {
+            let output = inputs.lengths.output;
+            let nominal = cost_table(&market.nominal(inputs), demand, output);
+            let tables: Vec<CostTable> =
+                worlds.iter().map(|w| cost_table(w, demand, output)).collect();
+            y.iter().map(|&lifetime| cell(market, &nominal, &tables, lifetime)).collect()
         })
         .collect();
-    assemble(("requests per second", "lifetime output tokens"), (x, y), &columns, (rate, lifetime))
+    let here = (inputs.demand.rate.unwrap_or(beyond), lifetime);
+    let labels = ("requests per second", "lifetime output tokens");
+    DecisionMap { last_is_at_scale: true, ..assemble(labels, (x, y), &columns, here) }
 }
 
-/// Winners over training budget and the limit on time per output token.
+/// Winners over training budget and limit on TPOT, around the reference budget and `tpot`. The
+/// user's own column has all candidates and `worlds`' draws, the others a coarser lattice.
 ///
 /// # Errors
-/// When a market at another budget cannot be priced.
+/// Whatever the law or the latency model refuses.
 pub fn budget(
-    law: &dyn ExpertScaling,
-    latency: &dyn LatencyModel,
+    book: &Book,
+    market: &Market,
     inputs: &RankInputs,
-    reference: &Reference,
-    tpot: Seconds,
+    (tpot, draws): (Seconds, &[Draw]),
 ) -> Result<DecisionMap> {
-    let (x, y) = (BUDGETS.around(reference.budget.0), TPOTS.around(tpot.as_ms()));
-    let draws = draws(BUDGET_DRAWS, inputs.seed, &inputs.ranges, inputs.experts.len());
+    let own = market.reference.budget.0;
+    let (x, y) = (BUDGETS.around(own), TPOTS.around(tpot.as_ms()));
+    let middle = x.len() / 2;
     let columns = x
         .par_iter()
-        .map(|&flops| budget_column(law, latency, inputs, Flops(flops), &y, &draws))
+        .enumerate()
+        .map(|(i, &flops)| {
+            if i == middle {
+                return Ok(column(market, inputs, &y, draws));
+            }
+            let few = &draws[..draws.len().min(BUDGET_DRAWS)];
+            let experts = inputs.target.base_experts();
+            let target = Target::Budget { budget: Flops(flops), experts };
+            let inputs = RankInputs { target, ..inputs.clone() };
+            match Market::new(book, &inputs, Density::COARSE) {
+                Ok(market) => Ok(column(&market, &inputs, &y, few)),
+                // A budget at which no candidate exists is an empty column, not a failed ranking.
+                Err(e) if e.exit_code() == 5 => Ok(vec![(None, 0.0); y.len()]),
+                Err(e) => Err(e),
+            }
+        })
         .collect::<Result<Vec<_>>>()?;
-    Ok(assemble(
-        ("training budget, FLOPs", "limit on time per output token, ms"),
-        (x, y),
-        &columns,
-        (reference.budget.0, tpot.as_ms()),
-    ))
+    let labels = ("training budget, FLOPs", "limit on TPOT, ms");
+    Ok(assemble(labels, (x, y), &columns, (own, tpot.as_ms())))
 }
 
-fn budget_column(
-    law: &dyn ExpertScaling,
-    latency: &dyn LatencyModel,
-    inputs: &RankInputs,
-    budget: Flops,
-    limits_ms: &[f64],
-    draws: &[Draw],
-) -> Result<Vec<Cell>> {
-    let (Target::Budget { experts, .. } | Target::Loss { experts, .. }) = inputs.target;
-    let mut inputs = RankInputs { target: Target::Budget { budget, experts }, ..inputs.clone() };
-    let market = match Market::new(law, latency, &inputs, BUDGET_POINTS) {
-        Ok(market) => market,
-        // A budget at which no candidate exists is an empty column, not a failed ranking.
-        Err(e) if e.exit_code() == 5 => return Ok(vec![(None, 0.0); limits_ms.len()]),
-        Err(e) => return Err(e),
-    };
-    let lifetime = lifetime(&inputs, &market.reference);
-    let mut cells = Vec::with_capacity(limits_ms.len());
-    for &limit in limits_ms {
-        inputs.level = ServiceLevel { tpot: Some(Seconds::from_ms(limit)), ..inputs.level };
-        let tables: Vec<CostTable> = draws
-            .iter()
-            .map(|d| cost_table(&market.world(&inputs, d), inputs.demand, inputs.lengths.output))
-            .collect();
-        cells.push(cell(&market, &tables, lifetime));
-    }
-    Ok(cells)
+/// One budget at every limit.
+fn column(market: &Market, inputs: &RankInputs, limits_ms: &[f64], draws: &[Draw]) -> Vec<Cell> {
+    let lifetime = lifetime(inputs, &market.reference);
+    let output = inputs.lengths.output;
+    let mut inputs = inputs.clone();
+    limits_ms
+        .iter()
+        .map(|&limit| {
+            inputs.level = ServiceLevel { tpot: Some(Seconds::from_ms(limit)), ..inputs.level };
+            let nominal = cost_table(&market.nominal(&inputs), inputs.demand, output);
+            let tables: Vec<CostTable> = draws
+                .iter()
+                .map(|d| cost_table(&market.world(&inputs, d), inputs.demand, output))
+                .collect();
+            cell(market, &nominal, &tables, lifetime)
+        })
+        .collect()
 }
 
 /// Lifetime output tokens of the inputs.
@@ -126,16 +134,14 @@ pub fn lifetime(inputs: &RankInputs, reference: &Reference) -> f64 {
     }
 }
 
-/// Expert count with the largest share of wins, and that share.
+/// Expert count whose recommended candidate is cheapest, and its probability.
 type Cell = (Option<usize>, f64);
 
-fn cell(market: &Market, tables: &[CostTable], lifetime: f64) -> Cell {
-    let shares = win_shares(market, tables, lifetime);
-    let best = shares.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
-    match best {
-        Some((family, &share)) if share > 0.0 => (Some(market.families[family].experts), share),
-        _ => (None, 0.0),
-    }
+fn cell(market: &Market, nominal: &CostTable, tables: &[CostTable], lifetime: f64) -> Cell {
+    let best = best_of_families(market, nominal, lifetime);
+    let Some(family) = winner(&best) else { return (None, 0.0) };
+    let shares = win_shares(market, &best, tables, lifetime);
+    (Some(market.families[family].experts), shares.wins[family])
 }
 
 /// Turns columns of cells into the rows of a map.
@@ -148,5 +154,14 @@ fn assemble(
     let row = |j: usize| columns.iter().map(move |column| column[j]);
     let winner = (0..y.len()).map(|j| row(j).map(|c| c.0).collect()).collect();
     let p_best = (0..y.len()).map(|j| row(j).map(|c| c.1).collect()).collect();
-    DecisionMap { x_label: x_label.into(), y_label: y_label.into(), x, y, winner, p_best, here }
+    DecisionMap {
+        x_label: x_label.into(),
+        y_label: y_label.into(),
+        x,
+        y,
+        last_is_at_scale: false,
+        winner,
+        p_best,
+        here,
+    }
 }

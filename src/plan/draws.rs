@@ -23,10 +23,9 @@ pub struct Draw {
     pub mfu: f64,
     /// Serving price relative to the given one.
     pub price: f64,
-    /// Multiplier on dense parts.
-    pub dense: f64,
-    /// Multiplier on overhead and communication.
-    pub overhead: f64,
+    /// Error of the serving model: multiplier on the step of each expert count, in the order of the
+    /// inputs.
+    pub step: Vec<f64>,
     /// Routing: 0 nominal, 1 far end of the range.
     pub skew: f64,
     /// Standard normal of the kernel-time error of each expert count, in the order of the inputs.
@@ -44,8 +43,7 @@ impl Draw {
         Self {
             mfu,
             price: 1.0,
-            dense: 1.0,
-            overhead: 1.0,
+            step: vec![1.0; expert_counts],
             skew: 0.0,
             kernel: vec![0.0; expert_counts],
             loss: vec![0.0; expert_counts],
@@ -58,8 +56,7 @@ impl Draw {
     pub fn factors(&self, index: usize, experts_log_sigma: f64) -> StepFactors {
         StepFactors {
             experts: (self.kernel[index] * experts_log_sigma).exp(),
-            dense: self.dense,
-            overhead: self.overhead,
+            step: self.step[index],
             skew: self.skew,
         }
     }
@@ -76,12 +73,14 @@ pub fn draws(count: usize, seed: u64, ranges: &Ranges, expert_counts: usize) -> 
 
 fn draw(rng: &mut ChaCha8Rng, ranges: &Ranges, expert_counts: usize) -> Draw {
     let shared_kernel = normal(rng) * SHARED_KERNEL_VARIANCE.sqrt();
+    let shared_step = normal(rng) * ranges.shared_log_sigma;
     let own_share = (1.0 - SHARED_KERNEL_VARIANCE).sqrt();
     Draw {
         mfu: uniform(rng, ranges.mfu),
         price: uniform(rng, ranges.price),
-        dense: (normal(rng) * ranges.dense_log_sigma).exp(),
-        overhead: (normal(rng) * ranges.overhead_log_sigma).exp(),
+        step: (0..expert_counts)
+            .map(|_| (shared_step + normal(rng) * ranges.own_log_sigma).exp())
+            .collect(),
         skew: uniform(rng, (0.0, 1.0)),
         kernel: (0..expert_counts).map(|_| shared_kernel + own_share * normal(rng)).collect(),
         loss: (0..expert_counts).map(|_| normal(rng) * ranges.loss_sigma).collect(),

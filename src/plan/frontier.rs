@@ -1,5 +1,8 @@
 //! The Pareto set of points with two costs.
 
+/// Costs closer together than this, relative, are the same cost with other rounding.
+const SAME: f64 = 1e-9;
+
 /// Indices of the points that no other point beats in both costs, by rising first cost.
 ///
 /// Of points with equal costs the first one is kept. Points with a cost that is not finite are left out.
@@ -15,13 +18,22 @@ pub fn pareto(points: &[(f64, f64)]) -> Vec<usize> {
         let (a, b) = (points[a], points[b]);
         a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))
     });
-    let mut lowest = f64::INFINITY;
-    order.retain(|&i| {
-        let keep = points[i].1 < lowest;
-        lowest = lowest.min(points[i].1);
-        keep
-    });
-    order
+    let mut kept: Vec<usize> = Vec::new();
+    for i in order {
+        let Some(&last) = kept.last() else {
+            kept.push(i);
+            continue;
+        };
+        if points[i].1 >= points[last].1 * (1.0 - SAME) {
+            continue;
+        }
+        // The same first cost up to rounding, and less of the second.
+        if points[i].0 <= points[last].0 * (1.0 + SAME) {
+            kept.pop();
+        }
+        kept.push(i);
+    }
+    kept
 }
 
 #[cfg(test)]

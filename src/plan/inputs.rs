@@ -1,7 +1,9 @@
 //! Everything that a ranking depends on, resolved: no defaults are filled in after this point.
 
-use crate::serving::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
+use crate::config::{DType, DeviceSpec};
+use crate::serving::{EngineCosts, Lengths, MemoryBudget, ServiceLevel, TrainingPrice};
 use crate::units::{Flops, Nats, UsdPerHour, UsdPerMillionTokens};
+use crate::workload::RoutingKind;
 
 /// What all candidates must be equal in.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,11 +52,12 @@ pub struct Limits {
 
 /// How much traffic there is.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Demand {
-    /// Requests per second to serve in all, with whole replicas.
-    Rate(f64),
-    /// Share of one deployment's capacity that is used, whatever that capacity is.
-    Utilisation(f64),
+pub struct Demand {
+    /// Requests per second to serve in all; without it replicas are counted in fractions, as a large
+    /// fleet has them.
+    pub rate: Option<f64>,
+    /// Share of a replica's capacity that is used at most.
+    pub utilisation: f64,
 }
 
 /// Output tokens served over the model's life.
@@ -69,14 +72,18 @@ pub enum Lifetime {
 /// The devices that serve.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServingDevice {
+    /// The device.
+    pub spec: DeviceSpec,
     /// Memory of one device.
     pub memory: MemoryBudget,
     /// Price of one device; zero only when the user allowed it.
     pub price: UsdPerHour,
     /// Devices that one replica may use.
     pub replica_sizes: Vec<usize>,
-    /// Link between the devices of a replica.
-    pub link: Link,
+    /// Further sizes, tried only where none of those holds the weights and keeps the service level.
+    pub wide_sizes: Vec<usize>,
+    /// What the engine adds to its kernels.
+    pub costs: EngineCosts,
 }
 
 /// Half-widths and ranges that the random draws use.
@@ -88,10 +95,11 @@ pub struct Ranges {
     pub price: (f64, f64),
     /// Routing skew at the far end of its range, as the exponent of a Zipf law; 0 is uniform.
     pub zipf: f64,
-    /// Standard deviation of ln(dense parts), shared by all candidates.
-    pub dense_log_sigma: f64,
-    /// Standard deviation of ln(overhead), shared by all candidates.
-    pub overhead_log_sigma: f64,
+    /// Error of the serving model against servers: standard deviation of ln(step time) that all
+    /// candidates of a device and an engine share.
+    pub shared_log_sigma: f64,
+    /// The same of each expert count by itself.
+    pub own_log_sigma: f64,
     /// Standard deviation of the loss residual of one expert count, in nats.
     pub loss_sigma: f64,
 }
@@ -107,8 +115,6 @@ pub struct RankInputs {
     pub limits: Limits,
     /// Prompt and output lengths.
     pub lengths: Lengths,
-    /// Prompt tokens that one step takes in at most.
-    pub prefill_chunk: f64,
     /// Traffic.
     pub demand: Demand,
     /// Promised times.
@@ -121,10 +127,14 @@ pub struct RankInputs {
     pub device: ServingDevice,
     /// The training device.
     pub training: TrainingPrice,
-    /// Bits of one weight outside the experts and of one cached element.
-    pub weight_bits: f64,
-    /// Bits of one expert weight on average, scales included.
-    pub expert_bits: f64,
+    /// Storage of the experts' weights.
+    pub expert_dtype: DType,
+    /// Their bits on average where precisions are mixed.
+    pub expert_bits: Option<f64>,
+    /// Storage of all other weights.
+    pub dense_dtype: DType,
+    /// Nominal routing.
+    pub routing: RoutingKind,
     /// Query heads per cached key/value head: 1 is multi-head attention, as the default law's models have.
     pub kv_group: f64,
     /// What is drawn.

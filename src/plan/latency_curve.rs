@@ -1,47 +1,62 @@
 //! The layer latencies behind the answer, for the reader's eye: each expert count's recommended
 //! layer shape against tokens, beside what the ceilings allow.
 
-use crate::latency::LayerQuery;
-use crate::latency::latency::LatencyModel;
-use crate::plan::inputs::RankInputs;
+use crate::config::MoeModel;
+use crate::latency::{MoeQuery, Query};
 use crate::plan::market::Market;
 use crate::plan::outcome::{LatencyCurve, LatencyPoint};
+use crate::plan::price::Book;
+use crate::serving::LoadModel;
 
 /// Largest number of tokens drawn, as a power of two.
 const LAST_POWER: i32 = 12;
 
-/// One curve for each expert count that has a recommended candidate; points that the latency model
-/// refuses are left out.
-pub fn curves(
-    latency: &dyn LatencyModel,
-    market: &Market,
-    best: &[Option<(usize, f64)>],
-    inputs: &RankInputs,
-) -> Vec<LatencyCurve> {
+/// One curve for each expert count that has a recommended candidate; points that no latency model
+/// answers are left out.
+pub fn curves(book: &Book, market: &Market, best: &[Option<(usize, f64)>]) -> Vec<LatencyCurve> {
     best.iter()
-        .zip(&inputs.experts)
-        .filter_map(|(best, &experts)| {
+        .filter_map(|best| {
             let entry = &market.entries[(*best)?.0];
-            let load = &market.routings[entry.family].load;
-            let queries = (0..=LAST_POWER)
-                .map(|power| entry.priced.geometry.layer_query(load, f64::from(power).exp2(), 1));
-            let points: Vec<LatencyPoint> =
-                queries.filter_map(|query| point(latency, &query)).collect();
-            let shape = entry.priced.geometry.layer_query(load, 1.0, 1);
-            Some(LatencyCurve { experts, hidden: shape.hidden, inter: shape.inter, points })
+            let model = &entry.priced.model;
+            let load = &book.routing(model.num_experts).ok()?.load;
+            let points: Vec<LatencyPoint> = (0..=LAST_POWER)
+                .filter_map(|power| point(book, model, load, f64::from(power).exp2()))
+                .collect();
+            Some(LatencyCurve {
+                experts: model.num_experts,
+                hidden: model.hidden_size,
+                inter: model.moe_intermediate_size,
+                points,
+            })
         })
         .collect()
 }
 
-fn point(latency: &dyn LatencyModel, query: &LayerQuery) -> Option<LatencyPoint> {
-    let found = latency.moe_layer(query).ok()?;
-    let rates = latency.ceilings();
+/// The routed experts of one layer on one device.
+fn point(book: &Book, model: &MoeModel, load: &LoadModel, tokens: f64) -> Option<LatencyPoint> {
+    let all = load.busiest(tokens, 1);
+    let query = MoeQuery {
+        hidden: model.hidden_size,
+        inter: model.moe_intermediate_size,
+        experts: model.num_experts,
+        top_k: model.top_k,
+        gated: model.gated,
+        weights: model.expert_dtype,
+        weight_bits: model.expert_bits(),
+        tensor_parallel: 1,
+        expert_parallel: 1,
+        tokens,
+        rows: all.rows,
+        active: all.active,
+        max_rows: all.max_rows,
+    };
+    let found = book.latency().answer(&Query::Moe(query)).ok()?;
     Some(LatencyPoint {
-        tokens: query.tokens,
+        tokens,
         latency_us: found.value.as_us(),
-        lo_us: found.lo.as_us(),
-        hi_us: found.hi.as_us(),
+        lo_us: found.lo().as_us(),
+        hi_us: found.hi().as_us(),
         source: found.source,
-        roofline_us: query.roofline(&rates).as_us(),
+        roofline_us: found.floor.as_us(),
     })
 }

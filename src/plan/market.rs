@@ -1,33 +1,28 @@
-//! All priced candidates together, and what they cost in one draw of the world.
+//! All priced candidates together, and what they cost in one draw.
+
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::latency::latency::LatencyModel;
-use crate::law::{ExpertScaling, PowerLawSlice};
-use crate::plan::candidates::{Family, Point, Reference, geometry};
+use crate::law::PowerLawSlice;
+use crate::plan::candidates::{Density, Family, Point, Reference, families};
 use crate::plan::draws::Draw;
 use crate::plan::inputs::{Demand, RankInputs};
-use crate::plan::price::{Priced, Routing, replicas};
-use crate::serving::{
-    LoadModel, StepFactors, TrainingPrice, training_flops, usd_per_million_output,
-};
-use crate::units::{Nats, TokensPerSecond, Usd};
-use crate::workload::RoutingKind;
-
-/// Any size will do to ask a law's architecture for its routing.
-const REFERENCE_SIZE: f64 = 1e9;
+use crate::plan::price::{Book, Priced, replicas};
+use crate::serving::{StepFactors, TrainingPrice, training_flops, usd_per_million_output};
+use crate::units::{Nats, TokensPerSecond};
 
 /// One candidate of the equal-loss comparison.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// Index of its expert count in the inputs.
     pub family: usize,
-    /// Size and tokens.
+    /// Shape and tokens.
     pub point: Point,
     /// Its replicas.
-    pub priced: Priced,
-    /// Standard deviation of ln(MoE time) at its operating point.
+    pub priced: Arc<Priced>,
+    /// Standard deviation of ln(time of the routed experts) at its operating point.
     pub experts_log_sigma: f64,
 }
 
@@ -40,8 +35,6 @@ pub struct Market {
     pub families: Vec<Family>,
     /// Equal-loss candidates, grouped by expert count in the order of `families`.
     pub entries: Vec<Entry>,
-    /// Routing expectations of each expert count.
-    pub routings: Vec<Routing>,
 }
 
 /// What one candidate costs in one draw.
@@ -49,7 +42,7 @@ pub struct Market {
 pub struct Costs {
     /// Training in dollars; infinite when the loss is out of reach in this draw.
     pub train: f64,
-    /// (devices, requests per second within the service level) of each replica size that keeps it.
+    /// (devices, requests per second within the service level) of each layout that keeps it.
     pub capacity: Vec<(usize, f64)>,
 }
 
@@ -58,7 +51,7 @@ pub struct Costs {
 pub struct World {
     /// Serving price per device and hour in this draw.
     pub price: crate::units::UsdPerHour,
-    /// Most serving dollars per output token; infinite without a bound.
+    /// Maximum serving dollars per output token; infinite without a bound.
     pub max_serve: f64,
     /// One per entry.
     pub costs: Vec<Costs>,
@@ -68,16 +61,9 @@ impl Market {
     /// Builds and prices all candidates.
     ///
     /// # Errors
-    /// When the law does not cover an expert count or the latency model a layer shape.
-    pub fn new(
-        law: &dyn ExpertScaling,
-        latency: &dyn LatencyModel,
-        inputs: &RankInputs,
-        points_per_curve: usize,
-    ) -> Result<Self> {
-        let (reference, families) =
-            crate::plan::candidates::families(law, inputs, points_per_curve)?;
-        let routings = routings(law, inputs)?;
+    /// When the law does not cover an expert count, or no latency model a layer.
+    pub fn new(book: &Book, inputs: &RankInputs, density: Density) -> Result<Self> {
+        let (reference, families) = families(book.law(), inputs, density)?;
         let points: Vec<(usize, Point)> = families
             .iter()
             .enumerate()
@@ -85,17 +71,16 @@ impl Market {
             .collect();
         let entries = points
             .into_par_iter()
-            .map(|(i, point)| {
-                let geometry = geometry(law, families[i].experts, point.n_active, inputs)?;
-                let priced = Priced::new(geometry, &routings[i], latency, inputs)?;
-                let experts_log_sigma = priced.quote(inputs, &StepFactors::ONE).map_or(0.0, |q| {
-                    let option = priced.option(q.devices);
-                    option.map_or(0.0, |o| o.curve.parts(q.capacity.batch).experts_log_sigma)
+            .map(|(family, point)| {
+                let priced = book.get(&point.shape)?;
+                let deployed = priced.deploy(inputs, &StepFactors::ONE);
+                let experts_log_sigma = deployed.map_or(0.0, |d| {
+                    priced.options[d.option].curve.parts(d.capacity.batch).moe.log_sigma
                 });
-                Ok(Entry { family: i, point, priced, experts_log_sigma })
+                Ok(Entry { family, point, priced, experts_log_sigma })
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self { reference, families, entries, routings })
+        Ok(Self { reference, families, entries })
     }
 
     /// What every candidate costs with nothing drawn.
@@ -124,7 +109,7 @@ impl Market {
                 let capacity = entry
                     .priced
                     .capacities(inputs, &factors)
-                    .filter_map(|(devices, at)| Some((devices, at?.requests_per_s)))
+                    .map(|(_, layout, at)| (layout.devices(), at.requests_per_s))
                     .collect();
                 Costs { train, capacity }
             })
@@ -139,8 +124,9 @@ impl Market {
         let experts = inputs.target.reference_experts();
         let family = experts.and_then(|e| self.families.iter().find(|f| f.experts == e));
         family.filter(|f| !f.drawn.is_empty()).map_or(self.reference.loss, |family| {
-            let at = &family.reference;
-            drawn(family, draw).loss(at.n_active, at.tokens)
+            // The law's own optimum set the loss; its drawn twin moves it.
+            let optimum = family.slice.optimum(self.reference.budget);
+            drawn(family, draw).loss(optimum.n_active, optimum.tokens)
         })
     }
 }
@@ -173,32 +159,4 @@ impl World {
             .fold(f64::INFINITY, f64::min);
         if cheapest > self.max_serve { f64::INFINITY } else { cheapest }
     }
-
-    /// Total cost of one candidate over `lifetime` output tokens.
-    pub fn total(&self, entry: usize, demand: Demand, output_length: f64, lifetime: f64) -> Usd {
-        let serve = self.serve_per_token(entry, demand, output_length);
-        Usd(self.costs[entry].train + lifetime * serve)
-    }
-}
-
-/// The routing expectations of each expert count of `inputs`, in their order.
-///
-/// # Errors
-/// When the law does not cover an expert count.
-pub fn routings(law: &dyn ExpertScaling, inputs: &RankInputs) -> Result<Vec<Routing>> {
-    let of = |&experts: &usize| {
-        let top_k = law.closure(experts, REFERENCE_SIZE)?.top_k;
-        routing(experts, top_k, inputs.ranges.zipf)
-    };
-    inputs.experts.iter().map(of).collect()
-}
-
-fn routing(experts: usize, top_k: usize, zipf: f64) -> Result<Routing> {
-    let load = LoadModel::uniform(experts, top_k);
-    let skewed = if zipf > 0.0 && experts > 1 {
-        LoadModel::skewed(RoutingKind::Zipf { s: zipf }.inclusion(experts, top_k)?)
-    } else {
-        load.clone()
-    };
-    Ok(Routing { load, skewed })
 }

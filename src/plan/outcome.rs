@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::latency::Source;
+use crate::serving::Layout;
 
 /// Name of the document kind in `rank.json`.
 pub const SCHEMA: &str = "moe-frontier/rank";
@@ -27,15 +28,18 @@ pub struct RankReport {
     pub summary: Vec<String>,
     /// All candidates: the loss-optimal reference of each expert count, then the equal-loss curve of each.
     pub candidates: Vec<Candidate>,
+    /// What costs, probabilities and maps count.
+    pub basis: Basis,
+    /// Share of the draws in which no recommended candidate reaches the loss and keeps the service
+    /// level; with all `p_best` it sums to 1.
+    pub p_none: f64,
     /// Indices into `candidates` that no other equal-loss candidate beats in both training and
     /// serving cost, by rising training cost.
     pub frontier: Vec<usize>,
     /// Where the cheapest expert count changes as lifetime tokens grow.
     pub crossovers: Vec<Crossover>,
-    /// Smaller models on more tokens, at one training budget and by FLOPs alone; older documents
-    /// have none.
-    #[serde(default)]
-    pub over_training: Option<OverTrainingReport>,
+    /// Smaller models on more tokens, at one training budget and by FLOPs alone.
+    pub over_training: OverTrainingReport,
     /// Total cost of the best candidate of each expert count against lifetime tokens.
     pub total_cost: Vec<TotalCostCurve>,
     /// Who wins where.
@@ -54,6 +58,26 @@ pub struct RankReport {
     pub warnings: Vec<String>,
 }
 
+/// How replicas are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// Whole replicas for the given request rate.
+    WholeReplicas,
+    /// Fractions of replicas, as in a fleet large enough not to notice one.
+    AtScale,
+}
+
+impl Basis {
+    /// The words used in tables.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::WholeReplicas => "whole replicas at the given rate",
+            Self::AtScale => "at scale (replicas counted in fractions)",
+        }
+    }
+}
+
 /// A value with a 95 % interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,6 +86,8 @@ pub struct Interval {
     pub lo: f64,
     /// 97.5th percentile over the draws.
     pub hi: f64,
+    /// Share of the draws that the percentiles rest on: those in which the candidate can be had.
+    pub share: f64,
 }
 
 /// How a candidate's size and tokens were chosen.
@@ -125,6 +151,14 @@ pub struct Candidate {
     pub hidden_size: usize,
     /// Layers of the model priced.
     pub num_layers: usize,
+    /// Query heads of the model priced.
+    pub num_heads: usize,
+    /// Key/value heads of the model priced.
+    pub num_kv_heads: usize,
+    /// Intermediate size of one expert of the model priced.
+    pub moe_intermediate_size: usize,
+    /// File in the output folder that holds the model priced; only for the recommended candidates.
+    pub config: Option<String>,
     /// Training tokens.
     pub tokens: f64,
     /// Training tokens per active parameter.
@@ -136,16 +170,12 @@ pub struct Candidate {
     /// Training FLOPs, `6 n_active tokens`.
     pub train_flops: f64,
     /// Peak learning rate that Step Law advises; `null` far outside its runs.
-    #[serde(default)]
     pub learning_rate: Option<f64>,
     /// Batch in tokens that Step Law advises; `null` far outside its runs.
-    #[serde(default)]
     pub batch_tokens: Option<f64>,
     /// Largest factor by which size or tokens lie outside Step Law's runs; 1 is inside.
-    #[serde(default)]
     pub hyperparameter_extrapolation: Option<f64>,
     /// Why there is no learning rate and no batch.
-    #[serde(default)]
     pub hyperparameters_missing: Option<String>,
     /// Training cost in dollars.
     pub train_usd: f64,
@@ -161,6 +191,12 @@ pub struct Candidate {
     pub gpus: Option<usize>,
     /// Devices of one replica.
     pub gpus_per_replica: Option<usize>,
+    /// How a replica is spread over them.
+    pub layout: Option<Layout>,
+    /// Requests per second of one replica at the given traffic.
+    pub requests_per_s_per_replica: Option<f64>,
+    /// Serving cost with replicas counted in fractions, as a large fleet has them.
+    pub serve_usd_per_million_output_tokens_at_scale: Option<f64>,
     /// Mean sequences in a step of one replica at the given traffic.
     pub batch: Option<f64>,
     /// Mean output rate over the highest rate that the service level allows.
@@ -175,11 +211,13 @@ pub struct Candidate {
     pub total_usd: Option<f64>,
     /// 95 % interval of the total cost.
     pub total_usd_interval: Option<Interval>,
-    /// Probability that this expert count is the cheapest in total cost; `null` unless `best_of_experts`.
+    /// Probability that this candidate is the cheapest of the recommended ones in total cost, on the
+    /// report's `basis`; `null` unless `best_of_experts`.
     pub p_best: Option<f64>,
+    /// The same with replicas counted in fractions.
+    pub p_best_at_scale: Option<f64>,
     /// What over-training it costs and saves against the cheapest training of its expert count; only
     /// for over-trained candidates.
-    #[serde(default)]
     pub over_training: Option<OverTraining>,
     /// What limits the deployment.
     pub binding: Option<Binding>,
@@ -343,9 +381,12 @@ pub struct DecisionMap {
     pub y_label: String,
     /// Grid values along x, rising (logarithmic).
     pub x: Vec<f64>,
+    /// Whether the last column is not its value but the limit of a large fleet (at scale).
+    pub last_is_at_scale: bool,
     /// Grid values along y, rising (logarithmic).
     pub y: Vec<f64>,
-    /// Cheapest expert count at `[y][x]`; `null` where nothing is feasible.
+    /// Expert count whose recommended candidate is cheapest at `[y][x]`; `null` where nothing is
+    /// feasible.
     pub winner: Vec<Vec<Option<usize>>>,
     /// Probability of that winner at `[y][x]`; 0 where nothing is feasible.
     pub p_best: Vec<Vec<f64>>,
@@ -411,26 +452,41 @@ pub struct LatencyPoint {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProfileUsed {
-    /// File name, shipped name, or "measured now".
+    /// What `--profile` named, source by source.
     pub origin: String,
-    /// Device as its driver or the processor names it.
+    /// Device as its driver or its data sheet names it.
     pub device: String,
-    /// Worst origin of its latencies.
-    pub source: Source,
-    /// Number format of the expert weights measured.
+    /// Engine whose kernels and constants were used; `none` for this program's own kernels alone.
+    pub engine: String,
+    /// Where the winner's latencies come from, by operation.
+    pub operations: Vec<OperationSource>,
+    /// Storage of the expert weights.
     pub dtype: String,
-    /// When it was measured (UTC), when known.
+    /// When it was measured (UTC), for a profile of this program.
     pub measured_utc: Option<String>,
-    /// Valid cells, when measured.
+    /// Valid cells, for a profile of this program.
     pub cells: Option<usize>,
-    /// Relative noise floor of the run, when measured.
+    /// Relative noise floor of the run, for a profile of this program.
     pub noise_floor_rel: Option<f64>,
-    /// Median relative error of predicting a measured shape from the others, when measured.
+    /// Median relative error of predicting a measured shape from the others, for a profile of this
+    /// program.
     pub transfer_error_rel: Option<f64>,
-    /// Read bandwidth used, bytes per second.
+    /// Memory bandwidth of the device, bytes per second: measured or published.
     pub read_bytes_per_s: f64,
-    /// Dense GEMM rate used, FLOP/s.
+    /// Dense rate of the device, FLOP/s: measured or published.
     pub gemm_flops_per_s: f64,
+}
+
+/// Where the latencies of one operation come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperationSource {
+    /// The operation.
+    pub operation: String,
+    /// How its latency was obtained, at worst.
+    pub source: Source,
+    /// Who measured it, in words.
+    pub from: String,
 }
 
 /// The law that a ranking rests on.

@@ -9,51 +9,14 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::latency::latency::LatencyModel;
 use crate::law::bounded::{Bounded, bounded_cost_at, bounded_loss, budget_for_both_at};
 use crate::law::inference_aware::{Serving, cheapest};
 use crate::law::{ExpertScaling, Optimum};
-use crate::plan::candidates::geometry;
 use crate::plan::decide::CostTable;
 use crate::plan::inputs::RankInputs;
 use crate::plan::market::Market;
 use crate::plan::outcome::{AtBudget, ByFlops, OverTraining, OverTrainingReport, SmallerModel};
-use crate::plan::price::{Priced, Routing};
-use crate::serving::StepFactors;
-
-/// Prices one model of a law at given traffic.
-pub struct Pricing<'a> {
-    /// The law, for the architecture.
-    pub law: &'a dyn ExpertScaling,
-    /// Layer latencies.
-    pub latency: &'a dyn LatencyModel,
-    /// Traffic, device and price.
-    pub inputs: &'a RankInputs,
-    /// Routing expectations by expert count.
-    pub routings: Vec<(usize, &'a Routing)>,
-}
-
-impl<'a> Pricing<'a> {
-    /// Prices with the routing expectations of a market.
-    pub fn of(
-        market: &'a Market,
-        law: &'a dyn ExpertScaling,
-        latency: &'a dyn LatencyModel,
-        inputs: &'a RankInputs,
-    ) -> Self {
-        let routings = inputs.experts.iter().copied().zip(&market.routings).collect();
-        Self { law, latency, inputs, routings }
-    }
-
-    /// Serving dollars per million output tokens; `None` when nothing serves it within the service
-    /// level. A bound on cost does not count here: it is what the cost is compared with.
-    pub fn cost(&self, experts: usize, n_active: f64) -> Option<f64> {
-        let (_, routing) = self.routings.iter().find(|(e, _)| *e == experts)?;
-        let geometry = geometry(self.law, experts, n_active, self.inputs).ok()?;
-        let priced = Priced::new(geometry, routing, self.latency, self.inputs).ok()?;
-        priced.quote(self.inputs, &StepFactors::ONE).map(|quote| quote.cost.0)
-    }
-}
+use crate::plan::price::Book;
 
 /// What over-training entry `entry` costs and saves; `None` for the cheapest training itself.
 pub fn against_cheapest_training(
@@ -82,12 +45,17 @@ pub fn against_cheapest_training(
 ///
 /// # Errors
 /// When the law does not cover an expert count.
-pub fn report(pricing: &Pricing, market: &Market, lifetime: f64) -> Result<OverTrainingReport> {
-    let (law, inputs) = (pricing.law, pricing.inputs);
+pub fn report(
+    book: &Book,
+    market: &Market,
+    inputs: &RankInputs,
+    lifetime: f64,
+) -> Result<OverTrainingReport> {
+    let law = book.law();
     let base_experts = inputs.target.base_experts();
     let budget = market.reference.budget;
     let base = law.slice(base_experts)?.optimum(budget);
-    let base_cost = pricing.cost(base_experts, base.n_active);
+    let base_cost = book.cost(base_experts, base.n_active);
     let given = inputs.max_serve.map(|bound| bound.0);
     let bound = given.or(base_cost);
     let at_budget = inputs
@@ -95,7 +63,7 @@ pub fn report(pricing: &Pricing, market: &Market, lifetime: f64) -> Result<OverT
         .par_iter()
         // Without a bound of its own the base is its own answer.
         .filter(|&&experts| experts != base_experts || given.is_some())
-        .map(|&experts| at_budget(pricing, (base_experts, experts), market, bound))
+        .map(|&experts| at_budget(book, (base_experts, experts), market, bound))
         .collect();
     let processed_tokens =
         lifetime * (inputs.lengths.input + inputs.lengths.output) / inputs.lengths.output;
@@ -111,14 +79,9 @@ pub fn report(pricing: &Pricing, market: &Market, lifetime: f64) -> Result<OverT
     })
 }
 
-fn at_budget(
-    pricing: &Pricing,
-    pair: (usize, usize),
-    market: &Market,
-    bound: Option<f64>,
-) -> AtBudget {
-    let (law, budget, experts) = (pricing.law, market.reference.budget, pair.1);
-    let cost = |experts: usize, n: f64| pricing.cost(experts, n);
+fn at_budget(book: &Book, pair: (usize, usize), market: &Market, bound: Option<f64>) -> AtBudget {
+    let (law, budget, experts) = (book.law(), market.reference.budget, pair.1);
+    let cost = |experts: usize, n: f64| book.cost(experts, n);
     let no_bound = || {
         crate::Error::infeasible(
             "the base cannot be served, so that there is no cost to keep to",

@@ -4,16 +4,17 @@
 //! with its reason; a row that says something impossible about itself (saturated, implausible) is
 //! predicted where possible but stays out of errors and fits, by name.
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::config::{DType, DeviceSpec, MoeModel, preset};
-use crate::latency::tables::engine_tables::EngineTables;
 use crate::latency::tables::flat_table::{FlatTable, Row};
-use crate::latency::{KernelTimes, Source};
+use crate::latency::{LatencyModel, Source};
 use crate::serving::{
-    Breakdown, Deployment, EngineCosts, Layout, Lengths, MemoryBudget, Served, Traffic,
+    Breakdown, Deployment, EngineCosts, Layout, Lengths, LoadModel, MemoryBudget, Served, Traffic,
 };
-use crate::units::{Bytes, Seconds};
+use crate::units::Seconds;
 use crate::{Error, Result};
 
 /// `InferenceX` draws lengths evenly from 80-100 % of the nominal ones.
@@ -26,14 +27,6 @@ pub const OVERLOAD_SHARE: f64 = 0.9;
 /// Requests of an overloaded run of vllm-cost-meter, as its rows tell: at 100 and 200 req/s offered,
 /// p99 of TTFT plus decoding end within `requests / done` seconds for 620-655 requests.
 pub const OVERLOAD_REQUESTS: f64 = 640.0;
-/// Drivers report 6.9 % more memory than the nominal gigabytes: 81,559 MiB on an H100 of 80 GB,
-/// 143,771 MiB on an H200 of 141 GB.
-pub const REPORTED_OVER_NOMINAL: f64 = 1.069;
-/// Share of memory that engines take.
-pub const USABLE_SHARE: f64 = 0.9;
-/// Activations, graphs, communication buffers and the runtime.
-pub const RESERVE: Bytes = Bytes(3.5e9);
-
 /// What a server was measured at.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Measured {
@@ -185,26 +178,35 @@ fn model(row: &Row) -> Result<MoeModel, String> {
 ///
 /// # Errors
 /// A sentence that names the accepted ones.
-pub fn set_precision(model: &mut MoeModel, precision: &str) -> Result<(), String> {
+pub fn set_precision(model: &mut MoeModel, name: &str) -> Result<(), String> {
+    if let Some((experts, dense)) = precision(name)? {
+        model.set_weights(experts, dense);
+    }
+    Ok(())
+}
+
+/// Storage of experts and of everything else by a name that servers use; `None` for an empty one.
+///
+/// # Errors
+/// A sentence that names the accepted ones.
+pub fn precision(name: &str) -> Result<Option<(DType, DType)>, String> {
     let both = |dtype: DType| (dtype, dtype);
-    let (experts, dense) = match precision {
-        "" => return Ok(()),
+    Ok(Some(match name {
+        "" => return Ok(None),
         "bf16" | "bfloat16" | "bf16/fp16" => both(DType::Bf16),
         "fp16" | "float16" | "f16" => both(DType::F16),
         "fp8" | "fp8_block" => both(DType::Fp8),
         "int8" => both(DType::Int8),
         "int4" => (DType::Int4, DType::Bf16),
-        p if p.starts_with("mxfp4") => (DType::Mxfp4, DType::Bf16),
         // Published checkpoints keep attention in 16 bits (modelopt).
         p if p.starts_with("nvfp4") => (DType::Nvfp4, DType::Bf16),
+        p if p.starts_with("mxfp4") => (DType::Mxfp4, DType::Bf16),
         p => {
             return Err(format!(
                 "weights in `{p}` are not known; bf16, fp16, fp8, int8, int4, mxfp4 and nvfp4 are"
             ));
         }
-    };
-    model.set_weights(experts, dense);
-    Ok(())
+    }))
 }
 
 fn device(gpu: &str) -> Result<DeviceSpec, String> {
@@ -307,7 +309,7 @@ pub struct Prediction {
 impl Prediction {
     /// Where the step's times come from.
     pub fn source(&self) -> Source {
-        self.served.step.source
+        self.served.step.source()
     }
 
     /// Mean step by part.
@@ -316,34 +318,59 @@ impl Prediction {
     }
 }
 
+/// Latencies on a setup's device with kernels of an engine, as a whole command uses them.
+pub type LatencyOf<'a> = dyn Fn(&DeviceSpec, &str) -> Result<Arc<dyn LatencyModel>> + Sync + 'a;
+
 /// Predicts one setup with the given engine constants.
 ///
 /// # Errors
-/// A sentence: what cannot be predicted and why.
+/// What cannot be predicted and why.
 pub fn predict(
     setup: &Setup,
-    engine: &str,
     costs: &EngineCosts,
-    tables: Option<&EngineTables>,
+    latency: &dyn LatencyModel,
 ) -> Result<Prediction> {
-    let times = KernelTimes::new(tables, &setup.device, engine)?;
-    predict_with(setup, costs, &times)
+    let routing = uniform_load(setup.model.num_experts, setup.model.top_k)?;
+    let deployment = deployment(setup, costs, latency, &routing);
+    deployment.validate()?;
+    let served = deployment.serve(&setup.traffic, &setup.lengths)?;
+    Ok(Prediction { served, output_rate: served.requests_per_s * setup.lengths.output })
 }
 
-/// The same with kernel times at hand.
+/// The deployment of a setup.
+pub fn deployment<'a>(
+    setup: &'a Setup,
+    costs: &'a EngineCosts,
+    latency: &'a dyn LatencyModel,
+    routing: &'a LoadModel,
+) -> Deployment<'a> {
+    Deployment {
+        model: &setup.model,
+        layout: setup.layout,
+        latency,
+        costs,
+        routing,
+        skewed: None,
+        memory: MemoryBudget::of(&setup.device),
+        domain: setup.device.scale_up_devices,
+    }
+}
+
+/// Uniform routing over some experts, sampled once in a process.
 ///
 /// # Errors
-/// As [`predict`].
-pub fn predict_with(setup: &Setup, costs: &EngineCosts, times: &KernelTimes) -> Result<Prediction> {
-    let deployment = Deployment { model: &setup.model, layout: setup.layout, times, costs };
-    deployment.validate()?;
-    let budget = MemoryBudget {
-        device: Bytes(setup.device.memory_bytes * REPORTED_OVER_NOMINAL),
-        usable_share: USABLE_SHARE,
-        reserve: RESERVE,
-    };
-    let served = deployment.serve(&setup.traffic, &setup.lengths, budget.usable())?;
-    Ok(Prediction { served, output_rate: served.requests_per_s * setup.lengths.output })
+/// [`Error::Usage`] unless `1 <= top_k <= experts`.
+pub fn uniform_load(experts: usize, top_k: usize) -> Result<Arc<LoadModel>> {
+    type Known = Mutex<HashMap<(usize, usize), Arc<LoadModel>>>;
+    static KNOWN: OnceLock<Known> = OnceLock::new();
+    let mut known =
+        KNOWN.get_or_init(Known::default).lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(load) = known.get(&(experts, top_k)) {
+        return Ok(Arc::clone(load));
+    }
+    let load = Arc::new(LoadModel::uniform(experts, top_k)?);
+    known.insert((experts, top_k), Arc::clone(&load));
+    Ok(load)
 }
 
 #[cfg(test)]

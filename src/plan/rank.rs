@@ -4,35 +4,34 @@
 //! Nothing is measured and nothing is printed here: a law, a latency model and resolved inputs go
 //! in, a report comes out.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
-use crate::latency::latency::LatencyModel;
+use crate::config::{Attention, MoeModel};
+use crate::latency::{LatencyModel, Operation};
 use crate::law::{ExpertScaling, step_law};
-use crate::plan::candidates::{Point, geometry};
+use crate::plan::candidates::{Density, Point};
 use crate::plan::decide::{
     CostTable, best_of_families, changes, cost_table, interval, pair_crossing, win_shares, winner,
 };
 use crate::plan::decision_map::{self, lifetime};
-use crate::plan::draws::draws;
+use crate::plan::draws::{Draw, draws};
 use crate::plan::frontier::pareto;
 use crate::plan::inputs::{Demand, RankInputs};
 use crate::plan::market::{Market, World};
-use crate::plan::operating::{Served, serve};
+use crate::plan::operating::{Operating, operate};
 use crate::plan::outcome::{
-    Assumption, Candidate, CandidateKind, Crossover, DecisionMaps, Interval, LawUsed, ProfileUsed,
-    RankReport, SCHEMA, SCHEMA_VERSION, Sensitivity, TotalCostCurve, TotalCostPoint,
+    Assumption, Basis, Candidate, CandidateKind, Crossover, DecisionMaps, Interval, LawUsed,
+    OperationSource, ProfileUsed, RankReport, SCHEMA, SCHEMA_VERSION, Sensitivity, TotalCostCurve,
+    TotalCostPoint,
 };
-use crate::plan::over_training::Pricing;
-use crate::plan::price::Priced;
+use crate::plan::price::{Book, Priced};
 use crate::plan::{latency_curve, over_training, sensitivity, summary};
 use crate::serving::{StepFactors, training_flops};
 use crate::units::Seconds;
 use crate::{Error, Result};
 
-/// Sizes on each equal-loss curve; neighbours differ by a few per cent.
-const CURVE_POINTS: usize = 16;
-/// Draws that the traffic map uses; a share is good to 0.03 with these.
-const MAP_DRAWS: usize = 250;
 /// Draws that crossover intervals use.
 const CROSSOVER_DRAWS: usize = 250;
 /// Points of the total-cost curves per factor of ten in lifetime.
@@ -43,7 +42,7 @@ const LIFETIME_DECADES: i32 = 4;
 /// What a ranking is told about its own provenance, by whoever resolved the inputs.
 #[derive(Clone, Debug)]
 pub struct Provenance {
-    /// The profile.
+    /// The profile; where each operation came from is filled in here.
     pub profile: ProfileUsed,
     /// Identifier of the law, or the file of a fit.
     pub law_id: String,
@@ -57,82 +56,66 @@ pub struct Provenance {
     pub warnings: Vec<String>,
 }
 
-/// Ranks the expert counts of `inputs`.
+/// A ranking with the models that it recommends.
+pub struct Ranking {
+    /// The report.
+    pub report: RankReport,
+    /// The recommended model of each expert count, by the index of its candidate.
+    pub models: Vec<(usize, MoeModel)>,
+}
+
+/// Ranks the expert counts of `inputs`. `origin` names who answered an operation.
 ///
 /// # Errors
 /// [`Error::Infeasible`] when no expert count can be trained and served within the limits;
 /// whatever the law or the latency model refuses.
 pub fn rank(
     law: &dyn ExpertScaling,
-    latency: &dyn LatencyModel,
+    (latency, origin): (Arc<dyn LatencyModel>, &OriginOf),
     inputs: &RankInputs,
     provenance: Provenance,
-) -> Result<RankReport> {
-    let market = Market::new(law, latency, inputs, CURVE_POINTS)?;
-    let output = inputs.lengths.output;
+) -> Result<Ranking> {
+    let book = Book::new(law, latency, inputs)?;
+    let market = Market::new(&book, inputs, Density::ALL)?;
     let lifetime = lifetime(inputs, &market.reference);
-    let nominal = cost_table(&market.nominal(inputs), inputs.demand, output);
-    let best = best_of_families(&market, &nominal, lifetime);
+    let drawn = draws(inputs.draws, inputs.seed, &inputs.ranges, inputs.experts.len());
+    let question = Question { book: &book, market: &market, inputs, lifetime };
+    let costs = question.costs(&drawn);
+    let best = best_of_families(&market, &costs.nominal, lifetime);
     let Some(first) = winner(&best) else {
         return Err(infeasible(&market, inputs));
     };
-
-    let worlds: Vec<World> = draws(inputs.draws, inputs.seed, &inputs.ranges, inputs.experts.len())
-        .par_iter()
-        .map(|draw| market.world(inputs, draw))
-        .collect();
-    let tables: Vec<CostTable> =
-        worlds.par_iter().map(|w| cost_table(w, inputs.demand, output)).collect();
-    let shares = win_shares(&market, &tables, lifetime);
-
-    let mut candidates = references(law, latency, inputs, &market)?;
-    let offset = candidates.len();
-    for (index, entry) in market.entries.iter().enumerate() {
-        let mut candidate = candidate(law, inputs, entry.family, &entry.point, &entry.priced);
-        candidate.best_of_experts = best[entry.family].is_some_and(|(i, _)| i == index);
-        fill_costs(&mut candidate, &nominal, &tables, index, lifetime);
-        candidate.over_training =
-            over_training::against_cheapest_training(&market, &nominal, index);
-        if candidate.best_of_experts {
-            candidate.p_best = Some(shares[entry.family]);
-        }
-        candidates.push(candidate);
-    }
-    let frontier = pareto(&nominal).into_iter().map(|i| i + offset).collect();
-
     let (winning_entry, _) = best[first].ok_or_else(|| infeasible(&market, inputs))?;
-    let winning = &candidates[offset + winning_entry];
-    let rate = rate(inputs, winning);
-    let tpot = inputs.level.tpot.or(winning.tpot_ms.map(Seconds::from_ms));
-    let map_worlds = &worlds[..worlds.len().min(MAP_DRAWS)];
-    let decision_map = DecisionMaps {
-        traffic: decision_map::traffic(&market, map_worlds, inputs, (rate, lifetime)),
-        budget: decision_map::budget(
-            law,
-            latency,
-            inputs,
-            &market.reference,
-            tpot.unwrap_or(Seconds(0.1)),
-        )?,
-    };
+    let (candidates, p_none) = question.candidates(&costs, &best)?;
+    let offset = candidates.len() - market.entries.len();
+    let operations = question.operations(winning_entry, origin)?;
+    let maps = question.maps(&candidates[offset + winning_entry], &costs.worlds, &drawn)?;
+    let models = best
+        .iter()
+        .flatten()
+        .map(|&(entry, _)| (offset + entry, market.entries[entry].priced.model.clone()))
+        .collect();
     let span = 10f64.powi(LIFETIME_DECADES);
     let mut report = RankReport {
         schema: SCHEMA.into(),
         schema_version: SCHEMA_VERSION.into(),
         program_version: env!("CARGO_PKG_VERSION").into(),
         summary: Vec::new(),
-        frontier,
-        crossovers: crossovers(&market, &nominal, &tables, (lifetime / span, lifetime * span)),
-        total_cost: total_cost(&market, &nominal, lifetime),
-        over_training: Some(over_training::report(
-            &Pricing::of(&market, law, latency, inputs),
+        basis: basis(inputs.demand),
+        p_none,
+        frontier: pareto(&costs.nominal).into_iter().map(|i| i + offset).collect(),
+        crossovers: crossovers(
             &market,
-            lifetime,
-        )?),
-        decision_map,
-        sensitivity: sensitivity::sensitivities(law, latency, inputs, first)?,
-        layer_latency: latency_curve::curves(latency, &market, &best, inputs),
-        profile: provenance.profile,
+            &costs.nominal,
+            &costs.tables,
+            (lifetime / span, lifetime * span),
+        ),
+        total_cost: total_cost(&market, &costs.nominal, lifetime),
+        over_training: over_training::report(&book, &market, inputs, lifetime)?,
+        decision_map: maps,
+        sensitivity: sensitivity::sensitivities(&book, inputs, first)?,
+        layer_latency: latency_curve::curves(&book, &market, &best),
+        profile: ProfileUsed { operations, ..provenance.profile },
         law: LawUsed {
             id: provenance.law_id,
             source: provenance.law_source,
@@ -146,83 +129,191 @@ pub fn rank(
     };
     report.warnings.extend(summary::warnings(&report));
     report.summary = summary::sentences(&report, lifetime);
-    Ok(report)
+    Ok(Ranking { report, models })
 }
 
-/// The loss-optimal model of each expert count at the reference budget, priced at the same traffic.
-fn references(
-    law: &dyn ExpertScaling,
-    latency: &dyn LatencyModel,
-    inputs: &RankInputs,
-    market: &Market,
-) -> Result<Vec<Candidate>> {
-    market
-        .families
-        .par_iter()
-        .enumerate()
-        .map(|(index, family)| {
-            let geometry = geometry(law, family.experts, family.reference.n_active, inputs)?;
-            let priced = Priced::new(geometry, &market.routings[index], latency, inputs)?;
-            Ok(candidate(law, inputs, index, &family.reference, &priced))
+/// Names who answered an operation, given the position of the model in its stack.
+pub type OriginOf<'a> = dyn Fn(Operation, u8) -> Option<String> + 'a;
+
+/// What costs and probabilities count.
+const fn basis(demand: Demand) -> Basis {
+    if demand.rate.is_some() { Basis::WholeReplicas } else { Basis::AtScale }
+}
+
+/// Costs of every entry, nominal and in every draw, on the asked basis and at scale.
+struct AllCosts {
+    worlds: Vec<World>,
+    nominal: CostTable,
+    tables: Vec<CostTable>,
+    nominal_at_scale: CostTable,
+    tables_at_scale: Vec<CostTable>,
+}
+
+/// A ranking under way.
+#[derive(Clone, Copy)]
+struct Question<'a> {
+    book: &'a Book<'a>,
+    market: &'a Market,
+    inputs: &'a RankInputs,
+    lifetime: f64,
+}
+
+impl Question<'_> {
+    fn costs(&self, drawn: &[Draw]) -> AllCosts {
+        let (market, inputs, output) = (self.market, self.inputs, self.inputs.lengths.output);
+        let worlds: Vec<World> = drawn.par_iter().map(|draw| market.world(inputs, draw)).collect();
+        let tables = |demand: Demand| -> Vec<CostTable> {
+            worlds.par_iter().map(|w| cost_table(w, demand, output)).collect()
+        };
+        let at_scale = Demand { rate: None, ..inputs.demand };
+        let nominal = market.nominal(inputs);
+        AllCosts {
+            nominal: cost_table(&nominal, inputs.demand, output),
+            tables: tables(inputs.demand),
+            nominal_at_scale: cost_table(&nominal, at_scale, output),
+            tables_at_scale: tables(at_scale),
+            worlds,
+        }
+    }
+
+    /// The loss-optimal candidates and then all entries, with their costs and probabilities; and the
+    /// share of the draws in which none can be had.
+    fn candidates(
+        &self,
+        costs: &AllCosts,
+        best: &[Option<(usize, f64)>],
+    ) -> Result<(Vec<Candidate>, f64)> {
+        let market = self.market;
+        let shares = win_shares(market, best, &costs.tables, self.lifetime);
+        let at_scale = best_of_families(market, &costs.nominal_at_scale, self.lifetime);
+        let scaled = win_shares(market, &at_scale, &costs.tables_at_scale, self.lifetime);
+        let mut candidates = market
+            .families
+            .par_iter()
+            .map(|family| {
+                let priced = self.book.get(&family.reference.shape)?;
+                Ok(self.candidate(&family.reference, &priced))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let entries: Vec<Candidate> = market
+            .entries
+            .par_iter()
+            .enumerate()
+            .map(|(index, entry)| {
+                let mut candidate = self.candidate(&entry.point, &entry.priced);
+                candidate.best_of_experts = best[entry.family].is_some_and(|(i, _)| i == index);
+                fill_costs(&mut candidate, costs, index, self.lifetime);
+                candidate.over_training =
+                    over_training::against_cheapest_training(market, &costs.nominal, index);
+                if candidate.best_of_experts {
+                    candidate.p_best = Some(shares.wins[entry.family]);
+                    candidate.p_best_at_scale = Some(scaled.wins[entry.family]);
+                }
+                candidate
+            })
+            .collect();
+        candidates.extend(entries);
+        Ok((candidates, shares.none))
+    }
+
+    /// One candidate with its nominal costs; intervals and probabilities are filled in later.
+    fn candidate(&self, point: &Point, priced: &Priced) -> Candidate {
+        let (law, inputs, experts) = (self.book.law(), self.inputs, point.shape.experts);
+        let (operating, infeasible) = match operate(self.book, priced, inputs) {
+            Ok(operating) => (Some(operating), None),
+            Err(reason) => (None, Some(reason.to_string())),
+        };
+        let of = |f: fn(&Operating) -> f64| operating.as_ref().map(f);
+        let model = &priced.model;
+        let params = model.params();
+        // Step Law counts parameters without the vocabulary.
+        let body = point.n_active - params.embedding - params.head;
+        let advice = step_law::advice(body, point.tokens);
+        let (num_heads, num_kv_heads) = heads(model);
+        Candidate {
+            experts,
+            top_k: model.top_k,
+            kind: point.kind,
+            best_of_experts: false,
+            n_active: point.n_active,
+            n_total: params.total(),
+            hidden_size: model.hidden_size,
+            num_layers: model.num_layers,
+            num_heads,
+            num_kv_heads,
+            moe_intermediate_size: model.moe_intermediate_size,
+            config: None,
+            tokens: point.tokens,
+            tokens_per_param: point.tokens_per_param(),
+            loss_nats: law_loss(law, experts, point),
+            extrapolation: law.extrapolation(experts, point.n_active, point.tokens).worst(),
+            train_flops: training_flops(point.n_active, point.tokens).0,
+            learning_rate: advice.as_ref().ok().map(|(step, _)| step.learning_rate),
+            batch_tokens: advice.as_ref().ok().map(|(step, _)| step.batch_tokens),
+            hyperparameter_extrapolation: advice.as_ref().ok().map(|(_, factor)| *factor),
+            hyperparameters_missing: advice.err(),
+            train_usd: inputs.training.cost(point.train_flops()).0,
+            train_usd_interval: None,
+            serve_usd_per_million_output_tokens: of(|o| o.deployed.cost.0),
+            serve_usd_per_million_output_tokens_at_scale: None,
+            serve_usd_interval: None,
+            output_tokens_per_s_per_gpu: operating.as_ref().map(|o| {
+                o.deployed.requests_per_s() * inputs.lengths.output
+                    / o.deployed.layout.devices() as f64
+            }),
+            gpus: of(|o| o.deployed.gpus()).map(whole),
+            gpus_per_replica: operating.as_ref().map(|o| o.deployed.layout.devices()),
+            layout: operating.as_ref().map(|o| o.deployed.layout),
+            requests_per_s_per_replica: of(|o| o.deployed.requests_per_s()),
+            batch: of(|o| o.served.batch),
+            utilisation: of(|o| o.deployed.utilisation),
+            tpot_ms: of(|o| o.served.tpot.as_ms()),
+            ttft_ms: of(|o| o.served.ttft.as_ms()),
+            weights_bytes: model.weight_bytes().0,
+            total_usd: None,
+            total_usd_interval: None,
+            p_best: None,
+            p_best_at_scale: None,
+            over_training: None,
+            binding: operating.as_ref().map(|o| o.binding),
+            latency_source: operating.as_ref().map(|o| o.served.step.source()),
+            infeasible,
+        }
+    }
+
+    /// Where the winner's latencies come from.
+    fn operations(&self, entry: usize, origin: &OriginOf) -> Result<Vec<OperationSource>> {
+        let operating = operate(self.book, &self.market.entries[entry].priced, self.inputs)?;
+        let origins = operating.served.step.origins;
+        let asked = Operation::ALL.into_iter().zip(origins);
+        Ok(asked
+            .filter_map(|(operation, answered)| {
+                let (source, index) = answered?;
+                let from = origin(operation, index).unwrap_or_else(|| "unnamed".into());
+                Some(OperationSource { operation: operation.label().into(), source, from })
+            })
+            .collect())
+    }
+
+    fn maps(&self, winning: &Candidate, worlds: &[World], drawn: &[Draw]) -> Result<DecisionMaps> {
+        let inputs = self.inputs;
+        // Without a rate the map is drawn around what one replica carries.
+        let one = winning.requests_per_s_per_replica.unwrap_or(1.0);
+        let rate = inputs.demand.rate.unwrap_or(one);
+        let tpot = inputs.level.tpot.or(winning.tpot_ms.map(Seconds::from_ms));
+        let tpot = tpot.unwrap_or(Seconds(0.1));
+        Ok(DecisionMaps {
+            traffic: decision_map::traffic(self.market, worlds, inputs, (rate, self.lifetime)),
+            budget: decision_map::budget(self.book, self.market, inputs, (tpot, drawn))?,
         })
-        .collect()
+    }
 }
 
-/// One candidate with its nominal costs; intervals and probabilities are filled in later.
-fn candidate(
-    law: &dyn ExpertScaling,
-    inputs: &RankInputs,
-    family: usize,
-    point: &Point,
-    priced: &Priced,
-) -> Candidate {
-    let experts = inputs.experts[family];
-    let served = serve(priced, inputs);
-    let (served, infeasible) = match served {
-        Ok(served) => (Some(served), None),
-        Err(reason) => (None, Some(reason.to_string())),
-    };
-    let of = |f: fn(&Served) -> f64| served.as_ref().map(f);
-    // Step Law counts parameters without the vocabulary.
-    let body = point.n_active - 2.0 * priced.geometry.vocab_params();
-    let advice = step_law::advice(body, point.tokens);
-    Candidate {
-        experts,
-        top_k: priced.geometry.top_k,
-        kind: point.kind,
-        best_of_experts: false,
-        n_active: point.n_active,
-        n_total: priced.geometry.total_params(),
-        hidden_size: whole(priced.geometry.hidden),
-        num_layers: whole(priced.geometry.layers),
-        tokens: point.tokens,
-        tokens_per_param: point.tokens_per_param(),
-        loss_nats: law_loss(law, experts, point),
-        extrapolation: law.extrapolation(experts, point.n_active, point.tokens).worst(),
-        train_flops: training_flops(point.n_active, point.tokens).0,
-        learning_rate: advice.as_ref().ok().map(|(step, _)| step.learning_rate),
-        batch_tokens: advice.as_ref().ok().map(|(step, _)| step.batch_tokens),
-        hyperparameter_extrapolation: advice.as_ref().ok().map(|(_, factor)| *factor),
-        hyperparameters_missing: advice.err(),
-        train_usd: inputs.training.cost(point.train_flops()).0,
-        train_usd_interval: None,
-        serve_usd_per_million_output_tokens: of(|s| s.quote.cost.0),
-        serve_usd_interval: None,
-        output_tokens_per_s_per_gpu: of(|s| s.operation.output_rate.0 / s.quote.devices as f64),
-        gpus: of(|s| s.quote.gpus()).map(whole),
-        gpus_per_replica: served.as_ref().map(|s| s.quote.devices),
-        batch: of(|s| s.operation.batch),
-        utilisation: of(|s| s.quote.utilisation),
-        tpot_ms: of(|s| s.operation.tpot.as_ms()),
-        ttft_ms: of(|s| s.operation.ttft.as_ms()),
-        weights_bytes: priced.geometry.weights_bytes().0,
-        total_usd: None,
-        total_usd_interval: None,
-        p_best: None,
-        over_training: None,
-        binding: served.as_ref().map(|s| s.binding),
-        latency_source: served.as_ref().map(|s| s.source),
-        infeasible,
+/// Query and key/value heads.
+const fn heads(model: &MoeModel) -> (usize, usize) {
+    match model.attention {
+        Attention::Gqa { heads, kv_heads, .. } => (heads, kv_heads),
+        Attention::Mla { heads, .. } => (heads, 1),
     }
 }
 
@@ -231,32 +322,18 @@ fn law_loss(law: &dyn ExpertScaling, experts: usize, point: &Point) -> f64 {
 }
 
 /// Total cost and 95 % intervals of one equal-loss candidate over the draws.
-fn fill_costs(
-    candidate: &mut Candidate,
-    nominal: &CostTable,
-    tables: &[CostTable],
-    entry: usize,
-    lifetime: f64,
-) {
+fn fill_costs(candidate: &mut Candidate, costs: &AllCosts, entry: usize, lifetime: f64) {
     let over_draws = |f: &dyn Fn((f64, f64)) -> f64| -> Option<Interval> {
-        interval(tables.iter().map(|t| f(t[entry])).collect())
+        interval(costs.tables.iter().map(|t| f(t[entry])).collect())
     };
     candidate.train_usd_interval = over_draws(&|(train, _)| train);
     candidate.serve_usd_interval = over_draws(&|(_, serve)| serve * 1e6);
     let total = |(train, serve): (f64, f64)| train + lifetime * serve;
-    candidate.total_usd = Some(total(nominal[entry])).filter(|t| t.is_finite());
+    let finite = |value: f64| Some(value).filter(|v| v.is_finite());
+    candidate.total_usd = finite(total(costs.nominal[entry]));
     candidate.total_usd_interval = over_draws(&total);
-}
-
-/// Requests per second that the answer is for.
-fn rate(inputs: &RankInputs, winning: &Candidate) -> f64 {
-    match inputs.demand {
-        Demand::Rate(rate) => rate,
-        Demand::Utilisation(_) => {
-            let per_gpu = winning.output_tokens_per_s_per_gpu.unwrap_or(1.0);
-            per_gpu * winning.gpus.unwrap_or(1) as f64 / inputs.lengths.output
-        }
-    }
+    candidate.serve_usd_per_million_output_tokens_at_scale =
+        finite(costs.nominal_at_scale[entry].1 * 1e6);
 }
 
 fn crossovers(
@@ -310,17 +387,16 @@ fn total_cost(market: &Market, nominal: &CostTable, lifetime: f64) -> Vec<TotalC
 
 /// Why nothing can be served, from the candidate that comes nearest.
 fn infeasible(market: &Market, inputs: &RankInputs) -> Error {
-    let quotes = market.entries.iter().filter_map(|e| e.priced.quote(inputs, &StepFactors::ONE));
-    let cheapest = quotes.map(|quote| quote.cost).min_by(|a, b| a.0.total_cmp(&b.0));
+    let all = market.entries.iter().filter_map(|e| e.priced.deploy(inputs, &StepFactors::ONE));
+    let cheapest = all.map(|deployed| deployed.cost).min_by(|a, b| a.0.total_cmp(&b.0));
     if let (Some(bound), Some(cheapest)) = (inputs.max_serve, cheapest) {
         return Error::infeasible(
             format!("no candidate at equal loss serves for ${}/M or less", bound.0),
             format!("nearest feasible --max-serve-cost is {:.4}", cheapest.0),
         );
     }
-    let smallest = market.entries.iter().min_by(|a, b| {
-        a.priced.geometry.weights_bytes().0.total_cmp(&b.priced.geometry.weights_bytes().0)
-    });
+    let weights = |e: &crate::plan::market::Entry| e.priced.model.weight_bytes().0;
+    let smallest = market.entries.iter().min_by(|a, b| weights(a).total_cmp(&weights(b)));
     smallest.map_or_else(
         || Error::infeasible("no candidate can be trained", "raise --max-train-factor"),
         |entry| entry.priced.why_not(inputs),

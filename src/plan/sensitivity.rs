@@ -1,44 +1,39 @@
 //! Which single assumption, moved to the ends of its range, changes the winner.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::latency::latency::LatencyModel;
-use crate::law::ExpertScaling;
+use crate::plan::candidates::Density;
 use crate::plan::decide::{best_of_families, cost_table, winner};
 use crate::plan::decision_map::lifetime;
 use crate::plan::draws::Draw;
 use crate::plan::inputs::{Lifetime, Limits, RankInputs};
 use crate::plan::market::Market;
 use crate::plan::outcome::Sensitivity;
-
-/// Sizes per equal-loss curve; coarser than the ranking's, since only the winner is asked for.
-const POINTS: usize = 8;
-/// Two-sided 95 % in standard deviations.
-const Z95: f64 = 1.96;
+use crate::plan::price::Book;
+use crate::stats::Z95;
 
 /// One end of a range: a word for it, and the inputs and draw that stand for it.
 struct End {
     text: String,
     inputs: RankInputs,
     draw: Draw,
+    /// Whether step times change.
+    reprices: bool,
 }
 
 /// All single-assumption changes around `inputs`; `today` is the index of the winning expert count.
 ///
 /// # Errors
 /// When a changed market cannot be priced.
-pub fn sensitivities(
-    law: &dyn ExpertScaling,
-    latency: &dyn LatencyModel,
-    inputs: &RankInputs,
-    today: usize,
-) -> Result<Vec<Sensitivity>> {
+pub fn sensitivities(book: &Book, inputs: &RankInputs, today: usize) -> Result<Vec<Sensitivity>> {
     cases(inputs, today)
         .into_par_iter()
         .map(|(assumption, low, high)| {
-            let (winner_at_low, margin_at_low) = outcome(law, latency, &low, today)?;
-            let (winner_at_high, margin_at_high) = outcome(law, latency, &high, today)?;
+            let (winner_at_low, margin_at_low) = outcome(book, &low, today)?;
+            let (winner_at_high, margin_at_high) = outcome(book, &high, today)?;
             let now = Some(inputs.experts[today]);
             Ok(Sensitivity {
                 assumption: assumption.into(),
@@ -54,33 +49,39 @@ pub fn sensitivities(
         .collect()
 }
 
-/// The winner at one end, and the cheapest other total over today's winner's.
-fn outcome(
-    law: &dyn ExpertScaling,
-    latency: &dyn LatencyModel,
-    end: &End,
-    today: usize,
-) -> Result<(Option<usize>, Option<f64>)> {
-    let market = match Market::new(law, latency, &end.inputs, POINTS) {
+/// The winner at one end, and the cheapest other total over today's winner's. An end that changes
+/// step times is priced anew, on a coarser lattice.
+fn outcome(book: &Book, end: &End, today: usize) -> Result<(Option<usize>, Option<f64>)> {
+    let inputs = &end.inputs;
+    let market = if end.reprices {
+        let anew = Book::new(book.law(), Arc::clone(book.latency()), inputs)?;
+        Market::new(&anew, inputs, Density::COARSE)
+    } else {
+        Market::new(book, inputs, Density::ALL)
+    };
+    let market = match market {
         Ok(market) => market,
         Err(e) if e.exit_code() == 5 => return Ok((None, None)),
         Err(e) => return Err(e),
     };
-    let world = market.world(&end.inputs, &end.draw);
-    let costs = cost_table(&world, end.inputs.demand, end.inputs.lengths.output);
-    let best = best_of_families(&market, &costs, lifetime(&end.inputs, &market.reference));
+    let world = market.world(inputs, &end.draw);
+    let costs = cost_table(&world, inputs.demand, inputs.lengths.output);
+    let best = best_of_families(&market, &costs, lifetime(inputs, &market.reference));
     let others = best.iter().enumerate().filter(|&(i, _)| i != today);
     let runner_up = others.filter_map(|(_, b)| Some((*b)?.1)).reduce(f64::min);
     let margin = best[today].and_then(|(_, total)| Some(runner_up? / total));
-    Ok((winner(&best).map(|family| end.inputs.experts[family]), margin))
+    Ok((winner(&best).map(|family| inputs.experts[family]), margin))
 }
 
 /// The assumptions with their two ends.
 fn cases(inputs: &RankInputs, today: usize) -> Vec<(&'static str, End, End)> {
     let still = Draw::nominal(inputs.training.mfu, inputs.experts.len());
     let with = |text: String, change: &dyn Fn(&mut RankInputs, &mut Draw)| {
-        let mut end = End { text, inputs: inputs.clone(), draw: still.clone() };
+        let mut end = End { text, inputs: inputs.clone(), draw: still.clone(), reprices: false };
         change(&mut end.inputs, &mut end.draw);
+        let same = end.inputs.lengths == inputs.lengths
+            && (end.inputs.kv_group - inputs.kv_group).abs() < 1e-9;
+        end.reprices = !same;
         end
     };
     let ranges = inputs.ranges;
@@ -89,6 +90,7 @@ fn cases(inputs: &RankInputs, today: usize) -> Vec<(&'static str, End, End)> {
         Lifetime::PerTrainingToken(ratio) => Lifetime::PerTrainingToken(ratio * by),
     };
     let limits = |max_tokens_per_param| Limits { max_tokens_per_param, ..inputs.limits };
+    let own = ranges.own_log_sigma;
     let only = |z: f64| move |values: &mut Vec<f64>| values[today] = z;
     vec![
         (
@@ -127,9 +129,9 @@ fn cases(inputs: &RankInputs, today: usize) -> Vec<(&'static str, End, End)> {
             with(format!("Zipf {}", ranges.zipf), &|_, d| d.skew = 1.0),
         ),
         (
-            "kernel time of the winner",
-            with("2.5th percentile".into(), &|_, d| only(-Z95)(&mut d.kernel)),
-            with("97.5th percentile".into(), &|_, d| only(Z95)(&mut d.kernel)),
+            "step time of the winner",
+            with("2.5th percentile".into(), &|_, d| d.step[today] = (-Z95 * own).exp()),
+            with("97.5th percentile".into(), &|_, d| d.step[today] = (Z95 * own).exp()),
         ),
         (
             "law residual of the winner",

@@ -21,10 +21,10 @@ pub struct Way<'a> {
     pub summary: Summary,
 }
 
-/// The page. `tables` names the kernel tables with their rows.
+/// The page. `latencies` names where kernel times come from.
 pub fn page(
     points: &str,
-    tables: &[(String, usize)],
+    latencies: &str,
     ways: &[Way],
     calibrations: &[Calibration],
     not_counted: &[(String, usize)],
@@ -37,11 +37,7 @@ pub fn page(
 flag and overloaded rows (less than 90 % of the offered rate completed) do not count; they are \
 listed below by reason.\n"
     );
-    if !tables.is_empty() {
-        let names: Vec<String> =
-            tables.iter().map(|(name, rows)| format!("`{name}` ({rows} rows)")).collect();
-        let _ = writeln!(text, "Kernel times come from {}.\n", names.join(", "));
-    }
+    let _ = writeln!(text, "Kernel times come from {latencies}.\n");
     for way in ways {
         let _ = writeln!(text, "## {}\n\n{}\n", way.name, way.how);
         table(&mut text, &way.summary);

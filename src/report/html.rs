@@ -44,10 +44,8 @@ pub(super) fn page(report: &RankReport, figures: &[Figure]) -> String {
     push(&mut html, format_args!("<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n"));
     push(&mut html, format_args!("<body>\n<h1>{title}</h1>\n"));
     let basis = format!(
-        "{} latencies of {}; loss law {}",
-        report.profile.source.label(),
-        report.profile.device,
-        report.law.id
+        "{} on {}; loss law {}",
+        report.profile.origin, report.profile.device, report.law.id
     );
     push(&mut html, format_args!("<p class=\"soft\">{}</p>\n", escape(&basis)));
     for (index, line) in report.summary.iter().enumerate() {

@@ -71,15 +71,7 @@ pub(super) fn at_budget(report: &RankReport) -> Table {
         ("outside\nfit", true),
         ("both:\ntraining", true),
     ];
-    let Some(o) = &report.over_training else {
-        return Table {
-            title: String::new(),
-            columns: COLUMNS,
-            rows: Vec::new(),
-            strong: None,
-            note: None,
-        };
-    };
+    let o = &report.over_training;
     let base = or_none(o.base_serve_usd_per_million_output_tokens, serving);
     let bound = or_none(o.max_serve_usd_per_million_output_tokens, serving);
     Table {
@@ -134,10 +126,8 @@ fn reasons(rows: &[AtBudget]) -> String {
 /// The FLOPs-only answer beside the priced one.
 pub(super) fn by_flops(report: &RankReport) -> Table {
     let best = best_candidates(report);
-    let (processed, models) = report
-        .over_training
-        .as_ref()
-        .map_or((0.0, &[][..]), |o| (o.processed_tokens, o.by_flops.as_slice()));
+    let processed = report.over_training.processed_tokens;
+    let models = &report.over_training.by_flops;
     let rows = models.iter().map(|m| {
         let priced = best.iter().find(|c| c.experts == m.experts);
         vec![

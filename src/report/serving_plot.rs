@@ -7,7 +7,6 @@ use std::path::Path;
 use plotters::prelude::*;
 
 use crate::files::write_atomic;
-use crate::plan::points::RESERVE;
 use crate::plan::size::{Choice, SizeAnswer, SizeInputs};
 use crate::{Error, Result};
 
@@ -186,12 +185,12 @@ fn draw(svg: &mut String, plot: &Plot) -> Result<(), String> {
 fn memory(folder: &Path, best: &Choice, force: bool) -> Result<()> {
     let gib = |bytes: f64| bytes / f64::from(1 << 30);
     let cache = best.cache_per_sequence.0 * best.max_batch as f64 / best.layout.attention_dp as f64;
-    let cache = cache.min(best.usable.0 - best.weights.0);
+    let cache = cache.min(best.memory.usable().0 - best.weights.0);
     let parts = [
         ("weights", gib(best.weights.0)),
         ("cache at the batch limit", gib(cache)),
-        ("free", gib((best.usable.0 - best.weights.0 - cache).max(0.0))),
-        ("reserved", gib(RESERVE.0)),
+        ("free", gib((best.memory.usable().0 - best.weights.0 - cache).max(0.0))),
+        ("reserved", gib(best.memory.reserve.0)),
     ];
     let mut csv = String::from("part,gib\n");
     for (name, size) in parts {

@@ -368,7 +368,7 @@ pub(super) fn provenance(report: &RankReport) -> Vec<(&'static str, String)> {
         ("device", profile.device.clone()),
         (
             "profile",
-            format!("{}, {} weights, {}", profile.origin, profile.dtype, profile.source.label()),
+            format!("{}, {} weights, engine {}", profile.origin, profile.dtype, profile.engine),
         ),
         (
             "ceilings",
@@ -379,6 +379,12 @@ pub(super) fn provenance(report: &RankReport) -> Vec<(&'static str, String)> {
             ),
         ),
     ];
+    lines.extend(
+        profile
+            .operations
+            .iter()
+            .map(|o| ("latencies", format!("{}: {}, {}", o.operation, o.source.label(), o.from))),
+    );
     let optional = [
         ("measured at", profile.measured_utc.clone()),
         ("cells", profile.cells.map(|n| n.to_string())),

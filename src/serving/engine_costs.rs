@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::{DeviceSpec, MoeModel};
+use crate::error::in_range;
 use crate::serving::StepLoad;
 
 /// Constants of one engine on one kind of host, in seconds.
@@ -42,11 +43,13 @@ pub struct EngineCosts {
 }
 
 impl EngineCosts {
-    /// The defaults of an engine; an unknown one gets those of vLLM.
+    /// The defaults of an engine. Times are one set for all engines, fitted to the open server rows
+    /// of all of them ([accuracy page](../../../reports/accuracy.md)); engines differ in whether
+    /// prompts ride on decode steps.
     pub fn of(engine: &str) -> Self {
-        let vllm = Self {
+        Self {
             kernel_factor: 1.0,
-            arithmetic_factor: 2.0,
+            arithmetic_factor: 1.35,
             step_s: 0.5e-3,
             layer_s: 20e-6,
             sequence_s: 10e-6,
@@ -55,16 +58,26 @@ impl EngineCosts {
             decode_launch_s: 5e-6,
             chunk_tokens: 8192.0,
             max_sequences: 1024.0,
+            // SGLang runs prompts in steps of their own unless told otherwise.
+            mixed: engine != "sglang",
+        }
+    }
+
+    /// This program's own kernels without a server around them: each layer costs what the profile
+    /// measured for launching its small kernels.
+    pub const fn bare(layer_s: f64) -> Self {
+        Self {
+            kernel_factor: 1.0,
+            arithmetic_factor: 1.0,
+            step_s: 0.0,
+            layer_s,
+            sequence_s: 0.0,
+            request_s: 0.0,
+            launch_s: 0.0,
+            decode_launch_s: 0.0,
+            chunk_tokens: 2048.0,
+            max_sequences: 4096.0,
             mixed: true,
-        };
-        match engine {
-            "sglang" => Self { mixed: false, ..vllm },
-            // Its kernels beat the Triton ones that most tables hold, its layers cost more: fitted to
-            // DeepSeek-V3 on eight H200 (0.83, 1.62, 101 us), rounded.
-            "trtllm" => {
-                Self { kernel_factor: 0.85, arithmetic_factor: 1.6, layer_s: 80e-6, ..vllm }
-            }
-            _ => vllm,
         }
     }
 
@@ -77,6 +90,14 @@ impl EngineCosts {
             return Self { chunk_tokens: 2048.0, max_sequences: 256.0, ..self };
         }
         self
+    }
+
+    /// Checks the constants that a calibration may have moved.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] for a kernel factor that no engine has.
+    pub fn validate(&self) -> crate::Result<()> {
+        in_range("kernel factor", self.kernel_factor, 0.05, 20.0).map(drop)
     }
 
     /// What kernels of `seconds` table time take, of which `arithmetic` are limited by arithmetic.

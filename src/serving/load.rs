@@ -1,32 +1,90 @@
-//! How many experts a step reads and how many rows the busiest one gets.
+//! How many experts a step reads and how many rows the busiest rank gets.
 
-/// Expectations over routings of one MoE layer.
-#[derive(Clone, Debug, PartialEq)]
+use std::sync::OnceLock;
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Binomial, Distribution};
+
+use crate::Result;
+use crate::workload::RoutingKind;
+
+/// Expert-parallel sizes with a table each: 2^0 to 2^9 ranks.
+const RANK_SIZES: usize = 10;
+/// Token counts of a table: powers of two up to 2^17.
+const TOKEN_POWERS: u64 = 18;
+/// Routings drawn for each entry; means are good to about 1 % with these.
+const SAMPLES: usize = 64;
+/// Seed of the drawn routings and of the placement of experts on ranks.
+const SEED: u64 = 0x0e_9e27;
+
+/// Load of the busiest expert-parallel rank in one MoE layer, in the mean over routings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RankLoad {
+    /// Token-expert pairs.
+    pub rows: f64,
+    /// Experts with at least one row.
+    pub active: f64,
+    /// Rows of the busiest expert.
+    pub max_rows: f64,
+}
+
+/// Routing of one MoE layer as expectations.
+///
+/// Each expert is visited by a token with its own probability; experts lie on ranks in a seeded
+/// random order (a recorded trace keeps its own).
+#[derive(Clone, Debug)]
 pub struct LoadModel {
-    experts: f64,
     top_k: f64,
-    /// Probability that a token visits each expert; empty for uniform routing, which has a closed form.
+    /// Probability that a token visits each expert, in the order of placement; sums to `top_k`.
     inclusion: Vec<f64>,
+    is_even: bool,
+    is_balanced: bool,
+    tables: [OnceLock<Vec<RankLoad>>; RANK_SIZES],
 }
 
 impl LoadModel {
+    /// Expectations of a routing over `experts`, `top_k` each token.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] for parameters or sizes that make no distribution.
+    pub fn new(kind: &RoutingKind, experts: usize, top_k: usize) -> Result<Self> {
+        let mut inclusion = kind.inclusion(experts, top_k)?;
+        if !matches!(kind, RoutingKind::Trace(_)) {
+            inclusion.shuffle(&mut ChaCha8Rng::seed_from_u64(SEED));
+        }
+        let even = top_k as f64 / experts as f64;
+        Ok(Self {
+            top_k: top_k as f64,
+            is_even: inclusion.iter().all(|p| (p - even).abs() < 1e-12),
+            is_balanced: matches!(kind, RoutingKind::Balanced),
+            inclusion,
+            tables: Default::default(),
+        })
+    }
+
     /// Independent uniform routing of each token to `top_k` of `experts`.
-    pub fn uniform(experts: usize, top_k: usize) -> Self {
-        Self { experts: experts as f64, top_k: top_k as f64, inclusion: Vec::new() }
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] unless `1 <= top_k <= experts`.
+    pub fn uniform(experts: usize, top_k: usize) -> Result<Self> {
+        Self::new(&RoutingKind::Uniform, experts, top_k)
     }
 
-    /// Routing in which a token visits expert `i` with probability `inclusion[i]` (summing to k).
-    pub fn skewed(inclusion: Vec<f64>) -> Self {
-        let experts = inclusion.len() as f64;
-        Self { experts, top_k: inclusion.iter().sum(), inclusion }
+    fn experts(&self) -> f64 {
+        self.inclusion.len() as f64
     }
 
-    /// Expected experts with at least one of `tokens` tokens: `E (1 - (1 - k/E)^m)` when uniform,
-    /// `sum_i (1 - (1 - p_i)^m)` otherwise.
+    /// Expected experts with at least one of `tokens` tokens: `sum_i (1 - (1 - p_i)^m)`, which is
+    /// `E (1 - (1 - k/E)^m)` when uniform.
     pub fn active_experts(&self, tokens: f64) -> f64 {
+        if self.is_balanced {
+            return (tokens * self.top_k).min(self.experts());
+        }
         let hit = |p: f64| 1.0 - (1.0 - p.min(1.0)).powf(tokens);
-        if self.inclusion.is_empty() {
-            self.experts * hit(self.top_k / self.experts)
+        if self.is_even {
+            self.experts() * hit(self.top_k / self.experts())
         } else {
             self.inclusion.iter().map(|&p| hit(p)).sum()
         }
@@ -34,16 +92,98 @@ impl LoadModel {
 
     /// Expected rows of the busiest expert: its mean and the usual excess of the largest of `E`
     /// counts, `mean + sqrt(2 ln E x variance)`, never more than all tokens.
-    pub fn max_rows(&self, tokens: f64) -> f64 {
-        let p = if self.inclusion.is_empty() {
-            self.top_k / self.experts
-        } else {
-            self.inclusion.iter().copied().fold(0.0, f64::max)
-        };
-        let p = p.min(1.0);
-        let excess = (2.0 * self.experts.ln() * tokens * p * (1.0 - p)).sqrt();
+    fn max_rows(&self, tokens: f64) -> f64 {
+        let p = self.inclusion.iter().copied().fold(0.0, f64::max).min(1.0);
+        if self.is_balanced {
+            return (tokens * p).max(1.0_f64.min(tokens));
+        }
+        let excess = (2.0 * self.experts().ln() * tokens * p * (1.0 - p)).sqrt();
         (tokens * p + excess).clamp(1.0_f64.min(tokens), tokens)
     }
+
+    /// The busiest of `ranks` expert-parallel ranks when `tokens` tokens enter the layer.
+    pub fn busiest(&self, tokens: f64, ranks: usize) -> RankLoad {
+        if ranks <= 1 {
+            let rows = tokens * self.top_k;
+            let active = self.active_experts(tokens).min(rows.max(f64::MIN_POSITIVE));
+            return RankLoad { rows, active, max_rows: self.max_rows(tokens) };
+        }
+        if self.is_balanced {
+            let (rows, local) = (tokens * self.top_k / ranks as f64, self.experts() / ranks as f64);
+            return RankLoad { rows, active: rows.min(local), max_rows: (rows / local).max(1.0) };
+        }
+        let slot = (ranks.ilog2() as usize).min(RANK_SIZES - 1);
+        let table = self.tables[slot].get_or_init(|| self.sampled(ranks));
+        at_tokens(table, tokens)
+    }
+
+    /// Means over drawn routings at 1, 2, 4, ... tokens.
+    fn sampled(&self, ranks: usize) -> Vec<RankLoad> {
+        let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+        (0..TOKEN_POWERS)
+            .map(|power| {
+                let tokens = 1_u64 << power;
+                let mut sum = RankLoad { rows: 0.0, active: 0.0, max_rows: 0.0 };
+                for _ in 0..SAMPLES {
+                    let one = self.one_routing(tokens, ranks, &mut rng);
+                    sum.rows += one.rows / SAMPLES as f64;
+                    sum.active += one.active / SAMPLES as f64;
+                    sum.max_rows += one.max_rows / SAMPLES as f64;
+                }
+                sum
+            })
+            .collect()
+    }
+
+    /// The rank with most rows in one drawn routing: a binomial count for each expert, scaled to
+    /// the rows that the tokens have together.
+    fn one_routing(&self, tokens: u64, ranks: usize, rng: &mut ChaCha8Rng) -> RankLoad {
+        let counts: Vec<f64> = self
+            .inclusion
+            .iter()
+            .map(|&p| {
+                Binomial::new(tokens, p.clamp(0.0, 1.0)).map_or(0.0, |b| b.sample(rng) as f64)
+            })
+            .collect();
+        let rows = tokens as f64 * self.top_k;
+        let drawn: f64 = counts.iter().sum();
+        let scale = if drawn > 0.0 { rows / drawn } else { 1.0 };
+        let local = self.inclusion.len().div_ceil(ranks);
+        let busiest = counts
+            .chunks(local)
+            .max_by(|a, b| a.iter().sum::<f64>().total_cmp(&b.iter().sum::<f64>()))
+            .unwrap_or(&[]);
+        RankLoad {
+            rows: busiest.iter().sum::<f64>() * scale,
+            active: busiest.iter().filter(|c| **c > 0.0).count() as f64,
+            max_rows: busiest.iter().copied().fold(0.0, f64::max) * scale,
+        }
+    }
+}
+
+/// Between the powers of two of a table, per token; below one token in proportion, beyond the last
+/// one as it is there.
+fn at_tokens(table: &[RankLoad], tokens: f64) -> RankLoad {
+    let last = table.len() - 1;
+    let place = tokens.log2().clamp(0.0, last as f64);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "clamped to the table"
+    )]
+    let index = (place.floor() as usize).min(last.saturating_sub(1));
+    let share = place - index as f64;
+    let (low, high) = (&table[index], &table[(index + 1).min(last)]);
+    let (at_low, at_high) = ((index as f64).exp2(), (index as f64 + 1.0).exp2());
+    let per_token = |a: f64, b: f64| (a / at_low) * (1.0 - share) + (b / at_high) * share;
+    let rows = tokens * per_token(low.rows, high.rows);
+    let max_rows = tokens * per_token(low.max_rows, high.max_rows);
+    let active = if tokens < 1.0 {
+        tokens * low.active
+    } else {
+        low.active + (high.active - low.active) * share
+    };
+    RankLoad { rows, active: active.min(rows.max(f64::MIN_POSITIVE)), max_rows }
 }
 
 #[cfg(test)]
@@ -51,37 +191,51 @@ mod tests {
     use super::*;
 
     #[test]
-    fn uniform_routing_hits_the_tabulated_number_of_experts() {
-        // E (1 - (1 - k/E)^m) for k = 2.
-        let table = [(4, 4.0, 3.75), (8, 8.0, 7.20), (16, 16.0, 14.11), (32, 64.0, 31.49)];
-        for (experts, tokens, hit) in table {
-            let got = LoadModel::uniform(experts, 2).active_experts(tokens);
-            assert!((got - hit).abs() < 0.005, "{experts} experts, {tokens} tokens: {got}");
+    fn uniform_routing_has_its_closed_form() {
+        let load = LoadModel::uniform(8, 2).unwrap();
+        let expected = 8.0 * (1.0 - 0.75_f64.powi(4));
+        assert!((load.active_experts(4.0) - expected).abs() < 1e-12);
+        assert!((load.busiest(4.0, 1).rows - 8.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn skew_reads_fewer_experts_and_burdens_one_rank() {
+        let even = LoadModel::uniform(64, 4).unwrap();
+        let skewed = LoadModel::new(&RoutingKind::Zipf { s: 1.0 }, 64, 4).unwrap();
+        assert!(skewed.active_experts(16.0) < even.active_experts(16.0));
+        let (a, b) = (even.busiest(512.0, 8), skewed.busiest(512.0, 8));
+        assert!(b.rows > a.rows && b.max_rows > a.max_rows);
+    }
+
+    #[test]
+    fn the_busiest_rank_lies_between_the_mean_and_everything() {
+        let load = LoadModel::uniform(128, 8).unwrap();
+        for tokens in [1.0, 3.0, 17.0, 300.0, 9000.0, 300_000.0] {
+            let busiest = load.busiest(tokens, 8);
+            let mean = tokens;
+            assert!(busiest.rows >= mean && busiest.rows <= 8.0 * tokens, "{tokens} {busiest:?}");
+            assert!(busiest.active <= 16.0 && busiest.active > 0.0);
+            assert!(busiest.max_rows <= busiest.rows + 1e-9);
+        }
+        // The excess dies out with the square root of the tokens.
+        assert!(load.busiest(100_000.0, 8).rows < 1.02 * 100_000.0);
+    }
+
+    #[test]
+    fn rows_rise_with_the_tokens() {
+        let load = LoadModel::new(&RoutingKind::Zipf { s: 0.5 }, 32, 2).unwrap();
+        let mut before = 0.0;
+        for i in 0..200 {
+            let rows = load.busiest(1.08_f64.powi(i), 4).rows;
+            assert!(rows > before, "{i}");
+            before = rows;
         }
     }
 
     #[test]
-    fn equal_probabilities_are_uniform_routing() {
-        let (closed, summed) = (LoadModel::uniform(8, 2), LoadModel::skewed(vec![0.25; 8]));
-        for tokens in [0.0, 1.0, 2.5, 100.0] {
-            assert!((closed.active_experts(tokens) - summed.active_experts(tokens)).abs() < 1e-12);
-            assert!((closed.max_rows(tokens) - summed.max_rows(tokens)).abs() < 1e-9);
-        }
-    }
-
-    #[test]
-    fn skew_reads_fewer_experts_and_loads_the_busiest_more() {
-        let uniform = LoadModel::uniform(4, 1);
-        let skewed = LoadModel::skewed(vec![0.7, 0.1, 0.1, 0.1]);
-        assert!(skewed.active_experts(4.0) < uniform.active_experts(4.0));
-        assert!(skewed.max_rows(64.0) > uniform.max_rows(64.0));
-    }
-
-    #[test]
-    fn a_dense_layer_has_one_expert_with_all_rows() {
-        let dense = LoadModel::uniform(1, 1);
-        assert!((dense.active_experts(5.0) - 1.0).abs() < 1e-12);
-        assert!((dense.max_rows(5.0) - 5.0).abs() < 1e-12);
-        assert!(dense.active_experts(0.0).abs() < 1e-12);
+    fn a_balanced_routing_spreads_exactly() {
+        let load = LoadModel::new(&RoutingKind::Balanced, 16, 2).unwrap();
+        assert!((load.busiest(32.0, 4).rows - 16.0).abs() < 1e-12);
+        assert!((load.active_experts(4.0) - 8.0).abs() < 1e-12);
     }
 }

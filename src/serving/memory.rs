@@ -1,80 +1,91 @@
-//! What fits: weights, cache, and the largest batch.
+//! What fits beside the weights.
+//!
+//! One rule everywhere: in steady state sequences are at random points of their life, so each holds
+//! its prompt and half of its output, in whole pages ([`Lengths::mean_context`]); an admission that
+//! must never push a sequence out holds the whole length ([`Lengths::held`]).
 
-use crate::serving::Geometry;
+use crate::config::DeviceSpec;
+use crate::config::device::DeviceKind;
+use crate::constants::memory as constants;
 use crate::units::Bytes;
 
-/// Tokens of one cache page; a sequence occupies whole pages.
-const PAGE_TOKENS: f64 = 16.0;
+/// Prompt and output lengths of the traffic, in tokens per request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lengths {
+    /// Prompt tokens (ISL).
+    pub input: f64,
+    /// Generated tokens (OSL).
+    pub output: f64,
+}
+
+impl Lengths {
+    /// Context that a decoding sequence attends to on average: its prompt and half of its output.
+    pub fn mean_context(&self) -> f64 {
+        self.input + self.output / 2.0
+    }
+
+    /// Decode steps of one request: every output token but the first, which its prompt's step gives.
+    pub fn decodes(&self) -> f64 {
+        (self.output - 1.0).max(1.0)
+    }
+
+    /// Tokens cached for one request when it ends.
+    pub fn held(&self) -> f64 {
+        self.input + self.output
+    }
+}
 
 /// Memory of one device and how much of it an engine may use.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MemoryBudget {
-    /// All memory of one device.
+    /// All memory of one device, as its driver reports it.
     pub device: Bytes,
-    /// Share of it that the engine takes. Engines default to 0.90 of the total.
+    /// Share of it that the engine takes.
     pub usable_share: f64,
     /// Activations, graphs, communication buffers and the runtime itself.
     pub reserve: Bytes,
 }
 
 impl MemoryBudget {
+    /// The budget of an engine on a device.
+    pub fn of(device: &DeviceSpec) -> Self {
+        match device.kind {
+            DeviceKind::Gpu => Self {
+                device: Bytes(device.memory_bytes * constants::REPORTED_OVER_NOMINAL),
+                usable_share: constants::GPU_SHARE,
+                reserve: constants::GPU_RESERVE,
+            },
+            DeviceKind::Cpu => Self {
+                device: Bytes(device.memory_bytes),
+                usable_share: constants::CPU_SHARE,
+                reserve: constants::CPU_RESERVE,
+            },
+        }
+    }
+
     /// Bytes for weights and cache on one device.
     pub fn usable(&self) -> Bytes {
         Bytes(self.device.0 * self.usable_share) - self.reserve
     }
 }
 
-/// Largest number of sequences of `tokens_held` tokens that a replica of `devices` tensor-parallel
-/// devices can hold beside its weights; zero when not even one fits (or the weights do not).
-///
-/// `tokens_held` is prompt plus output: a size at which no sequence is ever pushed out.
-pub fn batch_cap(
-    geometry: &Geometry,
-    budget: &MemoryBudget,
-    devices: usize,
-    tokens_held: f64,
-) -> f64 {
-    let weights = geometry.weights_bytes() / devices as f64;
-    let free = budget.usable() - weights;
-    let pages = (tokens_held / PAGE_TOKENS).ceil() * PAGE_TOKENS;
-    let splits = devices.min(geometry.kv_splits) as f64;
-    let per_sequence = geometry.kv_bytes_per_token() * pages / splits;
-    (free / per_sequence).floor().max(0.0)
+/// Tokens of whole cache pages that hold `tokens`.
+pub(super) fn pages(tokens: f64) -> f64 {
+    (tokens / constants::PAGE_TOKENS).ceil() * constants::PAGE_TOKENS
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serving::geometry::tests::small;
-
-    const BUDGET: MemoryBudget =
-        MemoryBudget { device: Bytes(8e9), usable_share: 0.9, reserve: Bytes(1e9) };
 
     #[test]
-    fn the_batch_is_what_fits_beside_the_weights_in_whole_pages() {
-        let g = small();
-        let free = 6.2e9 - g.weights_bytes().0;
-        // 1,000 tokens occupy 63 pages of 16.
-        let expected = (free / (g.kv_bytes_per_token().0 * 1008.0)).floor();
-        assert!((batch_cap(&g, &BUDGET, 1, 1000.0) - expected).abs() < 1e-9);
+    fn engines_take_their_share_of_what_the_driver_reports() {
+        let budget = MemoryBudget::of(&DeviceSpec::load("h100").unwrap());
+        assert!((budget.usable().0 - (80e9 * 1.069 * 0.9 - 3.5e9)).abs() < 1.0);
     }
 
     #[test]
-    fn weights_that_do_not_fit_leave_no_batch() {
-        let large = Geometry { experts: 4096, ..small() };
-        assert!(batch_cap(&large, &BUDGET, 1, 1000.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn more_devices_hold_more_sequences() {
-        let caps: Vec<f64> =
-            [1, 2, 4, 8].iter().map(|&n| batch_cap(&small(), &BUDGET, n, 1000.0)).collect();
-        assert!(caps.windows(2).all(|w| w[1] > w[0]), "{caps:?}");
-    }
-
-    #[test]
-    fn a_latent_cache_is_replicated_on_every_rank() {
-        let latent = Geometry { kv_splits: 1, ..small() };
-        assert!(batch_cap(&latent, &BUDGET, 8, 1000.0) < batch_cap(&small(), &BUDGET, 8, 1000.0));
+    fn a_sequence_occupies_whole_pages() {
+        assert!((pages(17.0) - 32.0).abs() < 1e-12 && (pages(16.0) - 16.0).abs() < 1e-12);
     }
 }

@@ -1,28 +1,33 @@
-//! From a latency profile to step time, memory, throughput and dollars.
+//! The serving model: what a deployment does under traffic, and what that costs.
+//!
+//! A [`Deployment`] is a model, a layout, latencies and an engine's costs. Everything that has a
+//! price asks it: `rank`, `size`, `estimate` and the accuracy page. It names no file format.
 
+mod breakdown;
+mod curve;
 mod deployment;
 mod engine_costs;
-mod geometry;
+mod layout;
 mod load;
 mod memory;
 mod money;
 mod prompt_times;
 mod queue;
-mod serving;
 mod simulate;
 mod steady;
-mod step;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod yun2024;
 
-pub use deployment::{Breakdown, Deployment, Layout, StepLoad};
+pub use breakdown::{Breakdown, Origins, Part};
+pub use curve::{Operation, ServiceLevel, StepCurve, StepFactors};
+pub use deployment::{Deployment, StepLoad};
 pub use engine_costs::{EngineCosts, Layers};
-pub use geometry::Geometry;
-pub use load::LoadModel;
-pub use memory::{MemoryBudget, batch_cap};
+pub use layout::Layout;
+pub use load::{LoadModel, RankLoad};
+pub use memory::{Lengths, MemoryBudget};
 pub use money::{TrainingPrice, training_flops, usd_per_million_output, usd_per_million_split};
 pub use prompt_times::PromptTimes;
 pub use queue::{Equilibrium, Queue};
-pub use serving::{Served, Steps, Traffic};
 pub use simulate::{Arrivals, EngineSpeed, Estimate, Percentiles, Simulated, Spread, simulate};
-pub use steady::{Operation, ServiceLevel, StepCurve, StepFactors};
-pub use step::{Lengths, Link, Replica, StepTime};
+pub use steady::{Prefill, Served, Steps, Traffic};

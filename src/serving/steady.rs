@@ -1,358 +1,372 @@
-//! A replica in steady state: step time against batch, the highest rate within a service level,
-//! and the batch at a given rate.
+//! A deployment under traffic: fixed concurrency, a request rate, or everything queued at once.
 //!
-//! A replica is a processor-sharing server: `B` sequences each advance one token per step of
-//! `T(B)`, so it completes `B / (T(B) x O)` requests per second. Waiting is not modelled here.
+//! In steady state each step finishes `B / O` requests and admits as many. A prompt enters in chunks,
+//! so a share of the steps carries one; with mixed batching those steps take `T_mix`, otherwise the
+//! prompt's own step stops the others. Little's law closes the loop: a closed loop of `c` clients
+//! has `c = B + those in prefill`, an open loop at rate r has `B = r (O - 1) TPOT`.
 
 use crate::Result;
-use crate::latency::Source;
-use crate::serving::{Lengths, Replica, StepTime};
-use crate::units::{Seconds, TokensPerSecond};
+use crate::serving::{Breakdown, Deployment, Lengths, StepLoad};
+use crate::units::Seconds;
 
-/// Points of the batch grid per doubling; `T(B)` is smooth between them.
-const POINTS_PER_DOUBLING: f64 = 2.0;
+/// Rounds of the fixed point; each halves the error or better.
+const ROUNDS: usize = 60;
+/// Relative precision of the batch under an open loop.
+const PRECISION: f64 = 1e-9;
+/// Mean batch of a burst over its requests, while prompts enter and the last ones leave.
+const BURST_MEAN_SHARE: f64 = 0.6;
+/// Prompts take at most this share of the time; a stable engine never reaches 1.
+const BUSIEST: f64 = 0.9;
 
-/// Multipliers on the parts of a step, for what-if questions and random draws.
+/// What arrives.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepFactors {
-    /// On the MoE layers.
-    pub experts: f64,
-    /// On dense products and attention.
-    pub dense: f64,
-    /// On the fixed cost per layer and on communication.
-    pub overhead: f64,
-    /// Routing: 0 is the nominal one, 1 the far end of the range of skew.
-    pub skew: f64,
+pub enum Traffic {
+    /// This many clients, each sending its next request when the last one ends. All start together,
+    /// so the first prompts wait for each other; `requests_per_client` says how often that counts.
+    Closed {
+        /// Clients.
+        concurrency: f64,
+        /// Requests of each client in the measured run.
+        requests_per_client: f64,
+    },
+    /// Requests per second that are served, arriving at random.
+    Open(f64),
+    /// As many as fit: offline processing.
+    Offline,
+    /// This many requests at once, served to the end: what an overloaded open loop comes to.
+    Burst(f64),
 }
 
-impl StepFactors {
-    /// Nothing changed.
-    pub const ONE: Self = Self { experts: 1.0, dense: 1.0, overhead: 1.0, skew: 0.0 };
-}
-
-/// What the user's clients are promised, on means.
+/// What a deployment does under given traffic.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ServiceLevel {
-    /// Longest mean time per output token, if promised.
-    pub tpot: Option<Seconds>,
-    /// Longest mean time to first token (without queueing), if promised.
-    pub ttft: Option<Seconds>,
-}
-
-/// Step time of a replica on a grid of batch sizes, ready for many cheap questions.
-#[derive(Clone, Debug)]
-pub struct StepCurve {
-    /// Batch sizes, rising from 1 to the memory's cap.
-    batch: Vec<f64>,
-    /// Step time at each batch, prefill share included.
-    steps: Vec<StepTime>,
-    /// Time to first token at each batch: the prompt's chunks ride on as many steps.
-    first_token: Vec<StepTime>,
-    /// Steps that a prompt needs until its first token.
-    prefill_steps: f64,
-    lengths: Lengths,
-}
-
-/// Where a replica operates.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Operation {
+pub struct Served {
+    /// Mean time to first token, waiting included.
+    pub ttft: Seconds,
+    /// Mean time per output token after the first.
+    pub tpot: Seconds,
     /// Decoding sequences.
     pub batch: f64,
-    /// Step time: time per output token.
-    pub tpot: Seconds,
-    /// Time to first token once admitted.
-    pub ttft: Seconds,
-    /// Requests completed per second.
+    /// Sequences that fit beside the weights.
+    pub batch_cap: f64,
+    /// Requests per second.
     pub requests_per_s: f64,
-    /// Output tokens per second.
-    pub output_rate: TokensPerSecond,
+    /// The traffic is more than the deployment can serve; figures are those at its cap.
+    pub saturated: bool,
+    /// Share of the engine's time that prompts take; the rest is decoding.
+    pub prompt_share: f64,
+    /// Mean step by part.
+    pub step: Breakdown,
 }
 
-impl StepCurve {
-    /// Prices `replica` from one sequence up to `cap` sequences; `None` when the cap is below one.
-    ///
-    /// `chunk` is the number of prompt tokens that one step takes in at most.
+impl Deployment<'_> {
+    /// Duration of a static batch of `batch` requests: all prompts first, then all outputs in step.
     ///
     /// # Errors
-    /// When the latency model cannot answer for some batch.
-    pub fn new(replica: &Replica, lengths: Lengths, cap: f64, chunk: f64) -> Result<Option<Self>> {
-        if cap < 1.0 {
-            return Ok(None);
-        }
-        let batch = batch_grid(cap);
-        let prefill_ratio = lengths.input / lengths.output;
-        let price = |prefill: &dyn Fn(f64) -> f64| {
-            batch.iter().map(|&b| replica.step(b, prefill(b), &lengths)).collect::<Result<Vec<_>>>()
+    /// As [`Self::step`].
+    pub fn static_batch(&self, batch: f64, lengths: &Lengths) -> Result<Seconds> {
+        let prompts = batch * lengths.input;
+        let chunks = (prompts / self.costs.chunk_tokens).ceil().max(1.0);
+        let load = StepLoad {
+            sequences: 0.0,
+            prompt_tokens: prompts / chunks,
+            ..StepState { batch, lengths: *lengths }.load(prompts)
         };
-        let steps = price(&|b| b * prefill_ratio)?;
-        let first_token = price(&|_| lengths.input.min(chunk))?;
-        let prefill_steps = (lengths.input / chunk).ceil().max(1.0);
-        Ok(Some(Self { batch, steps, first_token, prefill_steps, lengths }))
+        let first = self.step(&load)?.total() * chunks;
+        let decode = self.step(&StepState { batch, lengths: *lengths }.load(0.0))?.total();
+        Ok(first + decode * (lengths.output - 1.0).max(0.0))
     }
 
-    /// The memory's cap on sequences.
-    pub fn cap(&self) -> f64 {
-        self.batch.last().copied().unwrap_or(0.0)
-    }
-
-    /// Step time at a batch inside the grid, with the parts scaled.
-    pub fn step_time(&self, batch: f64, factors: &StepFactors) -> Seconds {
-        self.between(&self.steps, batch, factors)
-    }
-
-    /// Time to first token of a request admitted beside `batch` others, waiting excluded.
-    pub fn first_token_time(&self, batch: f64, factors: &StepFactors) -> Seconds {
-        self.between(&self.first_token, batch, factors) * self.prefill_steps
-    }
-
-    /// Linear between the grid points around `batch`.
-    fn between(&self, steps: &[StepTime], batch: f64, factors: &StepFactors) -> Seconds {
-        let (i, share) = self.locate(batch);
-        let low = scaled(&steps[i], factors);
-        let high = steps.get(i + 1).map_or(low, |s| scaled(s, factors));
-        low + (high - low) * share
-    }
-
-    /// Parts of the step at the grid point nearest to `batch`.
-    pub fn parts(&self, batch: f64) -> &StepTime {
-        let (i, share) = self.locate(batch);
-        let nearest = if share > 0.5 { i + 1 } else { i };
-        &self.steps[nearest.min(self.steps.len() - 1)]
-    }
-
-    /// The least trusted origin up to `batch`.
-    pub fn source(&self, batch: f64) -> Source {
-        self.parts(batch).source
-    }
-
-    /// The operating point of highest rate that keeps the service level, or `None` when even a
-    /// single sequence breaks it.
-    pub fn capacity(&self, level: &ServiceLevel, factors: &StepFactors) -> Option<Operation> {
-        let mut best = self.operate(1.0, factors).filter(|o| level.share_kept(o, o) >= 1.0)?;
-        let mut start = best;
-        for &batch in &self.batch[1..] {
-            let end = self.operate(batch, factors)?;
-            let share = level.share_kept(&start, &end);
-            if share < 1.0 {
-                let at = self.operate(start.batch + (batch - start.batch) * share, factors)?;
-                return Some(better(best, at));
+    /// Steady state under `traffic`.
+    ///
+    /// # Errors
+    /// As [`Self::batch_cap`] and [`Self::step`].
+    pub fn serve(&self, traffic: &Traffic, lengths: &Lengths) -> Result<Served> {
+        let cap = self.batch_cap(lengths)?;
+        match *traffic {
+            Traffic::Closed { concurrency, requests_per_client } => {
+                let mut served = self.closed(concurrency.min(cap), cap, lengths)?;
+                served.saturated = concurrency > cap;
+                if served.saturated {
+                    let waiting = (concurrency - cap) / served.requests_per_s;
+                    served.ttft += Seconds(waiting);
+                } else {
+                    // Prompts that all arrive at the start wait for half of the others.
+                    let own = self.prompt_step(0.0, lengths)?.total();
+                    let first = self.prefill(lengths).first_token(0.0, Seconds::ZERO, own);
+                    let burst = (concurrency - 1.0) / 2.0 * (first.0 - self.costs.request_s);
+                    served.ttft += Seconds(burst / requests_per_client);
+                }
+                Ok(served)
             }
-            best = better(best, end);
-            start = end;
-        }
-        Some(best)
-    }
-
-    /// The operating point at which a replica completes `requests_per_s`, or `None` above its capacity.
-    pub fn at_rate(&self, requests_per_s: f64, factors: &StepFactors) -> Option<Operation> {
-        let concurrency = |b: f64| self.operate(b, factors).map(|o| o.requests_per_s);
-        if requests_per_s <= concurrency(1.0)? {
-            // Below one sequence at a time on average: each request is served alone.
-            let alone = self.operate(1.0, factors)?;
-            let busy = requests_per_s / alone.requests_per_s;
-            return Some(Operation {
-                batch: busy,
-                ..alone.with_rate(requests_per_s, &self.lengths)
-            });
-        }
-        let index = self.batch.iter().position(|&b| concurrency(b) >= Some(requests_per_s))?;
-        let (mut low, mut high) = (self.batch[index - 1], self.batch[index]);
-        for _ in 0..40 {
-            let middle = 0.5 * (low + high);
-            if concurrency(middle)? < requests_per_s { low = middle } else { high = middle }
-        }
-        self.operate(high, factors)
-    }
-
-    /// The operating point with `batch` sequences.
-    fn operate(&self, batch: f64, factors: &StepFactors) -> Option<Operation> {
-        let tpot = self.step_time(batch, factors);
-        (tpot.is_finite() && tpot.0 > 0.0).then(|| {
-            let rate = batch / tpot.0;
-            Operation {
-                batch,
-                tpot,
-                ttft: self.first_token_time(batch, factors),
-                requests_per_s: rate / self.lengths.output,
-                output_rate: TokensPerSecond(rate),
+            Traffic::Open(rate) => self.open(rate, cap, lengths),
+            Traffic::Offline => self.closed(cap, cap, lengths),
+            Traffic::Burst(requests) => {
+                // The batch falls as requests end and none follow.
+                let batch = (requests * BURST_MEAN_SHARE).min(cap);
+                Ok(Served { saturated: true, ..self.at(batch, cap, lengths)? })
             }
+        }
+    }
+
+    /// `clients` requests in the system at all times.
+    fn closed(&self, clients: f64, cap: f64, lengths: &Lengths) -> Result<Served> {
+        let mut batch = clients;
+        let mut served = self.at(batch, cap, lengths)?;
+        for _ in 0..ROUNDS {
+            let decoding = served.tpot.0 * (lengths.output - 1.0).max(0.0);
+            let next = clients * decoding / (decoding + served.ttft.0);
+            if (next - batch).abs() < 1e-6 * clients {
+                break;
+            }
+            batch = 0.5 * (batch + next);
+            served = self.at(batch, cap, lengths)?;
+        }
+        served.requests_per_s =
+            clients / (served.ttft.0 + (lengths.output - 1.0).max(0.0) * served.tpot.0);
+        Ok(served)
+    }
+
+    /// The batch at which as many requests leave as arrive, by bisection; the cap when even that
+    /// is too slow.
+    fn open(&self, rate: f64, cap: f64, lengths: &Lengths) -> Result<Served> {
+        let decodes = lengths.decodes();
+        let throughput = |batch: f64| -> Result<f64> {
+            Ok(batch / (decodes * self.steps(batch, lengths)?.mean().total().0))
+        };
+        let most = throughput(cap)?;
+        if rate >= most {
+            let full = self.at(cap, cap, lengths)?;
+            return Ok(Served { saturated: true, requests_per_s: most, ..full });
+        }
+        let (mut low, mut high) = (cap * 1e-6, cap);
+        while high / low > 1.0 + PRECISION {
+            let middle = (low * high).sqrt();
+            if throughput(middle)? < rate {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(Served { requests_per_s: rate, ..self.at(high, cap, lengths)? })
+    }
+
+    /// Steps and first token with `batch` decoding sequences.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn at(&self, batch: f64, cap: f64, lengths: &Lengths) -> Result<Served> {
+        let steps = self.steps(batch, lengths)?;
+        let step = steps.mean();
+        let tpot = step.total();
+        let own = self.prompt_step(batch, lengths)?.total();
+        Ok(Served {
+            ttft: self.prefill(lengths).first_token(batch, tpot, own),
+            tpot,
+            batch,
+            batch_cap: cap,
+            requests_per_s: batch / (tpot.0 * lengths.decodes()),
+            saturated: false,
+            prompt_share: steps.prompt_share(),
+            step,
         })
     }
 
-    /// Grid interval that holds `batch` and the share of the way through it.
-    fn locate(&self, batch: f64) -> (usize, f64) {
-        let upper = self.batch.partition_point(|&b| b <= batch);
-        if upper == 0 {
-            return (0, 0.0);
+    /// The steps of a steady state with `batch` decoding sequences, by kind.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn steps(&self, batch: f64, lengths: &Lengths) -> Result<Steps> {
+        let state = StepState { batch, lengths: *lengths };
+        let load = state.load(0.0);
+        // A step that decodes has at least one sequence.
+        let load = StepLoad { sequences: load.sequences.max(1.0), ..load };
+        let decode = self.step(&load)?;
+        let prompt_tokens = batch * lengths.input / lengths.output.max(1.0);
+        if prompt_tokens <= 0.0 {
+            return Ok(Steps {
+                decode,
+                load,
+                with: decode,
+                with_load: load,
+                plain: 1.0,
+                share: 0.0,
+            });
         }
-        let i = upper - 1;
-        match self.batch.get(upper) {
-            Some(next) => (i, (batch - self.batch[i]) / (next - self.batch[i])),
-            None => (i, 0.0),
+        let chunk = lengths.input.min(self.costs.chunk_tokens);
+        // Prompts start at random steps: several may share one.
+        let share = 1.0 - (-prompt_tokens / chunk).exp();
+        let carried = (prompt_tokens / share).min(self.costs.chunk_tokens);
+        // Above 1 the prompts of one output token need several steps: they set the pace.
+        let share = prompt_tokens / carried;
+        let riding = if self.costs.mixed { batch } else { 0.0 };
+        let with_load = StepLoad { sequences: riding, ..state.load(carried) };
+        let with = self.step(&with_load)?;
+        let plain = if self.costs.mixed { (1.0 - share).max(0.0) } else { 1.0 };
+        Ok(Steps { decode, load, with, with_load, plain, share })
+    }
+
+    /// One of the steps that carry a prompt beside `batch` decoding sequences.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn prompt_step(&self, batch: f64, lengths: &Lengths) -> Result<Breakdown> {
+        let chunks = self.prefill(lengths).chunks;
+        let riding = if self.costs.mixed { batch } else { 0.0 };
+        let state = StepState { batch, lengths: *lengths };
+        self.step(&StepLoad { sequences: riding, ..state.load(lengths.input / chunks) })
+    }
+
+    /// How a prompt enters.
+    pub fn prefill(&self, lengths: &Lengths) -> Prefill {
+        Prefill {
+            chunks: (lengths.input / self.costs.chunk_tokens).ceil().max(1.0),
+            output: lengths.output.max(1.0),
+            request_s: self.costs.request_s,
         }
     }
 }
 
-impl ServiceLevel {
-    /// How much of the way from `start`, which keeps the promises, to `end` still keeps them;
-    /// 1 when `end` does. Both times are linear in between.
-    fn share_kept(&self, start: &Operation, end: &Operation) -> f64 {
-        let share = |limit: Option<Seconds>, from: Seconds, to: Seconds| match limit {
-            Some(limit) if to > limit => ((limit - from) / (to - from)).clamp(0.0, 1.0 - 1e-12),
-            _ => 1.0,
-        };
-        share(self.tpot, start.tpot, end.tpot).min(share(self.ttft, start.ttft, end.ttft))
-    }
+/// How a prompt enters the engine.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prefill {
+    /// Steps that one prompt takes.
+    pub chunks: f64,
+    /// Output tokens of a request.
+    output: f64,
+    /// Front end, in seconds.
+    request_s: f64,
 }
 
-impl Operation {
-    /// The same step at a lower request rate.
-    fn with_rate(self, requests_per_s: f64, lengths: &Lengths) -> Self {
-        let output_rate = TokensPerSecond(requests_per_s * lengths.output);
-        Self { requests_per_s, output_rate, ..self }
-    }
-}
-
-fn better(a: Operation, b: Operation) -> Operation {
-    if b.requests_per_s > a.requests_per_s { b } else { a }
-}
-
-fn scaled(step: &StepTime, factors: &StepFactors) -> Seconds {
-    let experts = step.experts + (step.experts_skewed - step.experts) * factors.skew;
-    experts * factors.experts
-        + (step.dense + step.attention) * factors.dense
-        + (step.overhead + step.communication) * factors.overhead
-}
-
-/// 1 to `cap`, evenly in the logarithm, both ends included.
-fn batch_grid(cap: f64) -> Vec<f64> {
-    let mut grid = Vec::new();
-    let mut exponent = 0.0;
-    loop {
-        let value = (exponent / POINTS_PER_DOUBLING).exp2();
-        if value >= cap {
-            grid.push(cap);
-            return grid;
+impl Prefill {
+    /// Arrival to first token beside `batch` sequences: half of a running step (`step` is the mean
+    /// one), the prompts before it (they are served one after the other, so their wait is that of an
+    /// M/D/1 queue), then its own steps of `own` each.
+    pub fn first_token(&self, batch: f64, step: Seconds, own: Seconds) -> Seconds {
+        let own = own.0 * self.chunks;
+        if batch <= 0.0 {
+            return Seconds(self.request_s + own);
         }
-        grid.push(value);
-        exponent += 1.0;
+        let arrivals = batch / (self.output * step.0);
+        let busy = (arrivals * own).min(BUSIEST);
+        let wait = own * busy / (2.0 * (1.0 - busy));
+        Seconds(self.request_s + step.0 / 2.0 + wait + own)
+    }
+}
+
+/// The two kinds of step of a steady state: per output token of a sequence there are `plain` steps
+/// without and `share` steps with prompt tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Steps {
+    /// A step without prompt tokens.
+    pub decode: Breakdown,
+    /// What it carries.
+    pub load: StepLoad,
+    /// A step with prompt tokens.
+    pub with: Breakdown,
+    /// What it carries.
+    pub with_load: StepLoad,
+    /// Plain steps per output token.
+    pub plain: f64,
+    /// Steps with prompt tokens per output token.
+    pub share: f64,
+}
+
+impl Steps {
+    /// Share of the time that goes to prompts: what steps take longer for carrying them.
+    pub fn prompt_share(&self) -> f64 {
+        let decoding = self.decode.total().0 * (self.plain + self.share).min(1.0);
+        (1.0 - decoding / self.mean().total().0).clamp(0.0, 1.0)
+    }
+
+    /// All steps per output token, by part.
+    pub fn mean(&self) -> Breakdown {
+        Breakdown::mix(&self.decode, self.plain, &self.with, self.share)
+    }
+}
+
+/// Sequences in the engine and their lengths.
+#[derive(Clone, Copy)]
+struct StepState {
+    batch: f64,
+    lengths: Lengths,
+}
+
+impl StepState {
+    fn load(&self, prompt_tokens: f64) -> StepLoad {
+        StepLoad {
+            sequences: self.batch,
+            context: self.lengths.mean_context(),
+            prompt_tokens,
+            prompt_length: if prompt_tokens > 0.0 { self.lengths.input } else { 0.0 },
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::latency::latency::{Latency, LatencyModel};
-    use crate::latency::{Ceilings, LayerQuery};
-    use crate::serving::geometry::tests::small;
-    use crate::serving::{Link, LoadModel};
+    use crate::serving::testing::on_roofline;
 
-    /// A device of round numbers: 1 TB/s, 100 TFLOP/s, 10 us a layer.
-    struct Round;
+    const LENGTHS: Lengths = Lengths { input: 1000.0, output: 200.0 };
 
-    impl LatencyModel for Round {
-        fn moe_layer(&self, query: &LayerQuery) -> Result<Latency> {
-            let value = query.roofline(&self.ceilings());
-            Ok(Latency { value, lo: value, hi: value, source: Source::Roofline })
-        }
-
-        fn ceilings(&self) -> Ceilings {
-            Ceilings {
-                read_bytes_per_s: 1e12,
-                gemm_flops_per_s: 1e14,
-                layer_overhead_s: 1e-5,
-                source: Source::Roofline,
-            }
-        }
-    }
-
-    const LENGTHS: Lengths = Lengths { input: 512.0, output: 128.0 };
-
-    fn curve(cap: f64) -> StepCurve {
-        let load = LoadModel::uniform(4, 1);
-        let replica = Replica {
-            geometry: small(),
-            devices: 1,
-            latency: &Round,
-            load: &load,
-            skewed: &load,
-            link: Link { latency: Seconds(1e-5), bytes_per_s: 1e11 },
-        };
-        StepCurve::new(&replica, LENGTHS, cap, 256.0).unwrap().unwrap()
+    fn with<T>(check: impl Fn(&Deployment) -> T) -> T {
+        on_roofline("mixtral-8x7b", "h100", 2, check)
     }
 
     #[test]
-    fn a_cap_below_one_sequence_is_no_replica() {
-        let load = LoadModel::uniform(4, 1);
-        let replica = Replica {
-            geometry: small(),
-            devices: 1,
-            latency: &Round,
-            load: &load,
-            skewed: &load,
-            link: Link { latency: Seconds(1e-5), bytes_per_s: 1e11 },
-        };
-        assert!(StepCurve::new(&replica, LENGTHS, 0.0, 256.0).unwrap().is_none());
+    fn littles_law_holds_in_a_closed_loop() {
+        with(|d| {
+            let closed = Traffic::Closed { concurrency: 32.0, requests_per_client: 1e12 };
+            let s = d.serve(&closed, &LENGTHS).unwrap();
+            let in_system = s.requests_per_s * (s.ttft.0 + 199.0 * s.tpot.0);
+            assert!((in_system / 32.0 - 1.0).abs() < 1e-6, "{in_system}");
+            assert!(s.batch < 32.0);
+        });
     }
 
     #[test]
-    fn without_a_promise_the_memory_cap_is_the_capacity() {
-        let none = ServiceLevel { tpot: None, ttft: None };
-        let at = curve(100.0).capacity(&none, &StepFactors::ONE).unwrap();
-        assert!((at.batch - 100.0).abs() < 1e-9);
-        assert!((at.requests_per_s - 100.0 / at.tpot.0 / 128.0).abs() < 1e-9, "Little's law");
+    fn littles_law_holds_in_an_open_loop_and_overload_is_named() {
+        with(|d| {
+            let s = d.serve(&Traffic::Open(2.0), &LENGTHS).unwrap();
+            assert!((s.batch / (2.0 * 199.0 * s.tpot.0) - 1.0).abs() < 1e-6);
+            assert!(!s.saturated);
+            let over = d.serve(&Traffic::Open(1e4), &LENGTHS).unwrap();
+            assert!(over.saturated && (over.batch - over.batch_cap).abs() < 1e-9);
+            let offline = d.serve(&Traffic::Offline, &LENGTHS).unwrap();
+            assert!(offline.requests_per_s > s.requests_per_s);
+        });
     }
 
     #[test]
-    fn capacity_meets_the_promised_time_per_token_exactly() {
-        let curve = curve(1000.0);
-        let limit = curve.step_time(137.0, &StepFactors::ONE);
-        let level = ServiceLevel { tpot: Some(limit), ttft: None };
-        let at = curve.capacity(&level, &StepFactors::ONE).unwrap();
-        assert!((at.tpot / limit - 1.0).abs() < 1e-6, "{} against {limit}", at.tpot);
-        assert!((at.batch / 137.0 - 1.0).abs() < 1e-6);
+    fn more_clients_wait_longer_and_get_more_done() {
+        with(|d| {
+            let run = |concurrency| {
+                let closed = Traffic::Closed { concurrency, requests_per_client: 10.0 };
+                d.serve(&closed, &LENGTHS).unwrap()
+            };
+            let (few, many) = (run(4.0), run(64.0));
+            assert!(many.tpot > few.tpot && many.ttft > few.ttft);
+            assert!(many.requests_per_s > few.requests_per_s);
+        });
     }
 
     #[test]
-    fn a_promise_that_one_sequence_breaks_has_no_capacity() {
-        let level = ServiceLevel { tpot: Some(Seconds(1e-6)), ttft: None };
-        assert!(curve(10.0).capacity(&level, &StepFactors::ONE).is_none());
-        let level = ServiceLevel { tpot: None, ttft: Some(Seconds(1e-6)) };
-        assert!(curve(10.0).capacity(&level, &StepFactors::ONE).is_none());
+    fn a_static_batch_is_its_prompts_and_its_steps() {
+        with(|d| {
+            let one = d.static_batch(1.0, &LENGTHS).unwrap();
+            let many = d.static_batch(64.0, &LENGTHS).unwrap();
+            let steps = d.at(64.0, 1e3, &Lengths { input: 1e-9, ..LENGTHS }).unwrap();
+            assert!(many > one && many.0 > 199.0 * steps.tpot.0 * 0.9);
+            let short = d.static_batch(64.0, &Lengths { output: 1.0, ..LENGTHS }).unwrap();
+            assert!(short.0 > 0.0 && short < many);
+        });
     }
 
     #[test]
-    fn the_operating_point_carries_the_rate_asked_for() {
-        let curve = curve(500.0);
-        let full =
-            curve.capacity(&ServiceLevel { tpot: None, ttft: None }, &StepFactors::ONE).unwrap();
-        for share in [1e-6, 0.2, 0.7, 0.999] {
-            let rate = full.requests_per_s * share;
-            let at = curve.at_rate(rate, &StepFactors::ONE).unwrap();
-            assert!((at.requests_per_s / rate - 1.0).abs() < 1e-6, "{share}");
-            assert!(at.tpot <= full.tpot && at.batch <= full.batch);
-        }
-        assert!(curve.at_rate(full.requests_per_s * 1.01, &StepFactors::ONE).is_none());
-    }
-
-    #[test]
-    fn slower_parts_lower_the_capacity() {
-        let curve = curve(500.0);
-        let level = ServiceLevel { tpot: Some(Seconds(5e-3)), ttft: None };
-        let base = curve.capacity(&level, &StepFactors::ONE).unwrap().requests_per_s;
-        for factors in [
-            StepFactors { experts: 1.5, ..StepFactors::ONE },
-            StepFactors { dense: 1.5, ..StepFactors::ONE },
-            StepFactors { overhead: 1.5, ..StepFactors::ONE },
-        ] {
-            assert!(curve.capacity(&level, &factors).unwrap().requests_per_s < base);
-        }
-    }
-
-    #[test]
-    fn a_prompt_of_two_chunks_waits_for_two_steps() {
-        let curve = curve(4.0);
-        let expected = scaled(&curve.first_token[0], &StepFactors::ONE) * 2.0;
-        assert_eq!(curve.first_token_time(1.0, &StepFactors::ONE), expected);
+    fn what_does_not_fit_is_infeasible() {
+        on_roofline("mixtral-8x7b", "h100", 1, |d| {
+            let error = d.serve(&Traffic::Open(1.0), &LENGTHS).unwrap_err();
+            assert_eq!(error.exit_code(), 5);
+        });
     }
 }

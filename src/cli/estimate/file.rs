@@ -4,14 +4,15 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{EstimateArgs, TimesCache, file_name, resolve};
+use super::{EstimateArgs, costs_of};
 use crate::Result;
 use crate::cli::Output;
+use crate::cli::profile::Sources;
+use crate::constants::memory;
 use crate::plan::accuracy::{Errors, Summary, summarise};
 use crate::plan::calibrate::{self, Calibration};
-use crate::plan::points::{self, Point, Prediction, REQUESTS_PER_CLIENT, RESERVE, USABLE_SHARE};
-use crate::serving::Breakdown;
-
+use crate::plan::points::{self, Point, Prediction, REQUESTS_PER_CLIENT};
+use crate::serving::{Breakdown, EngineCosts};
 use crate::units::Seconds;
 
 /// The document of `estimate --points`.
@@ -28,7 +29,7 @@ struct Document<'a> {
 
 #[derive(Debug, Serialize)]
 struct Assumptions {
-    kernel_times: Option<String>,
+    kernel_times: String,
     errors_are: &'static str,
     errors_leave_out: &'static str,
     routing: &'static str,
@@ -62,22 +63,23 @@ struct RowOut {
 pub(super) fn run(
     path: &Path,
     args: &EstimateArgs,
-    cache: &TimesCache,
+    sources: &Sources,
     calibrations: &[Calibration],
     output: Output,
 ) -> Result<()> {
     let points = points::read(path)?;
-    let times = |setup: &points::Setup, engine: &str| cache.get(setup, engine);
+    let latency = sources.latency_of();
     let results = if args.cross_validate {
-        calibrate::cross_validate(&points, &times)?
+        calibrate::cross_validate(&points, &latency)?
     } else {
         points
             .iter()
             .map(|point| {
                 let own = calibrations.iter().find(|c| c.group == point.group());
+                let found = own.or_else(|| costs_of(&point.engine, calibrations));
                 let costs =
-                    own.map_or_else(|| resolve(&point.engine, calibrations), |c| c.costs.clone());
-                calibrate::apply(point, &costs, &times)
+                    found.map_or_else(|| EngineCosts::of(&point.engine), |c| c.costs.clone());
+                calibrate::apply(point, &costs, &latency)
             })
             .collect()
     };
@@ -96,12 +98,12 @@ pub(super) fn run(
         },
         calibrations,
         assumptions: Assumptions {
-            kernel_times: file_name(args.profile.as_deref()),
+            kernel_times: args.source.profile.join(","),
             errors_are: "shares of the measured value: 0.1 is 10 %",
             errors_leave_out: "rows with a quality flag and overloaded rows (see `excluded`)",
             routing: "independent and uniform",
-            usable_memory_share: USABLE_SHARE,
-            reserved_bytes: RESERVE.0,
+            usable_memory_share: memory::GPU_SHARE,
+            reserved_bytes: memory::GPU_RESERVE.0,
             closed_loop_requests_per_client: REQUESTS_PER_CLIENT,
             unstated_h100_variant: "H100 NVL",
         },

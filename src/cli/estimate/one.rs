@@ -2,25 +2,22 @@
 
 use serde::Serialize;
 
-use super::{EstimateArgs, TimesCache, check_device, costs_of, file_name, resolve};
+use super::{EstimateArgs, costs_of, resolve};
 use crate::cli::Output;
+use crate::cli::profile::{Sources, price};
 use crate::config::{DeviceSpec, MoeModel, hf, preset};
-use crate::latency::Source;
-use crate::latency::tables::engine_tables::EngineTables;
+use crate::constants::residual;
+use crate::latency::{Operation, Source, Stack};
 use crate::plan::calibrate::{Calibration, Fitted};
-use crate::plan::points::{
-    Prediction, REPORTED_OVER_NOMINAL, RESERVE, Setup, USABLE_SHARE, predict_with, set_precision,
-};
+use crate::plan::outcome::OperationSource;
+use crate::plan::points::{Setup, deployment, set_precision};
 use crate::serving::{
-    Breakdown, Deployment, EngineCosts, Layout, Lengths, Served, Traffic, usd_per_million_output,
-    usd_per_million_split,
+    Breakdown, Deployment, EngineCosts, Layout, Lengths, LoadModel, Served, Traffic,
+    usd_per_million_output, usd_per_million_split,
 };
+use crate::stats::Z95;
 use crate::units::{TokensPerSecond, UsdPerHour};
 use crate::{Error, Result};
-
-/// Uncalibrated servers were seen to add 10-90 us a layer to their kernels, and kernels to differ by
-/// 15 % between versions of an engine.
-const UNCALIBRATED: [(f64, f64); 2] = [(0.85, 10e-6), (1.15, 90e-6)];
 
 /// The document of `estimate`.
 #[derive(Debug, Serialize)]
@@ -47,6 +44,7 @@ struct Document {
     usd_per_million_output_tokens_all_on_output: Option<f64>,
     step: Breakdown,
     latency_source: Source,
+    latencies: Vec<OperationSource>,
     calibration: Calibrated,
     assumptions: Assumptions,
 }
@@ -70,14 +68,14 @@ struct Calibrated {
 
 #[derive(Debug, Serialize)]
 struct Assumptions {
-    kernel_times: Option<String>,
+    kernel_times: String,
     engine: String,
     constants: EngineCosts,
     isl: f64,
     osl: f64,
     weights: &'static str,
     usable_memory_share: f64,
-    routing: &'static str,
+    routing: String,
     usd_per_gpu_hour: Option<f64>,
     price_source: String,
     cost_basis: &'static str,
@@ -87,29 +85,34 @@ struct Assumptions {
 
 pub(super) fn run(
     args: &EstimateArgs,
-    tables: Option<&EngineTables>,
-    cache: &TimesCache,
+    sources: &Sources,
     calibrations: &[Calibration],
     output: Output,
 ) -> Result<()> {
-    let (setup, model_assumed) = setup(args)?;
-    check_device(tables, &setup.device.name, args.transfer)?;
-    let times = cache.get(&setup, &args.engine)?;
-    let costs = resolve(&args.engine, calibrations).on(&args.engine, &setup.device);
-    let prediction = predict_with(&setup, &costs, times)?;
-    let calibration = costs_of(&args.engine, calibrations);
-    let range = range(&setup, &costs, calibration, times, &prediction)?;
-    let deployment = Deployment { model: &setup.model, layout: setup.layout, times, costs: &costs };
-    let (price, price_source) = price(args, &setup.device);
-    let served = &prediction.served;
+    let (setup, model_assumed) = setup(args, sources)?;
+    let engine = sources.engine();
+    let stack = sources.stack(&setup.device, engine)?;
+    let costs = resolve(sources, calibrations)?.on(engine, &setup.device);
+    let routing = LoadModel::new(&args.routing, setup.model.num_experts, setup.model.top_k)?;
+    let deployment = deployment(&setup, &costs, stack.as_ref(), &routing);
+    deployment.validate()?;
+    let served = deployment.serve(&setup.traffic, &setup.lengths)?;
+    let calibration = costs_of(engine, calibrations);
+    let range = range(&deployment, &setup, &served)?;
+    let (price, price_source) = match price(args.price.as_deref(), &setup.device) {
+        Ok((price, source)) => (Some(price), source),
+        Err(error) if args.price.is_some() => return Err(error),
+        Err(_) => (None, "none published; --price sets one".into()),
+    };
+    let output_rate = served.requests_per_s * setup.lengths.output;
     let memory = Memory {
-        device_bytes: setup.device.memory_bytes * REPORTED_OVER_NOMINAL,
+        device_bytes: deployment.memory.device.0,
         weights_bytes: deployment.weights_per_device().0,
         cache_bytes: deployment.cache_per_sequence(setup.lengths.mean_context()).0 * served.batch
             / setup.layout.attention_dp as f64,
-        reserved_bytes: RESERVE.0,
+        reserved_bytes: deployment.memory.reserve.0,
     };
-    let money = price.map(|price| money(price, &setup, served, prediction.output_rate));
+    let money = price.map(|price| money(price, &setup, &served, output_rate));
     let gpus = setup.layout.devices();
     let document = Document {
         schema: "moe-frontier/estimate",
@@ -123,8 +126,8 @@ pub(super) fn run(
         tpot_ms_lo: range.0,
         tpot_ms_hi: range.1,
         requests_per_s: served.requests_per_s,
-        output_tokens_per_s: prediction.output_rate,
-        output_tokens_per_s_per_gpu: prediction.output_rate / gpus as f64,
+        output_tokens_per_s: output_rate,
+        output_tokens_per_s_per_gpu: output_rate / gpus as f64,
         mean_batch: served.batch,
         max_batch: served.batch_cap,
         saturated: served.saturated,
@@ -133,7 +136,8 @@ pub(super) fn run(
         usd_per_million_output_tokens: money.map(|m| m.1),
         usd_per_million_output_tokens_all_on_output: money.map(|m| m.2),
         step: served.step,
-        latency_source: prediction.source(),
+        latency_source: served.step.source(),
+        latencies: latencies(&stack, &served),
         calibration: Calibrated {
             state: if calibration.is_some() { "calibrated" } else { "uncalibrated" },
             group: calibration.map(|c| c.group.clone()),
@@ -141,14 +145,14 @@ pub(super) fn run(
             fitted: calibration.map_or_else(Vec::new, |c| c.fitted.clone()),
         },
         assumptions: Assumptions {
-            kernel_times: file_name(args.profile.as_deref()),
-            engine: args.engine.clone(),
-            constants: costs,
+            kernel_times: sources.names(&setup.device),
+            engine: engine.to_owned(),
+            constants: costs.clone(),
             isl: setup.lengths.input,
             osl: setup.lengths.output,
             weights: setup.model.expert_dtype.label(),
-            usable_memory_share: USABLE_SHARE,
-            routing: "independent and uniform",
+            usable_memory_share: deployment.memory.usable_share,
+            routing: args.routing.to_string(),
             usd_per_gpu_hour: price.map(|p| p.0),
             price_source,
             cost_basis: "split by time in prefill and in decode",
@@ -159,12 +163,26 @@ pub(super) fn run(
     output.result(&document, || text(&document))
 }
 
-fn setup(args: &EstimateArgs) -> Result<(Setup, Vec<String>)> {
+/// Where the latencies of a step come from, by operation.
+pub(crate) fn latencies(stack: &Stack, served: &Served) -> Vec<OperationSource> {
+    let asked = Operation::ALL.into_iter().zip(served.step.origins);
+    asked
+        .filter_map(|(operation, answered)| {
+            let (source, origin) = answered?;
+            let from = stack.origin(operation, origin).unwrap_or_default();
+            Some(OperationSource { operation: operation.label().into(), source, from })
+        })
+        .collect()
+}
+
+fn setup(args: &EstimateArgs, sources: &Sources) -> Result<(Setup, Vec<String>)> {
     let missing = |flag: &str| Error::usage(flag, "is needed (or --points FILE)");
     let name = args.model.as_deref().ok_or_else(|| missing("--model"))?;
     let (mut model, assumed) = load_model(name)?;
-    let device = args.device.as_deref().ok_or_else(|| missing("--device"))?;
-    let device = DeviceSpec::load(device)?;
+    let device = match &args.device {
+        Some(name) => DeviceSpec::load(name)?,
+        None => sources.device()?.ok_or_else(|| missing("--device"))?,
+    };
     if let Some(weights) = &args.weights {
         set_precision(&mut model, &weights.to_lowercase())
             .map_err(|reason| Error::usage("--weights", reason))?;
@@ -205,45 +223,17 @@ pub(crate) fn load_model(name: &str) -> Result<(MoeModel, Vec<String>)> {
     Ok((preset::load(name)?.model, Vec::new()))
 }
 
-/// TPOT in ms under the ends of what the constants may be.
-fn range(
-    setup: &Setup,
-    costs: &EngineCosts,
-    calibration: Option<&Calibration>,
-    times: &super::Times,
-    prediction: &Prediction,
-) -> Result<(f64, f64)> {
-    let ends: [EngineCosts; 2] = match calibration {
-        None => UNCALIBRATED.map(|(factor, layer)| EngineCosts {
-            kernel_factor: costs.kernel_factor * factor,
-            layer_s: layer,
-            ..costs.clone()
-        }),
-        Some(c) => [|f: &Fitted| f.lo, |f: &Fitted| f.hi].map(|end| {
-            let of = |i: usize, scale: f64, otherwise: f64| {
-                c.fitted.get(i).map_or(otherwise, |f| end(f) * scale)
-            };
-            // The factors on kernels and on what the engine adds trade against each other in a fit:
-            // the kernels' own interval is the wider one and is taken alone.
-            EngineCosts { kernel_factor: of(0, 1.0, costs.kernel_factor), ..costs.clone() }
-        }),
-    };
-    let mut tpot = [prediction.served.tpot.as_ms(); 2];
-    for (tpot, costs) in tpot.iter_mut().zip(&ends) {
-        *tpot = predict_with(setup, costs, times)?.served.tpot.as_ms();
-    }
-    let middle = prediction.served.tpot.as_ms();
-    Ok((tpot[0].min(middle), tpot[1].max(middle)))
-}
-
-fn price(args: &EstimateArgs, device: &DeviceSpec) -> (Option<UsdPerHour>, String) {
-    match (args.price, device.price()) {
-        (Some(price), _) => (Some(UsdPerHour(price)), "--price".into()),
-        (None, Some((price, p))) => {
-            (Some(price), format!("default: {} ({}, {})", p.source, p.tier, p.date))
-        }
-        (None, None) => (None, "none published; --price sets one".into()),
-    }
+/// 95 % range of TPOT in ms: the error of the serving model against servers, and the spread of the
+/// latencies.
+fn range(deployment: &Deployment, setup: &Setup, served: &Served) -> Result<(f64, f64)> {
+    deployment.layout.validate(&setup.model)?;
+    let total = served.step.total().0;
+    let kernels: f64 =
+        served.step.parts().iter().map(|p| (p.seconds / total * p.log_sigma).powi(2)).sum();
+    let model = residual::BETWEEN_GROUPS.hypot(residual::WITHIN_GROUPS);
+    let half = Z95 * kernels.sqrt().hypot(model);
+    let tpot = served.tpot.as_ms();
+    Ok((tpot * (-half).exp(), tpot * half.exp()))
 }
 
 /// Dollars per million prompt tokens, output tokens, and output tokens that carry everything.
@@ -296,12 +286,15 @@ fn text(d: &Document) -> String {
     let _ = writeln!(
         text,
         "step: MoE {:.2} ms, dense {:.2}, attention {:.2}, communication {:.2}, engine {:.2}",
-        s.moe_s * 1e3,
-        s.dense_s * 1e3,
-        s.attention_s * 1e3,
-        s.communication_s * 1e3,
+        s.moe.seconds * 1e3,
+        s.dense.seconds * 1e3,
+        s.attention.seconds * 1e3,
+        s.communication.seconds * 1e3,
         s.overhead_s * 1e3
     );
+    for l in &d.latencies {
+        let _ = writeln!(text, "  {}: {}, {}", l.operation, l.source.label(), l.from);
+    }
     match (d.usd_per_million_input_tokens, d.usd_per_million_output_tokens) {
         (Some(input), Some(output)) => {
             let _ = writeln!(

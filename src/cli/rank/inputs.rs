@@ -1,15 +1,18 @@
 //! From flags to the inputs of a ranking: defaults filled in, each noted with its reason.
 
+use crate::cli::profile::{memory_rule, price};
 use crate::cli::rank::RankArgs;
 use crate::cli::rank::assumptions::Ledger;
-use crate::cli::rank::latencies::Serving;
+use crate::config::device::DeviceKind;
 use crate::config::{DType, DeviceSpec};
+use crate::constants::residual;
 use crate::law::ExpertScaling;
 use crate::plan::budget;
 use crate::plan::inputs::{Demand, Lifetime, Limits, Ranges, RankInputs, ServingDevice, Target};
-use crate::serving::{Lengths, Link, MemoryBudget, ServiceLevel, TrainingPrice};
+use crate::plan::points::precision;
+use crate::serving::{EngineCosts, Lengths, MemoryBudget, ServiceLevel, TrainingPrice};
 use crate::units::{
-    Bytes, Flops, FlopsPerSecond, Nats, Seconds, Tokens, UsdPerHour, UsdPerMillionTokens, count,
+    Flops, FlopsPerSecond, Nats, Seconds, Tokens, UsdPerHour, UsdPerMillionTokens, count,
 };
 use crate::{Error, Result};
 
@@ -17,18 +20,28 @@ use crate::{Error, Result};
 const EXPERTS: [usize; 5] = [1, 4, 8, 16, 32];
 /// Devices of one replica that are tried.
 const REPLICA_SIZES: [usize; 4] = [1, 2, 4, 8];
+/// Further ones, where no smaller replica holds the weights and keeps the service level.
+const WIDE_SIZES: [usize; 3] = [16, 32, 64];
 /// Training MFU: range reported for large runs.
 const MFU: (f64, f64, f64) = (0.4, 0.3, 0.5);
 /// Prices move by this factor between offers of one device.
 const PRICE_RANGE: (f64, f64) = (0.8, 1.25);
-/// Uncertainty of dense parts and of fixed work per layer, as standard deviations of logarithms.
-const DENSE_SIGMA: f64 = 0.1;
-const OVERHEAD_SIGMA: f64 = 0.2;
-/// All-reduce: fixed time, and the bandwidth that replaces an unknown link.
-const LINK_LATENCY: Seconds = Seconds(5e-6);
-const LINK_BYTES_PER_S: f64 = 200e9;
-/// Share of a link's peak that an all-reduce between eight devices moves its bytes at.
-const LINK_SHARE: f64 = 200.0 / 450.0;
+/// The device that serves, as it is known before anything is measured on it.
+pub(super) struct Serving {
+    pub(super) spec: DeviceSpec,
+    /// What the engine adds.
+    pub(super) costs: EngineCosts,
+    /// Number format of the weights in the first profile, or what will be measured.
+    pub(super) dtype: DType,
+    /// Whether the latencies are of this program's own kernels, in that format alone.
+    pub(super) is_own: bool,
+}
+
+impl Serving {
+    fn is_cpu(&self) -> bool {
+        self.spec.kind == DeviceKind::Cpu
+    }
+}
 
 /// The inputs of a ranking with the ledger of where each came from.
 pub(super) struct Resolved {
@@ -76,21 +89,16 @@ pub(super) fn resolve(
     };
     let device = device(args, serving, &mut ledger)?;
     let training = training(args, &mut ledger)?;
-    let expert_bits = expert_bits(args, serving, &mut ledger)?;
+    let (expert_dtype, dense_dtype) = formats(args, serving, &mut ledger)?;
+    let expert_bits = expert_bits(args, &mut ledger)?;
     let kv_group = ledger.take(
         "--kv-group",
         args.kv_group,
         (1.0, "multi-head attention, as the law's models have"),
         |v| format!("{v} query heads per key/value head"),
     );
-    let prefill_chunk = ledger.take(
-        "--prefill-chunk",
-        args.prefill_chunk,
-        (2048.0, "usual chunk of serving engines"),
-        tokens,
-    );
     let zipf = ledger.take("--skew", args.skew, (0.5, "mild skew of trained routers"), |v| {
-        format!("uniform routing; up to Zipf {v}")
+        format!("{} routing; up to Zipf {v}", args.routing)
     });
     let ranges = ranges(args, law, zipf, &mut ledger);
     let inputs = RankInputs {
@@ -98,16 +106,17 @@ pub(super) fn resolve(
         target: target(args, reference),
         limits,
         lengths,
-        prefill_chunk,
         demand,
         level,
         max_serve,
         lifetime,
         device,
         training,
-        weight_bits: serving.weight_bits,
+        expert_dtype,
         expert_bits,
+        dense_dtype,
         kv_group,
+        routing: args.routing.clone(),
         ranges,
         draws: args.draws as usize,
         seed: args.seed,
@@ -191,21 +200,31 @@ fn reference_experts(args: &RankArgs, experts: &[usize], ledger: &mut Ledger) ->
 }
 
 fn demand(args: &RankArgs, ledger: &mut Ledger) -> Demand {
-    if let Some(rate) = args.rate {
-        ledger.note("--rate", &format!("{rate} requests/s, whole replicas"), None, "given", false);
-        return Demand::Rate(rate);
-    }
-    let share = ledger.take(
-        "--utilisation",
-        args.utilisation,
-        (0.7, "room for peaks; name --rate for a fleet of whole replicas"),
-        |v| format!("{v} of capacity"),
-    );
-    Demand::Utilisation(share)
+    let usual = match args.rate {
+        Some(rate) => {
+            ledger.note(
+                "--rate",
+                &format!("{rate} requests/s"),
+                None,
+                "given: whole replicas",
+                false,
+            );
+            (1.0, "the rate given is the peak")
+        }
+        None => {
+            let why = "at scale, replicas counted in fractions; --rate takes whole ones";
+            ledger.note("--rate", "none", None, why, true);
+            (0.7, "room for peaks")
+        }
+    };
+    let utilisation = ledger.take("--utilisation", args.utilisation, usual, |v| {
+        format!("{v} of a replica's capacity at most")
+    });
+    Demand { rate: args.rate, utilisation }
 }
 
 fn service_level(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> ServiceLevel {
-    let usual = if serving.is_cpu {
+    let usual = if serving.is_cpu() {
         (Seconds(0.2), "about as fast as people read")
     } else {
         (Seconds(0.05), "usual for interactive services")
@@ -220,26 +239,30 @@ fn service_level(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Ser
     ServiceLevel { tpot: Some(tpot), ttft: args.ttft }
 }
 
-/// Bits of expert weights: those of the profile, or what the user has in mind for a device that is
-/// known by its peaks.
-fn expert_bits(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Result<f64> {
+/// Storage of experts and of everything else.
+fn formats(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Result<(DType, DType)> {
+    let (formats, source) = match &args.weights {
+        None if serving.is_own => ((serving.dtype, serving.dtype), "format of the profile"),
+        None => ((DType::Bf16, DType::Bf16), "the format models are trained in"),
+        Some(name) => {
+            let formats = precision(&name.to_lowercase())
+                .map_err(|reason| Error::usage("--weights", reason))?
+                .unwrap_or((serving.dtype, serving.dtype));
+            (formats, "given; the quality change is not modelled")
+        }
+    };
+    let shown = format!("experts {}, others {}", formats.0.label(), formats.1.label());
+    ledger.note("--weights", &shown, None, source, args.weights.is_none());
+    Ok(formats)
+}
+
+/// Bits of expert weights where the user mixes precisions.
+fn expert_bits(args: &RankArgs, ledger: &mut Ledger) -> Result<Option<f64>> {
     /// No format in use stores a weight in more.
     const MOST: f64 = 32.0;
-    let Some(bits) = args.weight_bits else {
-        return Ok(serving.weight_bits);
-    };
+    let Some(bits) = args.weight_bits else { return Ok(None) };
     if bits > MOST {
         return Err(Error::usage("--weight-bits", format!("{bits} is more than {MOST}")));
-    }
-    if serving.is_measured && (bits - serving.weight_bits).abs() > 1e-9 {
-        return Err(Error::usage(
-            "--weight-bits",
-            format!(
-                "the profile measured expert weights of {} bits; kernels of {bits} were not measured, \
-                 name a device such as h100 instead",
-                serving.weight_bits
-            ),
-        ));
     }
     ledger.note(
         "--weight-bits",
@@ -248,7 +271,7 @@ fn expert_bits(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Resul
         "given; bytes and bandwidth follow, the quality change is not modelled",
         false,
     );
-    Ok(bits)
+    Ok(Some(bits))
 }
 
 /// A bound on serving cost; without one the ledger is silent, as nothing rests on it.
@@ -274,66 +297,57 @@ fn lifetime(args: &RankArgs, ledger: &mut Ledger) -> Lifetime {
 }
 
 fn device(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Result<ServingDevice> {
-    let known = serving.price.as_ref();
-    let price = match (args.price, known) {
-        (Some(given), _) => {
-            ledger.note("--price", &UsdPerHour(given).to_string(), None, "given", false);
-            UsdPerHour(given)
-        }
-        (None, Some((price, source))) => {
-            ledger.note("--price", &price.to_string(), None, source, true);
-            *price
-        }
-        (None, None) => {
-            return Err(Error::usage(
-                "--price",
-                format!("no price of {} is known; give its dollars per hour", serving.name),
-            ));
-        }
-    };
+    let (price, source) = price(args.price.as_deref(), &serving.spec)?;
+    ledger.note("--price", &price.to_string(), None, &source, args.price.is_none());
     ledger.drawn(format!("x {} to x {}", PRICE_RANGE.0, PRICE_RANGE.1));
-    let sizes: &[usize] = if serving.is_cpu { &[1] } else { &REPLICA_SIZES };
-    let replica_sizes = match &args.replica_sizes {
-        Some(list) if serving.is_cpu && list.0 != [1] => {
-            return Err(Error::usage("--replica-sizes", "processors are not joined; use 1"));
-        }
-        Some(list) => list.0.clone(),
-        None => sizes.to_vec(),
-    };
-    let shown: Vec<String> = replica_sizes.iter().map(ToString::to_string).collect();
-    let source = if args.replica_sizes.is_some() { "given" } else { "one machine" };
-    ledger.note(
-        "--replica-sizes",
-        &format!("{} devices", shown.join(", ")),
-        None,
-        source,
-        args.replica_sizes.is_none(),
+    let (replica_sizes, wide_sizes) = replica_sizes(args, serving, ledger)?;
+    let memory = MemoryBudget::of(&serving.spec);
+    let rule = if serving.is_cpu() { "the system keeps the rest" } else { "engines' default" };
+    ledger.note("memory for weights and cache", &memory_rule(&memory), None, rule, true);
+    let cap = "each sequence holds its prompt and half of its output";
+    ledger.note("sequences in memory", cap, None, "mean over a steady state", true);
+    let mut costs = serving.costs.clone();
+    costs.chunk_tokens = ledger.take(
+        "--prefill-chunk",
+        args.prefill_chunk,
+        (costs.chunk_tokens, "default of the engine"),
+        tokens,
     );
-    let (usable_share, reserve) =
-        if serving.is_cpu { (0.8, Bytes(1e9)) } else { (0.9, Bytes(3.5e9)) };
-    ledger.note(
-        "memory for weights and cache",
-        &format!("{:.0} % of {} less {reserve}", 100.0 * usable_share, serving.memory),
-        None,
-        if serving.is_cpu { "the system keeps the rest" } else { "serving engines' default" },
-        true,
-    );
-    let link = serving.link_bytes_per_s.map_or(LINK_BYTES_PER_S, |peak| peak * LINK_SHARE);
-    if replica_sizes.iter().any(|n| *n > 1) {
-        ledger.note(
-            "all-reduce",
-            &format!("{LINK_LATENCY} + bytes at {:.0} GB/s", link / 1e9),
-            None,
-            "two per layer; share of the link as seen on eight H100",
-            true,
-        );
-    }
     Ok(ServingDevice {
-        memory: MemoryBudget { device: serving.memory, usable_share, reserve },
+        spec: serving.spec.clone(),
+        memory,
         price,
         replica_sizes,
-        link: Link { latency: LINK_LATENCY, bytes_per_s: link },
+        wide_sizes,
+        costs,
     })
+}
+
+/// Devices of a replica that are always tried, and those tried where none of them does.
+fn replica_sizes(
+    args: &RankArgs,
+    serving: &Serving,
+    ledger: &mut Ledger,
+) -> Result<(Vec<usize>, Vec<usize>)> {
+    let (sizes, wide) = match &args.replica_sizes {
+        Some(list) if serving.is_cpu() && list.0 != [1] => {
+            let reason = "a CPU deployment uses exactly one host; use 1";
+            return Err(Error::usage("--replica-sizes", reason));
+        }
+        Some(list) => (list.0.clone(), Vec::new()),
+        None if serving.is_cpu() => (vec![1], Vec::new()),
+        None => (REPLICA_SIZES.to_vec(), WIDE_SIZES.to_vec()),
+    };
+    let listed =
+        |sizes: &[usize]| sizes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let mut shown = format!("{} devices", listed(&sizes));
+    if !wide.is_empty() {
+        shown = format!("{shown}; {} where those do not do", listed(&wide));
+    }
+    let is_default = args.replica_sizes.is_none();
+    let source = if is_default { "powers of two" } else { "given" };
+    ledger.note("--replica-sizes", &shown, None, source, is_default);
+    Ok((sizes, wide))
 }
 
 fn training(args: &RankArgs, ledger: &mut Ledger) -> Result<TrainingPrice> {
@@ -396,18 +410,22 @@ fn ranges(args: &RankArgs, law: &dyn ExpertScaling, zipf: f64, ledger: &mut Ledg
         true,
     );
     ledger.note(
-        "dense parts, fixed work per layer",
-        "as the ceilings say",
-        Some(format!("log-normal, {DENSE_SIGMA} and {OVERHEAD_SIGMA}")),
-        "not measured one by one",
+        "serving model",
+        "as predicted",
+        Some(format!(
+            "log-normal, {} shared by all candidates, {} each",
+            residual::BETWEEN_GROUPS,
+            residual::WITHIN_GROUPS
+        )),
+        "its error against servers (accuracy page)",
         true,
     );
     Ranges {
         mfu: mfu_range(args.mfu.unwrap_or(MFU.0)),
         price: PRICE_RANGE,
         zipf,
-        dense_log_sigma: DENSE_SIGMA,
-        overhead_log_sigma: OVERHEAD_SIGMA,
+        shared_log_sigma: residual::BETWEEN_GROUPS,
+        own_log_sigma: residual::WITHIN_GROUPS,
         loss_sigma,
     }
 }

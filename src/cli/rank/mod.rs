@@ -4,30 +4,46 @@
 mod args;
 mod assumptions;
 mod inputs;
-mod latencies;
+mod machine;
 mod serving_cost;
 
 pub use args::RankArgs;
 pub(super) use serving_cost::ServingCost;
 
+use std::sync::Arc;
+
 use crate::cli::output::{Output, warn};
+use crate::cli::profile::{ProfileArgs, Sources, origin_in};
+use crate::config::hf_write::to_hf_json;
+use crate::config::{DType, DeviceSpec};
 use crate::files::{create_folder, write_atomic};
+use crate::latency::{LatencyModel, LatencyTable};
 use crate::law::ExpertScaling;
+use crate::measure::Status;
+use crate::measure::record::AaVerdict;
 use crate::plan::budget::layer_widths;
 use crate::plan::inputs::RankInputs;
-use crate::plan::outcome::RankReport;
-use crate::plan::rank::{Provenance, rank};
+use crate::plan::outcome::ProfileUsed;
+use crate::plan::rank::{Provenance, Ranking, rank};
+use crate::serving::EngineCosts;
 use crate::{Error, Result, law, report};
-use latencies::{Choice, Latencies};
+use assumptions::Ledger;
+use inputs::Serving;
+use machine::Machine;
 
 /// Runs the command.
 ///
 /// # Errors
 /// See [`Error`]; the output folder is created before anything is measured.
 pub fn run(args: &RankArgs, output: Output) -> Result<()> {
-    let answer = answer(args)?;
+    let Ranking { report: mut answer, models } = answer(args)?;
     for warning in &answer.warnings {
         warn(warning);
+    }
+    for (index, model) in &models {
+        let name = format!("config_e{}.json", model.num_experts);
+        write_atomic(&args.out.join(&name), &to_hf_json(model)?, true)?;
+        answer.candidates[*index].config = Some(name);
     }
     let mut document = serde_json::to_vec_pretty(&answer)
         .map_err(|e| Error::io("serialise", args.out.join("rank.json"), e.into()))?;
@@ -46,31 +62,153 @@ pub fn run(args: &RankArgs, output: Output) -> Result<()> {
 }
 
 /// Everything up to the answer.
-fn answer(args: &RankArgs) -> Result<RankReport> {
+fn answer(args: &RankArgs) -> Result<Ranking> {
     let published = law::load(&args.law, None)?;
     let law = published.scaling()?;
-    let choice = Choice::find(args)?;
-    let serving = choice.serving();
-    let resolved = inputs::resolve(args, law.as_ref(), &serving)?;
-    let mut inputs = resolved.inputs;
-    // A target out of reach is found before minutes of measuring.
-    let widths = middle_too(layer_widths(law.as_ref(), &inputs)?);
+    let place = Place::find(args)?;
+    let resolved = inputs::resolve(args, law.as_ref(), &place.serving(args)?)?;
+    let (mut inputs, mut ledger) = (resolved.inputs, resolved.ledger);
     create_folder(&args.out)?;
-    let Latencies { model, used, weight_bits, warnings } =
-        choice.latencies(args, &widths, &inputs.experts)?;
-    inputs.weight_bits = weight_bits;
-    inputs.expert_bits = args.weight_bits.unwrap_or(weight_bits);
-    let mut ledger = resolved.ledger;
-    note_latencies(&mut ledger, &inputs, &used.dtype);
+    // A target out of reach is found before minutes of measuring.
+    let sources = place.sources(args, law.as_ref(), &mut inputs)?;
+    let device = inputs.device.spec.clone();
+    let stack = sources.stack(&device, sources.engine())?;
+    note_sources(&mut ledger, &sources, &device);
     let provenance = Provenance {
-        profile: used,
+        profile: used(&sources, &inputs)?,
         law_id: published.info().id.clone(),
         law_source: published.info().source.clone(),
         law_uncertainty: uncertainty(law.as_ref(), &inputs.experts),
         assumptions: ledger.into_entries(),
-        warnings,
+        warnings: warnings(&sources),
     };
-    rank(law.as_ref(), model.as_ref(), &inputs, provenance)
+    let latency = Arc::clone(&stack) as Arc<dyn LatencyModel>;
+    rank(law.as_ref(), (latency, &origin_in(&stack)), &inputs, provenance)
+}
+
+/// Where latencies will come from.
+enum Place {
+    /// What `--profile` names.
+    Named(Sources),
+    /// This machine.
+    Here(Machine),
+}
+
+impl Place {
+    fn find(args: &RankArgs) -> Result<Self> {
+        if args.source.profile.is_empty() || args.source.profile == ["auto"] {
+            return Ok(Self::Here(Machine::find(args.measure_again)?));
+        }
+        Sources::read(&args.source).map(Self::Named)
+    }
+
+    /// The serving device as it is known now.
+    fn serving(&self, args: &RankArgs) -> Result<Serving> {
+        match self {
+            Self::Named(sources) => serving(sources, args.device.as_deref()),
+            Self::Here(machine) => Ok(Serving {
+                spec: machine.device()?,
+                costs: EngineCosts::bare(0.0),
+                dtype: DType::Bf16,
+                is_own: true,
+            }),
+        }
+    }
+
+    /// The latencies, with this machine measured if it has to be; `inputs` learn what that told.
+    fn sources(
+        self,
+        args: &RankArgs,
+        law: &dyn ExpertScaling,
+        inputs: &mut RankInputs,
+    ) -> Result<Sources> {
+        let machine = match self {
+            Self::Named(sources) => return Ok(sources),
+            Self::Here(machine) => machine,
+        };
+        let widths = middle_too(layer_widths(law, inputs)?);
+        let item = machine.profile(args, &widths, &inputs.experts)?;
+        let flags = ProfileArgs { include_noisy: true, ..args.source.clone() };
+        let sources = Sources::new(vec![item], &flags)?;
+        if let Some(device) = sources.device()? {
+            let chunk_tokens = inputs.device.costs.chunk_tokens;
+            inputs.device.costs = EngineCosts { chunk_tokens, ..sources.costs()? };
+            inputs.device.spec = device;
+        }
+        Ok(sources)
+    }
+}
+
+/// The device that named sources price, and what is known of it.
+fn serving(sources: &Sources, named: Option<&str>) -> Result<Serving> {
+    let spec = match named {
+        Some(name) => DeviceSpec::load(name)?,
+        None => sources.device()?.ok_or_else(|| Error::usage("--profile", "names nothing"))?,
+    };
+    let costs = sources.costs()?.on(sources.engine(), &spec);
+    let own = sources.own().and_then(|(_, p)| p.cells.iter().find(|c| c.is_usable()));
+    let dtype = own.map_or(DType::Bf16, |cell| cell.dtype);
+    Ok(Serving { spec, costs, dtype, is_own: own.is_some() })
+}
+
+/// What a report says of its latencies; where each operation came from is filled in by the ranking.
+fn used(sources: &Sources, inputs: &RankInputs) -> Result<ProfileUsed> {
+    let device = &inputs.device.spec;
+    let own = sources.own().map(|(_, profile)| profile);
+    let table = own.map(|p| LatencyTable::new(p, sources.policy())).transpose()?;
+    Ok(ProfileUsed {
+        origin: sources.names(device),
+        device: device.name.clone(),
+        engine: sources.engine().to_owned(),
+        operations: Vec::new(),
+        dtype: inputs.expert_dtype.label().to_owned(),
+        measured_utc: own.map(|p| utc(p.provenance.end_unix_s)),
+        cells: table.as_ref().map(LatencyTable::cells),
+        noise_floor_rel: own.map(|p| p.run.noise_floor_rel),
+        transfer_error_rel: table
+            .as_ref()
+            .and_then(LatencyTable::transfer_error)
+            .map(|e| e.median.exp_m1()),
+        read_bytes_per_s: device.read_bytes_per_s,
+        gemm_flops_per_s: device
+            .peak(inputs.expert_dtype)
+            .or(device.peak(DType::Bf16))
+            .unwrap_or(0.0),
+    })
+}
+
+/// What a reader must know of a profile of this program.
+fn warnings(sources: &Sources) -> Vec<String> {
+    let Some((_, profile)) = sources.own() else { return Vec::new() };
+    let usable = || profile.cells.iter().filter(|c| c.is_usable());
+    let noisy = usable().filter(|c| c.status == Status::Noisy).count();
+    let mut warnings = Vec::new();
+    if sources.policy().include_noisy && noisy > 0 {
+        warnings.push(format!(
+            "{noisy} of {} cells are noisy (interval wider than 3%, or other programs ran); they \
+             are used with their own intervals",
+            usable().count()
+        ));
+    }
+    if profile.run.aa_verdict == AaVerdict::Biased {
+        warnings.push(
+            "this machine finds differences between a kernel and itself: treat close calls as ties"
+                .into(),
+        );
+    }
+    warnings
+}
+
+/// Seconds since 1970 as `2026-11-25T04:10:00Z`.
+fn utc(unix_s: u64) -> String {
+    let moment = std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix_s);
+    humantime::format_rfc3339_seconds(moment).to_string()
+}
+
+fn note_sources(ledger: &mut Ledger, sources: &Sources, device: &DeviceSpec) {
+    let given = !sources.items().is_empty();
+    ledger.note("--profile", &sources.names(device), None, "asked in this order", !given);
+    ledger.note("--engine", sources.engine(), None, "kernels and what an engine adds", true);
 }
 
 /// How the law's coefficients are drawn for the probabilities.
@@ -85,16 +223,6 @@ fn uncertainty(law: &dyn ExpertScaling, experts: &[usize]) -> String {
     format!(
         "independent normal residuals of {residual} nats for each expert count; no covariance of the coefficients is published"
     )
-}
-
-fn note_latencies(ledger: &mut assumptions::Ledger, inputs: &RankInputs, dtype: &str) {
-    ledger.note(
-        "weights and cache",
-        &format!("{dtype}, {} bits", inputs.weight_bits),
-        None,
-        "format of the profile",
-        true,
-    );
 }
 
 /// The two outer layers and the one between them: three widths tell how well one predicts another.

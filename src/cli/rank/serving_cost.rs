@@ -2,16 +2,13 @@
 
 use clap::Parser;
 
+use crate::cli::profile::Sources;
 use crate::cli::rank::assumptions::Ledger;
-use crate::cli::rank::latencies::{Choice, Latencies};
-use crate::cli::rank::{RankArgs, inputs, note_latencies};
-use crate::latency::latency::LatencyModel;
+use crate::cli::rank::{RankArgs, inputs, note_sources, serving, warnings};
 use crate::law::ExpertScaling;
-use crate::plan::inputs::{Demand, RankInputs};
-use crate::plan::market::routings;
+use crate::plan::inputs::RankInputs;
 use crate::plan::outcome::Assumption;
-use crate::plan::over_training::Pricing;
-use crate::plan::price::Routing;
+use crate::plan::price::Book;
 use crate::units::count;
 use crate::{Error, Result};
 
@@ -25,10 +22,7 @@ struct Alone {
 
 /// Serving priced like the candidates of a ranking, with `rank`'s defaults for what is not given.
 pub(in crate::cli) struct ServingCost<'a> {
-    law: &'a dyn ExpertScaling,
-    latency: Box<dyn LatencyModel>,
-    inputs: RankInputs,
-    routings: Vec<Routing>,
+    book: Book<'a>,
     /// What the cost is, in words.
     pub(in crate::cli) name: String,
     /// Every price, length and limit used.
@@ -38,7 +32,7 @@ pub(in crate::cli) struct ServingCost<'a> {
 }
 
 impl<'a> ServingCost<'a> {
-    /// Prices with flags as `rank` takes them: `--profile` must name a file or a device.
+    /// Prices with flags as `rank` takes them: `--profile` must name a source.
     ///
     /// # Errors
     /// Whatever `rank` refuses of these flags.
@@ -49,47 +43,39 @@ impl<'a> ServingCost<'a> {
             Error::usage("serving", reason.to_owned())
         })?;
         let args = alone.rank;
-        if args.profile == "auto" {
+        if args.source.profile.is_empty() || args.source.profile == ["auto"] {
             return Err(Error::usage(
                 "--profile",
                 "`auto` would measure; name a profile file or a device such as h100",
             ));
         }
-        let choice = Choice::find(&args)?;
-        let serving = choice.serving();
-        let resolved = inputs::resolve(&args, law, &serving)?;
-        let (mut inputs, mut ledger): (RankInputs, Ledger) = (resolved.inputs, resolved.ledger);
-        let Latencies { model, used, weight_bits, warnings } =
-            choice.latencies(&args, &[], &inputs.experts)?;
-        (inputs.weight_bits, inputs.expert_bits) = (weight_bits, weight_bits);
-        note_latencies(&mut ledger, &inputs, &used.dtype);
-        let load = match inputs.demand {
-            Demand::Rate(rate) => format!("{rate} requests/s"),
-            Demand::Utilisation(share) => format!("{:.0} % utilisation", 100.0 * share),
+        let sources = Sources::read(&args.source)?;
+        let resolved = inputs::resolve(&args, law, &serving(&sources, args.device.as_deref())?)?;
+        let (inputs, mut ledger): (RankInputs, Ledger) = (resolved.inputs, resolved.ledger);
+        let device = &inputs.device.spec;
+        note_sources(&mut ledger, &sources, device);
+        let load = match inputs.demand.rate {
+            Some(rate) => format!("{rate} requests/s"),
+            None => format!("{:.0}% utilisation at scale", 100.0 * inputs.demand.utilisation),
         };
         let name = format!(
-            "serving dollars per million output tokens on {} ({} latencies from {}), {} tokens in and \
-             {} out a request, {load}{}",
-            used.device,
-            used.source.label(),
-            used.origin,
+            "serving dollars per million output tokens on {} ({}, engine {}), {} tokens in and {} out \
+             a request, {load}{}",
+            device.name,
+            sources.names(device),
+            sources.engine(),
             count(inputs.lengths.input),
             count(inputs.lengths.output),
-            inputs.level.tpot.map_or_else(String::new, |t| format!(", {t} a token at most")),
+            inputs.level.tpot.map_or_else(String::new, |t| format!(", TPOT at most {t}")),
         );
-        let routings = routings(law, &inputs)?;
+        let stack = sources.stack(device, sources.engine())?;
+        let book = Book::new(law, stack, &inputs)?;
         let assumptions = ledger.into_entries();
-        Ok(Self { law, latency: model, inputs, routings, name, assumptions, warnings })
+        Ok(Self { book, name, assumptions, warnings: warnings(&sources) })
     }
 
     /// Dollars per million output tokens of one model; `None` when it cannot be served.
     pub(in crate::cli) fn of(&self, experts: usize, n_active: f64) -> Option<f64> {
-        let pricing = Pricing {
-            law: self.law,
-            latency: self.latency.as_ref(),
-            inputs: &self.inputs,
-            routings: self.inputs.experts.iter().copied().zip(&self.routings).collect(),
-        };
-        pricing.cost(experts, n_active)
+        self.book.cost(experts, n_active)
     }
 }

@@ -225,6 +225,7 @@ fn model(json: &Json, name: &str, beside: Option<&Json>) -> Result<HfModel, Stri
         tied_embeddings: fields.flag(names::TIED).unwrap_or_else(|| ties(kind)),
         router,
         expert_dtype: plain,
+        expert_bits: fields.number(&["moe_frontier_expert_bits"])?,
         dense_dtype: plain,
         kv_dtype: DType::Bf16,
         groups: Vec::new(),

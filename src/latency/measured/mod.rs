@@ -3,9 +3,11 @@
 pub mod compare;
 pub mod format;
 mod interpolate;
+pub mod layer;
 #[cfg(test)]
 pub(crate) mod synthetic;
 pub mod table;
 pub mod validate;
 
-pub use table::{LatencyTable, Outside, Policy, Transfer, TransferError};
+pub use layer::{Ceilings, LayerQuery};
+pub use table::{LatencyTable, Policy, Transfer, TransferError};

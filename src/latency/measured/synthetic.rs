@@ -1,8 +1,8 @@
 //! A made-up profile with a known truth behind it, for tests alone: nothing here was measured.
 
+use super::layer::{Ceilings, LayerQuery};
 use super::validate::query_of;
 use crate::config::DType;
-use crate::latency::latency::{Ceilings, LayerQuery, Source};
 use crate::measure::record::{
     AaVerdict, Block, Cell, CheckOutcome, CheckRecord, Counts, CpuDevice, Device, IntervalRecord,
     IntervalUnit, Key, LatencyRecord, Op, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION,
@@ -12,12 +12,7 @@ use crate::measure::record::{
 
 /// Rates of the made-up device.
 pub(crate) fn ceilings() -> Ceilings {
-    Ceilings {
-        read_bytes_per_s: 20e9,
-        gemm_flops_per_s: 200e9,
-        layer_overhead_s: 8e-6,
-        source: Source::Measured,
-    }
+    Ceilings { read_bytes_per_s: 20e9, gemm_flops_per_s: 200e9, layer_overhead_s: 8e-6 }
 }
 
 /// Its true time of a layer: the roofline at a share that dips near the knee, plus 10 us.

@@ -9,17 +9,19 @@
 //!    by what leaving each inner cell out shows (`Interpolated`);
 //! 3. another shape: ln util smoothed over (rows per active expert, bytes of one expert, active
 //!    experts), widened by what leaving each whole shape out shows (`Transferred`);
-//! 4. nothing: a refusal with the command that measures it, or a labelled roofline if asked for.
+//! 4. nothing: what is missing, with the command that measures it.
 //!
 //! Cells timed in different modes never answer together. Where a GPU's profile has both, layers bound
 //! by memory, as in decoding, are answered from cold cells and those bound by arithmetic, as prompts
 //! are, from stream cells; where it has one, from that. Hot cells answer nothing.
 
 use super::interpolate::{AXES, Bounds, Grid, Point, smooth};
+use super::layer::{Ceilings, LayerQuery};
 use super::validate::query_of;
-use crate::latency::latency::{Ceilings, Latency, LatencyModel, LayerQuery, Source};
-use crate::latency::roofline::{assumed, check_query};
+use crate::latency::query::{Operation, Query};
+use crate::latency::{Absent, Answer, Latency, LatencyModel, Source};
 use crate::measure::record::{Cell, Op, Profile, Status, TimingMode};
+use crate::stats::Z95;
 use crate::stats::interval::median;
 use crate::units::Seconds;
 use crate::{Error, Result};
@@ -35,23 +37,11 @@ pub enum Transfer {
     AnyShape,
 }
 
-/// What happens when no permitted answer exists.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Outside {
-    /// A typed refusal that says what to measure.
-    #[default]
-    Refuse,
-    /// The roofline under its whole range of efficiencies, labelled [`Source::Roofline`].
-    Roofline,
-}
-
 /// What a table may use and answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// How far answers are carried.
     pub transfer: Transfer,
-    /// What happens beyond.
-    pub outside: Outside,
     /// Whether cells whose interval stayed wide are used, with that interval.
     pub include_noisy: bool,
 }
@@ -90,6 +80,7 @@ const ROWS_TOLERANCE: f64 = 0.405;
 /// A measured profile as a [`LatencyModel`].
 #[derive(Clone, Debug)]
 pub struct LatencyTable {
+    name: String,
     ceilings: Ceilings,
     policy: Policy,
     /// Answers layers bound by memory; those bound by arithmetic too, without `prompts`.
@@ -154,7 +145,6 @@ impl LatencyTable {
             read_bytes_per_s: run.read_bytes_per_s,
             gemm_flops_per_s: run.gemm_flops_per_s,
             layer_overhead_s: SMALL_KERNELS_PER_LAYER * run.dispatch_ps as f64 * 1e-12,
-            source: Source::Measured,
         };
         let cells: Vec<&Cell> = profile.cells.iter().filter(|c| usable(c, policy)).collect();
         if cells.is_empty() {
@@ -179,7 +169,8 @@ impl LatencyTable {
             (TimingMode::Cold, has(TimingMode::Stream).then_some(TimingMode::Stream))
         };
         let (decode, prompts) = (of(decode)?, prompts.map(of).transpose()?);
-        Ok(Self { ceilings, policy, decode, prompts })
+        let name = format!("measured by this program on {}", profile.key.device.name());
+        Ok(Self { name, ceilings, policy, decode, prompts })
     }
 
     /// How the cells were timed that answer layers bound by memory and those bound by arithmetic.
@@ -224,51 +215,52 @@ impl LatencyTable {
         self.modes().flat_map(|m| &m.series).map(|s| s.entries.len()).sum()
     }
 
-    fn transfer(&self, mode: &OneMode, query: &LayerQuery) -> Result<Latency> {
+    fn transfer(&self, mode: &OneMode, query: &LayerQuery) -> Answer {
         let Some(kind) = mode.kind_of(query) else {
             let have: Vec<String> = mode.kinds.iter().map(Kind::describe).collect();
-            return self.outside(query, &format!("measured are only {}", have.join(", ")));
+            return Err(Self::outside(query, &format!("measured are only {}", have.join(", "))));
         };
         let Some(error) = kind.error else {
-            return self.outside(query, "one measured shape says nothing about others");
+            return Err(Self::outside(query, "one measured shape says nothing about others"));
         };
         let (inside, excess) = kind.grid.bounds().clamp(axes_of(query));
         if self.policy.transfer == Transfer::Nearby
             && let Err(reason) = kind.near(query, excess)
         {
-            return self.outside(query, &reason);
+            return Err(Self::outside(query, &reason));
         }
         let value = query.roofline(&self.ceilings) * (-kind.grid.at(inside)).exp();
         let sigma = error.log_sigma() * (1.0 + excess / kind.reach);
-        Ok(spread(value, sigma, Source::Transferred))
+        Ok(spread(value, query.roofline(&self.ceilings), sigma, Source::Transferred))
     }
 
-    /// The end of the road: a refusal or, if asked for, the labelled roofline.
-    fn outside(&self, query: &LayerQuery, reason: &str) -> Result<Latency> {
-        match self.policy.outside {
-            Outside::Roofline => Ok(assumed(query, &self.ceilings)),
-            Outside::Refuse => Err(Error::unfit(
-                format!(
-                    "layer hidden {} inter {} experts {} top_k {} tokens {:.1}",
-                    query.hidden, query.inter, query.experts, query.top_k, query.tokens
-                ),
-                format!(
-                    "not covered by the profile ({reason}); measure it: moe-frontier measure \
-                     --hidden {} --inter {} --experts {} --top-k {} --tokens {}",
-                    query.hidden,
-                    query.inter,
-                    query.experts,
-                    query.top_k,
-                    query.tokens.ceil()
-                ),
-            )),
-        }
+    /// What is missing, and the command that measures it.
+    fn outside(query: &LayerQuery, reason: &str) -> Absent {
+        Absent::Key(
+            format!(
+                "layer hidden {} inter {} experts {} top-k {} at {:.1} tokens is not covered by the \
+                 profile ({reason}); measure it: moe-frontier measure --hidden {} --inter {} \
+                 --experts {} --top-k {} --tokens {}",
+                query.hidden,
+                query.inter,
+                query.experts,
+                query.top_k,
+                query.tokens,
+                query.hidden,
+                query.inter,
+                query.experts,
+                query.top_k,
+                query.tokens.ceil()
+            )
+            .into(),
+        )
     }
-}
 
-impl LatencyModel for LatencyTable {
-    fn moe_layer(&self, query: &LayerQuery) -> Result<Latency> {
-        check_query(query)?;
+    /// Duration of router, align, grouped GEMMs, activation and combine of one MoE layer.
+    ///
+    /// # Errors
+    /// [`Absent`] when the profile does not cover the layer.
+    pub fn moe_layer(&self, query: &LayerQuery) -> Answer {
         let mode = self.mode_of(query);
         match mode.same_shape(query, &self.ceilings) {
             Some(latency) => Ok(latency),
@@ -276,8 +268,22 @@ impl LatencyModel for LatencyTable {
         }
     }
 
-    fn ceilings(&self) -> Ceilings {
-        self.ceilings
+    /// What the device reached in the run.
+    pub const fn ceilings(&self) -> &Ceilings {
+        &self.ceilings
+    }
+}
+
+impl LatencyModel for LatencyTable {
+    fn answer(&self, query: &Query) -> Answer {
+        match query {
+            Query::Moe(moe) => self.moe_layer(&LayerQuery::from(moe)),
+            _ => Err(Absent::Operation),
+        }
+    }
+
+    fn provenance(&self, operation: Operation) -> Option<String> {
+        (operation == Operation::Moe).then(|| self.name.clone())
     }
 }
 
@@ -339,8 +345,8 @@ fn between(
     }
     let ln_util = below.ln_util + share * (above.ln_util - below.ln_util);
     let value = query.roofline(ceilings) * (-ln_util).exp();
-    let own = below.value.log_sigma().max(above.value.log_sigma());
-    Some(spread(value, sigma.hypot(own), Source::Interpolated))
+    let own = below.value.log_sigma.max(above.value.log_sigma);
+    Some(spread(value, query.roofline(ceilings), sigma.hypot(own), Source::Interpolated))
 }
 
 impl Kind {
@@ -408,13 +414,10 @@ fn series_of(cells: &[&Cell], ceilings: &Ceilings) -> Vec<Series> {
 fn entry_of(cell: &Cell, ceilings: &Ceilings) -> Option<Entry> {
     let interval = cell.latency.interval()?;
     let seconds = |ps: u64| Seconds(ps as f64 * 1e-12);
-    let value = Latency {
-        value: seconds(interval.median_ps),
-        lo: seconds(interval.lo_ps),
-        hi: seconds(interval.hi_ps),
-        source: Source::Measured,
-    };
     let query = query_of(cell);
+    let width = (interval.hi_ps as f64 / interval.lo_ps as f64).ln();
+    let value = seconds(interval.median_ps);
+    let value = spread(value, query.roofline(ceilings), width / (2.0 * Z95), Source::Measured);
     let ln_util = (query.roofline(ceilings) / value.value).ln();
     Some(Entry { query, value, ln_util })
 }
@@ -514,10 +517,11 @@ fn same_routing(a: &LayerQuery, b: &LayerQuery) -> bool {
         && (a.max_rows / b.max_rows).ln().abs() <= ROWS_TOLERANCE
 }
 
-/// A 95 % interval of a log-normal around `value`.
-fn spread(value: Seconds, sigma: f64, source: Source) -> Latency {
-    let factor = (1.96 * sigma).exp();
-    Latency { value, lo: value / factor, hi: value * factor, source }
+/// A log-normal around `value`, whose layer cannot run faster than `roofline`.
+fn spread(value: Seconds, roofline: Seconds, log_sigma: f64, source: Source) -> Latency {
+    // A measured cell may beat the run's own ceilings by their noise.
+    let floor = roofline.min(value);
+    Latency { value, log_sigma, floor, arithmetic: 0.0, source, origin: 0 }
 }
 
 #[cfg(test)]
@@ -557,7 +561,7 @@ mod tests {
         let latency = table(Policy::default()).moe_layer(&asked).unwrap();
         assert_eq!(latency.source, Source::Measured);
         assert!((latency.value.0 / truth(&asked) - 1.0).abs() < 1e-3);
-        assert!((latency.hi / latency.lo - 1.02).abs() < 1e-3);
+        assert!((latency.hi() / latency.lo() - 1.02).abs() < 1e-3);
     }
 
     #[test]
@@ -566,7 +570,7 @@ mod tests {
         let latency = table(Policy::default()).moe_layer(&asked).unwrap();
         assert_eq!(latency.source, Source::Interpolated);
         assert!((latency.value.0 / truth(&asked) - 1.0).abs() < 0.03, "{latency:?}");
-        assert!(latency.lo.0 < truth(&asked) && truth(&asked) < latency.hi.0);
+        assert!(latency.lo().0 < truth(&asked) && truth(&asked) < latency.hi().0);
     }
 
     #[test]
@@ -582,7 +586,7 @@ mod tests {
                     assert_eq!(latency.source, Source::Transferred);
                     assert!((latency.value.0 / truth(&q)).ln().abs() < 0.15, "{q:?} {latency:?}");
                     asked += 1;
-                    inside += usize::from(latency.lo.0 < truth(&q) && truth(&q) < latency.hi.0);
+                    inside += usize::from(latency.lo().0 < truth(&q) && truth(&q) < latency.hi().0);
                 }
             }
         }
@@ -595,13 +599,12 @@ mod tests {
     fn far_shapes_need_permission_and_widen_with_the_distance() {
         let far = query(4096, 8, 64);
         let error = table(Policy::default()).moe_layer(&far).unwrap_err();
-        assert_eq!(error.exit_code(), 4);
         assert!(error.to_string().contains("moe-frontier measure --hidden 4096"), "{error}");
         let table = table(any_shape());
         let near = table.moe_layer(&query(1000, 8, 64)).unwrap();
         let far = table.moe_layer(&far).unwrap();
         let farther = table.moe_layer(&query(8192, 8, 64)).unwrap();
-        assert!(near.log_sigma() < far.log_sigma() && far.log_sigma() < farther.log_sigma());
+        assert!(near.log_sigma < far.log_sigma && far.log_sigma < farther.log_sigma);
     }
 
     #[test]
@@ -609,7 +612,7 @@ mod tests {
         let table = table(Policy::default());
         assert_eq!(table.moe_layer(&query(600, 8, 64)).unwrap().source, Source::Transferred);
         for refused in [query(600, 64, 64), query(600, 8, 100_000)] {
-            assert_eq!(table.moe_layer(&refused).unwrap_err().exit_code(), 4, "{refused:?}");
+            assert!(matches!(table.moe_layer(&refused), Err(Absent::Key(_))), "{refused:?}");
         }
     }
 
@@ -621,14 +624,10 @@ mod tests {
     }
 
     #[test]
-    fn an_unmeasured_number_format_is_refused_or_a_labelled_roofline() {
+    fn an_unmeasured_number_format_is_absent() {
         let four_bit = LayerQuery { weight_bits: 4.25, ..query(768, 8, 64) };
         let error = table(any_shape()).moe_layer(&four_bit).unwrap_err();
         assert!(error.to_string().contains("16 bits"), "{error}");
-        let allowed = Policy { outside: Outside::Roofline, ..any_shape() };
-        let latency = table(allowed).moe_layer(&four_bit).unwrap();
-        assert_eq!(latency.source, Source::Roofline);
-        assert!(latency.hi / latency.lo > 1.9);
     }
 
     #[test]
@@ -637,7 +636,7 @@ mod tests {
         lone.cells.retain(|c| c.experts == 8);
         let table = LatencyTable::new(&lone, any_shape()).unwrap();
         assert_eq!(table.transfer_error(), None);
-        assert_eq!(table.moe_layer(&query(600, 8, 64)).unwrap_err().exit_code(), 4);
+        assert!(matches!(table.moe_layer(&query(600, 8, 64)), Err(Absent::Key(_))));
         assert!(table.moe_layer(&query(512, 8, 64)).is_ok());
     }
 
@@ -734,7 +733,7 @@ mod tests {
             );
             let l = table.moe_layer(&q).unwrap();
             assert!(
-                0.0 < l.lo.0 && l.lo <= l.value && l.value <= l.hi && l.hi.is_finite(),
+                0.0 < l.lo().0 && l.lo() <= l.value && l.value <= l.hi() && l.hi().is_finite(),
                 "{q:?}"
             );
         }

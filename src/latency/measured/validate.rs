@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use crate::latency::latency::LayerQuery;
+use super::layer::LayerQuery;
 use crate::measure::record::{
     AaVerdict, Cell, CheckOutcome, IntervalRecord, PROTOCOL_VERSION, Profile, RunCeilings, Status,
 };

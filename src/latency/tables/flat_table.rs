@@ -22,7 +22,11 @@ const PARQUET_MAGIC: &[u8] = b"PAR1";
 pub struct FlatTable {
     location: String,
     columns: HashMap<String, usize>,
-    rows: Vec<Vec<String>>,
+    /// Distinct texts: most cells of a table repeat.
+    texts: Vec<Box<str>>,
+    /// Index of the text of each cell, row by row.
+    cells: Vec<u32>,
+    rows: usize,
     /// The bytes that were read.
     pub bytes: Vec<u8>,
     /// Lines before the first row, for messages: 1 in a CSV.
@@ -66,12 +70,16 @@ impl FlatTable {
         };
         let header = reader.headers().map_err(|e| bad(&e))?.clone();
         let columns = columns(location, header.iter().map(str::trim))?;
-        let mut rows = Vec::new();
+        let mut cells = Interned::default();
+        let mut rows = 0;
         for record in reader.records() {
             let record = record.map_err(|e| bad(&e))?;
-            rows.push(record.iter().map(|cell| cell.trim().to_owned()).collect());
+            record.iter().for_each(|cell| cells.push(cell.trim()));
+            rows += 1;
         }
-        Ok(Self { location: location.to_owned(), columns, rows, bytes, first_line: 2 })
+        let Interned { texts, cells, .. } = cells;
+        let location = location.to_owned();
+        Ok(Self { location, columns, texts, cells, rows, bytes, first_line: 2 })
     }
 
     fn parquet(location: &str, bytes: Vec<u8>) -> Result<Self> {
@@ -82,16 +90,19 @@ impl FlatTable {
         let schema = reader.metadata().file_metadata().schema_descr();
         let names: Vec<String> = schema.columns().iter().map(|c| c.name().to_owned()).collect();
         let columns = columns(location, names.iter().map(String::as_str))?;
-        let mut rows = Vec::new();
+        let mut cells = Interned::default();
+        let mut rows = 0;
         for row in reader.get_row_iter(None).map_err(bad)? {
             let row = row.map_err(bad)?;
-            let cells: Vec<String> = row.get_column_iter().map(|(_, cell)| text(cell)).collect();
-            if cells.len() != names.len() {
+            row.get_column_iter().for_each(|(_, cell)| cells.push_field(cell));
+            rows += 1;
+            if cells.cells.len() != rows * names.len() {
                 return Err(Error::bad_file(location, "nested columns are not a flat table"));
             }
-            rows.push(cells);
         }
-        Ok(Self { location: location.to_owned(), columns, rows, bytes, first_line: 1 })
+        let Interned { texts, cells, .. } = cells;
+        let location = location.to_owned();
+        Ok(Self { location, columns, texts, cells, rows, bytes, first_line: 1 })
     }
 
     /// Where the table came from.
@@ -106,7 +117,34 @@ impl FlatTable {
 
     /// All rows.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = Row<'_>> {
-        (0..self.rows.len()).map(|index| Row { table: self, index })
+        (0..self.rows).map(|index| Row { table: self, index })
+    }
+}
+
+/// Cells as they are read, each distinct text once.
+#[derive(Default)]
+struct Interned {
+    known: HashMap<Box<str>, u32>,
+    texts: Vec<Box<str>>,
+    cells: Vec<u32>,
+}
+
+impl Interned {
+    fn push(&mut self, text: &str) {
+        let next = u32::try_from(self.texts.len()).unwrap_or(u32::MAX);
+        let index = self.known.get(text).copied().unwrap_or_else(|| {
+            self.known.insert(text.into(), next);
+            self.texts.push(text.into());
+            next
+        });
+        self.cells.push(index);
+    }
+
+    fn push_field(&mut self, cell: &Field) {
+        match cell {
+            Field::Str(text) => self.push(text),
+            other => self.push(&text(other)),
+        }
     }
 }
 
@@ -149,7 +187,9 @@ impl<'a> Row<'a> {
     /// The text of a cell; `None` when the column is missing or the cell empty.
     pub fn text(&self, column: &str) -> Option<&'a str> {
         let index = *self.table.columns.get(column)?;
-        self.table.rows[self.index].get(index).map(String::as_str).filter(|t| !t.is_empty())
+        let cell = self.index * self.table.columns.len() + index;
+        let text = *self.table.cells.get(cell)?;
+        self.table.texts.get(text as usize).map(AsRef::as_ref).filter(|t| !t.is_empty())
     }
 
     /// The text of a cell that must be there.

@@ -4,7 +4,7 @@ use super::steps::{Steps, Variability};
 use super::{Limit, Metric, Statistic};
 use crate::Result;
 use crate::serving::{Breakdown, Deployment, EngineSpeed, Lengths, PromptTimes, StepLoad};
-use crate::units::{Bytes, Seconds};
+use crate::units::Seconds;
 
 /// Points of the batch grid per doubling.
 const POINTS_PER_DOUBLING: f64 = 2.0;
@@ -58,16 +58,15 @@ impl PlanCurve {
     /// [`crate::Error::Infeasible`] when not one sequence fits; as [`Deployment::step`].
     pub fn new(
         deployment: &Deployment,
-        usable: Bytes,
         lengths: &Lengths,
         variability: Variability,
     ) -> Result<Self> {
         // Sizing never pushes a sequence out: each holds its whole length.
-        let whole = Lengths { input: lengths.input + lengths.output, output: 0.0 };
-        let cap = deployment.batch_cap(usable, &whole)?;
+        let cap = deployment.guaranteed_cap(lengths)?;
         let dp = deployment.layout.attention_dp as f64;
-        let per_token = deployment.cache_per_sequence(whole.input).0 / whole.input;
-        let free = usable.0 - deployment.weights_per_device().0;
+        let held = lengths.held();
+        let per_token = deployment.cache_per_sequence(held).0 / held;
+        let free = (deployment.memory.usable() - deployment.weights_per_device()).0;
         let mut decodes = Vec::new();
         for batch in batches(cap, POINTS_PER_DOUBLING) {
             let step = deployment.step(&load(lengths, batch, 0.0))?;

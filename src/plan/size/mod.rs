@@ -13,11 +13,13 @@ pub use curve::{Load, PlanCurve};
 pub use search::{Choice, Failure, SizeAnswer, size};
 pub use steps::Variability;
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use crate::config::{DeviceSpec, MoeModel};
 use crate::plan::request_trace::RequestTrace;
-use crate::serving::{EngineCosts, Lengths, Spread};
+use crate::serving::{EngineCosts, Lengths, LoadModel, Spread};
 use crate::units::{Seconds, UsdPerHour};
 
 /// What a limit is on.
@@ -101,6 +103,8 @@ pub struct SizeInputs {
     pub engine: String,
     /// Its constants.
     pub costs: EngineCosts,
+    /// Load of the experts.
+    pub routing: Arc<LoadModel>,
     /// Mean lengths.
     pub lengths: Lengths,
     /// How lengths vary, for the simulation.

@@ -3,16 +3,21 @@
 use serde::Serialize;
 
 use super::{Limit, Load, PlanCurve, SizeInputs, Variability};
-use crate::latency::{KernelTimes, Source};
-use crate::plan::points::{REPORTED_OVER_NOMINAL, RESERVE, USABLE_SHARE};
+use crate::config::DeviceSpec;
+use crate::config::device::DeviceKind;
+use crate::latency::{LatencyModel, Source};
+use crate::plan::points::LatencyOf;
 use crate::serving::{
-    Arrivals, Deployment, Layout, Percentiles, Simulated, simulate, usd_per_million_split,
+    Arrivals, Deployment, EngineCosts, Layout, MemoryBudget, Percentiles, Served, Simulated,
+    Traffic, simulate, usd_per_million_split,
 };
 use crate::units::{Bytes, UsdPerHour};
 use crate::{Error, Result};
 
-/// Devices of a replica inside one node.
-const NODE_SIZES: [usize; 4] = [1, 2, 4, 8];
+/// Devices of a replica that are always tried.
+const SIZES: [usize; 4] = [1, 2, 4, 8];
+/// Further sizes, for models that no smaller replica holds within the limits.
+const WIDE_SIZES: [usize; 3] = [16, 32, 64];
 /// Most plans that are simulated before the search gives up.
 const FINALISTS: usize = 12;
 /// Times that a finalist may gain replicas from its simulation.
@@ -52,8 +57,8 @@ pub struct Choice {
     pub simulated: Option<Simulated>,
     /// Weights per device in bytes.
     pub weights: Bytes,
-    /// Memory of a device that the engine may use.
-    pub usable: Bytes,
+    /// Memory of a device.
+    pub memory: MemoryBudget,
     /// Cache of one sequence at its mean length, on a device that holds it.
     pub cache_per_sequence: Bytes,
     /// Where the step times come from.
@@ -112,92 +117,161 @@ pub struct SizeAnswer {
     pub others: Vec<Choice>,
     /// Plans that do not.
     pub failures: Vec<Failure>,
+    /// One replica of the best plan at the mean rate in steady state, without waiting: what
+    /// `estimate` says of it.
+    pub steady: Served,
 }
 
-/// Sizes a deployment. `times` gives kernel times of a device or why there are none.
+/// Sizes a deployment. `latency` gives latencies on a device or why there are none.
 ///
 /// # Errors
 /// [`Error::Infeasible`] with the nearest service level when nothing keeps the limits.
-pub fn size<'a>(
-    inputs: &SizeInputs,
-    times: &dyn Fn(&crate::config::DeviceSpec) -> Result<&'a KernelTimes>,
-) -> Result<SizeAnswer> {
-    let mut failures = Vec::new();
+pub fn size(inputs: &SizeInputs, latency: &LatencyOf) -> Result<SizeAnswer> {
+    let mut search = Search { inputs, failures: Vec::new(), nearest: Nearest::default() };
     let mut choices = Vec::new();
-    let mut nearest = Nearest::default();
     for (device, price) in &inputs.devices {
-        let times = match times(device) {
-            Ok(times) => times,
-            Err(error) => {
-                failures.push(Failure { plan: device.name.clone(), reason: error.to_string() });
-                continue;
-            }
-        };
-        for layout in layouts(inputs) {
-            let costs = inputs.costs.clone().on(&inputs.engine, device);
-            let deployment = Deployment { model: &inputs.model, layout, times, costs: &costs };
-            let plan = format!("{} {layout}", device.name);
-            let usable =
-                Bytes(device.memory_bytes * REPORTED_OVER_NOMINAL * USABLE_SHARE) - RESERVE;
-            let variability = Variability::of(inputs.burstiness, inputs.spread);
-            let curve = PlanCurve::new(&deployment, usable, &inputs.lengths, variability);
-            let curve = match curve {
-                Ok(curve) => curve,
-                Err(error) => {
-                    failures.push(Failure { plan, reason: format!("memory: {error}") });
-                    continue;
-                }
-            };
-            match best_cap(&curve, inputs, layout.devices()) {
-                Ok((max_batch, needed, capacity)) => {
-                    let at = |rate: f64| curve.at(rate / needed as f64, max_batch);
-                    let peak = inputs.rate * inputs.peak_over_mean;
-                    let (Some(load), Some(mean_load)) = (at(peak), at(inputs.rate)) else {
-                        continue;
-                    };
-                    choices.push(Choice {
-                        device: device.name.clone(),
-                        price: *price,
-                        layout,
-                        max_batch,
-                        replicas: needed + inputs.spare,
-                        capacity,
-                        load,
-                        mean_load,
-                        simulated: None,
-                        weights: deployment.weights_per_device(),
-                        usable,
-                        cache_per_sequence: deployment
-                            .cache_per_sequence(inputs.lengths.mean_context()),
-                        source: curve.step.source,
-                        curve,
-                    });
-                }
-                Err(reason) => {
-                    nearest.consider(&curve, inputs, &plan);
-                    failures.push(Failure { plan, reason });
-                }
-            }
+        match latency(device, &inputs.engine) {
+            Ok(latency) => choices.extend(search.device(device, *price, latency.as_ref())),
+            Err(error) => search.fail(device.name.clone(), error.to_string()),
         }
     }
     choices.sort_by(|a, b| {
         let key = |c: &Choice| (c.usd_per_hour(), c.load.tpot[0].0);
         key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal)
     });
-    finish(inputs, choices, failures, &nearest)
+    let chosen = finish(inputs, &mut choices, &mut search)?;
+    let steady = steady(inputs, &chosen, latency)?;
+    let binding = binding(&chosen, inputs);
+    let others = choices.into_iter().filter(|c| c.name() != chosen.name()).collect();
+    Ok(SizeAnswer { best: chosen, binding, others, failures: search.failures, steady })
+}
+
+/// One replica of a plan at the mean rate.
+fn steady(inputs: &SizeInputs, choice: &Choice, latency: &LatencyOf) -> Result<Served> {
+    let named = inputs.devices.iter().find(|(d, _)| d.name == choice.device);
+    let (device, _) = named.ok_or_else(|| Error::usage("--device", "the plan's device is gone"))?;
+    let latency = latency(device, &inputs.engine)?;
+    let costs = inputs.costs.clone().on(&inputs.engine, device);
+    let deployment = deployment(inputs, device, choice.layout, (latency.as_ref(), &costs));
+    let serving = choice.replicas - inputs.spare;
+    deployment.serve(&Traffic::Open(inputs.rate / serving as f64), &inputs.lengths)
+}
+
+/// A layout on a device under `inputs`.
+fn deployment<'a>(
+    inputs: &'a SizeInputs,
+    device: &DeviceSpec,
+    layout: Layout,
+    (latency, costs): (&'a dyn LatencyModel, &'a EngineCosts),
+) -> Deployment<'a> {
+    Deployment {
+        model: &inputs.model,
+        layout,
+        latency,
+        costs,
+        routing: &inputs.routing,
+        skewed: None,
+        memory: MemoryBudget::of(device),
+        domain: device.scale_up_devices,
+    }
+}
+
+/// A search under way.
+struct Search<'a> {
+    inputs: &'a SizeInputs,
+    failures: Vec<Failure>,
+    nearest: Nearest,
+}
+
+impl Search<'_> {
+    fn fail(&mut self, plan: String, reason: String) {
+        self.failures.push(Failure { plan, reason });
+    }
+
+    /// All plans on one device that keep the limits; replicas of more than eight devices are tried
+    /// where no smaller one does.
+    fn device(
+        &mut self,
+        device: &DeviceSpec,
+        price: UsdPerHour,
+        latency: &dyn LatencyModel,
+    ) -> Vec<Choice> {
+        let alone = device.kind == DeviceKind::Cpu;
+        let groups: [&[usize]; 2] = if alone { [&[1], &[]] } else { [&SIZES, &WIDE_SIZES] };
+        for sizes in groups {
+            let sizes: Vec<usize> =
+                sizes.iter().copied().filter(|n| *n <= self.inputs.max_gpus).collect();
+            let layouts = Layout::candidates(&self.inputs.model, &sizes);
+            let found: Vec<Choice> = layouts
+                .into_iter()
+                .filter_map(|layout| self.plan(device, price, layout, latency))
+                .collect();
+            if !found.is_empty() {
+                return found;
+            }
+        }
+        Vec::new()
+    }
+
+    /// One layout on one device, or nothing and the reason noted.
+    fn plan(
+        &mut self,
+        device: &DeviceSpec,
+        price: UsdPerHour,
+        layout: Layout,
+        latency: &dyn LatencyModel,
+    ) -> Option<Choice> {
+        let inputs = self.inputs;
+        let costs = inputs.costs.clone().on(&inputs.engine, device);
+        let deployment = deployment(inputs, device, layout, (latency, &costs));
+        let name = format!("{} {layout}", device.name);
+        let variability = Variability::of(inputs.burstiness, inputs.spread);
+        let curve = match PlanCurve::new(&deployment, &inputs.lengths, variability) {
+            Ok(curve) => curve,
+            Err(error @ Error::Infeasible { .. }) => {
+                self.fail(name, format!("memory: {error}"));
+                return None;
+            }
+            Err(error) => {
+                self.fail(name, format!("latency: {error}"));
+                return None;
+            }
+        };
+        let (max_batch, needed, capacity) = match best_cap(&curve, inputs, layout.devices()) {
+            Ok(found) => found,
+            Err(reason) => {
+                self.nearest.consider(&curve, inputs, &name);
+                self.fail(name, reason);
+                return None;
+            }
+        };
+        let at = |rate: f64| curve.at(rate / needed as f64, max_batch);
+        let (load, mean_load) = (at(inputs.rate * inputs.peak_over_mean)?, at(inputs.rate)?);
+        Some(Choice {
+            device: device.name.clone(),
+            price,
+            layout,
+            max_batch,
+            replicas: needed + inputs.spare,
+            capacity,
+            load,
+            mean_load,
+            simulated: None,
+            weights: deployment.weights_per_device(),
+            memory: deployment.memory,
+            cache_per_sequence: deployment.cache_per_sequence(inputs.lengths.mean_context()),
+            source: curve.step.source(),
+            curve,
+        })
+    }
 }
 
 /// Simulates the cheapest plans and keeps the cheapest that passes.
-fn finish(
-    inputs: &SizeInputs,
-    mut choices: Vec<Choice>,
-    mut failures: Vec<Failure>,
-    nearest: &Nearest,
-) -> Result<SizeAnswer> {
+fn finish(inputs: &SizeInputs, choices: &mut [Choice], search: &mut Search) -> Result<Choice> {
     let mut best: Option<Choice> = None;
     for choice in choices.iter_mut().take(FINALISTS) {
-        // They stand in order of cost: one that passed can only be beaten by one that costs less
-        // than it came to cost.
+        // They are in order of cost: one that passed can only be beaten by one that costs less than
+        // it came to cost.
         if best.as_ref().is_some_and(|b| choice.usd_per_hour() >= b.usd_per_hour()) {
             break;
         }
@@ -207,22 +281,19 @@ fn finish(
             }
         } else {
             let reason = format!("simulation: misses a limit with {} replicas", choice.replicas);
-            failures.push(Failure { plan: choice.name(), reason });
+            search.fail(choice.name(), reason);
         }
     }
-    let Some(best) = best else {
+    best.ok_or_else(|| {
         let what = format!(
             "{} at {} requests/s on up to {} devices, {} plans tried",
             inputs.model.name,
             inputs.rate,
             inputs.max_gpus,
-            failures.len()
+            search.failures.len()
         );
-        return Err(Error::infeasible(what, nearest.sentence(&failures)));
-    };
-    let binding = binding(&best, inputs);
-    let others = choices.into_iter().filter(|c| c.name() != best.name()).collect();
-    Ok(SizeAnswer { best, binding, others, failures })
+        Error::infeasible(what, search.nearest.sentence(&search.failures))
+    })
 }
 
 /// Simulates a plan at the peak rate, with more replicas where it misses a limit.
@@ -274,20 +345,6 @@ fn value(simulated: &Simulated, limit: &Limit) -> f64 {
         super::Statistic::P90 => of.p90.value,
         super::Statistic::P99 => of.p99.value,
     }
-}
-
-/// Layouts of one replica: tensor parallel, experts spread, and attention by sequences.
-fn layouts(inputs: &SizeInputs) -> Vec<Layout> {
-    let mut all = Vec::new();
-    for n in NODE_SIZES {
-        all.push(Layout::tensor(n));
-        if n > 1 && !inputs.model.is_dense() {
-            all.push(Layout { attention_tp: n, attention_dp: 1, moe_tp: 1, moe_ep: n });
-            all.push(Layout { attention_tp: 1, attention_dp: n, moe_tp: 1, moe_ep: n });
-        }
-    }
-    all.retain(|l| l.devices() <= inputs.max_gpus && l.validate(&inputs.model).is_ok());
-    all
 }
 
 /// Batch limit and replicas with the fewest replicas, and what a replica could carry.

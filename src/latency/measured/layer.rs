@@ -1,31 +1,9 @@
-//! A latency never travels without its interval and its origin.
+//! One measured MoE layer execution and the ceilings of the run that it belongs to.
 
 use serde::{Deserialize, Serialize};
 
+use crate::latency::query::MoeQuery;
 use crate::units::Seconds;
-
-pub use crate::latency::source::Source;
-
-/// A point estimate of a duration with a 95 % interval and its origin.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Latency {
-    /// The estimate.
-    pub value: Seconds,
-    /// Lower end of the 95 % interval.
-    pub lo: Seconds,
-    /// Upper end of the 95 % interval.
-    pub hi: Seconds,
-    /// Where it comes from.
-    pub source: Source,
-}
-
-impl Latency {
-    /// Half the width of the interval in units of the natural logarithm, divided by 1.96:
-    /// the standard deviation of a log-normal draw of this latency.
-    pub fn log_sigma(&self) -> f64 {
-        ((self.hi.0 / self.lo.0).ln() / (2.0 * 1.96)).max(0.0)
-    }
-}
 
 /// One MoE layer execution whose duration is asked for.
 ///
@@ -81,20 +59,24 @@ impl LayerQuery {
     }
 }
 
-/// Anything that can say how long a MoE layer and its dense neighbours take on one device:
-/// a measured profile or a roofline.
-pub trait LatencyModel: Send + Sync {
-    /// Duration of router, align, grouped GEMMs, activation and combine of one MoE layer.
-    ///
-    /// # Errors
-    /// [`crate::Error::Unfit`] when the query lies outside what may be answered.
-    fn moe_layer(&self, query: &LayerQuery) -> crate::Result<Latency>;
-
-    /// What the device can do, for the dense parts of a step.
-    fn ceilings(&self) -> Ceilings;
+impl From<&MoeQuery> for LayerQuery {
+    /// The layer that the busiest device executes.
+    fn from(query: &MoeQuery) -> Self {
+        Self {
+            hidden: query.hidden,
+            inter: query.inter / query.tensor_parallel,
+            experts: query.experts / query.expert_parallel,
+            top_k: query.top_k,
+            gated: query.gated,
+            weight_bits: query.weight_bits,
+            tokens: query.rows / query.top_k as f64,
+            active_experts: query.active,
+            max_rows: query.max_rows,
+        }
+    }
 }
 
-/// Measured (or published, for a roofline) rates of a device that the dense parts are priced by.
+/// Measured rates of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ceilings {
     /// Read bandwidth in bytes per second that a streaming kernel reaches.
@@ -103,6 +85,4 @@ pub struct Ceilings {
     pub gemm_flops_per_s: f64,
     /// Fixed cost of one layer of one step (launches, norms, small kernels), in seconds.
     pub layer_overhead_s: f64,
-    /// Where these rates come from.
-    pub source: Source,
 }

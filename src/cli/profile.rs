@@ -1,0 +1,373 @@
+//! `--profile A[,B...]`: where latencies come from, the same for every command.
+//!
+//! An item is a profile of this program, a file of imported tables, a device whose measured tables
+//! are shipped, or `roofline:DEVICE`. They are asked in the given order, operation by operation; what
+//! none of them holds is answered by the device's roofline and labelled so.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use clap::Args;
+
+use crate::cli::parse::quantity;
+use crate::config::device::{DeviceKind, Price};
+use crate::config::{DType, DeviceSpec};
+use crate::files::read_capped;
+use crate::latency::measured::format;
+use crate::latency::measured::table::{Policy, Transfer};
+use crate::latency::tables::{self, EngineTables, TablesModel};
+use crate::latency::{LatencyModel, LatencyTable, Operation, RooflineModel, Stack};
+use crate::measure::record::{Device, Profile};
+use crate::serving::{EngineCosts, MemoryBudget};
+use crate::units::UsdPerHour;
+use crate::{Error, Result};
+
+/// Engine whose tables and constants are used unless named.
+pub(crate) const DEFAULT_ENGINE: &str = "vllm";
+
+/// A general-purpose cloud machine costs about this much per thread and hour: $0.2016 for the four of
+/// an `m7i.xlarge`, on demand.
+const USD_PER_THREAD_HOUR: f64 = 0.05;
+
+/// Longest file of latencies that is read, in bytes.
+const CAP: u64 = 256 << 20;
+
+/// Flags that every command with latencies has.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ProfileArgs {
+    /// Latencies, asked in the given order: a profile that `measure` wrote, a file that `import`
+    /// wrote, a device with shipped tables (h100), or roofline:DEVICE [default: the device's shipped
+    /// tables].
+    #[arg(
+        long,
+        value_name = "SOURCE[,SOURCE...]",
+        value_delimiter = ',',
+        help_heading = "Measurements"
+    )]
+    pub profile: Vec<String>,
+    /// Engine whose kernels and constants are used: vllm, sglang or trtllm; none prices this
+    /// program's own kernels without a server [default: vllm; none with a profile of this program].
+    #[arg(long, value_name = "ENGINE", help_heading = "Measurements")]
+    pub engine: Option<String>,
+    /// Use cells of a profile whose interval stayed wide.
+    #[arg(long, help_heading = "Measurements")]
+    pub include_noisy: bool,
+}
+
+/// One item of `--profile`.
+#[derive(Clone)]
+pub(crate) enum Item {
+    /// A profile of this program.
+    Own {
+        /// File or how it came to be.
+        origin: String,
+        /// Its content.
+        profile: Arc<Profile>,
+    },
+    /// Tables of engines from a file.
+    Imported {
+        /// The file.
+        origin: String,
+        /// Its content.
+        tables: Arc<EngineTables>,
+    },
+    /// A device whose tables are shipped.
+    Shipped(DeviceSpec),
+    /// A device by its published peaks.
+    Roofline(DeviceSpec),
+}
+
+impl Item {
+    /// Reads what a word of `--profile` names.
+    ///
+    /// # Errors
+    /// For a file that cannot be read or is neither profile nor tables, and for an unknown name.
+    pub(crate) fn read(text: &str) -> Result<Self> {
+        if let Some(device) = text.strip_prefix("roofline:") {
+            return Ok(Self::Roofline(DeviceSpec::load(device)?));
+        }
+        let path = Path::new(text);
+        let is_file = path.extension().is_some_and(|e| !e.eq_ignore_ascii_case("toml"))
+            || text.contains(std::path::MAIN_SEPARATOR);
+        if !is_file {
+            return DeviceSpec::load(text).map(Self::Shipped).map_err(|e| match e {
+                Error::Usage { reason, .. } => Error::usage(
+                    "--profile",
+                    format!("{reason}; files end in .json or .mft, roofline:DEVICE takes peaks"),
+                ),
+                other => other,
+            });
+        }
+        let origin = text.to_owned();
+        if tables::is_tables(&read_capped(path, CAP)?) {
+            return Ok(Self::Imported { origin, tables: Arc::new(tables::read(path)?) });
+        }
+        Ok(Self::Own { origin, profile: Arc::new(format::read(path)?) })
+    }
+
+    /// The device that its latencies are of.
+    pub(crate) fn device(&self) -> Result<DeviceSpec> {
+        match self {
+            Self::Own { profile, .. } => Ok(device_of(profile)),
+            Self::Imported { origin, tables } => DeviceSpec::of_driver_name(&tables.device)
+                .ok_or_else(|| {
+                    let reason = "its peaks are not known; name a known one with --device";
+                    Error::unfit(format!("{origin}: tables of `{}`", tables.device), reason)
+                }),
+            Self::Shipped(device) | Self::Roofline(device) => Ok(device.clone()),
+        }
+    }
+
+    /// Its name in answers.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Own { origin, .. } | Self::Imported { origin, .. } => origin.clone(),
+            Self::Shipped(device) => format!("shipped tables of {}", device.name),
+            Self::Roofline(device) => format!("published peaks of {}", device.name),
+        }
+    }
+}
+
+/// What `--profile` and `--engine` resolve to.
+pub(crate) struct Sources {
+    items: Vec<Item>,
+    engine: Option<String>,
+    include_noisy: bool,
+    stacks: Mutex<HashMap<(String, String), Arc<Stack>>>,
+}
+
+impl Sources {
+    /// Reads every item.
+    ///
+    /// # Errors
+    /// As [`Item::read`]; an unknown engine.
+    pub(crate) fn read(args: &ProfileArgs) -> Result<Self> {
+        let items = args.profile.iter().map(|text| Item::read(text)).collect::<Result<_>>()?;
+        Self::new(items, args)
+    }
+
+    /// The same from items at hand.
+    ///
+    /// # Errors
+    /// An unknown engine.
+    pub(crate) fn new(items: Vec<Item>, args: &ProfileArgs) -> Result<Self> {
+        if let Some(engine) = &args.engine
+            && !["vllm", "sglang", "trtllm", "none"].contains(&engine.as_str())
+        {
+            let reason = format!("`{engine}` is none of vllm, sglang, trtllm, none");
+            return Err(Error::usage("--engine", reason));
+        }
+        Ok(Self {
+            items,
+            engine: args.engine.clone(),
+            include_noisy: args.include_noisy,
+            stacks: Mutex::default(),
+        })
+    }
+
+    /// The items in order.
+    pub(crate) fn items(&self) -> &[Item] {
+        &self.items
+    }
+
+    /// The first profile of this program among them.
+    pub(crate) fn own(&self) -> Option<(&str, &Profile)> {
+        self.items.iter().find_map(|item| match item {
+            Item::Own { origin, profile } => Some((origin.as_str(), profile.as_ref())),
+            _ => None,
+        })
+    }
+
+    /// The device that the first item is of, if there is one.
+    ///
+    /// # Errors
+    /// As [`Item::device`].
+    pub(crate) fn device(&self) -> Result<Option<DeviceSpec>> {
+        self.items.first().map(Item::device).transpose()
+    }
+
+    /// The engine that is priced: the one named, none for this program's own kernels, else the
+    /// default.
+    pub(crate) fn engine(&self) -> &str {
+        match (&self.engine, self.items.first()) {
+            (Some(named), _) => named,
+            (None, Some(Item::Own { .. })) => "none",
+            (None, _) => DEFAULT_ENGINE,
+        }
+    }
+
+    /// What the engine adds, before a device limits it ([`EngineCosts::on`]).
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for `none` without a profile of this program.
+    pub(crate) fn costs(&self) -> Result<EngineCosts> {
+        if self.engine() != "none" {
+            return Ok(EngineCosts::of(self.engine()));
+        }
+        let (_, profile) = self
+            .own()
+            .ok_or_else(|| Error::usage("--engine", "none needs a profile that `measure` wrote"))?;
+        let table = LatencyTable::new(profile, self.policy())?;
+        Ok(EngineCosts::bare(table.ceilings().layer_overhead_s))
+    }
+
+    /// Latencies on a device with kernels of an engine, built once each: the items in order, then
+    /// the measured ceilings of a profile, then the device's roofline. Without items the device's
+    /// shipped tables come first.
+    ///
+    /// # Errors
+    /// A profile without a usable cell, tables that cannot be carried to the device.
+    pub(crate) fn stack(&self, device: &DeviceSpec, engine: &str) -> Result<Arc<Stack>> {
+        let key = (device.name.clone(), engine.to_owned());
+        let known = || self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stack) = known().get(&key) {
+            return Ok(Arc::clone(stack));
+        }
+        let stack = Arc::new(Stack::new(self.models(device, engine)?));
+        known().insert(key, Arc::clone(&stack));
+        Ok(stack)
+    }
+
+    fn models(&self, device: &DeviceSpec, engine: &str) -> Result<Vec<Arc<dyn LatencyModel>>> {
+        let mut models: Vec<Arc<dyn LatencyModel>> = Vec::new();
+        let default = [Item::Shipped(device.clone())];
+        let items = if self.items.is_empty() { &default[..] } else { &self.items[..] };
+        let engine = Some(engine).filter(|e| *e != "none");
+        let mut ends_in_roofline = false;
+        for item in items {
+            match item {
+                Item::Own { profile, .. } => {
+                    models.push(Arc::new(LatencyTable::new(profile, self.policy())?));
+                    let own = device_of(profile);
+                    if own.name == device.name {
+                        models.push(Arc::new(RooflineModel::measured_ceilings(&own)?));
+                        ends_in_roofline = true;
+                    }
+                }
+                Item::Imported { tables, .. } => {
+                    models.push(Arc::new(TablesModel::new(Arc::clone(tables), device, engine)?));
+                }
+                Item::Shipped(of) => {
+                    if let Some(tables) = tables::shipped(of)? {
+                        models.push(Arc::new(TablesModel::new(tables, device, engine)?));
+                    }
+                }
+                Item::Roofline(of) => {
+                    models.push(Arc::new(RooflineModel::published(of)?));
+                    ends_in_roofline = true;
+                }
+            }
+        }
+        if !ends_in_roofline {
+            models.push(Arc::new(RooflineModel::published(device)?));
+        }
+        Ok(models)
+    }
+
+    /// How cells of a profile may be used.
+    pub(crate) const fn policy(&self) -> Policy {
+        Policy { transfer: Transfer::AnyShape, include_noisy: self.include_noisy }
+    }
+
+    /// [`Self::stack`] as predictions take it.
+    pub(crate) fn latency_of(
+        &self,
+    ) -> impl Fn(&DeviceSpec, &str) -> Result<Arc<dyn LatencyModel>> + Sync + '_ {
+        |device, engine| {
+            // Rows of a file name their own engines; a profile without one has none.
+            let engine = if self.engine() == "none" { "none" } else { engine };
+            Ok(self.stack(device, engine)? as Arc<dyn LatencyModel>)
+        }
+    }
+
+    /// The names of all items, for answers.
+    pub(crate) fn names(&self, device: &DeviceSpec) -> String {
+        if self.items.is_empty() {
+            return Item::Shipped(device.clone()).name();
+        }
+        self.items.iter().map(Item::name).collect::<Vec<_>>().join(", then ")
+    }
+}
+
+/// Who answered an operation, in words.
+pub(crate) fn origin_in(stack: &Stack) -> impl Fn(Operation, u8) -> Option<String> + '_ {
+    |operation, origin| stack.origin(operation, origin)
+}
+
+/// The device that a profile of this program was measured on: its measured ceilings, and memory,
+/// links and price as far as they are known.
+pub(crate) fn device_of(profile: &Profile) -> DeviceSpec {
+    let spec = of_machine(&profile.key.device);
+    let ceilings = &profile.run.ceilings;
+    let dtype = profile.cells.iter().find(|c| c.is_usable()).map_or(DType::Bf16, |c| c.dtype);
+    let mut flops_per_s = spec.flops_per_s;
+    for format in [DType::Bf16, DType::F16, dtype] {
+        flops_per_s.insert(format, ceilings.gemm_flops_per_s);
+    }
+    DeviceSpec { read_bytes_per_s: ceilings.read_bytes_per_s, flops_per_s, ..spec }
+}
+
+/// What is known of a machine before anything is measured on it.
+pub(crate) fn of_machine(device: &Device) -> DeviceSpec {
+    let name = device.name().to_owned();
+    let unmeasured = DeviceSpec {
+        aliases: Vec::new(),
+        source: "this machine".into(),
+        memory_bytes: device.memory_bytes() as f64,
+        read_bytes_per_s: 1.0,
+        link_bytes_per_s: 1.0,
+        kind: DeviceKind::Gpu,
+        scale_up_devices: 1,
+        scale_out: None,
+        flops_per_s: std::collections::BTreeMap::new(),
+        prices: Vec::new(),
+        name: name.clone(),
+    };
+    match device {
+        Device::Cpu(cpu) => {
+            let price = Price {
+                tier: "general-purpose cloud".into(),
+                usd_per_hour: USD_PER_THREAD_HOUR * cpu.threads as f64,
+                date: "2026-11".into(),
+                source: "stated: $0.05 per thread and hour, on demand".into(),
+            };
+            DeviceSpec { kind: DeviceKind::Cpu, prices: vec![price], ..unmeasured }
+        }
+        Device::Gpu(_) => match DeviceSpec::of_driver_name(&name) {
+            Some(known) => DeviceSpec { name, ..known },
+            None => unmeasured,
+        },
+    }
+}
+
+/// Price of a device: dollars per hour as given, a published tier by `tier:NAME`, else its first
+/// published price.
+///
+/// # Errors
+/// [`Error::Usage`] for a price that is none, an unknown tier, or a device without a price.
+pub(crate) fn price(flag: Option<&str>, device: &DeviceSpec) -> Result<(UsdPerHour, String)> {
+    let published =
+        |p: &Price| (UsdPerHour(p.usd_per_hour), format!("{} ({}, {})", p.source, p.tier, p.date));
+    let Some(text) = flag else {
+        return device.prices.first().map(published).ok_or_else(|| {
+            let reason = format!("no price of {} is known; give its dollars per hour", device.name);
+            Error::usage("--price", reason)
+        });
+    };
+    let Some(tier) = text.strip_prefix("tier:") else {
+        return quantity(text)
+            .map(|p| (UsdPerHour(p), "given".into()))
+            .map_err(|reason| Error::usage("--price", reason));
+    };
+    device.prices.iter().find(|p| p.tier == tier).map(published).ok_or_else(|| {
+        let known: Vec<&str> = device.prices.iter().map(|p| p.tier.as_str()).collect();
+        let reason = format!("no tier `{tier}` of {}; known: {}", device.name, known.join(", "));
+        Error::usage("--price", reason)
+    })
+}
+
+/// Memory of a device as an engine uses it, in words.
+pub(crate) fn memory_rule(memory: &MemoryBudget) -> String {
+    format!("{:.0}% of {} less {}", 100.0 * memory.usable_share, memory.device, memory.reserve)
+}

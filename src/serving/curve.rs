@@ -1,0 +1,272 @@
+//! A deployment tabulated over its batch: many cheap questions about one step curve.
+//!
+//! A replica is a processor-sharing server: `B` sequences each advance one token a step, so it
+//! completes `B / (T(B) x O)` requests a second, where `T(B)` is the mean over steps with and without
+//! prompt tokens ([`Deployment::steps`]). Waiting is not modelled here.
+
+use crate::Result;
+use crate::serving::steady::Prefill;
+use crate::serving::{Breakdown, Deployment, Lengths};
+use crate::units::{Seconds, TokensPerSecond};
+
+/// Points of the batch grid per doubling; `T(B)` is smooth between them.
+const POINTS_PER_DOUBLING: f64 = 2.0;
+
+/// Multipliers on the parts of a step, for what-if questions and random draws.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepFactors {
+    /// On the routed experts.
+    pub experts: f64,
+    /// On every kernel, and on what the engine adds.
+    pub step: f64,
+    /// Routing: 0 is the nominal one, 1 the far end of the range of skew.
+    pub skew: f64,
+}
+
+impl StepFactors {
+    /// Nothing changed.
+    pub const ONE: Self = Self { experts: 1.0, step: 1.0, skew: 0.0 };
+}
+
+/// What the clients are promised, on means.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ServiceLevel {
+    /// Maximum mean TPOT, if promised.
+    pub tpot: Option<Seconds>,
+    /// Maximum mean TTFT, excluding queueing, if promised.
+    pub ttft: Option<Seconds>,
+}
+
+/// Step time of a replica on a grid of batch sizes.
+#[derive(Clone, Debug)]
+pub struct StepCurve {
+    /// Batch sizes, rising from 1 to the memory's cap.
+    batch: Vec<f64>,
+    /// Mean step at each batch.
+    steps: Vec<Breakdown>,
+    /// A prompt's own step at each batch.
+    prompts: Vec<Breakdown>,
+    prefill: Prefill,
+    lengths: Lengths,
+}
+
+/// Where a replica operates.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Operation {
+    /// Decoding sequences.
+    pub batch: f64,
+    /// Mean time per output token.
+    pub tpot: Seconds,
+    /// Mean time to first token once admitted.
+    pub ttft: Seconds,
+    /// Requests completed per second.
+    pub requests_per_s: f64,
+    /// Output tokens per second.
+    pub output_rate: TokensPerSecond,
+}
+
+impl StepCurve {
+    /// Tabulates `deployment` from one sequence to all that fit.
+    ///
+    /// # Errors
+    /// [`crate::Error::Infeasible`] when not one sequence fits; as [`Deployment::step`].
+    pub fn new(deployment: &Deployment, lengths: &Lengths) -> Result<Self> {
+        let batch = batch_grid(deployment.batch_cap(lengths)?);
+        let prefill = deployment.prefill(lengths);
+        let mut steps = Vec::with_capacity(batch.len());
+        let mut prompts = Vec::with_capacity(batch.len());
+        for &b in &batch {
+            steps.push(deployment.steps(b, lengths)?.mean());
+            prompts.push(deployment.prompt_step(b, lengths)?);
+        }
+        Ok(Self { batch, steps, prompts, prefill, lengths: *lengths })
+    }
+
+    /// The memory's cap on sequences.
+    pub fn cap(&self) -> f64 {
+        self.batch.last().copied().unwrap_or(0.0)
+    }
+
+    /// Step time at a batch inside the grid, with the parts scaled.
+    pub fn step_time(&self, batch: f64, factors: &StepFactors) -> Seconds {
+        self.between(&self.steps, batch, factors)
+    }
+
+    /// Linear between the grid points around `batch`.
+    fn between(&self, steps: &[Breakdown], batch: f64, factors: &StepFactors) -> Seconds {
+        let (i, share) = self.locate(batch);
+        let low = scaled(&steps[i], factors);
+        let high = steps.get(i + 1).map_or(low, |s| scaled(s, factors));
+        low + (high - low) * share
+    }
+
+    /// Parts of the step at the grid point nearest to `batch`.
+    pub fn parts(&self, batch: f64) -> &Breakdown {
+        let (i, share) = self.locate(batch);
+        let nearest = if share > 0.5 { i + 1 } else { i };
+        &self.steps[nearest.min(self.steps.len() - 1)]
+    }
+
+    /// The operating point of highest rate that keeps the service level, or `None` when even a
+    /// single sequence breaks it.
+    pub fn capacity(&self, level: &ServiceLevel, factors: &StepFactors) -> Option<Operation> {
+        let mut best = self.operate(1.0, factors).filter(|o| level.share_kept(o, o) >= 1.0)?;
+        let mut start = best;
+        for &batch in &self.batch[1..] {
+            let end = self.operate(batch, factors)?;
+            let share = level.share_kept(&start, &end);
+            if share < 1.0 {
+                let at = self.operate(start.batch + (batch - start.batch) * share, factors)?;
+                return Some(better(best, at));
+            }
+            best = better(best, end);
+            start = end;
+        }
+        Some(best)
+    }
+
+    /// Whether this one is at least as fast at every batch of the other, and holds it.
+    pub fn beats(&self, other: &Self) -> bool {
+        self.cap() >= other.cap()
+            && other
+                .batch
+                .iter()
+                .zip(&other.steps)
+                .all(|(&batch, step)| self.step_time(batch, &StepFactors::ONE) <= step.total())
+    }
+
+    /// The operating point with `batch` sequences.
+    fn operate(&self, batch: f64, factors: &StepFactors) -> Option<Operation> {
+        let tpot = self.step_time(batch, factors);
+        if !(tpot.is_finite() && tpot.0 > 0.0) {
+            return None;
+        }
+        let own = self.between(&self.prompts, batch, factors);
+        let requests_per_s = batch / (tpot.0 * self.lengths.decodes());
+        Some(Operation {
+            batch,
+            tpot,
+            ttft: self.prefill.first_token(batch, tpot, own),
+            requests_per_s,
+            output_rate: TokensPerSecond(requests_per_s * self.lengths.output),
+        })
+    }
+
+    /// Grid interval that holds `batch` and the share of the way through it.
+    fn locate(&self, batch: f64) -> (usize, f64) {
+        let upper = self.batch.partition_point(|&b| b <= batch);
+        if upper == 0 {
+            return (0, 0.0);
+        }
+        let i = upper - 1;
+        match self.batch.get(upper) {
+            Some(next) => (i, (batch - self.batch[i]) / (next - self.batch[i])),
+            None => (i, 0.0),
+        }
+    }
+}
+
+impl ServiceLevel {
+    /// How much of the way from `start`, which keeps the promises, to `end` still keeps them;
+    /// 1 when `end` does. Both times are taken as linear in between.
+    fn share_kept(&self, start: &Operation, end: &Operation) -> f64 {
+        let share = |limit: Option<Seconds>, from: Seconds, to: Seconds| match limit {
+            Some(limit) if to > limit => ((limit - from) / (to - from)).clamp(0.0, 1.0 - 1e-12),
+            _ => 1.0,
+        };
+        let tpot = share(self.tpot, start.tpot, end.tpot);
+        tpot.min(share(self.ttft, start.ttft, end.ttft))
+    }
+}
+
+fn better(a: Operation, b: Operation) -> Operation {
+    if b.requests_per_s > a.requests_per_s { b } else { a }
+}
+
+/// A step with its parts scaled; no kernel beats the device's peaks.
+fn scaled(step: &Breakdown, factors: &StepFactors) -> Seconds {
+    let skewed = step.moe_skewed.seconds;
+    let moe = step.moe.seconds;
+    let experts = if skewed > 0.0 { moe + factors.skew * (skewed - moe) } else { moe };
+    let experts = (experts * factors.experts * factors.step).max(step.moe.floor_s);
+    let others: f64 = [&step.dense, &step.attention, &step.communication]
+        .into_iter()
+        .map(|p| (p.seconds * factors.step).max(p.floor_s))
+        .sum();
+    Seconds(experts + others + step.overhead_s * factors.step)
+}
+
+/// Batches from 1 to `cap`, evenly in the logarithm.
+fn batch_grid(cap: f64) -> Vec<f64> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a few dozen points at most"
+    )]
+    let intervals = (cap.log2() * POINTS_PER_DOUBLING).ceil().max(1.0) as usize;
+    if cap <= 1.0 {
+        return vec![1.0];
+    }
+    (0..=intervals).map(|i| cap.powf(i as f64 / intervals as f64)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serving::testing::on_roofline;
+
+    const LENGTHS: Lengths = Lengths { input: 512.0, output: 128.0 };
+    const NONE: ServiceLevel = ServiceLevel { tpot: None, ttft: None };
+
+    fn curve() -> StepCurve {
+        on_roofline("mixtral-8x7b", "h100", 2, |d| StepCurve::new(d, &LENGTHS).unwrap())
+    }
+
+    #[test]
+    fn the_table_gives_back_the_deployment_at_its_points_and_comes_near_between() {
+        on_roofline("mixtral-8x7b", "h100", 2, |d| {
+            let curve = StepCurve::new(d, &LENGTHS).unwrap();
+            for batch in [1.0, 3.0, 17.0, 100.0, curve.cap()] {
+                let exact = d.steps(batch, &LENGTHS).unwrap().mean().total();
+                let found = curve.step_time(batch, &StepFactors::ONE);
+                assert!((found / exact - 1.0).abs() < 0.01, "{batch}: {found} {exact}");
+            }
+            let exact = d.steps(1.0, &LENGTHS).unwrap().mean().total();
+            assert!((curve.step_time(1.0, &StepFactors::ONE) / exact - 1.0).abs() < 1e-12);
+        });
+    }
+
+    #[test]
+    fn a_tighter_promise_lowers_the_capacity_until_nothing_keeps_it() {
+        let curve = curve();
+        let at = |ms: f64| {
+            let level = ServiceLevel { tpot: Some(Seconds::from_ms(ms)), ttft: None };
+            curve.capacity(&level, &StepFactors::ONE)
+        };
+        let free = curve.capacity(&NONE, &StepFactors::ONE).unwrap();
+        let floor = curve.step_time(1.0, &StepFactors::ONE).as_ms();
+        let mut before = 0.0;
+        for share in [1.001, 1.2, 1.5, 2.0, 3.0] {
+            let found = at(share * floor).unwrap();
+            assert!(found.tpot.as_ms() <= share * floor * (1.0 + 1e-9));
+            assert!(found.requests_per_s > before && found.requests_per_s <= free.requests_per_s);
+            before = found.requests_per_s;
+        }
+        assert!(at(0.99 * floor).is_none());
+    }
+
+    #[test]
+    fn no_draw_beats_the_peak() {
+        let curve = curve();
+        let tiny = StepFactors { experts: 1e-6, step: 1e-6, skew: 0.0 };
+        let floors: f64 = curve.parts(1.0).parts().iter().map(|p| p.floor_s).sum();
+        assert!(curve.step_time(1.0, &tiny).0 >= floors);
+    }
+
+    #[test]
+    fn a_prompt_limit_counts_too() {
+        let curve = curve();
+        let level = ServiceLevel { tpot: None, ttft: Some(Seconds(1e-6)) };
+        assert!(curve.capacity(&level, &StepFactors::ONE).is_none());
+    }
+}
