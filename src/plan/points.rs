@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::config::{DType, DeviceSpec, MoeModel, preset};
 use crate::latency::tables::flat_table::{FlatTable, Row};
 use crate::latency::{LatencyModel, Source};
+use crate::plan::results::silicon;
 use crate::serving::{
     Breakdown, Deployment, EngineCosts, Layout, Lengths, LoadModel, MemoryBudget, Served, Traffic,
 };
@@ -80,7 +81,7 @@ pub struct Point {
 /// [`Error::Io`] when it cannot be read; [`Error::BadFile`] when it is no table, lacks a column or
 /// holds a number that is none.
 pub fn read(path: &Path) -> Result<Vec<Point>> {
-    let table = FlatTable::read(path)?;
+    let table = silicon::as_points(FlatTable::read(path)?)?;
     for column in ["model", "gpu", "engine", "isl", "osl", "concurrency_or_rate"] {
         if !table.has(column) {
             return Err(Error::bad_file(table.location(), format!("no column `{column}`")));

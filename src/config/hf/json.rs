@@ -7,8 +7,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-/// A byte that stands in strings for the letters of a literal; files do not hold it.
-const MARK: u8 = 0x7f;
+use crate::files::{masked_literal, without_literals};
 
 /// A JSON value.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,41 +91,6 @@ impl fmt::Display for Json {
     }
 }
 
-/// The text with each Python literal replaced by a string of the same length.
-fn without_literals(bytes: &[u8]) -> Vec<u8> {
-    let mut out = bytes.to_vec();
-    let (mut at, mut in_string) = (0, false);
-    while at < bytes.len() {
-        match bytes[at] {
-            b'\\' if in_string => at += 1,
-            b'"' => in_string = !in_string,
-            b'N' | b'I' | b'-' if !in_string => {
-                let names: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
-                if let Some(name) = names.into_iter().find(|n| bytes[at..].starts_with(n)) {
-                    let end = at + name.len() - 1;
-                    out[at..=end].fill(MARK);
-                    (out[at], out[end]) = (b'"', b'"');
-                    at = end;
-                }
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-    out
-}
-
-/// The literal that a marked string stands for.
-fn literal(text: &str) -> Option<&'static str> {
-    let marked = !text.is_empty() && text.bytes().all(|b| b == MARK);
-    match text.len() {
-        1 if marked => Some("NaN"),
-        6 if marked => Some("Infinity"),
-        7 if marked => Some("-Infinity"),
-        _ => None,
-    }
-}
-
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(Tree)
@@ -164,7 +128,7 @@ impl<'de> Visitor<'de> for Tree {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Json, E> {
-        Ok(literal(text).map_or_else(|| Json::Text(text.to_owned()), Json::Literal))
+        Ok(masked_literal(text).map_or_else(|| Json::Text(text.to_owned()), Json::Literal))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Json, A::Error> {
