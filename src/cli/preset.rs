@@ -1,14 +1,19 @@
-//! `preset`: the models that come with the program, each number with its source.
+//! `preset`: the models that come with the program, and what was read from a model file.
 
 use clap::Subcommand;
 use serde::Serialize;
 
 use crate::Result;
 use crate::cli::Output;
-use crate::config::preset::{self, ModelPreset};
-use crate::config::{Attention, DType, MoeModel};
+use crate::config::preset;
+use crate::config::{DType, Loaded, MoeModel, RouterConfig, Scoring, load_model};
 use crate::report::text_table;
 use crate::units::{Bytes, count};
+
+/// Contexts at which the cache is shown, in tokens.
+const CONTEXTS: [(&str, f64); 2] = [("1k", 1024.0), ("128k", 131_072.0)];
+/// Columns that a line of assumptions has at most.
+const LINE: usize = 100;
 
 /// List and show the models that come with the program.
 #[derive(Debug, clap::Args)]
@@ -25,10 +30,11 @@ pub enum Action {
     /// One line per model.
     #[command(after_help = "Example: moe-frontier preset list --json")]
     List,
-    /// Everything about one model.
+    /// Everything about one model, and what was assumed in reading it.
     #[command(after_help = "Example: moe-frontier preset show mixtral-8x7b")]
     Show {
-        /// Name as `preset list` prints it, in any case.
+        /// Name as `preset list` prints it, a `config.json`, a folder with one (and its
+        /// `hf_quant_config.json`), or a Hub id such as `Qwen/Qwen3-30B-A3B` or `org/name@revision`.
         name: String,
     },
 }
@@ -38,9 +44,11 @@ pub enum Action {
 struct Params {
     n_total: f64,
     n_active: f64,
+    n_active_non_embedding: f64,
     embedding: f64,
     head: f64,
     attention: f64,
+    linear_mixers: f64,
     router: f64,
     experts: f64,
     active_experts: f64,
@@ -49,17 +57,23 @@ struct Params {
     norms: f64,
     weights_bytes: f64,
     kv_bytes_per_token: f64,
+    kv_bytes_per_token_at_1k: f64,
+    kv_bytes_per_token_at_128k: f64,
+    state_bytes_per_sequence: f64,
 }
 
 impl Params {
     fn of(model: &MoeModel) -> Self {
         let p = model.params();
+        let at = |tokens: f64| model.kv_bytes(tokens).0 / tokens;
         Self {
             n_total: p.total(),
             n_active: p.active(),
+            n_active_non_embedding: p.active_non_embedding(),
             embedding: p.embedding,
             head: p.head,
             attention: p.attention,
+            linear_mixers: p.linear,
             router: p.router,
             experts: p.experts,
             active_experts: p.active_experts,
@@ -68,8 +82,29 @@ impl Params {
             norms: p.norms,
             weights_bytes: model.weight_bytes().0,
             kv_bytes_per_token: model.kv_bytes(1.0).0,
+            kv_bytes_per_token_at_1k: at(CONTEXTS[0].1),
+            kv_bytes_per_token_at_128k: at(CONTEXTS[1].1),
+            state_bytes_per_sequence: model.state_bytes().0,
         }
     }
+}
+
+/// Layers of one kind.
+#[derive(Debug, Serialize)]
+struct Layers {
+    layers: usize,
+    mixer: String,
+    feed_forward: String,
+    params_per_layer: f64,
+}
+
+/// Weights of one kind.
+#[derive(Debug, Serialize)]
+struct Weights {
+    kind: &'static str,
+    params: f64,
+    bits: f64,
+    bytes: f64,
 }
 
 /// One model of `--json`.
@@ -81,15 +116,39 @@ struct Shown {
     schema_version: Option<&'static str>,
     source: String,
     unverified: Vec<String>,
+    assumed: Vec<String>,
     model: MoeModel,
     params: Params,
+    layers: Vec<Layers>,
+    weights: Vec<Weights>,
 }
 
 impl Shown {
-    fn new(preset: ModelPreset) -> Self {
-        let params = Params::of(&preset.model);
-        let ModelPreset { source, unverified, model } = preset;
-        Self { schema: None, schema_version: None, source, unverified, model, params }
+    fn new(loaded: Loaded) -> Self {
+        let Loaded { model, assumed, source, unverified } = loaded;
+        let layers = model.layer_groups().into_iter().map(|g| Layers {
+            layers: g.layers,
+            mixer: g.mixer.label(),
+            feed_forward: g.ffn.label(),
+            params_per_layer: g.params(model.hidden_size),
+        });
+        let weights = model.weights_by_kind().into_iter().map(|w| Weights {
+            kind: w.kind.label(),
+            params: w.params,
+            bits: w.bits,
+            bytes: w.bytes().0,
+        });
+        Self {
+            schema: None,
+            schema_version: None,
+            source,
+            unverified,
+            assumed,
+            params: Params::of(&model),
+            layers: layers.collect(),
+            weights: weights.collect(),
+            model,
+        }
     }
 }
 
@@ -102,7 +161,7 @@ struct List {
 }
 
 const SCHEMA: &str = "moe-frontier/preset";
-const SCHEMA_VERSION: &str = "1.0";
+const SCHEMA_VERSION: &str = "1.1";
 
 /// Runs the command.
 ///
@@ -112,13 +171,13 @@ pub fn run(args: &Args, output: Output) -> Result<()> {
     match &args.action {
         Action::List => {
             let presets = preset::names()
-                .map(|name| preset::load(name).map(Shown::new))
+                .map(|name| load_model(name).map(Shown::new))
                 .collect::<Result<Vec<_>>>()?;
             let list = List { schema: SCHEMA, schema_version: SCHEMA_VERSION, presets };
             output.result(&list, || list_text(&list.presets))
         }
         Action::Show { name } => {
-            let mut shown = Shown::new(preset::load(name)?);
+            let mut shown = Shown::new(load_model(name)?);
             shown.schema = Some(SCHEMA);
             shown.schema_version = Some(SCHEMA_VERSION);
             output.result(&shown, || show_text(&shown))
@@ -157,58 +216,137 @@ fn list_text(presets: &[Shown]) -> String {
     )
 }
 
-fn show_text(shown: &Shown) -> String {
-    let (m, p) = (&shown.model, &shown.params);
-    let (source, counted) = ("published", "counted");
-    let mut rows: Vec<Vec<String>> = Vec::new();
-    let mut row = |name: &str, value: String, source: &str| {
-        let unverified = shown.unverified.iter().any(|field| field == name);
-        let source = if unverified { "not verified" } else { source };
-        rows.push(vec![name.to_owned(), value, source.to_owned()]);
-    };
-    row("hidden_size", m.hidden_size.to_string(), source);
-    row("num_layers", m.num_layers.to_string(), source);
-    row("dense_layers", m.dense_layers.to_string(), source);
-    if m.dense_layers > 0 {
-        row("dense_intermediate_size", m.dense_intermediate_size.to_string(), source);
-    }
-    row("attention", attention(&m.attention), source);
-    row("num_experts", m.num_experts.to_string(), source);
-    row("top_k", m.top_k.to_string(), source);
-    row("moe_intermediate_size", m.moe_intermediate_size.to_string(), source);
-    if let Some(shared) = m.shared_experts {
-        let value = format!("{}, FFN width {} together", shared.count, shared.intermediate_size);
-        row("shared_experts", value, source);
-    }
-    row("gated", m.gated.to_string(), source);
-    row("vocab_size", m.vocab_size.to_string(), source);
-    row("tied_embeddings", m.tied_embeddings.to_string(), source);
-    row("expert_dtype", dtype(m.expert_dtype), source);
-    row("dense_dtype", dtype(m.dense_dtype), source);
-    row("kv_dtype", dtype(m.kv_dtype), source);
-    row("total parameters", count(p.n_total), counted);
-    row("active parameters", count(p.n_active), counted);
-    row("of these experts", count(p.active_experts), counted);
-    row("attention parameters", count(p.attention), counted);
-    row("embedding and head", count(p.embedding + p.head), counted);
-    row("weights", Bytes(p.weights_bytes).to_string(), counted);
-    row("cache per token", Bytes(p.kv_bytes_per_token).to_string(), counted);
-    let table = text_table(&[("quantity", false), ("value", true), ("source", false)], rows);
-    format!("{}\npublished: {}\ncounted: from the published sizes\n\n{table}", m.name, shown.source)
+/// A table of quantities, each marked by where it comes from.
+struct Sheet<'a> {
+    rows: Vec<Vec<String>>,
+    unverified: &'a [String],
+    origin: &'static str,
 }
 
-fn attention(attention: &Attention) -> String {
-    match attention {
-        Attention::Gqa { heads, kv_heads, head_dim, sliding_window, .. } => {
-            let window = sliding_window.map_or_else(String::new, |w| {
-                format!(", window {} in {} layers", w.window, w.layers)
-            });
-            format!("{heads} heads, {kv_heads} KV heads of {head_dim}{window}")
+impl Sheet<'_> {
+    /// A size as the source gives it.
+    fn size(&mut self, name: &str, value: impl ToString) {
+        let source =
+            if self.unverified.iter().any(|f| f == name) { "not verified" } else { self.origin };
+        self.rows.push(vec![name.to_owned(), value.to_string(), source.to_owned()]);
+    }
+
+    /// A figure that was counted from the sizes.
+    fn counted(&mut self, name: &str, value: impl ToString) {
+        self.rows.push(vec![name.to_owned(), value.to_string(), "counted".to_owned()]);
+    }
+}
+
+fn show_text(shown: &Shown) -> String {
+    // A preset names its publication; anything else is a file.
+    let published = preset::load(&shown.model.name).is_ok_and(|p| p.source == shown.source);
+    let origin = if published { "published" } else { "file" };
+    let mut sheet = Sheet { rows: Vec::new(), unverified: &shown.unverified, origin };
+    sizes(&mut sheet, &shown.model);
+    for group in &shown.layers {
+        sheet.size(&format!("layers x {}", group.layers), &group.mixer);
+        sheet.size("", &group.feed_forward);
+    }
+    counts(&mut sheet, shown);
+    let table = text_table(&[("quantity", false), ("value", true), ("source", false)], sheet.rows);
+    let notes: String =
+        shown.assumed.iter().map(|note| wrapped("assumed: ", note)).collect::<Vec<_>>().join("");
+    let head =
+        format!("{}\n{origin}: {}\ncounted: from these sizes\n", shown.model.name, shown.source);
+    format!("{head}{notes}\n{table}")
+}
+
+fn sizes(sheet: &mut Sheet, m: &MoeModel) {
+    sheet.size("hidden_size", m.hidden_size);
+    sheet.size("num_layers", m.num_layers);
+    sheet.size("dense_layers", m.dense_layers);
+    if m.dense_layers > 0 {
+        sheet.size("dense_intermediate_size", m.dense_intermediate_size);
+    }
+    sheet.size("num_experts", m.num_experts);
+    sheet.size("top_k", m.top_k);
+    sheet.size("moe_intermediate_size", m.moe_intermediate_size);
+    if let Some(shared) = m.shared_experts {
+        let value = format!("{}, FFN width {} together", shared.count, shared.intermediate_size);
+        sheet.size("shared_experts", value);
+    }
+    sheet.size("gated", m.gated);
+    sheet.size("vocab_size", m.vocab_size);
+    sheet.size("tied_embeddings", m.tied_embeddings);
+    sheet.size("router", router(&m.router, m.is_dense()));
+    sheet.size("expert_dtype", dtype(m.expert_dtype));
+    sheet.size("dense_dtype", dtype(m.dense_dtype));
+    sheet.size("kv_dtype", dtype(m.kv_dtype));
+}
+
+fn counts(sheet: &mut Sheet, shown: &Shown) {
+    let p = &shown.params;
+    sheet.counted("total parameters", count(p.n_total));
+    sheet.counted("active parameters", count(p.n_active));
+    sheet.counted("of these without embedding", count(p.n_active_non_embedding));
+    sheet.counted("of these experts", count(p.active_experts));
+    sheet.counted("attention parameters", count(p.attention - p.linear_mixers));
+    if p.linear_mixers > 0.0 {
+        sheet.counted("linear mixer parameters", count(p.linear_mixers));
+    }
+    sheet.counted("embedding and head", count(p.embedding + p.head));
+    sheet.counted("weights", Bytes(p.weights_bytes));
+    for w in &shown.weights {
+        let value = format!("{} at {:.3} bits", Bytes(w.bytes), w.bits);
+        sheet.counted(&format!("  {}", w.kind), value);
+    }
+    let caches = [p.kv_bytes_per_token_at_1k, p.kv_bytes_per_token_at_128k];
+    sheet.counted("cache per token", Bytes(p.kv_bytes_per_token));
+    for ((name, _), bytes) in CONTEXTS.iter().zip(caches) {
+        sheet.counted(&format!("cache per token at {name}"), Bytes(bytes));
+    }
+    if p.state_bytes_per_sequence > 0.0 {
+        sheet.counted("state per sequence", Bytes(p.state_bytes_per_sequence));
+    }
+}
+
+fn router(router: &RouterConfig, dense: bool) -> String {
+    if dense {
+        return "none".into();
+    }
+    let scoring = match router.scoring {
+        Scoring::Softmax => "softmax",
+        Scoring::SoftmaxOverTopK => "softmax over the chosen",
+        Scoring::Sigmoid => "sigmoid",
+        Scoring::SoftplusSqrt => "square root of softplus",
+        Scoring::SparseMixer => "sparsemixer",
+        Scoring::Prototype => "prototypes",
+    };
+    let mut words = vec![scoring.to_owned()];
+    if router.bias {
+        words.push("bias".into());
+    }
+    if router.renormalize {
+        words.push("renormalised".into());
+    }
+    if router.n_group > 1 {
+        words.push(format!("{} of {} groups", router.topk_group, router.n_group));
+    }
+    if (router.scaling_factor - 1.0).abs() > 1e-12 {
+        words.push(format!("x {}", router.scaling_factor));
+    }
+    words.join(", ")
+}
+
+/// A sentence behind its label, in lines of at most [`LINE`] columns.
+fn wrapped(label: &str, sentence: &str) -> String {
+    let mut lines = vec![label.to_owned()];
+    for word in sentence.split(' ') {
+        let full = lines.last().is_some_and(|l| l.chars().count() + word.chars().count() >= LINE);
+        if full {
+            lines.push(" ".repeat(label.len()));
         }
-        Attention::Mla { heads, kv_lora_rank, qk_rope_head_dim, .. } => {
-            format!("MLA, {heads} heads, cached {kv_lora_rank} + {qk_rope_head_dim}")
+        if let Some(line) = lines.last_mut() {
+            line.push_str(word);
+            line.push(' ');
         }
     }
+    lines.iter().map(|l| format!("{}\n", l.trim_end())).collect()
 }
 
 /// The name that configuration files use.
@@ -221,7 +359,7 @@ mod tests {
     use super::*;
 
     fn shown(name: &str) -> Shown {
-        Shown::new(preset::load(name).unwrap())
+        Shown::new(load_model(name).unwrap())
     }
 
     #[test]

@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 use crate::config::{Attention, DType, MoeModel};
 use crate::{Error, Result};
 
+/// What stays in 16 bits where experts alone are quantised.
+const KEPT: [&str; 5] = ["lm_head", "self_attn", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
+
 /// The bytes of a `config.json`.
 ///
 /// # Errors
@@ -58,9 +61,20 @@ fn quantization(model: &MoeModel) -> Result<Option<Value>> {
         (DType::Bf16 | DType::F16, true) => return Ok(None),
         (DType::Fp8, true) => json!({"quant_method": "fp8", "weight_block_size": [128, 128]}),
         (DType::Mxfp4, false) => json!({"quant_method": "mxfp4"}),
-        (DType::Int4, _) => json!({"quant_method": "awq", "bits": 4}),
-        (DType::Int8, true) => json!({"quant_method": "compressed-tensors", "bits": 8}),
-        (DType::Nvfp4, false) => json!({"quant_method": "modelopt", "quant_algo": "NVFP4"}),
+        (DType::Int4, true) => json!({"quant_method": "awq", "bits": 4, "group_size": 128}),
+        (DType::Int4, false) => json!({
+            "quant_method": "awq", "bits": 4, "group_size": 128, "modules_to_not_convert": KEPT,
+        }),
+        (DType::Int8, true) => json!({
+            "quant_method": "compressed-tensors",
+            "config_groups": {"group_0": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 8, "type": "int", "strategy": "channel"},
+            }},
+        }),
+        (DType::Nvfp4, false) => json!({
+            "quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": KEPT,
+        }),
         (format, _) => {
             let reason = format!("{} weights", format.label());
             return Err(Error::usage("config.json", format!("cannot express {reason}")));

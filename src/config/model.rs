@@ -1,9 +1,13 @@
 //! The shape of a mixture-of-experts transformer: sizes, experts, attention, number formats.
 //!
 //! Field names follow the field's own configuration files (`num_experts_per_tok` is `top_k` here).
-//! A dense model is one with a single expert, `top_k` 1 and no router.
+//! A dense model is one with a single expert, `top_k` 1 and no router. A stack of several kinds of
+//! layers lists them as [`LayerGroup`]s; the other fields then describe its most usual ones.
 
 use serde::{Deserialize, Serialize};
+
+use crate::config::LayerGroup;
+use crate::config::formats::TensorBits;
 
 use crate::{Error, Result};
 
@@ -159,6 +163,12 @@ pub struct MoeModel {
     pub dense_dtype: DType,
     /// Storage of cached keys and values.
     pub kv_dtype: DType,
+    /// Layers by kind where the fields above do not say everything; empty where they do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<LayerGroup>,
+    /// Bits by tensor kind where the two formats above do not say everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<TensorBits>,
 }
 
 impl DType {
@@ -222,7 +232,8 @@ impl std::str::FromStr for DType {
 impl MoeModel {
     /// Bits of one stored weight of a routed or shared expert, scales included.
     pub fn expert_bits(&self) -> f64 {
-        self.expert_bits.unwrap_or_else(|| self.expert_dtype.bits())
+        let listed = self.bits.map(|b| b.experts);
+        self.expert_bits.or(listed).unwrap_or_else(|| self.expert_dtype.bits())
     }
 
     /// Checks that the sizes make a model.
@@ -261,6 +272,11 @@ impl MoeModel {
         {
             let reason = format!("{heads} heads cannot share {kv_heads} key/value heads");
             return bad("attention", reason);
+        }
+        let listed: usize = self.groups.iter().map(|g| g.layers).sum();
+        if !self.groups.is_empty() && listed != self.num_layers {
+            let reason = format!("hold {listed} layers, num_layers is {}", self.num_layers);
+            return bad("groups", reason);
         }
         let r = &self.router;
         if r.n_group == 0

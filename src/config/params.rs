@@ -4,7 +4,9 @@
 //! experts, dense feed-forward blocks, norms. Not counted: multi-token-prediction layers, expert and
 //! router biases, query/key norms, attention sinks, shared-expert gates (all below 0.01 %).
 
-use crate::config::{Attention, MoeModel};
+use crate::config::formats::TensorBits;
+use crate::config::layers::{FeedForward, Mixer, MoeBlock, Reach, SelfAttention, TensorKind};
+use crate::config::{Attention, DType, LayerGroup, MoeModel};
 use crate::units::Bytes;
 
 /// Parameters of a model by part.
@@ -14,17 +16,19 @@ pub struct ParamCount {
     pub embedding: f64,
     /// Output head; 0 when tied to the embedding.
     pub head: f64,
-    /// Attention of all layers.
+    /// Attention and other mixers of all layers.
     pub attention: f64,
+    /// Of these, mixers without attention (Mamba, linear attention).
+    pub linear: f64,
     /// Routers of all MoE layers.
     pub router: f64,
     /// All routed experts.
     pub experts: f64,
     /// Routed experts that one token visits.
     pub active_experts: f64,
-    /// Shared experts.
+    /// Shared experts, and projections around experts of their own width.
     pub shared: f64,
-    /// Feed-forward blocks of the dense layers.
+    /// Dense feed-forward blocks, those in parallel to experts included.
     pub dense_ffn: f64,
     /// Norms.
     pub norms: f64,
@@ -52,16 +56,54 @@ impl ParamCount {
         self.common() + self.active_experts
     }
 
-    /// The same without the input embedding, as some authors count (gpt-oss).
+    /// The same without embedding and head.
+    pub fn active_non_embedding(&self) -> f64 {
+        self.active() - self.embedding - self.head
+    }
+
+    /// Active parameters without the input embedding, as some authors count (gpt-oss).
     pub fn active_head_only(&self) -> f64 {
         self.active() - self.embedding
     }
 }
 
+/// Weights of one kind.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KindBytes {
+    /// What they belong to.
+    pub kind: TensorKind,
+    /// How many.
+    pub params: f64,
+    /// Bits of one, scales included.
+    pub bits: f64,
+}
+
+impl KindBytes {
+    /// Their size.
+    pub fn bytes(&self) -> Bytes {
+        Bytes(self.params * self.bits / 8.0)
+    }
+}
+
 impl MoeModel {
-    /// Layers with a MoE feed-forward block.
-    pub const fn moe_layers(&self) -> usize {
-        self.num_layers.saturating_sub(self.dense_layers)
+    /// Layers with a MoE feed-forward block; all layers of a dense model that is not listed by
+    /// groups, whose block is its one expert.
+    pub fn moe_layers(&self) -> usize {
+        if self.groups.is_empty() {
+            return self.num_layers.saturating_sub(self.dense_layers);
+        }
+        let is_moe = |g: &&LayerGroup| match g.ffn {
+            FeedForward::Moe(_) => true,
+            FeedForward::Dense { .. } => self.is_dense(),
+            FeedForward::None => false,
+        };
+        self.groups.iter().filter(is_moe).map(|g| g.layers).sum()
+    }
+
+    /// Layers with attention, which alone have a cache.
+    pub fn attention_layers(&self) -> usize {
+        let attends = |g: &&LayerGroup| matches!(g.mixer, Mixer::Attention(_));
+        self.layer_groups().iter().filter(attends).map(|g| g.layers).sum()
     }
 
     /// Whether there is a single expert and so nothing to route.
@@ -69,56 +111,200 @@ impl MoeModel {
         self.num_experts == 1
     }
 
+    /// All layers by kind.
+    pub fn layer_groups(&self) -> Vec<LayerGroup> {
+        if self.groups.is_empty() { self.plain_groups() } else { self.groups.clone() }
+    }
+
+    /// The layers that the plain fields describe: windowed layers are taken to be MoE layers first.
+    pub(crate) fn plain_groups(&self) -> Vec<LayerGroup> {
+        let window = match self.attention {
+            Attention::Gqa { sliding_window, .. } => sliding_window,
+            Attention::Mla { .. } => None,
+        };
+        let (reach, windowed) = window
+            .map_or((Reach::Full, 0), |w| (Reach::Window(w.window), w.layers.min(self.num_layers)));
+        let mut projection = self.attention.clone();
+        if let Attention::Gqa { sliding_window, .. } = &mut projection {
+            *sliding_window = None;
+        }
+        let mixer = |reach| {
+            Mixer::Attention(SelfAttention { reach, ..SelfAttention::full(projection.clone()) })
+        };
+        let dense = FeedForward::Dense { width: self.dense_intermediate_size, gated: self.gated };
+        let moe = self.plain_block();
+        let moe_layers = self.num_layers.saturating_sub(self.dense_layers);
+        let windowed_moe = windowed.min(moe_layers);
+        let windowed_dense = windowed - windowed_moe;
+        let groups = [
+            (moe_layers - windowed_moe, Reach::Full, &moe),
+            (windowed_moe, reach, &moe),
+            (self.dense_layers.saturating_sub(windowed_dense), Reach::Full, &dense),
+            (windowed_dense, reach, &dense),
+        ];
+        groups
+            .into_iter()
+            .filter(|(layers, ..)| *layers > 0)
+            .map(|(layers, reach, ffn)| LayerGroup {
+                layers,
+                mixer: mixer(reach),
+                ffn: ffn.clone(),
+            })
+            .collect()
+    }
+
+    /// The feed-forward block that the plain fields describe.
+    fn plain_block(&self) -> FeedForward {
+        let (width, gated) = (self.moe_intermediate_size, self.gated);
+        if self.is_dense() {
+            return FeedForward::Dense { width, gated };
+        }
+        FeedForward::Moe(MoeBlock {
+            experts: self.num_experts,
+            top_k: self.top_k,
+            width,
+            gated,
+            latent: None,
+            zero_experts: 0,
+            shared: self.shared_experts,
+            parallel: 0,
+        })
+    }
+
+    /// Width that an expert reads and writes: the hidden size, or that of its latent space.
+    pub fn expert_input_size(&self) -> usize {
+        let blocks = self.groups.iter().filter_map(|g| g.ffn.moe());
+        blocks.map(|m| m.expert_input(self.hidden_size)).next().unwrap_or(self.hidden_size)
+    }
+
     /// Parameters by part.
     pub fn params(&self) -> ParamCount {
-        let hidden = self.hidden_size as f64;
-        let (layers, moe_layers) = (self.num_layers as f64, self.moe_layers() as f64);
-        let matrices = if self.gated { 3.0 } else { 2.0 };
-        let ffn = |width: usize| matrices * hidden * width as f64;
-        let vocab = self.vocab_size as f64 * hidden;
-        let expert = moe_layers * ffn(self.moe_intermediate_size);
-        let router =
-            if self.is_dense() { 0.0 } else { moe_layers * hidden * self.num_experts as f64 };
-        ParamCount {
+        let vocab = (self.vocab_size * self.hidden_size) as f64;
+        let mut count = ParamCount {
             embedding: vocab,
             head: if self.tied_embeddings { 0.0 } else { vocab },
-            attention: layers * self.attention.params(hidden),
-            router,
-            experts: self.num_experts as f64 * expert,
-            active_experts: self.top_k as f64 * expert,
-            shared: moe_layers * self.shared_experts.map_or(0.0, |s| ffn(s.intermediate_size)),
-            dense_ffn: self.dense_layers as f64 * ffn(self.dense_intermediate_size),
-            norms: (2.0 * layers + 1.0) * hidden,
+            attention: 0.0,
+            linear: 0.0,
+            router: 0.0,
+            experts: 0.0,
+            active_experts: 0.0,
+            shared: 0.0,
+            dense_ffn: 0.0,
+            // The norm before the head.
+            norms: self.hidden_size as f64,
+        };
+        for group in self.layer_groups() {
+            let layers = group.layers as f64;
+            for part in group.parts(self.hidden_size) {
+                count.add(part.kind, layers * part.params, layers * part.active);
+            }
         }
+        if self.is_dense() && self.groups.is_empty() {
+            // The one expert of a dense model counts as its expert, as the steps execute it.
+            let ffn = self.num_layers.saturating_sub(self.dense_layers) as f64
+                * self.expert_params()
+                * f64::from(u8::from(self.moe_intermediate_size > 0));
+            count.dense_ffn -= ffn;
+            count.experts += ffn;
+            count.active_experts += ffn;
+        }
+        count
+    }
+
+    /// Parameters of one expert of one layer.
+    pub fn expert_params(&self) -> f64 {
+        let matrices = if self.gated { 3.0 } else { 2.0 };
+        matrices * (self.expert_input_size() * self.moe_intermediate_size) as f64
+    }
+
+    /// Bits by tensor kind. Embedding and head stay in 16 bits in quantised checkpoints.
+    pub fn tensor_bits(&self) -> TensorBits {
+        let plain = || {
+            let experts = self.expert_bits();
+            TensorBits {
+                experts,
+                shared: experts,
+                ..TensorBits::of(self.expert_dtype, self.dense_dtype)
+            }
+        };
+        self.bits.unwrap_or_else(plain)
+    }
+
+    /// Stores experts and everything else in the given formats, whatever the file had.
+    pub fn set_weights(&mut self, experts: DType, dense: DType) {
+        (self.expert_dtype, self.dense_dtype) = (experts, dense);
+        (self.expert_bits, self.bits) = (None, None);
+    }
+
+    /// Weights by tensor kind; kinds that the model lacks are left out.
+    pub fn weights_by_kind(&self) -> Vec<KindBytes> {
+        let (p, bits) = (self.params(), self.tensor_bits());
+        TensorKind::ALL
+            .into_iter()
+            .map(|kind| KindBytes { kind, params: p.of(kind), bits: bits.of_kind(kind) })
+            .filter(|k| k.params > 0.0)
+            .collect()
     }
 
     /// All weights. Routers and norms stay in 16 bits whatever the rest is stored in.
     pub fn weight_bytes(&self) -> Bytes {
-        let p = self.params();
-        let experts = (p.experts + p.shared) * self.expert_bits();
-        let rest = (p.embedding + p.head + p.attention + p.dense_ffn) * self.dense_dtype.bits();
-        Bytes((experts + rest) / 8.0 + (p.router + p.norms) * 2.0)
+        Bytes(self.weights_by_kind().iter().map(|k| k.bytes().0).sum())
     }
 
     /// One expert of one layer.
     pub fn expert_bytes(&self) -> Bytes {
-        let matrices = if self.gated { 3.0 } else { 2.0 };
-        let params = matrices * self.hidden_size as f64 * self.moe_intermediate_size as f64;
-        Bytes(params * self.expert_bits() / 8.0)
+        Bytes(self.expert_params() * self.expert_bits() / 8.0)
     }
 
     /// Cached keys and values of a sequence of `tokens` tokens, over all layers; layers with a
-    /// sliding window hold at most their window.
+    /// window hold at most their window, layers without attention nothing.
     pub fn kv_bytes(&self, tokens: f64) -> Bytes {
-        let per_layer = self.attention.kv_values() * self.kv_dtype.bits() / 8.0;
-        let held = match self.attention {
-            Attention::Gqa { sliding_window: Some(w), .. } => {
-                let limited = w.layers.min(self.num_layers) as f64;
-                limited * tokens.min(w.window as f64) + (self.num_layers as f64 - limited) * tokens
+        let values: f64 =
+            self.layer_groups().iter().map(|g| g.layers as f64 * g.cached_values(tokens)).sum();
+        Bytes(values * self.kv_dtype.bits() / 8.0)
+    }
+
+    /// Recurrent state of one sequence over all layers; it does not grow with the context.
+    pub fn state_bytes(&self) -> Bytes {
+        let groups = self.layer_groups();
+        Bytes(groups.iter().map(|g| g.layers as f64 * g.state_bytes(self.hidden_size)).sum())
+    }
+}
+
+impl ParamCount {
+    fn add(&mut self, kind: TensorKind, params: f64, active: f64) {
+        match kind {
+            TensorKind::Experts => {
+                self.experts += params;
+                self.active_experts += active;
             }
-            _ => self.num_layers as f64 * tokens,
-        };
-        Bytes(per_layer * held)
+            TensorKind::Shared => self.shared += params,
+            TensorKind::Attention => self.attention += params,
+            TensorKind::Linear => {
+                self.attention += params;
+                self.linear += params;
+            }
+            TensorKind::Dense => self.dense_ffn += params,
+            TensorKind::Embedding => self.embedding += params,
+            TensorKind::Head => self.head += params,
+            TensorKind::Router => self.router += params,
+            TensorKind::Norms => self.norms += params,
+        }
+    }
+
+    /// Parameters of one kind.
+    pub const fn of(&self, kind: TensorKind) -> f64 {
+        match kind {
+            TensorKind::Experts => self.experts,
+            TensorKind::Shared => self.shared,
+            TensorKind::Attention => self.attention - self.linear,
+            TensorKind::Linear => self.linear,
+            TensorKind::Dense => self.dense_ffn,
+            TensorKind::Embedding => self.embedding,
+            TensorKind::Head => self.head,
+            TensorKind::Router => self.router,
+            TensorKind::Norms => self.norms,
+        }
     }
 }
 

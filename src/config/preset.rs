@@ -35,8 +35,26 @@ pub struct ModelPreset {
     /// Fields without a confirmed source.
     #[serde(default)]
     pub unverified: Vec<String>,
+    /// Repositories of the Hub with this model in this form.
+    #[serde(default)]
+    pub hub: Vec<String>,
+    /// Published parameter counts that the sizes are checked against.
+    #[serde(default)]
+    pub published: Option<Published>,
     /// The model.
     pub model: MoeModel,
+}
+
+/// Parameter counts as the authors print them, in 1e9.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Published {
+    /// All parameters.
+    pub total_b: f64,
+    /// Parameters that one token meets.
+    pub active_b: f64,
+    /// Largest relative difference between these rounded figures and the counted ones.
+    pub within: f64,
 }
 
 /// Names of all presets.
@@ -55,6 +73,13 @@ pub fn load(name: &str) -> Result<ModelPreset> {
         toml::from_str(text).map_err(|e| Error::bad_file(known, e.message().to_owned()))?;
     preset.model.validate()?;
     Ok(preset)
+}
+
+/// The preset made from a repository of the Hub.
+pub fn of_hub_id(id: &str) -> Option<&'static str> {
+    names().find(|name| {
+        load(name).is_ok_and(|p| p.hub.iter().any(|known| known.eq_ignore_ascii_case(id)))
+    })
 }
 
 #[cfg(test)]

@@ -439,6 +439,8 @@ pub fn model(law: &dyn ExpertScaling, shape: &Shape, inputs: &RankInputs) -> Res
         expert_bits: inputs.expert_bits,
         dense_dtype: inputs.dense_dtype,
         kv_dtype: DType::Bf16,
+        groups: Vec::new(),
+        bits: None,
     };
     model.validate()?;
     Ok(model)

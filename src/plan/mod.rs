@@ -19,9 +19,9 @@ pub mod points;
 pub mod price;
 pub mod rank;
 pub mod request_trace;
+pub mod results;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod sensitivity;
 pub mod size;
 pub mod summary;
-pub mod vllm_bench;

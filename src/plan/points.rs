@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::config::{DType, DeviceSpec, MoeModel, preset};
 use crate::latency::tables::flat_table::{FlatTable, Row};
 use crate::latency::{LatencyModel, Source};
+use crate::plan::results::silicon;
 use crate::serving::{
     Breakdown, Deployment, EngineCosts, Layout, Lengths, LoadModel, MemoryBudget, Served, Traffic,
 };
@@ -81,7 +82,7 @@ pub struct Point {
 /// [`Error::Io`] when it cannot be read; [`Error::BadFile`] when it is no table, lacks a column or
 /// holds a number that is none.
 pub fn read(path: &Path) -> Result<Vec<Point>> {
-    let table = FlatTable::read(path)?;
+    let table = silicon::as_points(FlatTable::read(path)?)?;
     for column in ["model", "gpu", "engine", "isl", "osl", "concurrency_or_rate"] {
         if !table.has(column) {
             return Err(Error::bad_file(table.location(), format!("no column `{column}`")));
@@ -181,7 +182,7 @@ fn model(row: &Row) -> Result<MoeModel, String> {
 /// A sentence that names the accepted ones.
 pub fn set_precision(model: &mut MoeModel, name: &str) -> Result<(), String> {
     if let Some((experts, dense)) = precision(name)? {
-        (model.expert_dtype, model.dense_dtype) = (experts, dense);
+        model.set_weights(experts, dense);
     }
     Ok(())
 }
@@ -199,7 +200,8 @@ pub fn precision(name: &str) -> Result<Option<(DType, DType)>, String> {
         "fp8" | "fp8_block" => both(DType::Fp8),
         "int8" => both(DType::Int8),
         "int4" => (DType::Int4, DType::Bf16),
-        "nvfp4" => (DType::Nvfp4, DType::Bf16),
+        // Published checkpoints keep attention in 16 bits (modelopt).
+        p if p.starts_with("nvfp4") => (DType::Nvfp4, DType::Bf16),
         p if p.starts_with("mxfp4") => (DType::Mxfp4, DType::Bf16),
         p => {
             return Err(format!(

@@ -1,53 +1,155 @@
-//! A recorded stream of requests: a CSV with `arrival_s`, `input_tokens` and `output_tokens`.
+//! A recorded stream of requests, in the forms in which they are published.
+//!
+//! A CSV needs an arrival and two lengths under names of its own: ours (`arrival_s`, `input_tokens`,
+//! `output_tokens`), Azure's (`TIMESTAMP,ContextTokens,GeneratedTokens` with date stamps) or
+//! BurstGPT's (`Timestamp`, `Request tokens`, `Response tokens`); others are named by [`Columns`].
+//! JSON lines are Mooncake's (`timestamp` in ms, `input_length`, `output_length`; the hashes of shared
+//! prefixes are not used). Requests without a prompt or without an output token failed: they are
+//! counted and left out.
 
 use std::path::Path;
+use std::str::FromStr;
 
-use crate::latency::tables::flat_table::FlatTable;
+use serde::Deserialize;
+
+use crate::files::read_capped;
+use crate::latency::tables::flat_table::{FlatTable, Row};
 use crate::serving::{Lengths, Spread};
 use crate::{Error, Result};
 
 /// Requests that a file needs for a 99th percentile with an interval.
 const LEAST: usize = 1000;
+/// Longest file that is read, in bytes.
+const CAP: u64 = 256 << 20;
+/// Seconds of a day.
+const DAY: f64 = 86_400.0;
+
+/// Names of a quantity, ours first.
+const ARRIVAL: &[&str] =
+    &["arrival_s", "TIMESTAMP", "Timestamp", "timestamp", "arrival_time", "arrived_at", "arrival"];
+const ARRIVAL_MS: &[&str] = &["arrival_ms", "timestamp_ms", "arrival_time_ms"];
+const INPUT: &[&str] = &[
+    "input_tokens",
+    "ContextTokens",
+    "Request tokens",
+    "input_length",
+    "prompt_tokens",
+    "num_prefill_tokens",
+    "prompt_len",
+];
+const OUTPUT: &[&str] = &[
+    "output_tokens",
+    "GeneratedTokens",
+    "Response tokens",
+    "output_length",
+    "completion_tokens",
+    "num_decode_tokens",
+    "output_len",
+];
+
+/// Columns of a CSV with names of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Columns {
+    /// Arrival in seconds or as a date stamp.
+    pub arrival: Option<String>,
+    /// Prompt tokens.
+    pub input: Option<String>,
+    /// Output tokens.
+    pub output: Option<String>,
+}
+
+impl Columns {
+    /// Takes `arrival_s=NAME`, `input_tokens=NAME` or `output_tokens=NAME`.
+    ///
+    /// # Errors
+    /// A sentence that names the three.
+    pub fn set(&mut self, mapping: &str) -> Result<(), String> {
+        let form = || {
+            format!(
+                "`{mapping}` is no mapping; write arrival_s=NAME, input_tokens=NAME or output_tokens=NAME"
+            )
+        };
+        let (name, column) = mapping.split_once('=').ok_or_else(form)?;
+        let place = match name {
+            "arrival_s" => &mut self.arrival,
+            "input_tokens" => &mut self.input,
+            "output_tokens" => &mut self.output,
+            _ => return Err(form()),
+        };
+        *place = Some(column.to_owned());
+        Ok(())
+    }
+}
+
+impl FromStr for Columns {
+    type Err = String;
+
+    /// `arrival_s=time,input_tokens=prompt,output_tokens=completion`, any of them.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut columns = Self::default();
+        text.split(',').try_for_each(|mapping| columns.set(mapping))?;
+        Ok(columns)
+    }
+}
 
 /// Requests in the order of their arrival.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RequestTrace {
     /// Arrival in seconds, prompt and output tokens.
     rows: Vec<(f64, f64, f64)>,
+    left_out: usize,
+}
+
+/// A request of Mooncake's traces.
+#[derive(Deserialize)]
+struct JsonRequest {
+    timestamp: f64,
+    input_length: f64,
+    output_length: f64,
 }
 
 impl RequestTrace {
-    /// Reads a file.
+    /// Reads a file, its form told by its header.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be read; [`Error::BadFile`] with the line for what is no number,
-    /// no token or out of order, and for fewer than 1,000 requests.
+    /// [`Error::Io`] when it cannot be read; [`Error::BadFile`] with the line for what is no number or
+    /// date or out of order, and for fewer than 1,000 requests.
     pub fn read(path: &Path) -> Result<Self> {
-        let table = FlatTable::read(path)?;
-        for column in ["arrival_s", "input_tokens", "output_tokens"] {
-            if !table.has(column) {
-                return Err(Error::bad_file(table.location(), format!("no column `{column}`")));
-            }
-        }
-        let mut rows: Vec<(f64, f64, f64)> = Vec::new();
-        for row in table.rows() {
-            let at = row.number("arrival_s")?;
-            let (input, output) = (row.number("input_tokens")?, row.number("output_tokens")?);
-            if input < 1.0 || output < 1.0 {
-                return Err(row.bad("a request has at least one prompt and one output token"));
-            }
-            if rows.last().is_some_and(|before| at < before.0) {
-                return Err(row.bad("`arrival_s` falls"));
-            }
-            rows.push((at, input, output));
-        }
+        Self::read_with(path, &Columns::default())
+    }
+
+    /// The same with columns that have names of their own.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_with(path: &Path, columns: &Columns) -> Result<Self> {
+        let bytes = read_capped(path, CAP)?;
+        let location = path.display().to_string();
+        let is_json = bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
+        let (requests, place) = if is_json {
+            (json_requests(&location, &bytes)?, location)
+        } else {
+            let table = FlatTable::csv(&location, bytes)?;
+            (csv_requests(&table, columns)?, location)
+        };
+        Self::of(&place, requests)
+    }
+
+    fn of(location: &str, requests: Vec<(f64, f64, f64)>) -> Result<Self> {
+        let all = requests.len();
+        let rows: Vec<_> = requests.into_iter().filter(|r| r.1 >= 1.0 && r.2 >= 1.0).collect();
         let span = rows.last().map_or(0.0, |l| l.0) - rows.first().map_or(0.0, |f| f.0);
         if rows.len() < LEAST || span <= 0.0 {
             let reason =
                 format!("{} requests over {span} s; at least {LEAST} are needed", rows.len());
-            return Err(Error::bad_file(table.location(), reason));
+            return Err(Error::bad_file(location, reason));
         }
-        Ok(Self { rows })
+        Ok(Self { left_out: all - rows.len(), rows })
+    }
+
+    /// Requests without a prompt or an output token, which are not in the trace.
+    pub const fn left_out(&self) -> usize {
+        self.left_out
     }
 
     /// Mean lengths.
@@ -73,6 +175,113 @@ impl RequestTrace {
         let stretch = if span > 0.0 { (own.len() as f64 - 1.0) / span / rate } else { 0.0 };
         own.into_iter().map(|r| ((r.0 - start) * stretch, r.1, r.2)).collect()
     }
+}
+
+/// Requests of a table in the order of its rows.
+fn csv_requests(table: &FlatTable, columns: &Columns) -> Result<Vec<(f64, f64, f64)>> {
+    let find = |own: &Option<String>, names: &[&'static str]| -> Option<String> {
+        let own = own.clone().or_else(|| names.iter().find(|n| table.has(n)).map(|n| (*n).into()));
+        own.filter(|name| table.has(name))
+    };
+    let lacks = |own: &Option<String>, names: &[&str]| {
+        let name = own.as_deref().unwrap_or(names[0]);
+        Error::bad_file(table.location(), format!("no column `{name}`; map it with a column flag"))
+    };
+    let in_ms = columns.arrival.is_none() && ARRIVAL_MS.iter().any(|n| table.has(n));
+    let names = if in_ms { ARRIVAL_MS } else { ARRIVAL };
+    let arrival = find(&columns.arrival, names).ok_or_else(|| lacks(&columns.arrival, ARRIVAL))?;
+    let input = find(&columns.input, INPUT).ok_or_else(|| lacks(&columns.input, INPUT))?;
+    let output = find(&columns.output, OUTPUT).ok_or_else(|| lacks(&columns.output, OUTPUT))?;
+    let unit = if in_ms { 1e-3 } else { 1.0 };
+    let mut rows: Vec<(f64, f64, f64)> = Vec::new();
+    for row in table.rows() {
+        let at = unit * seconds(&row, &arrival)?;
+        if rows.last().is_some_and(|before| at < before.0) {
+            return Err(row.bad(format!("`{arrival}` falls")));
+        }
+        let lengths = (row.number(&input)?, row.number(&output)?);
+        if lengths.0 < 0.0 || lengths.1 < 0.0 {
+            return Err(row.bad("a request has no fewer than 0 tokens"));
+        }
+        rows.push((at, lengths.0, lengths.1));
+    }
+    Ok(rows)
+}
+
+/// Seconds of a cell that holds them or a date stamp.
+fn seconds(row: &Row, column: &str) -> Result<f64> {
+    let text = row.need(column)?;
+    if text.bytes().filter(|b| *b == b'-').count() >= 2 {
+        let reason = format!("`{text}` in `{column}` is neither seconds nor a date");
+        return date_stamp(text).ok_or_else(|| row.bad(reason));
+    }
+    row.number(column)
+}
+
+/// Seconds since 1970 of `2023-11-16 18:15:46.6805900`, with `T` and a zone of whole minutes as well.
+fn date_stamp(text: &str) -> Option<f64> {
+    let (date, clock) = text.split_once([' ', 'T'])?;
+    let mut parts = date.splitn(3, '-').map(str::parse::<i64>);
+    let (year, month, day) = (parts.next()?.ok()?, parts.next()?.ok()?, parts.next()?.ok()?);
+    let plausible = (1970..=9999).contains(&year) && (1..=12).contains(&month);
+    if !plausible || !(1..=31).contains(&day) {
+        return None;
+    }
+    let clock = clock.trim_end_matches('Z');
+    let (clock, zone) = match (clock.split_once('+'), clock.split_once('-')) {
+        (Some((clock, zone)), _) => (clock, zone_minutes(zone)?),
+        (None, Some((clock, zone))) => (clock, -zone_minutes(zone)?),
+        (None, None) => (clock, 0.0),
+    };
+    let mut parts = clock.splitn(3, ':').map(str::parse::<f64>);
+    let (hour, minute, second) = (parts.next()?.ok()?, parts.next()?.ok()?, parts.next()?.ok()?);
+    let in_day = (0.0..24.0).contains(&hour) && (0.0..60.0).contains(&minute);
+    if !in_day || !(0.0..61.0).contains(&second) {
+        return None;
+    }
+    let days = days_since_1970(year, month, day);
+    Some(days as f64 * DAY + hour * 3600.0 + (minute - zone) * 60.0 + second)
+}
+
+/// Minutes of `08:00`.
+fn zone_minutes(zone: &str) -> Option<f64> {
+    let (hours, minutes) = zone.split_once(':').unwrap_or((zone, "0"));
+    Some(60.0 * hours.parse::<f64>().ok()? + minutes.parse::<f64>().ok()?)
+}
+
+/// Days of the proleptic Gregorian calendar, years counted from March so that leap days are last.
+const fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
+    /// Days from the March of year 0 to 1970-01-01.
+    const EPOCH: i64 = 719_468;
+    let from_march = (month + 9) % 12;
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, of_era) = (year / 400, year % 400);
+    let of_year = (153 * from_march + 2) / 5 + day - 1;
+    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - EPOCH
+}
+
+/// Requests of JSON lines.
+fn json_requests(location: &str, bytes: &[u8]) -> Result<Vec<(f64, f64, f64)>> {
+    let mut rows: Vec<(f64, f64, f64)> = Vec::new();
+    let stream = serde_json::Deserializer::from_slice(bytes).into_iter::<JsonRequest>();
+    for request in stream {
+        let request = request.map_err(|e| {
+            let place = format!("{location}:{}:{}", e.line(), e.column());
+            let text = e.to_string();
+            let reason = text.split(" at line ").next().unwrap_or_default().to_owned();
+            Error::bad_file(
+                place,
+                format!("no request of timestamp, input_length and output_length: {reason}"),
+            )
+        })?;
+        let at = 1e-3 * request.timestamp;
+        if rows.last().is_some_and(|before| at < before.0) {
+            let place = format!("{location}, request {}", rows.len() + 1);
+            return Err(Error::bad_file(place, "`timestamp` falls"));
+        }
+        rows.push((at, request.input_length, request.output_length));
+    }
+    Ok(rows)
 }
 
 #[cfg(test)]
@@ -106,7 +315,7 @@ mod tests {
         for (text, why) in [
             ("0,1\n", "t.csv"),
             ("0,1,x\n", "t.csv:2"),
-            ("0,1,0\n", "t.csv:2"),
+            ("0,1,-1\n", "t.csv:2"),
             ("5,1,1\n4,1,1\n", "t.csv:3"),
             ("0,1,1\n", "1000"),
         ] {
@@ -114,5 +323,46 @@ mod tests {
             assert_eq!(error.exit_code(), 3);
             assert!(error.to_string().contains(why), "{error}");
         }
+    }
+
+    #[test]
+    fn published_forms_are_read_by_their_header() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |text: &str, columns: &Columns| {
+            let path = folder.path().join("t");
+            std::fs::write(&path, text).unwrap();
+            RequestTrace::read_with(&path, columns)
+        };
+        let rows =
+            |of: &dyn Fn(usize) -> String| (0..1200).map(of).collect::<Vec<String>>().join("\n");
+        let none = Columns::default();
+        let azure = rows(&|i| format!("2023-11-16 18:{:02}:{:02}.6805900,100,20", i / 60, i % 60));
+        let azure =
+            read(&format!("TIMESTAMP,ContextTokens,GeneratedTokens\n{azure}"), &none).unwrap();
+        assert!((azure.share(1, 1.0)[60].0 - 60.0).abs() < 1e-6);
+        let header = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type";
+        let burst = rows(&|i| format!("{i},GPT-4,100,{},0,API", usize::from(i % 10 > 0)));
+        assert_eq!(read(&format!("{header}\n{burst}"), &none).unwrap().left_out(), 120);
+        let mooncake = rows(&|i| {
+            format!(
+                "{{\"timestamp\": {}, \"input_length\": 10, \"output_length\": 5, \"hash_ids\": [1]}}",
+                500 * i
+            )
+        });
+        let mooncake = read(&mooncake, &none).unwrap();
+        assert!((mooncake.share(1, 2.0)[2].0 - 1.0).abs() < 1e-9);
+        let own = rows(&|i| format!("{i},7,8"));
+        let columns: Columns = "arrival_s=t,input_tokens=p,output_tokens=o".parse().unwrap();
+        let own = read(&format!("t,p,o\n{own}"), &columns).unwrap();
+        assert_eq!(own.lengths(), Lengths { input: 7.0, output: 8.0 });
+    }
+
+    #[test]
+    fn date_stamps_count_leap_days_and_zones() {
+        let at = |text: &str| date_stamp(text);
+        assert_eq!(at("1970-01-02 00:00:00"), Some(86_400.0));
+        assert_eq!(at("2024-03-01T00:00:00Z"), Some(1_709_251_200.0));
+        assert_eq!(at("2024-03-01T08:00:00+08:00"), Some(1_709_251_200.0));
+        assert!(at("2024-13-01 00:00:00").is_none() && at("2024-03-01").is_none());
     }
 }

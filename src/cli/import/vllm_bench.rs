@@ -1,4 +1,4 @@
-//! `import vllm-bench`: results of `vllm bench serve` as points that `estimate` and `size` calibrate on.
+//! `import vllm-bench`: results of serving benchmarks as points that `estimate` and `size` calibrate on.
 
 use std::path::PathBuf;
 
@@ -8,10 +8,12 @@ use serde::Serialize;
 use crate::cli::Output;
 use crate::files::{check_writable, write_atomic};
 use crate::plan::points;
-use crate::plan::vllm_bench::{self, Average, COLUMNS, Server};
+use crate::plan::results::vllm_bench::{self, Average, COLUMNS, Server};
 use crate::{Error, Result};
 
-/// Files of `vllm bench serve --save-result`.
+/// Results of `vllm bench serve`, SGLang, genai-perf or aiperf, guidellm and InferenceX as points.
+///
+/// TPOT is the time of a request after its first token over its output tokens but one.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   moe-frontier import vllm-bench c8.json c32.json --gpu h100 --parallelism tp2 --out points.csv
@@ -27,12 +29,15 @@ pub struct VllmBench {
     /// Layout of the server, as tp2, tp4 ep4 or DEP8, unless the results hold a key `parallelism`.
     #[arg(long, value_name = "LAYOUT")]
     pub parallelism: Option<String>,
-    /// Weights: bf16, fp16, fp8, int8, int4 or mxfp4; by default as published.
+    /// Weights: bf16, fp16, fp8, int8, int4, mxfp4 or nvfp4; by default as published.
     #[arg(long, value_name = "FORMAT")]
     pub weights: Option<String>,
     /// Version of the engine.
     #[arg(long, value_name = "VERSION")]
     pub engine_version: Option<String>,
+    /// Engine: vllm, sglang or trtllm; by default what the results name.
+    #[arg(long, value_name = "NAME")]
+    pub engine: Option<String>,
     /// Model, where the server has a name or folder of its own for it.
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
@@ -85,6 +90,7 @@ pub fn run(args: &VllmBench, output: Output) -> Result<()> {
         weights: args.weights.clone(),
         version: args.engine_version.clone(),
         model: args.model.clone(),
+        engine: args.engine.clone(),
     };
     let average = match args.statistic {
         Statistic::Mean => Average::Mean,

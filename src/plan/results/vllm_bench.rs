@@ -1,15 +1,19 @@
-//! Results of `vllm bench serve --save-result` as measured points.
+//! Results of `vllm bench serve --save-result` as measured points, and of other tools in its names.
 //!
 //! A file is one JSON object, or one a line when runs were appended. It tells the load and the times
 //! but not the server: device, layout and number format come from the caller, or from keys that the
 //! run was given with `--metadata`. Mean lengths are totals over completed requests. Older files
-//! lack `failed`; other keys are of no concern here.
+//! lack `failed`; other keys are of no concern here. `Infinity` is an unlimited rate.
+//!
+//! TPOT is the time of a request after its first token over its output tokens but one. Runs whose
+//! outputs have one token have none; a TTFT without TPOT and the reverse are kept.
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::files::read_capped;
+use super::{Fields, normalised};
+use crate::files::{masked_literal, read_capped, without_literals};
 use crate::{Error, Result};
 
 /// Longest file that is read, in bytes: detailed results hold every request.
@@ -66,6 +70,8 @@ pub struct Server {
     pub version: Option<String>,
     /// Model, where the server was given a name or folder of its own. Key `model_id`.
     pub model: Option<String>,
+    /// Engine. Key `engine`, else the backend that the run names.
+    pub engine: Option<String>,
 }
 
 /// Reads one file: a row of [`COLUMNS`] for each run in it.
@@ -73,31 +79,34 @@ pub struct Server {
 /// # Errors
 /// [`Error::Io`] when it cannot be read; [`Error::BadFile`] with the run and the field otherwise.
 pub fn read(path: &Path, server: &Server, average: Average) -> Result<Vec<Vec<String>>> {
-    let bytes = read_capped(path, CAP)?;
+    let bytes = without_literals(&read_capped(path, CAP)?);
     let location = path.display().to_string();
-    let mut rows = Vec::new();
-    let stream = serde_json::Deserializer::from_slice(&bytes).into_iter::<Value>();
-    for (index, value) in stream.enumerate() {
+    let mut runs: Vec<Fields> = Vec::new();
+    for value in serde_json::Deserializer::from_slice(&bytes).into_iter::<Value>() {
         let value = value.map_err(|e| Error::bad_file(&location, format!("no JSON: {e}")))?;
-        let place =
-            if index == 0 { location.clone() } else { format!("{location}, run {}", index + 1) };
-        let Value::Object(fields) = value else {
-            return Err(Error::bad_file(place, "not an object of results"));
-        };
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        let id = if index == 0 { name.into_owned() } else { format!("{name}#{}", index + 1) };
-        rows.push(Run { place, fields }.row(id, server, average)?);
+        let place = place_of(&location, runs.len());
+        runs.extend(normalised(value).map_err(|reason| Error::bad_file(place, reason))?);
     }
-    if rows.is_empty() {
+    if runs.is_empty() {
         return Err(Error::bad_file(location, "empty"));
     }
-    Ok(rows)
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let rows = runs.into_iter().enumerate().map(|(index, fields)| {
+        let id = if index == 0 { name.to_string() } else { format!("{name}#{}", index + 1) };
+        Run { place: place_of(&location, index), fields }.row(id, server, average)
+    });
+    rows.collect()
+}
+
+/// A run of a file, for errors.
+fn place_of(location: &str, index: usize) -> String {
+    if index == 0 { location.to_owned() } else { format!("{location}, run {}", index + 1) }
 }
 
 /// One benchmark run.
 struct Run {
     place: String,
-    fields: Map<String, Value>,
+    fields: Fields,
 }
 
 /// How requests were sent.
@@ -145,7 +154,7 @@ impl Run {
         let limit = self.optional("max_concurrency")?;
         let done = self.number("request_throughput")?;
         let rate = match self.fields.get("request_rate") {
-            Some(Value::String(text)) if text == "inf" => None,
+            Some(Value::String(text)) if is_unlimited(text) => None,
             Some(Value::Number(_)) => Some(self.number("request_rate")?),
             None => return Err(self.bad("request_rate", "is missing")),
             Some(_) => return Err(self.bad("request_rate", "is neither a number nor \"inf\"")),
@@ -175,13 +184,19 @@ impl Run {
             }
         };
         let parallelism = self.need(server.parallelism.as_ref(), "parallelism", "--parallelism")?;
+        let (engine, guessed) = self.engine(server)?;
+        let (ttft, tpot) = self.times(prefix, outputs / completed)?;
+        let mut notes = self.notes()?;
+        if guessed {
+            notes = format!("{notes} engine not stated: vllm").trim_start().to_owned();
+        }
         Ok(vec![
             id,
             self.need(server.model.as_ref(), "model_id", "--model")?,
             self.need(server.gpu.as_ref(), "gpu", "--gpu")?,
             String::new(),
             parallelism,
-            "vllm".into(),
+            engine,
             self.text(server.version.as_ref(), "engine_version")?.unwrap_or_default(),
             self.text(server.weights.as_ref(), "weights_precision")?.unwrap_or_default(),
             String::new(),
@@ -190,12 +205,41 @@ impl Run {
             load,
             per_client,
             self.number("output_throughput")?.to_string(),
-            self.number(&format!("{prefix}_ttft_ms"))?.to_string(),
-            self.number(&format!("{prefix}_tpot_ms"))?.to_string(),
-            "vllm bench serve".into(),
-            self.notes()?,
+            ttft.map_or_else(String::new, |v| v.to_string()),
+            tpot.map_or_else(String::new, |v| v.to_string()),
+            self.text(None, "tool")?.unwrap_or_else(|| "vllm bench serve".into()),
+            notes,
             self.flag(completed, outputs)?,
         ])
+    }
+
+    /// TTFT and TPOT in ms; one of them is enough.
+    fn times(&self, prefix: &str, outputs: f64) -> Result<(Option<f64>, Option<f64>)> {
+        let (ttft, tpot) = (format!("{prefix}_ttft_ms"), format!("{prefix}_tpot_ms"));
+        // A request of one token has no token after its first: tools write 0.
+        let single = outputs < 1.0 + 1e-9;
+        let times = (self.optional(&ttft)?, if single { None } else { self.optional(&tpot)? });
+        if times == (None, None) {
+            return Err(self.bad(&ttft, format!("is missing, and so is `{tpot}`")));
+        }
+        Ok(times)
+    }
+
+    /// The engine, and whether nobody says it.
+    fn engine(&self, server: &Server) -> Result<(String, bool)> {
+        if let Some(engine) = self.text(server.engine.as_ref(), "engine")? {
+            return Ok((engine.to_lowercase(), false));
+        }
+        let backend = self.text(None, "backend")?.unwrap_or_default().to_lowercase();
+        Ok(match backend.as_str() {
+            b if b.starts_with("sglang") => ("sglang".into(), false),
+            b if b.starts_with("trt") || b.starts_with("tensorrt") => ("trtllm".into(), false),
+            b if b.starts_with("vllm") => ("vllm".into(), false),
+            // The protocol that `vllm bench serve` speaks with its own server by default.
+            b if b.starts_with("openai") => ("vllm".into(), false),
+            "" => ("vllm".into(), self.fields.contains_key("tool")),
+            _ => (backend, false),
+        })
     }
 
     fn notes(&self) -> Result<String> {
@@ -216,6 +260,11 @@ impl Run {
         }
         Ok(String::new())
     }
+}
+
+/// Words for a rate without limit: all requests at once, or as fast as clients ask.
+fn is_unlimited(text: &str) -> bool {
+    matches!(text, "inf" | "Infinity") || masked_literal(text) == Some("Infinity")
 }
 
 #[cfg(test)]
@@ -309,7 +358,6 @@ mod tests {
     #[test]
     fn errors_name_the_file_and_the_field() {
         for (text, named) in [
-            (changed("mean_tpot_ms", Value::Null), "mean_tpot_ms"),
             (changed("mean_ttft_ms", (-1.0).into()), "mean_ttft_ms"),
             (changed("completed", 0.into()), "completed"),
             (changed("duration", "long".into()), "duration"),
@@ -319,7 +367,7 @@ mod tests {
             ("[1]".into(), "object"),
             ("{".into(), "JSON"),
             (String::new(), "empty"),
-            (run().to_string().replace("25.0", "NaN"), "JSON"),
+            (run().to_string().replace("25.0", "NaN"), "mean_tpot_ms"),
         ] {
             let error = read_text(&text, &server()).unwrap_err();
             assert_eq!(error.exit_code(), 3, "{error}");
@@ -328,5 +376,27 @@ mod tests {
         }
         let error = read_text(&run().to_string(), &Server::default()).unwrap_err();
         assert!(error.to_string().contains("--parallelism"), "{error}");
+    }
+
+    #[test]
+    fn one_of_ttft_and_tpot_is_enough() {
+        let rows = read_text(&changed("mean_tpot_ms", Value::Null), &server()).unwrap();
+        assert_eq!((cell(&rows[0], "tpot_ms"), cell(&rows[0], "ttft_ms")), ("", "90"));
+        let mut single = run();
+        single["total_output_tokens"] = 320.into();
+        single["output_throughput"] = 3.2.into();
+        single["mean_tpot_ms"] = 0.0.into();
+        let rows = read_text(&single.to_string(), &server()).unwrap();
+        assert_eq!((cell(&rows[0], "tpot_ms"), cell(&rows[0], "osl")), ("", "1"));
+    }
+
+    #[test]
+    fn the_engine_is_taken_from_the_file_and_infinity_is_no_limit() {
+        let text = changed("backend", "sglang-oai".into()).replace("\"inf\"", "Infinity");
+        let rows = read_text(&text, &server()).unwrap();
+        assert_eq!(cell(&rows[0], "engine"), "sglang");
+        assert_eq!(cell(&rows[0], "concurrency_or_rate"), "32");
+        let named = Server { engine: Some("TRTLLM".into()), ..server() };
+        assert_eq!(cell(&read_text(&text, &named).unwrap()[0], "engine"), "trtllm");
     }
 }
