@@ -283,8 +283,8 @@ fn an_existing_output_is_kept_without_force() {
     let at = folder.path();
     fs::write(at.join("mine.json"), "mine").unwrap();
     fs::write(at.join("table.csv"), "a,b\n1,2\n").unwrap();
-    refused(at, &["measure", "--out", "mine.json"], 7, "--force");
-    refused(at, &["import", "aiconfigurator", "table.csv", "--out", "mine.json"], 7, "--force");
+    refused(at, &["measure", "--out", "mine.json"], 7, "--overwrite");
+    refused(at, &["import", "aiconfigurator", "table.csv", "--out", "mine.json"], 7, "--overwrite");
     assert_eq!(fs::read(at.join("mine.json")).unwrap(), b"mine");
 }
 

@@ -111,7 +111,7 @@ pub fn usage_line(error: &clap::Error) -> String {
         line += "; ";
         line += &tip;
     }
-    line + "; --help shows the usage"
+    crate::error::tidy(&line) + "; --help shows the usage"
 }
 
 #[cfg(test)]

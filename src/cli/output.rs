@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::error::tidy;
 use crate::{Error, Result};
 
 /// Where a command's result goes: text or one JSON document on stdout.
@@ -64,7 +65,7 @@ pub fn colour() -> bool {
 
 /// Prints one warning line on stderr.
 pub fn warn(message: &str) {
-    let _ = writeln!(io::stderr(), "warning: {message}");
+    let _ = writeln!(io::stderr(), "warning: {}", tidy(message));
 }
 
 fn stdout_path() -> PathBuf {

@@ -143,6 +143,7 @@ pub fn rounds(
             noise_floor_rel,
             aa_verdict,
             ceilings,
+            partial: None,
         },
         cells,
     };
