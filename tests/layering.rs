@@ -20,8 +20,8 @@ use std::path::Path;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// Modules of the library; each uses those before it.
-const ORDER: [&str; 15] = [
-    "units", "error", "files", "stats", "config", "workload", "gpu", "kernels", "measure",
+const ORDER: [&str; 16] = [
+    "units", "error", "bounds", "files", "stats", "config", "workload", "gpu", "kernels", "measure",
     "latency", "law", "serving", "plan", "report", "cli",
 ];
 /// Names at the root of the library that come from a module.

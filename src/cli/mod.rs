@@ -47,7 +47,7 @@ pub enum Command {
     /// THE main job: which expert count to train, from training cost against serving cost.
     Rank(Box<rank::RankArgs>),
     /// Times MoE layers and the device's ceilings; writes a latency profile.
-    Measure(measure::MeasureArgs),
+    Measure(Box<measure::MeasureArgs>),
     /// Draw the plots and the page of a rank.json again.
     Report(report::Args),
     /// Two stored profiles: FASTER, SLOWER, SAME or AMBIGUOUS per cell.
@@ -83,6 +83,9 @@ pub enum Command {
 /// Whatever the command reports; [`crate::Error::exit_code`] says how the program ends.
 pub fn run(cli: Cli) -> Result<()> {
     let output = Output::new(cli.json);
+    if !matches!(cli.command, Command::Worker(_)) {
+        signals::install()?;
+    }
     match cli.command {
         Command::Measure(args) => measure::run(&args, output),
         Command::Report(args) => report::run(&args, output),

@@ -54,8 +54,8 @@ pub fn write_stdout(text: &str) -> Result<()> {
 }
 
 /// Stdout for lines that another program reads one by one.
-pub fn stdout_lines() -> impl Write {
-    io::stdout().lock()
+pub fn stdout_lines() -> impl Write + Send {
+    io::stdout()
 }
 
 /// Whether stdout shows colours: on a terminal, unless `NO_COLOR` is set to anything.

@@ -58,9 +58,7 @@ pub fn from_hf_file(path: &Path) -> Result<HfModel> {
 /// # Errors
 /// As [`from_hf_file`].
 pub fn from_hf_json(bytes: &[u8], path: &Path) -> Result<HfModel> {
-    if bytes.is_empty() {
-        return Err(Error::bad_file(path, "empty"));
-    }
+    crate::files::read::check_json(path, bytes)?;
     let outer: Raw = serde_json::from_slice(bytes)
         .map_err(|e| Error::bad_file_at(path, e.line(), e.column(), reason(&e)))?;
     // Llama 4 keeps its language model one level down.

@@ -4,6 +4,7 @@
 //! Every step that changes the file system passes [`fault`], so that a test can make the k-th of them
 //! fail.
 
+pub mod csv;
 pub mod fault;
 pub mod folder;
 pub mod read;

@@ -72,6 +72,7 @@ pub struct LawFile {
 /// [`Error::Io`] when it cannot be read, [`Error::BadFile`] when it is no such file.
 pub fn load_file(path: &Path) -> Result<Box<dyn LossLaw>> {
     let bytes = files::read_capped(path, MAX_BYTES)?;
+    files::read::check_json(path, &bytes)?;
     let file: LawFile = serde_json::from_slice(&bytes).map_err(|e| {
         let text = e.to_string();
         let reason = text.split(" at line ").next().unwrap_or(&text).to_owned();
