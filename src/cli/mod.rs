@@ -18,6 +18,7 @@ pub mod measure;
 pub mod output;
 pub mod parse;
 pub mod preset;
+pub mod probe;
 pub mod progress;
 pub mod rank;
 pub mod report;
@@ -75,6 +76,9 @@ pub enum Command {
     /// Runs kernels for `measure`.
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
+    /// Asks the GPU driver for other commands.
+    #[command(hide = true)]
+    Probe(probe::ProbeArgs),
 }
 
 /// Runs a parsed command.
@@ -83,7 +87,7 @@ pub enum Command {
 /// Whatever the command reports; [`crate::Error::exit_code`] says how the program ends.
 pub fn run(cli: Cli) -> Result<()> {
     let output = Output::new(cli.json);
-    if !matches!(cli.command, Command::Worker(_)) {
+    if !matches!(cli.command, Command::Worker(_) | Command::Probe(_)) {
         signals::install()?;
     }
     match cli.command {
@@ -100,6 +104,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Accuracy(args) => accuracy::run(&args, output),
         Command::Estimate(args) => estimate::run(&args, output),
         Command::Worker(args) => worker::run(&args),
+        Command::Probe(args) => probe::run(&args),
     }
 }
 

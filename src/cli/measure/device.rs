@@ -77,7 +77,7 @@ impl DeviceChoice {
         match self {
             Self::Cpu => None,
             Self::Auto if kernels.is_cpu() => None,
-            Self::Auto => crate::gpu::probe().ok().and_then(|found| Some(found.first()?.ordinal)),
+            Self::Auto => crate::cli::probe::gpus().first().map(|gpu| gpu.ordinal),
             Self::Gpu(ordinal) => Some(ordinal),
         }
     }
