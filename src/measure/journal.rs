@@ -291,7 +291,7 @@ mod tests {
         let path = journal(folder.path(), &["a", "b"]);
         let text = fs::read_to_string(&path).unwrap();
         // CRC-32 of `"a"`, quotes included.
-        assert_eq!(text.lines().next().unwrap(), r#"{"seq":1,"crc32":"8587d865","rec":"a"}"#);
+        assert_eq!(text.lines().next().unwrap(), r#"{"seq":1,"crc32":"6d0e509e","rec":"a"}"#);
         let (mut journal, records) = open(&path).unwrap();
         assert_eq!(records, ["a", "b"]);
         journal.append(&"c").unwrap();
