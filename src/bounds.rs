@@ -76,9 +76,12 @@ impl Quantity {
             Self::UsdPerHour => {
                 bounds("price, USD/h", 0.0, 1e4, "a rack of 72 GPUs is rented for some hundred")
             }
-            Self::UsdPerMillionTokens => {
-                bounds("price, USD per million tokens", 0.0, 1e6, "the dearest models cost some hundred")
-            }
+            Self::UsdPerMillionTokens => bounds(
+                "price, USD per million tokens",
+                0.0,
+                1e6,
+                "the dearest models cost some hundred",
+            ),
             Self::MemoryBytes => bounds("memory, bytes", 1e6, 1e14, "a microcontroller; 100 TB"),
             Self::BytesPerSecond => {
                 bounds("bandwidth, bytes/s", 1e6, 1e15, "a serial line; 50 times the HBM of today")
@@ -86,14 +89,26 @@ impl Quantity {
             Self::FlopsPerSecond => {
                 bounds("rate, FLOP/s", 1e6, 1e18, "an interpreter; 50 times the fp4 peak of today")
             }
-            Self::TrainFlops => bounds("training, FLOP", 1e9, 1e32, "a toy; a million times today's runs"),
-            Self::Parameters => bounds("parameters", 1.0, 1e17, "ten thousand times today's models"),
+            Self::TrainFlops => {
+                bounds("training, FLOP", 1e9, 1e32, "a toy; a million times today's runs")
+            }
+            Self::Parameters => {
+                bounds("parameters", 1.0, 1e17, "ten thousand times today's models")
+            }
             Self::Tokens => bounds("tokens", 1.0, 1e20, "a million times the text of the web"),
-            Self::RequestsPerSecond => bounds("rate, requests/s", 1e-9, 1e9, "once in 30 years; all people"),
-            Self::LossNats => bounds("loss, nats", 0.0, 20.0, "a uniform guess among 5e8 tokens has 20"),
+            Self::RequestsPerSecond => {
+                bounds("rate, requests/s", 1e-9, 1e9, "once in 30 years; all people")
+            }
+            Self::LossNats => {
+                bounds("loss, nats", 0.0, 20.0, "a uniform guess among 5e8 tokens has 20")
+            }
             Self::Share => bounds("share", 0.0, 1.0, "a part of a whole"),
-            Self::Confidence => bounds("confidence", 0.5, 1.0, "less is a coin; an interval is never sure"),
-            Self::RelativeError => bounds("relative error", 0.0, 100.0, "a hundred times the value"),
+            Self::Confidence => {
+                bounds("confidence", 0.5, 1.0, "less is a coin; an interval is never sure")
+            }
+            Self::RelativeError => {
+                bounds("relative error", 0.0, 100.0, "a hundred times the value")
+            }
             Self::Rounds => bounds("rounds", 0.0, 10_000.0, "this program stops at 20"),
             Self::Devices => bounds("devices", 1.0, 1e7, "more than are made in a year"),
             Self::UnixSeconds => bounds("time, Unix seconds", 0.0, 4e9, "1970; 2096"),

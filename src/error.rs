@@ -141,7 +141,7 @@ fn escaped(text: &str) -> String {
 }
 
 /// Marks that reorder or hide text, and line separators.
-const fn turns_text(c: char) -> bool {
+pub(crate) const fn turns_text(c: char) -> bool {
     matches!(
         c,
         '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{61c}' | '\u{feff}'
@@ -275,7 +275,8 @@ mod tests {
             assert!(text.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{text}");
             assert!(text.len() < 4000, "{}", text.len());
         }
-        let usage = Error::usage("--x", format!("`{}` is unknown; there are a, b", "y".repeat(5000)));
+        let usage =
+            Error::usage("--x", format!("`{}` is unknown; there are a, b", "y".repeat(5000)));
         assert!(usage.to_string().ends_with("...` is unknown; there are a, b"));
     }
 

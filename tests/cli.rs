@@ -729,15 +729,18 @@ fn stopped_by(signal: &str, folder: &TempDir, out: &[&str]) -> (String, Option<i
 
 #[cfg(unix)]
 #[test]
-fn an_interrupted_measurement_leaves_nothing() {
-    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
-        for out in [vec!["--out", "p.json"], vec![]] {
-            let folder = tempfile::tempdir().unwrap();
-            let (message, ended) = stopped_by(signal, &folder, &out);
-            assert_eq!(ended, Some(code), "{signal}: {message}");
-            assert_eq!(message.matches("error: ").count(), 1, "{message}");
-            assert!(message.contains("nothing was written"), "{message}");
-            assert!(names(folder.path()).is_empty(), "{:?}", names(folder.path()));
+fn an_interrupted_measurement_can_go_on_or_has_left_nothing() {
+    for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 143)] {
+        let folder = tempfile::tempdir().unwrap();
+        let (message, ended) = stopped_by(signal, &folder, &["--out", "run"]);
+        assert_eq!(ended, Some(code), "{signal}: {message}");
+        assert_eq!(message.matches("error: ").count(), 1, "{message}");
+        let names = names(folder.path());
+        if message.contains("nothing was written") {
+            assert!(names.iter().all(|n| n == "profiles"), "{names:?}");
+        } else {
+            assert!(message.contains("measure --resume run"), "{message}");
+            assert!(folder.path().join("run/journal.jsonl").exists());
         }
     }
 }

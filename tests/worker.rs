@@ -16,11 +16,9 @@ use moe_frontier::measure::plan::Machine;
 use moe_frontier::measure::record::{LatencyRecord, Status, TimingMode};
 use moe_frontier::measure::run::rounds;
 use moe_frontier::measure::sampling::BlockRule;
-use moe_frontier::measure::worker::{Limits, Process};
 use moe_frontier::measure::timing::MonotonicClock;
-use moe_frontier::measure::{
-    Beginning, Cell, Invocation, Measured, Observer, Plan, Request, Run,
-};
+use moe_frontier::measure::worker::{Limits, Process};
+use moe_frontier::measure::{Beginning, Cell, Invocation, Measured, Observer, Plan, Request, Run};
 use moe_frontier::{Error, Result};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_moe-frontier");

@@ -123,7 +123,9 @@ fn answer(mut child: Child, limit: Duration) -> Result<Vec<u8>, String> {
     let left = limit.saturating_sub(start.elapsed()).max(Duration::from_secs(1));
     match wait(&mut child, left) {
         Some(status) if status.success() => Ok(text),
-        Some(status) => Err(format!("the CUDA driver crashed: the process that asked it ended with {status}")),
+        Some(status) => {
+            Err(format!("the CUDA driver crashed: the process that asked it ended with {status}"))
+        }
         None => {
             let _ = child.kill();
             Err("the CUDA driver did not end".into())

@@ -76,7 +76,8 @@ const GIVEN_UP: Duration = Duration::from_secs(30 * 86_400);
 /// [`Error::Io`] when the folder cannot be read or something in it cannot be removed.
 pub fn prune(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
     let mut removed = Vec::new();
-    for path in entries(folder)?.into_iter().filter(|p| p.extension().is_some_and(|e| e == "json")) {
+    for path in entries(folder)?.into_iter().filter(|p| p.extension().is_some_and(|e| e == "json"))
+    {
         match read_caught(&path) {
             Err(error @ (Error::BadFile { .. } | Error::Unfit { .. })) if is_profile(&path) => {
                 fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;

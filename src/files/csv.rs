@@ -10,13 +10,21 @@
 /// ```
 pub fn text_cell(text: &str) -> String {
     let safe = inert(text);
-    if safe.contains([',', '"', '\n', '\r']) { format!("\"{}\"", safe.replace('"', "\"\"")) } else { safe }
+    if safe.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", safe.replace('"', "\"\""))
+    } else {
+        safe
+    }
 }
 
 /// The text of a cell without quotes, for writers that quote by themselves. Numbers stay as they are.
 pub fn inert(text: &str) -> String {
     let computes = text.trim_start().starts_with(['=', '+', '-', '@', '\t', '\r']);
-    if computes && text.trim().parse::<f64>().is_err() { format!("'{text}") } else { text.to_owned() }
+    if computes && text.trim().parse::<f64>().is_err() {
+        format!("'{text}")
+    } else {
+        text.to_owned()
+    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ pub struct ResultFolder {
     place: PathBuf,
     /// Names of ours in folders that carry no mark.
     known: Vec<String>,
+    /// Whether somebody stands in the folder: then its files are replaced one by one.
+    in_place: bool,
     temporary: Option<tempfile::TempDir>,
 }
 
@@ -33,15 +35,18 @@ impl ResultFolder {
         refuse_foreign(place, known, overwrite)?;
         // `out/.` and `out/` name what `out` names.
         let place: PathBuf = place.components().collect();
-        let parent = folder_of(&place);
+        let in_place = holds_current(&place);
+        let parent = if in_place { place.clone() } else { folder_of(&place) };
         create_folder(&parent)?;
         let failed = |source| Error::io("create", &place, source);
         fault::step().map_err(failed)?;
-        let temporary =
-            tempfile::Builder::new().prefix(".moe-frontier-").tempdir_in(&parent).map_err(failed)?;
+        let temporary = tempfile::Builder::new()
+            .prefix(".moe-frontier-")
+            .tempdir_in(&parent)
+            .map_err(failed)?;
         open_to_others(temporary.path()).map_err(failed)?;
         let known = known.iter().map(|name| (*name).to_owned()).collect();
-        Ok(Self { place, known, temporary: Some(temporary) })
+        Ok(Self { place, known, in_place, temporary: Some(temporary) })
     }
 
     /// The folder to write into.
@@ -58,6 +63,16 @@ impl ResultFolder {
         write_atomic(&self.path().join(MARK), format!("{names}\n").as_bytes(), true)?;
         let failed = |source| Error::io("write", &self.place, source);
         let Some(temporary) = self.temporary.take() else { return Ok(self.place.clone()) };
+        if self.in_place {
+            for name in names_in(temporary.path())? {
+                let moved = fault::step().and_then(|()| {
+                    fs::rename(temporary.path().join(&name), self.place.join(&name))
+                });
+                moved.map_err(failed)?;
+            }
+            sync_folder(self.place.clone()).map_err(failed)?;
+            return Ok(self.place.clone());
+        }
         put(temporary.path(), &self.place, &self.known).map_err(failed)?;
         // It has been renamed: there is nothing to remove any more.
         let _ = temporary.keep();
@@ -84,8 +99,10 @@ fn put(new: &Path, place: &Path, known: &[String]) -> io::Result<()> {
     for entry in fs::read_dir(&old)? {
         let name = entry?.file_name();
         let text = name.to_string_lossy();
-        let is_ours = text == MARK || ours.lines().chain(known.iter().map(String::as_str)).any(|n| n == text);
-        if !is_ours && !place.join(&name).exists()
+        let is_ours =
+            text == MARK || ours.lines().chain(known.iter().map(String::as_str)).any(|n| n == text);
+        if !is_ours
+            && !place.join(&name).exists()
             && let Err(error) = fs::rename(old.join(&name), place.join(&name))
         {
             // Not removed with what is ours: it is somebody's.
@@ -94,6 +111,15 @@ fn put(new: &Path, place: &Path, known: &[String]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether the working folder of this process is `place` or lies in it: renaming it would leave the shell
+/// behind in a removed folder.
+fn holds_current(place: &Path) -> bool {
+    match (fs::canonicalize(place), std::env::current_dir()) {
+        (Ok(place), Ok(current)) => current.starts_with(place),
+        _ => false,
+    }
 }
 
 fn names_in(folder: &Path) -> Result<Vec<String>> {
@@ -111,7 +137,9 @@ fn refuse_foreign(place: &Path, known: &[&str], overwrite: bool) -> Result<()> {
     if !place.is_dir() {
         return refused("it is a file");
     }
-    let names = names_in(place)?;
+    let mut names = names_in(place)?;
+    // What an interrupted run may have left.
+    names.retain(|name| name == MARK || !name.starts_with(MARK));
     let ours = names.iter().any(|name| name == MARK || known.contains(&name.as_str()));
     if names.is_empty() || ours || overwrite {
         return Ok(());

@@ -57,7 +57,8 @@ fn read_pipe(path: &Path, cap: u64) -> io::Result<Vec<u8>> {
         io::Error::new(io::ErrorKind::TimedOut, format!("{what} for {} s", limit.as_secs()))
     };
     // The first message says that it is open.
-    let mut bytes = next(&chunks, OPENING)?.ok_or_else(|| silent(OPENING, "nobody writes to it"))?;
+    let mut bytes =
+        next(&chunks, OPENING)?.ok_or_else(|| silent(OPENING, "nobody writes to it"))?;
     while bytes.len() as u64 <= cap {
         match next(&chunks, SILENCE)?.ok_or_else(|| silent(SILENCE, "nothing came from it"))? {
             chunk if chunk.is_empty() => break,

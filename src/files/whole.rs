@@ -77,7 +77,10 @@ fn refuse_existing(path: &Path, force: bool) -> Result<()> {
         return Err(Error::io("write", path, io::Error::other("it is a folder")));
     }
     if !force && path.exists() {
-        let exists = io::Error::new(io::ErrorKind::AlreadyExists, "it exists; use --overwrite (or --force) to replace it");
+        let exists = io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "it exists; use --overwrite (or --force) to replace it",
+        );
         return Err(Error::io("write", path, exists));
     }
     Ok(())

@@ -22,8 +22,8 @@ use serde_json::{Map, Value};
 
 use crate::bounds::Quantity;
 use crate::law::{
-    Inputs, LawInfo, LossLaw, Question, Range, abnar2025, ask, clark2022, dense, krajewski2024, ludziejewski2025, yun2024,
-    zhao2025,
+    Inputs, LawInfo, LossLaw, Question, Range, abnar2025, ask, clark2022, dense, krajewski2024,
+    ludziejewski2025, yun2024, zhao2025,
 };
 use crate::{Error, Result, files};
 
@@ -94,7 +94,8 @@ impl LawFile {
     /// The law that the file describes, or what is wrong with it.
     pub fn into_law(self) -> Result<Box<dyn LossLaw>, String> {
         let minor = self.schema_version.strip_prefix("1.");
-        let is_known = minor.is_some_and(|m| !m.is_empty() && m.bytes().all(|b| b.is_ascii_digit()));
+        let is_known =
+            minor.is_some_and(|m| !m.is_empty() && m.bytes().all(|b| b.is_ascii_digit()));
         if self.schema != SCHEMA || !is_known {
             return Err(format!(
                 "schema `{}` {} is not {SCHEMA} 1.x",
@@ -161,7 +162,9 @@ impl LawFile {
     fn check_numbers(&self) -> Result<(), String> {
         let values = || self.coefficients.iter().chain(self.draws.iter().flatten());
         if let Some(value) = values().find(|v| !(v.is_finite() && v.abs() <= LARGEST)) {
-            return Err(format!("a coefficient of {value:e} is not a number of at most {LARGEST:e}"));
+            return Err(format!(
+                "a coefficient of {value:e} is not a number of at most {LARGEST:e}"
+            ));
         }
         if self.draws.len() > MOST_DRAWS {
             return Err(format!("{} draws; at most {MOST_DRAWS}", self.draws.len()));

@@ -105,9 +105,10 @@ impl Head {
         .into_iter()
         .filter(|(_, before, now)| before != now)
         .map(|(what, before, now)| format!("{what} `{before}`, now `{now}`"))
-        .chain((before.device.sha256() != now.device.sha256()).then(|| {
-            format!("device `{}`, now `{}`", device(before), device(now))
-        }))
+        .chain(
+            (before.device.sha256() != now.device.sha256())
+                .then(|| format!("device `{}`, now `{}`", device(before), device(now))),
+        )
         .collect();
         if differing.is_empty() {
             return Ok(());
@@ -163,8 +164,10 @@ impl RunFolder {
             return refused(if folder.file(PROFILE_FILE).exists() {
                 format!("it holds a run; `{again}` goes on with it, --overwrite replaces it")
             } else {
-                format!("it holds a run that was not finished; `{again}` goes on with it, --overwrite \
-                         replaces it")
+                format!(
+                    "it holds a run that was not finished; `{again}` goes on with it, --overwrite \
+                         replaces it"
+                )
             });
         }
         let others = fs::read_dir(path).map_err(|e| Error::io("read", path, e))?;
@@ -279,7 +282,12 @@ impl Planned {
     /// # Errors
     /// [`Error::Io`] when another process has it; [`Error::BadFile`] when it is damaged;
     /// [`Error::Unfit`] when plan, device or program differ from those it was begun with.
-    pub fn open(&self, facts: &Facts, now: Beginning, locking: Locking) -> Result<(Kept, Beginning)> {
+    pub fn open(
+        &self,
+        facts: &Facts,
+        now: Beginning,
+        locking: Locking,
+    ) -> Result<(Kept, Beginning)> {
         let path = self.folder.file(JOURNAL_FILE);
         let (mut journal, mut events) = if path.exists() {
             Journal::open::<Event>(&path, locking)?

@@ -61,8 +61,12 @@ impl Journal {
     pub fn create(path: &Path, locking: Locking) -> Result<Self> {
         let failed = |source| Error::io("create", path, source);
         fault::step().map_err(failed)?;
-        let file =
-            OpenOptions::new().append(true).read(true).create_new(true).open(path).map_err(failed)?;
+        let file = OpenOptions::new()
+            .append(true)
+            .read(true)
+            .create_new(true)
+            .open(path)
+            .map_err(failed)?;
         lock(&file, path, locking)?;
         whole::sync_folder(whole::folder_of(path)).map_err(failed)?;
         Ok(Self { path: path.to_owned(), file, seq: 1, length: 0 })
@@ -150,7 +154,8 @@ impl Drop for Journal {
 }
 
 fn line(seq: u64, record: &[u8]) -> Vec<u8> {
-    let mut line = format!("{{\"seq\":{seq},\"crc32\":\"{:08x}\",\"rec\":", crc32(record)).into_bytes();
+    let mut line =
+        format!("{{\"seq\":{seq},\"crc32\":\"{:08x}\",\"rec\":", crc32(record)).into_bytes();
     line.extend(record);
     line.extend(b"}\n");
     line

@@ -104,8 +104,9 @@ impl Request {
     pub fn check(&self, memory_bytes: f64) -> Result<()> {
         let tokens = self.tokens.as_deref().unwrap_or(&[1]);
         let widths = self.widths.iter().flat_map(|w| [w.0, w.1]);
-        for (name, value) in
-            widths.map(|w| ("--hidden and --inter", w)).chain(tokens.iter().map(|t| ("--tokens", *t)))
+        for (name, value) in widths
+            .map(|w| ("--hidden and --inter", w))
+            .chain(tokens.iter().map(|t| ("--tokens", *t)))
         {
             if value > MAX_COUNT {
                 return Err(Error::usage(name, format!("{value} exceeds {MAX_COUNT}")));

@@ -16,6 +16,7 @@ use super::record::{
 };
 use super::run::{Beginning, Clocks, Measured, Run, rounds};
 use super::sampling::{BlockRule, CPU_WIDTH};
+use super::timing::Clock;
 use super::timing::fake::FakeClock;
 use super::worker::{Answer, Ask, Facts, Trouble, Worker};
 use crate::config::DType;
@@ -86,7 +87,11 @@ impl Fake {
         self.clock.advance(ps / 1000 * 30);
         let samples = vec![(0, ps as f64 * 1.01), (1, ps as f64), (2, ps as f64 * 1.003)];
         let median_ps = samples[2].1.round();
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a made-up time")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a made-up time"
+        )]
         let median_ps = median_ps as u64;
         Taken {
             block: Some(Block {
@@ -364,4 +369,74 @@ fn a_folder_with_a_run_or_with_files_of_others_is_not_taken() {
     refused(&folder.path().join("no/run"), "no/run");
     RunFolder::prepare(&path, true).unwrap();
     assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+}
+
+/// A clock whose time of day is set back by an hour at some reading.
+struct Jumping {
+    clock: FakeClock,
+    readings: Counter<u32>,
+    jump_at: u32,
+}
+
+impl Clock for Jumping {
+    fn now_ns(&self) -> u64 {
+        self.clock.now_ns()
+    }
+}
+
+impl Clocks for Jumping {
+    fn unix_s(&self) -> u64 {
+        2000
+    }
+
+    fn wall_ns(&self) -> Option<u64> {
+        self.readings.set(self.readings.get() + 1);
+        let hour = if self.readings.get() >= self.jump_at { 3_600_000_000_000 } else { 0 };
+        Some(10_000_000_000_000 + self.clock.now_ns() - hour)
+    }
+}
+
+/// Keeps what it is told.
+#[derive(Default)]
+struct Listener(Vec<String>);
+
+impl super::run::Observer for Listener {
+    fn step(&mut self, _done: usize, _total: usize, _what: &str) {}
+
+    fn notice(&mut self, message: &str) {
+        self.0.push(message.to_owned());
+    }
+}
+
+#[test]
+fn a_block_during_which_the_clock_jumps_is_void_and_taken_again() {
+    let plan = plan();
+    let measured = |jump_at: u32| {
+        let mut fake = Fake::new(&plan);
+        let clocks = Jumping { clock: fake.clock.clone(), readings: Counter::new(0), jump_at };
+        let (mut heard, stop) = (Listener::default(), AtomicBool::new(false));
+        let run = Run {
+            beginning: &beginning(),
+            clocks: &clocks,
+            ledger: &mut (),
+            observer: &mut heard,
+            stop: &stop,
+        };
+        let profile = rounds(&mut fake, &plan, run).unwrap().profile;
+        (profile, fake.blocks.get(), heard.0.len())
+    };
+    let (steady, blocks, _) = measured(u32::MAX);
+    // Two readings a question: some jump between them, some fall between questions and do no harm.
+    let mut voided = 0;
+    for jump_at in 2..20 {
+        let (profile, again, notices) = measured(jump_at);
+        assert_eq!(profile.cells.len(), steady.cells.len());
+        assert_eq!(again, blocks + notices, "{jump_at}");
+        assert!(notices <= 1);
+        voided += notices;
+        for (a, b) in profile.cells.iter().zip(&steady.cells) {
+            assert_eq!((&a.blocks, a.check), (&b.blocks, b.check), "{jump_at}");
+        }
+    }
+    assert!(voided > 0);
 }

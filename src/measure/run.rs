@@ -27,6 +27,11 @@ use crate::{Error, Result};
 
 /// Blocks between two samples of read bandwidth: its swings on shared machines last seconds.
 const READ_EVERY: usize = 4;
+/// A difference between the clocks over one block that is no adjustment any more: the time of day was
+/// set, or the machine slept. The block is taken again.
+const JUMP_NS: u64 = 500_000_000;
+/// Attempts at a block during which the clock jumps.
+const JUMPS: usize = 3;
 /// A plan turned out slower than this much of its budget loses its least wanted cells.
 const OVERRUN: f64 = 1.1;
 
@@ -93,6 +98,12 @@ pub trait Clocks: Clock {
     /// Seconds since 1970-01-01 UTC. May step back.
     fn unix_s(&self) -> u64;
 
+    /// The time of day in nanoseconds, to find out that it was set or that the machine slept. `None`: not
+    /// known.
+    fn wall_ns(&self) -> Option<u64> {
+        None
+    }
+
     /// How busy the machine is.
     fn load(&self) -> Load {
         Load::default()
@@ -102,6 +113,11 @@ pub trait Clocks: Clock {
 impl Clocks for MonotonicClock {
     fn unix_s(&self) -> u64 {
         unix_seconds()
+    }
+
+    fn wall_ns(&self) -> Option<u64> {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        u64::try_from(since.as_nanos()).ok()
     }
 
     fn load(&self) -> Load {
@@ -225,6 +241,20 @@ impl RunTime<'_> {
 
     fn elapsed_ns(&self) -> u64 {
         u64::try_from(self.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Both clocks now, in nanoseconds.
+    fn both(&self) -> (u64, Option<u64>) {
+        (self.clocks.now_ns(), self.clocks.wall_ns())
+    }
+
+    /// Whether the clocks went apart since an earlier reading.
+    fn has_jumped(&self, earlier: (u64, Option<u64>)) -> bool {
+        let now = self.both();
+        let (Some(wall), Some(wall_before)) = (now.1, earlier.1) else { return false };
+        let passed = i128::from(now.0) - i128::from(earlier.0);
+        let by_wall = i128::from(wall) - i128::from(wall_before);
+        (passed - by_wall).unsigned_abs() > u128::from(JUMP_NS)
     }
 
     /// Sets the clock to a moment of an earlier session.
@@ -437,7 +467,7 @@ impl Rounds<'_> {
             return Err(Error::Interrupted { signal: 2, hint: String::new() });
         }
         let start = self.time.elapsed_ns();
-        match self.worker.ask(ask, self.stop) {
+        match self.steady_answer(ask, observer) {
             Ok(answer) => {
                 let elapsed_ns = self.time.elapsed_ns();
                 let event = Event::Answered { ask, answer, elapsed_ns };
@@ -456,6 +486,23 @@ impl Rounds<'_> {
                 Ok(None)
             }
         }
+    }
+
+    /// The worker's answer, asked again when the clocks jumped during a block: such a block is void.
+    fn steady_answer(&mut self, ask: Ask, observer: &mut dyn Observer) -> Result<Answer, Trouble> {
+        let mut check = None;
+        for _ in 0..JUMPS {
+            let before = self.time.both();
+            let mut answer = self.worker.ask(ask, self.stop)?;
+            let Answer::Block(taken) = &mut answer else { return Ok(answer) };
+            taken.check = taken.check.or(check);
+            if !self.time.has_jumped(before) {
+                return Ok(answer);
+            }
+            check = taken.check;
+            observer.notice("the clock jumped during a block, which is taken again");
+        }
+        Err(Trouble::Lost("the clock jumped during every attempt".into()))
     }
 
     /// Gives up the cell of a question that was lost.

@@ -40,7 +40,6 @@ pub fn device_choice(text: &str) -> Result<DeviceChoice, String> {
     }
 }
 
-
 /// Which of a device's kernels a user asked for; the default leaves the choice to the program.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KernelChoice<'a> {
@@ -115,12 +114,14 @@ impl DeviceChoice {
     }
 }
 
-
 /// A GPU with the kernels loaded that every layer needs.
 ///
 /// # Errors
 /// [`Error::Device`] when it cannot be opened or has no kernels.
-pub(in crate::cli) fn open_gpu(ordinal: u32, options: MoeOptions) -> Result<GpuBackend<CudaDevice>> {
+pub(in crate::cli) fn open_gpu(
+    ordinal: u32,
+    options: MoeOptions,
+) -> Result<GpuBackend<CudaDevice>> {
     let mut device = CudaDevice::open(ordinal)?;
     for kernel in ["router_topk_f32", "align_small", "combine_bf16"] {
         device.load(kernel)?;
@@ -156,7 +157,6 @@ pub(super) fn options(kernels: &[String]) -> Result<MoeOptions> {
     Ok(options)
 }
 
-
 /// Runs `work` on a pool with the given number of threads, or on the common one.
 ///
 /// # Errors
@@ -172,4 +172,3 @@ pub fn in_pool<T: Send>(
         .map_err(|e| Error::device("cpu", e.to_string()))?;
     pool.install(work)
 }
-

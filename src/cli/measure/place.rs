@@ -111,8 +111,12 @@ impl Place<'_> {
     /// The worker of a run that was planned before.
     fn again(place: &folder::Place, stop: &AtomicBool) -> Result<Process> {
         let wrong = |reason: String| Error::bad_file("plan.json", reason);
-        let isa: Option<Isa> =
-            place.isa.as_deref().map(str::parse).transpose().map_err(|e: Error| wrong(e.to_string()))?;
+        let isa: Option<Isa> = place
+            .isa
+            .as_deref()
+            .map(str::parse)
+            .transpose()
+            .map_err(|e: Error| wrong(e.to_string()))?;
         let kernels = KernelChoice { products: &place.kernels, isa, packed: place.packed };
         let device = device_choice(&place.device).map_err(wrong)?;
         Place { device, kernels, threads: place.threads, isolate: place.isolate }.worker(stop)
@@ -331,7 +335,12 @@ fn measure_planned(
 
 /// Puts a profile where it belongs. The run's folder goes once the profile lies elsewhere, and stays
 /// while there is something to go on with.
-fn deliver(planned: &Planned, measured: Measured, overwrite: bool, stop: &Stop) -> Result<Delivered> {
+fn deliver(
+    planned: &Planned,
+    measured: Measured,
+    overwrite: bool,
+    stop: &Stop,
+) -> Result<Delivered> {
     let Measured { profile, failure } = measured;
     let Some(failure) = failure else {
         let path = match planned.profile_path() {
@@ -438,4 +447,3 @@ impl Bar {
         }
     }
 }
-

@@ -81,4 +81,3 @@ fn row(cell: &Cell, ceilings: &Ceilings) -> Vec<String> {
     }
     row
 }
-

@@ -143,7 +143,8 @@ impl Process {
     /// As [`Self::start`].
     pub fn in_thread(serve: Arc<Serve>, stop: &AtomicBool) -> Result<Self> {
         let never = Duration::MAX;
-        let limits = Limits { block: never, other: never, pauses: Duration::ZERO, ..Limits::default() };
+        let limits =
+            Limits { block: never, other: never, pauses: Duration::ZERO, ..Limits::default() };
         Self::begin(Origin::Thread(serve), limits, stop)
     }
 
