@@ -27,6 +27,8 @@ use crate::{Error, Result};
 
 /// Blocks between two samples of read bandwidth: its swings on shared machines last seconds.
 const READ_EVERY: usize = 4;
+/// A cell is never graded valid with a half-width above this, whatever the machine's own noise.
+const WIDEST_GRADE: f64 = 0.10;
 /// A difference between the clocks over one block that is no adjustment any more: the time of day was
 /// set, or the machine slept. The block is taken again.
 const JUMP_NS: u64 = 500_000_000;
@@ -365,9 +367,12 @@ impl Rounds<'_> {
                 return Err(failure.or(nothing.err()).unwrap_or_else(unfit));
             }
         };
-        let cells = self.cells.iter().map(|cell| cell.record(facts, request));
-        let cells = cells.map(|cell| refuse_impossible(cell, &ceilings)).collect();
         let (aa_effect_rel, noise_floor_rel, aa_verdict) = self.aa.verdict();
+        // An interval as narrow as the machine can tell a kernel from itself is no noisier than it: every
+        // comparison has that floor anyway.
+        let width = facts.width.max(noise_floor_rel.min(WIDEST_GRADE));
+        let cells = self.cells.iter().map(|cell| cell.record(facts, request, width));
+        let cells = cells.map(|cell| refuse_impossible(cell, &ceilings)).collect();
         let clocks = self.time.clocks;
         let profile = Profile {
             schema: PROFILE_SCHEMA.into(),
