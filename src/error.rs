@@ -13,11 +13,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A gate that the user asked for did not hold (`--fail-on`). Exit code 1.
-    #[error("gate failed: {0}")]
+    #[error("gate failed: {}", tidy(.0))]
     Gate(String),
 
     /// A flag, or an argument of a library call, has an unacceptable value. Exit code 2.
-    #[error("{name}: {reason}")]
+    #[error("{}: {}", tidy(name), tidy(reason))]
     Usage {
         /// The flag (`--experts`) or the argument's name.
         name: String,
@@ -26,7 +26,7 @@ pub enum Error {
     },
 
     /// A file was read but its content is not acceptable. Exit code 3.
-    #[error("{location}: {reason}")]
+    #[error("{}: {}", tidy(location), tidy(reason))]
     BadFile {
         /// The path, with `:line:column` when known.
         location: String,
@@ -35,7 +35,7 @@ pub enum Error {
     },
 
     /// A measurement, a profile or a law cannot carry the answer asked for. Exit code 4.
-    #[error("{what}: {reason}")]
+    #[error("{}: {}", tidy(what), tidy(reason))]
     Unfit {
         /// What was refused.
         what: String,
@@ -44,7 +44,7 @@ pub enum Error {
     },
 
     /// The question is well-posed but nothing meets it. Exit code 5.
-    #[error("{what}; {nearest}")]
+    #[error("{}; {}", tidy(what), tidy(nearest))]
     Infeasible {
         /// What cannot be met, with the constraint that binds.
         what: String,
@@ -53,7 +53,7 @@ pub enum Error {
     },
 
     /// A device is missing or failed. Exit code 6.
-    #[error("device {device}: {reason}")]
+    #[error("device {}: {}", tidy(device), tidy(reason))]
     Device {
         /// The device as the user named it or as its driver does.
         device: String,
@@ -62,7 +62,7 @@ pub enum Error {
     },
 
     /// A file or folder cannot be opened, read or written. Exit code 7.
-    #[error("failed to {action} {}: {source}", path.display())]
+    #[error("failed to {action} {}: {}", tidy(&path.display().to_string()), tidy(&source.to_string()))]
     Io {
         /// What was tried: "read", "create", "write".
         action: &'static str,
@@ -73,13 +73,79 @@ pub enum Error {
     },
 
     /// The run was ended by a signal. Exit code 128 + signal.
-    #[error("interrupted by signal {signal}{hint}")]
+    #[error("interrupted by signal {signal}{}", tidy(hint))]
     Interrupted {
         /// Signal number: 2 for Ctrl-C, 15 for a termination request.
         signal: u8,
         /// Empty, or how to continue.
         hint: String,
     },
+}
+
+/// Characters that are shown of one string out of a file or a flag.
+const SHOWN: usize = 200;
+/// Characters of one part of a message.
+const LONGEST: usize = 1200;
+
+/// A string out of a file or a flag as it may be printed: control characters, line ends and marks that
+/// change the direction of text are escaped, and what is longer than 200 characters is cut.
+///
+/// ```
+/// use moe_frontier::error::shown;
+/// assert_eq!(shown("a\u{1b}[2Jb\n"), r"a\u{1b}[2Jb\n");
+/// assert_eq!(shown(&"x".repeat(1000)).len(), 203);
+/// ```
+pub fn shown(text: &str) -> String {
+    escaped(&cut(text, SHOWN))
+}
+
+/// A message as it may be printed: escaped as [`shown`] does, with what stands between backticks or
+/// quotes cut as a string of its own.
+pub fn tidy(message: &str) -> String {
+    if message.len() <= SHOWN {
+        return escaped(message);
+    }
+    let mut out = String::new();
+    let mut rest = message;
+    while let Some(open) = rest.find(['`', '\'', '"']) {
+        let quote = &rest[open..=open];
+        let Some(length) = rest[open + 1..].find(quote) else { break };
+        out += &rest[..=open];
+        out += &cut(&rest[open + 1..open + 1 + length], SHOWN);
+        out += quote;
+        rest = &rest[open + length + 2..];
+    }
+    out += rest;
+    escaped(&cut(&out, LONGEST))
+}
+
+fn cut(text: &str, most: usize) -> std::borrow::Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}...", &text[..end]).into(),
+        None => text.into(),
+    }
+}
+
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => out += r"\n",
+            '\r' => out += r"\r",
+            '\t' => out += r"\t",
+            c if c.is_control() || turns_text(c) => out.extend(c.escape_unicode()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Marks that reorder or hide text, and line separators.
+pub(crate) const fn turns_text(c: char) -> bool {
+    matches!(
+        c,
+        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{61c}' | '\u{feff}'
+    )
 }
 
 impl Error {
@@ -190,6 +256,28 @@ mod tests {
             assert_eq!(error.exit_code(), code, "{error}");
             assert!(!error.to_string().contains('\n'));
         }
+    }
+
+    #[test]
+    fn strings_of_others_do_nothing_to_a_terminal_and_stay_short() {
+        let evil = format!("a\nb\r\u{1b}[31m\u{202e}\u{9b}{}", "x".repeat(100_000));
+        let errors = [
+            Error::usage(evil.clone(), format!("`{evil}` is not a number; write 1e21")),
+            Error::bad_file(&evil, format!("unknown field `{evil}`, expected `a`")),
+            Error::unfit(evil.clone(), evil.clone()),
+            Error::infeasible(evil.clone(), evil.clone()),
+            Error::device(evil.clone(), evil.clone()),
+            Error::io("read", &evil, io::Error::other(evil.clone())),
+            Error::Gate(evil),
+        ];
+        for error in errors {
+            let text = error.to_string();
+            assert!(text.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{text}");
+            assert!(text.len() < 4000, "{}", text.len());
+        }
+        let usage =
+            Error::usage("--x", format!("`{}` is unknown; there are a, b", "y".repeat(5000)));
+        assert!(usage.to_string().ends_with("...` is unknown; there are a, b"));
     }
 
     #[test]

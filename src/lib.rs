@@ -5,7 +5,7 @@
 //! Data flows one way, and each module uses only modules that stand before it:
 //!
 //! ```text
-//! units, error, files, stats               quantities, failures, whole files, order statistics
+//! units, error, bounds, files, stats       quantities, failures, their limits, whole files, order statistics
 //!   config, workload                       models and devices; which token visits which expert
 //!     gpu, kernels                         the CUDA driver; router, align, grouped GEMM
 //!       measure                            timing that can be believed
@@ -20,6 +20,7 @@
 //! `profile` runs from a recorded file on a machine without a GPU, and no estimate can quietly
 //! start a measurement. `tests/layering.rs` holds this order.
 
+pub mod bounds;
 pub mod constants;
 pub mod error;
 pub mod files;

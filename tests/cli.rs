@@ -286,8 +286,8 @@ fn an_existing_output_is_kept_without_force() {
     let at = folder.path();
     fs::write(at.join("mine.json"), "mine").unwrap();
     fs::write(at.join("table.csv"), "a,b\n1,2\n").unwrap();
-    refused(at, &["measure", "--out", "mine.json"], 7, "--force");
-    refused(at, &["import", "aiconfigurator", "table.csv", "--out", "mine.json"], 7, "--force");
+    refused(at, &["measure", "--out", "mine.json"], 7, "--overwrite");
+    refused(at, &["import", "aiconfigurator", "table.csv", "--out", "mine.json"], 7, "--overwrite");
     assert_eq!(fs::read(at.join("mine.json")).unwrap(), b"mine");
 }
 
@@ -735,15 +735,18 @@ fn stopped_by(signal: &str, folder: &TempDir, out: &[&str]) -> (String, Option<i
 
 #[cfg(unix)]
 #[test]
-fn an_interrupted_measurement_leaves_nothing() {
-    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
-        for out in [vec!["--out", "p.json"], vec![]] {
-            let folder = tempfile::tempdir().unwrap();
-            let (message, ended) = stopped_by(signal, &folder, &out);
-            assert_eq!(ended, Some(code), "{signal}: {message}");
-            assert_eq!(message.matches("error: ").count(), 1, "{message}");
-            assert!(message.contains("nothing was written"), "{message}");
-            assert!(names(folder.path()).is_empty(), "{:?}", names(folder.path()));
+fn an_interrupted_measurement_can_go_on_or_has_left_nothing() {
+    for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 143)] {
+        let folder = tempfile::tempdir().unwrap();
+        let (message, ended) = stopped_by(signal, &folder, &["--out", "run"]);
+        assert_eq!(ended, Some(code), "{signal}: {message}");
+        assert_eq!(message.matches("error: ").count(), 1, "{message}");
+        let names = names(folder.path());
+        if message.contains("nothing was written") {
+            assert!(names.iter().all(|n| n == "profiles"), "{names:?}");
+        } else {
+            assert!(message.contains("measure --resume run"), "{message}");
+            assert!(folder.path().join("run/journal.jsonl").exists());
         }
     }
 }

@@ -20,9 +20,9 @@ use std::path::Path;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// Modules of the library; each uses those before it.
-const ORDER: [&str; 15] = [
-    "units", "error", "files", "stats", "config", "workload", "gpu", "kernels", "measure",
-    "latency", "law", "serving", "plan", "report", "cli",
+const ORDER: [&str; 16] = [
+    "units", "error", "bounds", "files", "stats", "config", "workload", "gpu", "kernels",
+    "measure", "latency", "law", "serving", "plan", "report", "cli",
 ];
 /// Names at the root of the library that come from a module.
 const ROOT_NAMES: [(&str, &str); 2] = [("Error", "error"), ("Result", "error")];

@@ -16,8 +16,9 @@ use moe_frontier::measure::plan::Machine;
 use moe_frontier::measure::record::{LatencyRecord, Status, TimingMode};
 use moe_frontier::measure::run::rounds;
 use moe_frontier::measure::sampling::BlockRule;
+use moe_frontier::measure::timing::MonotonicClock;
 use moe_frontier::measure::worker::{Limits, Process};
-use moe_frontier::measure::{Cell, Invocation, Measured, Observer, Plan, Request, Start};
+use moe_frontier::measure::{Beginning, Cell, Invocation, Measured, Observer, Plan, Request, Run};
 use moe_frontier::{Error, Result};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_moe-frontier");
@@ -66,13 +67,26 @@ fn worker(faults: &str) -> Command {
     command
 }
 
-fn begun() -> (Invocation, Start) {
-    (Invocation { program: "test".into(), argv: vec![] }, Start::now())
+fn rounds_of(
+    process: &mut Process,
+    plan: &Plan,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Measured> {
+    let invocation = Invocation { program: "test".into(), argv: vec![] };
+    let run = Run {
+        beginning: &Beginning::now(invocation),
+        clocks: &MonotonicClock::default(),
+        ledger: &mut (),
+        observer,
+        stop,
+    };
+    rounds(process, plan, run)
 }
 
 fn run(command: Command, plan: &Plan) -> Result<Measured> {
     let stop = AtomicBool::new(false);
-    rounds(&mut started(command, plan), plan, begun(), &mut (), &stop)
+    rounds_of(&mut started(command, plan), plan, &mut (), &stop)
 }
 
 fn started(command: Command, plan: &Plan) -> Process {
@@ -185,7 +199,7 @@ fn a_stop_does_not_wait_for_a_kernel_that_never_ends() {
     let stop = AtomicBool::new(false);
     let start = Instant::now();
     let mut observer = Impatient(&stop);
-    let error = rounds(&mut process, &plan, begun(), &mut observer, &stop).unwrap_err();
+    let error = rounds_of(&mut process, &plan, &mut observer, &stop).unwrap_err();
     assert!(matches!(error, Error::Interrupted { .. }), "{error}");
     assert!(start.elapsed() < LIMITS.other, "{:?}", start.elapsed());
 }

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::cli::Output;
+use crate::error::{shown, tidy};
 use crate::latency::measured::compare::{CellComparison, Comparison, compare};
 use crate::latency::measured::format;
 use crate::report::text_table;
@@ -90,7 +91,7 @@ fn document(comparison: &Comparison) -> Document<'_> {
 
 fn text(comparison: &Comparison) -> String {
     let rows = comparison.cells.iter().map(row).collect();
-    let mut text = format!("{}, new against old\n\n", comparison.device);
+    let mut text = format!("{}, new against old\n\n", shown(&comparison.device));
     text += &text_table(
         &[
             ("experts", true),
@@ -123,11 +124,11 @@ fn text(comparison: &Comparison) -> String {
         line(format!("{same} of {} cells ran the same kernel", comparison.cells.len()));
     }
     if let Some(reason) = &comparison.biased {
-        line(format!("all verdicts are AMBIGUOUS: {reason}"));
+        line(format!("all verdicts are AMBIGUOUS: {}", tidy(reason)));
     }
     for (which, cells) in [("old", &comparison.only_in_old), ("new", &comparison.only_in_new)] {
         for cell in cells {
-            line(format!("only in the {which} profile: {cell}"));
+            line(format!("only in the {which} profile: {}", tidy(cell)));
         }
     }
     text

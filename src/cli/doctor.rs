@@ -1,20 +1,16 @@
 //! `doctor`: what was found on this machine and what the other commands will therefore do.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 
 use crate::Result;
 use crate::cli::law::wrapped;
-use crate::cli::measure::open_gpu;
 use crate::cli::output::Output;
-use crate::cli::store;
-use crate::gpu::libraries::CudaLibrary;
-use crate::gpu::{CudaDevice, GpuFacts, Launcher, driver, images};
+use crate::cli::{probe, store};
+use crate::error::{shown, tidy};
+use crate::gpu::GpuFacts;
 use crate::kernels::MoeBackend;
 use crate::kernels::cpu::CpuBackend;
 use crate::kernels::cpu::simd::Isa;
-use crate::kernels::gpu::MoeOptions;
 use crate::measure::host;
 use crate::measure::preflight::Load;
 use crate::measure::record::{CpuDevice, Device};
@@ -22,8 +18,13 @@ use crate::units::Bytes;
 
 /// What was found: processor, kernels, GPU driver, stored profiles.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: moe-frontier doctor --json")]
-pub struct Args {}
+#[command(after_help = "Examples:\n  moe-frontier doctor --json\n  moe-frontier doctor --prune")]
+pub struct Args {
+    /// Remove stored profiles that cannot be read, and runs that were begun in the folder of profiles and
+    /// not gone on with for 30 days.
+    #[arg(long)]
+    pub prune: bool,
+}
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
@@ -76,26 +77,46 @@ struct Stored {
 ///
 /// # Errors
 /// [`crate::Error::Io`] when stdout cannot be written.
-pub fn run(_args: &Args, output: Output) -> Result<()> {
+pub fn run(args: &Args, output: Output) -> Result<()> {
+    if args.prune {
+        return prune(output);
+    }
     let findings = look();
     output.result(&findings, || text(&findings))
+}
+
+/// What `--prune --json` prints.
+#[derive(Debug, Serialize)]
+struct Pruned {
+    schema: &'static str,
+    schema_version: &'static str,
+    folder: String,
+    /// Each file or run that was removed, with the reason.
+    removed: Vec<(String, String)>,
+}
+
+fn prune(output: Output) -> Result<()> {
+    let folder = store::folder()?;
+    let removed = store::prune(&folder)?;
+    let removed: Vec<(String, String)> = removed
+        .into_iter()
+        .map(|(path, why)| (shown(&path.display().to_string()), tidy(&why)))
+        .collect();
+    let folder = shown(&folder.display().to_string());
+    let pruned =
+        Pruned { schema: "moe-frontier/doctor-prune", schema_version: "1.0", folder, removed };
+    output.result(&pruned, || {
+        let lines = pruned.removed.iter().map(|(path, why)| format!("removed {path}: {why}\n"));
+        let total = format!("{} removed from {}\n", pruned.removed.len(), pruned.folder);
+        lines.chain([total]).collect()
+    })
 }
 
 fn look() -> Findings {
     let backend = CpuBackend::new();
     let cpu = host::cpu(backend.threads());
-    let (gpus, gpu_unused_because) = match driver::probe() {
-        Ok(found) => {
-            let opened = found
-                .first()
-                .map_or(Ok(()), |gpu| open_gpu(gpu.ordinal, MoeOptions::default()).map(|_| ()));
-            let reason = opened.err().map(|e| e.to_string()).unwrap_or_default();
-            (found, reason)
-        }
-        Err(reason) => (vec![], reason.to_string()),
-    };
-    let gpu_kernels = gpus.iter().map(|gpu| kernels_of(gpu.ordinal)).collect();
-    let gpus = gpus.iter().map(describe).collect();
+    let probed = probe::details();
+    let gpus = probed.gpus.iter().map(describe).collect();
     let folder = store::folder().ok();
     let device = Device::Cpu(cpu.clone()).sha256();
     let newest = folder
@@ -113,11 +134,9 @@ fn look() -> Findings {
         available_memory_bytes: host::memory().available_bytes,
         load_1min: Load::read().load_1min,
         gpus,
-        gpu_kernels,
-        nvrtc: CudaLibrary::Nvrtc
-            .open()
-            .map_or_else(|reason| reason, |at| at.display().to_string()),
-        gpu_unused_because,
+        gpu_kernels: probed.kernels,
+        nvrtc: probed.nvrtc,
+        gpu_unused_because: probed.unused_because,
         profiles_folder: folder.map(|f| f.display().to_string()),
         profile: newest.map(|(path, profile)| Stored {
             path: path.display().to_string(),
@@ -137,26 +156,6 @@ fn instruction_set(isa: Isa, chosen: Isa) -> InstructionSet {
         chosen: isa == chosen,
         missing_because: isa.missing(),
     }
-}
-
-/// Where the code of a device's kernels comes from, each origin with the number of kernels.
-fn kernels_of(ordinal: u32) -> String {
-    let mut device = match CudaDevice::open(ordinal) {
-        Ok(device) => device,
-        Err(error) => return error.to_string(),
-    };
-    let on = device.facts().compute_capability;
-    let runnable = images::SOURCES.iter().filter(|source| source.runs_on(on));
-    let mut origins: BTreeMap<String, usize> = BTreeMap::new();
-    for kernel in runnable.flat_map(|source| source.kernels) {
-        let origin = match device.load(kernel) {
-            Ok(origin) => origin.to_string(),
-            Err(error) => format!("not loaded ({error})"),
-        };
-        *origins.entry(origin).or_default() += 1;
-    }
-    let counted = origins.iter().map(|(origin, count)| format!("{count} {origin}"));
-    counted.collect::<Vec<_>>().join(", ")
 }
 
 fn describe(gpu: &GpuFacts) -> String {

@@ -18,6 +18,7 @@ pub mod measure;
 pub mod output;
 pub mod parse;
 pub mod preset;
+pub mod probe;
 pub mod profile;
 pub mod progress;
 pub mod rank;
@@ -48,7 +49,7 @@ pub enum Command {
     /// THE main job: which expert count to train, from training cost against serving cost.
     Rank(Box<rank::RankArgs>),
     /// Times MoE layers and the device's ceilings; writes a latency profile.
-    Measure(measure::MeasureArgs),
+    Measure(Box<measure::MeasureArgs>),
     /// Draw the plots and the page of a rank.json again.
     Report(report::Args),
     /// Two stored profiles: FASTER, SLOWER, SAME or AMBIGUOUS per cell.
@@ -76,6 +77,9 @@ pub enum Command {
     /// Runs kernels for `measure`.
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
+    /// Asks the GPU driver for other commands.
+    #[command(hide = true)]
+    Probe(probe::ProbeArgs),
 }
 
 /// Runs a parsed command.
@@ -84,6 +88,9 @@ pub enum Command {
 /// Whatever the command reports; [`crate::Error::exit_code`] says how the program ends.
 pub fn run(cli: Cli) -> Result<()> {
     let output = Output::new(cli.json);
+    if !matches!(cli.command, Command::Worker(_) | Command::Probe(_)) {
+        signals::install()?;
+    }
     match cli.command {
         Command::Measure(args) => measure::run(&args, output),
         Command::Report(args) => report::run(&args, output),
@@ -98,6 +105,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Accuracy(args) => accuracy::run(&args, output),
         Command::Estimate(args) => estimate::run(&args, output),
         Command::Worker(args) => worker::run(&args),
+        Command::Probe(args) => probe::run(&args),
     }
 }
 
@@ -112,7 +120,7 @@ pub fn usage_line(error: &clap::Error) -> String {
         line += "; ";
         line += &tip;
     }
-    line + "; --help shows the usage"
+    crate::error::tidy(&line) + "; --help shows the usage"
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::error::tidy;
 use crate::{Error, Result};
 
 /// Where a command's result goes: text or one JSON document on stdout.
@@ -53,8 +54,8 @@ pub fn write_stdout(text: &str) -> Result<()> {
 }
 
 /// Stdout for lines that another program reads one by one.
-pub fn stdout_lines() -> impl Write {
-    io::stdout().lock()
+pub fn stdout_lines() -> impl Write + Send {
+    io::stdout()
 }
 
 /// Whether stdout shows colours: on a terminal, unless `NO_COLOR` is set to anything.
@@ -64,7 +65,7 @@ pub fn colour() -> bool {
 
 /// Prints one warning line on stderr.
 pub fn warn(message: &str) {
-    let _ = writeln!(io::stderr(), "warning: {message}");
+    let _ = writeln!(io::stderr(), "warning: {}", tidy(message));
 }
 
 fn stdout_path() -> PathBuf {

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::error::tidy;
+
 /// Off a terminal one line is printed at most this often.
 const LINE_EVERY: Duration = Duration::from_secs(15);
 
@@ -22,6 +24,7 @@ pub struct Progress {
 impl Progress {
     /// Starts showing `total` steps of `what`.
     pub fn new(what: &str, total: u64) -> Self {
+        let what = &tidy(what);
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total);
             let template = "{msg} [{bar:32}] {percent}% {elapsed} (about {eta} left)";
@@ -41,6 +44,7 @@ impl Progress {
     /// Moves to step `done` of what are now known to be `total`, and says what is being worked on.
     pub fn update(&mut self, done: u64, total: u64, detail: &str) {
         (self.done, self.total) = (done, total);
+        let detail = tidy(detail);
         if let Some(bar) = &self.bar {
             bar.set_length(total);
             bar.set_position(done);

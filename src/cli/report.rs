@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::cli::Output;
-use crate::files::read_capped;
+use crate::files::{ResultFolder, read_capped};
 use crate::plan::outcome::RankReport;
 use crate::report::write_all;
 
@@ -24,6 +24,10 @@ pub struct Args {
     /// Folder for report.html, plots and CSV files [default: beside the ranking].
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+
+    /// Also use a folder that holds files of others.
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 /// What `--json` prints.
@@ -41,9 +45,18 @@ struct Written {
 /// something cannot be read or written.
 pub fn run(args: &Args, output: Output) -> Result<()> {
     let report = RankReport::from_bytes(&args.rank, &read_capped(&args.rank, CAP)?)?;
-    let beside = args.rank.parent().filter(|p| !p.as_os_str().is_empty());
-    let out = args.out.as_deref().or(beside).unwrap_or_else(|| Path::new("."));
-    let files = write_all(&report, out)?;
+    let files = match &args.out {
+        Some(out) => {
+            let folder = ResultFolder::begin(out, &["report.html"], args.overwrite)?;
+            let files = write_all(&report, folder.path())?;
+            let out = folder.finish()?;
+            files.iter().filter_map(|path| Some(out.join(path.file_name()?))).collect()
+        }
+        None => {
+            let beside = args.rank.parent().filter(|p| !p.as_os_str().is_empty());
+            write_all(&report, beside.unwrap_or_else(|| Path::new(".")))?
+        }
+    };
     let files: Vec<String> = files.iter().map(|p| p.display().to_string()).collect();
     let lines = || files.join("\n") + "\n";
     let written =
@@ -63,10 +76,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let rank = folder.path().join("rank.json");
         fs::write(&rank, serde_json::to_vec(&sample::report()).unwrap()).unwrap();
-        run(&Args { rank: rank.clone(), out: None }, Output::new(true)).unwrap();
+        run(&Args { rank: rank.clone(), out: None, overwrite: false }, Output::new(true)).unwrap();
         assert!(folder.path().join("report.html").is_file());
         let out = folder.path().join("page");
-        run(&Args { rank, out: Some(out.clone()) }, Output::new(true)).unwrap();
+        run(&Args { rank, out: Some(out.clone()), overwrite: false }, Output::new(true)).unwrap();
         assert!(out.join("cost_frontier.png").is_file());
     }
 
@@ -74,8 +87,8 @@ mod tests {
     fn a_bad_file_writes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let (rank, out) = (folder.path().join("rank.json"), folder.path().join("page"));
-        let attempt =
-            || run(&Args { rank: rank.clone(), out: Some(out.clone()) }, Output::new(true));
+        let args = || Args { rank: rank.clone(), out: Some(out.clone()), overwrite: false };
+        let attempt = || run(&args(), Output::new(true));
         assert_eq!(attempt().unwrap_err().exit_code(), 7);
         let bytes = serde_json::to_vec(&sample::report()).unwrap();
         fs::write(&rank, &bytes[..bytes.len() / 2]).unwrap();

@@ -1,7 +1,9 @@
 //! Where measured profiles are kept, and which of them belongs to this machine.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use etcetera::{BaseStrategy, choose_base_strategy};
 
@@ -50,10 +52,10 @@ pub fn newest(
     let entries = fs::read_dir(folder).ok()?;
     let paths = entries.filter_map(|e| Some(e.ok()?.path()));
     let json = paths.filter(|p| p.extension().is_some_and(|e| e == "json"));
-    let profiles = json.filter_map(|path| match format::read(&path) {
+    let profiles = json.filter_map(|path| match read_caught(&path) {
         Ok(profile) => Some((path, profile)),
         Err(error) => {
-            warn(&format!("passed over: {error}"));
+            warn(&format!("passed over: {error}; `doctor --prune` removes it"));
             None
         }
     });
@@ -62,6 +64,56 @@ pub fn newest(
         .filter(|(_, p)| p.cells.iter().all(|c| c.kernel_sha256 == kernel_sha256))
         .filter(|(_, p)| fits(p))
         .max_by_key(|(_, p)| p.provenance.end_unix_s)
+}
+
+/// How long a run in the store may lie before it counts as given up.
+const GIVEN_UP: Duration = Duration::from_secs(30 * 86_400);
+
+/// Removes profiles of the folder that cannot be read, are not true or make the reader fail, and runs that
+/// were given up. Returns what was removed, and why. Files that are no profiles of this program stay.
+///
+/// # Errors
+/// [`Error::Io`] when the folder cannot be read or something in it cannot be removed.
+pub fn prune(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let mut removed = Vec::new();
+    for path in entries(folder)?.into_iter().filter(|p| p.extension().is_some_and(|e| e == "json"))
+    {
+        match read_caught(&path) {
+            Err(error @ (Error::BadFile { .. } | Error::Unfit { .. })) if is_profile(&path) => {
+                fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+                removed.push((path, error.to_string()));
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    for run in entries(&folder.join("runs")).unwrap_or_default() {
+        let age = fs::metadata(run.join("journal.jsonl")).and_then(|m| m.modified()).ok();
+        if age.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > GIVEN_UP) {
+            fs::remove_dir_all(&run).map_err(|e| Error::io("remove", &run, e))?;
+            removed.push((run, "a run that was not gone on with for 30 days".into()));
+        }
+    }
+    Ok(removed)
+}
+
+/// Whether a file was written as a profile: it says so at its start.
+fn is_profile(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = fs::File::open(path).and_then(|f| f.take(256).read_to_end(&mut start));
+    read.is_ok() && String::from_utf8_lossy(&start).contains("\"moe-frontier/profile\"")
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?;
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.sort();
+    Ok(paths)
+}
+
+/// Reads a profile; a reader that fails on it is an error of the file.
+fn read_caught(path: &Path) -> Result<Profile> {
+    std::panic::catch_unwind(|| format::read(path))
+        .unwrap_or_else(|_| Err(Error::bad_file(path, "makes the reader fail")))
 }
 
 #[cfg(test)]
@@ -87,5 +139,10 @@ mod tests {
         assert!(newest(folder.path(), "another", &kernel, |_| true).is_none());
         assert!(newest(folder.path(), &device, "another", |_| true).is_none());
         assert!(newest(folder.path(), &device, &kernel, |_| false).is_none());
+        fs::write(folder.path().join("notes.json"), "{\"mine\": true}").unwrap();
+        let removed = prune(folder.path()).unwrap();
+        assert_eq!(removed.len(), 1, "{removed:?}");
+        assert!(removed[0].0.ends_with("cut.json") && removed[0].1.contains("cut.json"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4);
     }
 }

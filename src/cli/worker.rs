@@ -1,7 +1,7 @@
 //! `worker`: the process that `measure` starts to run kernels in. Not for the command line: it reads orders
 //! on stdin and answers on stdout, see [`crate::measure::worker`].
 
-use std::io::BufRead;
+use std::io::{BufRead, Write};
 use std::sync::mpsc::{Receiver, channel};
 
 use clap::Args;
@@ -47,15 +47,29 @@ pub fn run(args: &WorkerArgs) -> Result<()> {
     let faults: Vec<Fault> = faults.collect::<Result<_>>()?;
     let orders = orders()?;
     let kernels = KernelChoice { products: &args.kernels, isa: args.isa, packed: args.prepack };
-    in_pool(args.threads, || {
-        let mut out = stdout_lines();
+    serve_on(args.device, kernels, args.threads, orders, &mut stdout_lines(), &faults)
+}
+
+/// Opens a device and serves orders on it. A device that cannot be opened is told in the answer.
+///
+/// # Errors
+/// As [`serve`].
+pub(super) fn serve_on(
+    device: DeviceChoice,
+    kernels: KernelChoice,
+    threads: Option<u16>,
+    orders: Receiver<String>,
+    out: &mut (dyn Write + Send),
+    faults: &[Fault],
+) -> Result<()> {
+    in_pool(threads, move || {
         let mut is_open = false;
-        let served = args.device.open(kernels, |backend, target| {
+        let served = device.open(kernels, |backend, target| {
             is_open = true;
-            serve(&Session::new(backend, target), orders.into_iter(), &mut out, &faults)
+            serve(&Session::new(backend, target), orders.into_iter(), out, faults)
         });
         match served {
-            Err(error) if !is_open => refuse(&mut out, &error),
+            Err(error) if !is_open => refuse(out, &error),
             served => served,
         }
     })

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::Quantity;
 use crate::config::DType;
 use crate::config::nearest::unknown_name;
 use crate::error::positive;
@@ -163,21 +164,26 @@ impl DeviceSpec {
         let device: Self =
             toml::from_str(text).map_err(|e| Error::bad_file(location, one_line(&e, text)))?;
         let numbers = [
-            ("memory_bytes", device.memory_bytes),
-            ("read_bytes_per_s", device.read_bytes_per_s),
-            ("link_bytes_per_s", device.link_bytes_per_s),
+            ("memory_bytes", device.memory_bytes, Quantity::MemoryBytes),
+            ("read_bytes_per_s", device.read_bytes_per_s, Quantity::BytesPerSecond),
+            ("link_bytes_per_s", device.link_bytes_per_s, Quantity::BytesPerSecond),
         ];
         if device.scale_up_devices == 0 {
             return Err(Error::bad_file(location, "scale_up_devices is 0"));
         }
-        let links = device
-            .scale_out
-            .iter()
-            .flat_map(|s| [("bytes_per_s", s.bytes_per_s), ("latency_s", s.latency_s)]);
-        let rates = device.flops_per_s.values().map(|&v| ("flops_per_s", v));
-        let prices = device.prices.iter().map(|p| ("usd_per_hour", p.usd_per_hour));
-        for (name, value) in numbers.into_iter().chain(links).chain(rates).chain(prices) {
-            positive(name, value).map_err(|e| Error::bad_file(location, e.to_string()))?;
+        let links = device.scale_out.iter().map(|s| ("bytes_per_s", s.bytes_per_s, Quantity::BytesPerSecond));
+        for latency in device.scale_out.iter().map(|s| s.latency_s) {
+            positive("latency_s", latency).map_err(|e| Error::bad_file(location, e.to_string()))?;
+        }
+        let rates = device.flops_per_s.values();
+        let rates = rates.map(|&v| ("flops_per_s", v, Quantity::FlopsPerSecond));
+        let prices = device.prices.iter();
+        let prices = prices.map(|p| ("usd_per_hour", p.usd_per_hour, Quantity::UsdPerHour));
+        let all = numbers.into_iter().chain(links).chain(rates).chain(prices);
+        for (name, value, quantity) in all {
+            positive(name, value)
+                .and_then(|value| quantity.check_flag(name, value))
+                .map_err(|e| Error::bad_file(location, e.to_string()))?;
         }
         Ok(device)
     }

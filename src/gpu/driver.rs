@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::OnceLock;
 
 use libloading::Library;
+use serde::{Deserialize, Serialize};
 
 /// Where the driver library may lie: the loader's own search, then containers and WSL.
 const LIBRARIES: [&str; 4] = [
@@ -40,6 +41,11 @@ pub enum NoGpu {
         /// The missing function.
         function: &'static str,
     },
+    /// The driver names more devices than a machine can hold.
+    Implausible {
+        /// How many.
+        devices: i32,
+    },
     /// A driver call failed.
     CallFailed {
         /// The function.
@@ -53,6 +59,10 @@ impl fmt::Display for NoGpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoDriver => write!(f, "no CUDA driver (libcuda.so.1) was found"),
+            Self::Implausible { devices } => write!(
+                f,
+                "the library found as libcuda.so.1 names {devices} devices, which cannot be"
+            ),
             Self::StubLibrary => write!(
                 f,
                 "the libcuda found is the toolkit's stub; take its `stubs` folder off the library path"
@@ -72,7 +82,8 @@ impl fmt::Display for NoGpu {
 }
 
 /// What the driver says about one device.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct GpuFacts {
     /// Number that `--device gpu:N` takes.
     pub ordinal: u32,
@@ -99,6 +110,9 @@ pub fn probe() -> Result<Vec<GpuFacts>, NoGpu> {
 }
 
 type Status = c_int;
+
+/// Most devices of one machine that are believed.
+const MOST_DEVICES: c_int = 1024;
 
 /// The driver's functions that are called. Signatures as in `cuda.h` of CUDA 13.0.
 struct Api {
@@ -165,6 +179,9 @@ fn devices(api: &Api) -> Result<Vec<GpuFacts>, NoGpu> {
     let count = read("cuDeviceGetCount", |out| unsafe { (api.count)(out) })?;
     if count <= 0 {
         return Err(NoGpu::NoDevice);
+    }
+    if count > MOST_DEVICES {
+        return Err(NoGpu::Implausible { devices: count });
     }
     (0..count).map(|ordinal| facts(api, ordinal, supports)).collect()
 }

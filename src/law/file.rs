@@ -20,9 +20,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::bounds::Quantity;
 use crate::law::{
-    LawInfo, LossLaw, Range, abnar2025, clark2022, dense, krajewski2024, ludziejewski2025, yun2024,
-    zhao2025,
+    Inputs, LawInfo, LossLaw, Question, Range, abnar2025, ask, clark2022, dense, krajewski2024,
+    ludziejewski2025, yun2024, zhao2025,
 };
 use crate::{Error, Result, files};
 
@@ -32,6 +33,12 @@ pub const SCHEMA: &str = "moe-frontier/law";
 pub const SCHEMA_VERSION: &str = "1.0";
 /// Largest file that is read; thousands of draws take about a megabyte.
 const MAX_BYTES: u64 = 64 << 20;
+/// Largest coefficient; the largest published one is some 1e10.
+const LARGEST: f64 = 1e18;
+/// Most joint draws.
+const MOST_DRAWS: usize = 100_000;
+/// Variables whose ranges are combined into corners.
+const MOST_CORNER_VARIABLES: usize = 6;
 
 /// A law as a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,18 +79,24 @@ pub struct LawFile {
 /// [`Error::Io`] when it cannot be read, [`Error::BadFile`] when it is no such file.
 pub fn load_file(path: &Path) -> Result<Box<dyn LossLaw>> {
     let bytes = files::read_capped(path, MAX_BYTES)?;
+    files::read::check_json(path, &bytes)?;
     let file: LawFile = serde_json::from_slice(&bytes).map_err(|e| {
         let text = e.to_string();
         let reason = text.split(" at line ").next().unwrap_or(&text).to_owned();
         Error::bad_file_at(path, e.line(), e.column(), reason)
     })?;
-    file.into_law().map_err(|reason| Error::bad_file(path, reason))
+    file.into_law()
+        .and_then(|law| plausible(law.as_ref()).map(|()| law))
+        .map_err(|reason| Error::bad_file(path, reason))
 }
 
 impl LawFile {
     /// The law that the file describes, or what is wrong with it.
     pub fn into_law(self) -> Result<Box<dyn LossLaw>, String> {
-        if self.schema != SCHEMA || !self.schema_version.starts_with("1.") {
+        let minor = self.schema_version.strip_prefix("1.");
+        let is_known =
+            minor.is_some_and(|m| !m.is_empty() && m.bytes().all(|b| b.is_ascii_digit()));
+        if self.schema != SCHEMA || !is_known {
             return Err(format!(
                 "schema `{}` {} is not {SCHEMA} 1.x",
                 self.schema, self.schema_version
@@ -92,6 +105,8 @@ impl LawFile {
         if !(self.residual_nats.is_finite() && self.residual_nats >= 0.0) {
             return Err("residual_nats is not a finite number of zero or more".into());
         }
+        Quantity::LossNats.check(self.residual_nats).map_err(|e| format!("residual_nats: {e}"))?;
+        self.check_numbers()?;
         Ok(match self.form.as_str() {
             "ludziejewski2025" => {
                 let published = published(ludziejewski2025::Ludziejewski2025::published())?;
@@ -143,6 +158,29 @@ impl LawFile {
         })
     }
 
+    /// Checks what can be checked of the numbers without knowing the form.
+    fn check_numbers(&self) -> Result<(), String> {
+        let values = || self.coefficients.iter().chain(self.draws.iter().flatten());
+        if let Some(value) = values().find(|v| !(v.is_finite() && v.abs() <= LARGEST)) {
+            return Err(format!(
+                "a coefficient of {value:e} is not a number of at most {LARGEST:e}"
+            ));
+        }
+        if self.draws.len() > MOST_DRAWS {
+            return Err(format!("{} draws; at most {MOST_DRAWS}", self.draws.len()));
+        }
+        for range in &self.ranges {
+            let (low, high) = (range.low.unwrap_or(1e-9), range.high.unwrap_or(1e32));
+            if !(low.is_finite() && high.is_finite() && 0.0 < low && low <= high && high <= 1e32) {
+                return Err(format!(
+                    "the range of {} is not two numbers above zero in order",
+                    range.variable.name()
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// The coefficients and their draws as the form's own type.
     fn sets<T: DeserializeOwned>(&self) -> Result<(T, Vec<T>), String> {
         let draws = self.draws.iter().map(|draw| self.set(draw)).collect::<Result<_, _>>()?;
@@ -173,6 +211,33 @@ impl LawFile {
     }
 }
 
+/// Checks that a law gives a loss that can be, at the corners of the ranges that it names.
+fn plausible(law: &dyn LossLaw) -> Result<(), String> {
+    let ranges: Vec<&Range> = law.info().ranges.iter().take(MOST_CORNER_VARIABLES).collect();
+    for corner in 0..1_usize << ranges.len() {
+        let at = |(i, range): (usize, &&Range)| {
+            let high = (corner >> i) & 1 == 1;
+            Some((range.variable, if high { range.high? } else { range.low? }))
+        };
+        let Some(values) = ranges.iter().enumerate().map(at).collect::<Option<Vec<_>>>() else {
+            return Ok(());
+        };
+        // Ranges may leave a variable out that the law needs, and corners may lie outside its domain.
+        let Ok(inputs) = Inputs::new(values) else { continue };
+        match ask(law, &inputs, Question::Loss) {
+            Ok(answer) => {
+                let loss = answer.loss_nats;
+                Quantity::LossNats
+                    .check(loss)
+                    .map_err(|e| format!("at a corner of its ranges, {e}"))?;
+            }
+            Err(Error::Usage { .. } | Error::Unfit { .. }) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Ok(())
+}
+
 /// Forms that a file can hold and a fit can make.
 pub const FORMS: [&str; 7] = [
     "ludziejewski2025",
@@ -200,7 +265,7 @@ pub fn named<T: Serialize>(coefficients: &T) -> Result<BTreeMap<String, f64>, St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::law::{Inputs, Question, Variable, ask, load, load_scaling};
+    use crate::law::{Variable, load, load_scaling};
 
     fn file(form: &str, coefficients: BTreeMap<String, f64>) -> LawFile {
         LawFile {

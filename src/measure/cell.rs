@@ -122,13 +122,13 @@ impl CellState {
         (medians.len() > 1).then_some((high - low) / median(&medians)?)
     }
 
-    /// The record, before the physics gate.
-    pub(super) fn record(&self, facts: &Facts, request: &Request) -> Cell {
+    /// The record, before the physics gate. A cell is valid up to a half-width of `width`.
+    pub(super) fn record(&self, facts: &Facts, request: &Request, width: f64) -> Cell {
         let CellSpec { shape, tokens, timing, .. } = self.spec;
         let bits = request.dtype.bits();
         let active = self.drawn.active_experts;
         let times: Vec<f64> = self.samples.iter().map(|s| s.1).collect();
-        let mut summary = self.summary(&times, facts.width);
+        let mut summary = self.summary(&times, width);
         // Bytes of weights that pass through the caches before one is read again.
         let cycle_bytes = self.drawn.cycle_experts * expert_bytes(&shape, bits);
         // Cold launches find the cache overwritten, whatever they read.

@@ -29,6 +29,9 @@ pub(super) const CYCLE_PER_CACHE: f64 = 2.0;
 /// Share of the available memory that all weights together may take.
 const MEMORY_SHARE: f64 = 0.5;
 
+/// Share of the available memory that the inputs of all cells and the work space may take.
+const BATCH_SHARE: f64 = 0.25;
+
 /// Share of the time budget that the plan fills; drawing the data and checking outputs take the rest.
 const PLANNED_SHARE: f64 = 0.75;
 
@@ -72,6 +75,91 @@ pub struct Request {
     pub rule: BlockRule,
     /// How cells are timed, the most wanted first.
     pub modes: Vec<TimingMode>,
+}
+
+/// Largest token count or width: beyond it index arithmetic is no longer meant.
+const MAX_COUNT: usize = 1 << 31;
+
+impl Request {
+    /// Removes what a list names twice. Returns a sentence for each list that did.
+    pub fn without_repeats(&mut self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let mut note = |list: &str, removed: usize| {
+            if removed > 0 {
+                notes.push(format!("{list} names {removed} twice or more; each is measured once"));
+            }
+        };
+        note("--experts", unique(&mut self.experts));
+        note("--hidden", unique(&mut self.widths));
+        note("--tokens", self.tokens.as_mut().map_or(0, unique));
+        note("--mode", unique(&mut self.modes));
+        notes
+    }
+
+    /// Checks, before anything is drawn or measured, that some layer and some batch fit into this many
+    /// bytes of memory.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for sizes that make no layer, [`Error::Unfit`] when nothing fits.
+    pub fn check(&self, memory_bytes: f64) -> Result<()> {
+        let tokens = self.tokens.as_deref().unwrap_or(&[1]);
+        let widths = self.widths.iter().flat_map(|w| [w.0, w.1]);
+        for (name, value) in widths
+            .map(|w| ("--hidden and --inter", w))
+            .chain(tokens.iter().map(|t| ("--tokens", *t)))
+        {
+            if value > MAX_COUNT {
+                return Err(Error::usage(name, format!("{value} exceeds {MAX_COUNT}")));
+            }
+        }
+        let least_tokens = tokens.iter().copied().min().unwrap_or(1);
+        let mut least = f64::INFINITY;
+        for &(hidden, inter) in &self.widths {
+            for &experts in &self.experts {
+                let top_k = self.top_k.min(experts);
+                let shape = MoeShape { experts, top_k, hidden, inter, gated: self.gated };
+                shape.validate()?;
+                let bytes = layer_bytes(&shape, self.dtype) + batch_bytes(&shape, least_tokens);
+                least = least.min(bytes);
+            }
+        }
+        if least <= MEMORY_SHARE * memory_bytes {
+            return Ok(());
+        }
+        let gib = f64::from(1 << 30);
+        Err(Error::unfit(
+            "plan",
+            format!(
+                "no layer fits into {:.1} GiB: the smallest needs {:.1} GiB; ask for fewer experts, \
+                 smaller sizes or fewer tokens",
+                MEMORY_SHARE * memory_bytes / gib,
+                least / gib
+            ),
+        ))
+    }
+}
+
+/// Removes values that stand before in the list; how many.
+fn unique<T: PartialEq + Copy>(list: &mut Vec<T>) -> usize {
+    let before = list.len();
+    let mut kept: Vec<T> = Vec::with_capacity(before);
+    for value in list.iter() {
+        if !kept.contains(value) {
+            kept.push(*value);
+        }
+    }
+    *list = kept;
+    before - list.len()
+}
+
+/// Bytes of one cell's inputs, which stay, and of what a layer works in: activations in 32 bits, logits of
+/// each draw, and the rows of both products.
+fn batch_bytes(shape: &MoeShape, tokens: usize) -> f64 {
+    let (tokens, hidden, inter) = (tokens as f64, shape.hidden as f64, shape.inter as f64);
+    let rows = tokens * shape.top_k as f64;
+    let inputs = tokens * (hidden + DRAWS as f64 * shape.experts as f64);
+    let work = 2.0 * tokens * hidden + rows * (hidden + 3.0 * inter);
+    4.0 * (inputs + work)
 }
 
 /// What the plan has to know of the machine.
@@ -126,22 +214,32 @@ impl Plan {
         let shapes = plan.fitting_shapes(machine)?;
         let planned = plan.request.budget.as_secs_f64() * PLANNED_SHARE;
         let mut left = planned;
+        let mut memory = BATCH_SHARE * machine.available_bytes;
         let explicit = plan.request.tokens.is_some();
         let order = plan.request.tokens.clone().unwrap_or_else(|| TOKEN_ORDER.to_vec());
         for tokens in order {
-            let mut cut = 0;
+            let (mut cut, mut too_large) = (0, 0);
             for (&timing, &shape) in
                 plan.request.modes.iter().flat_map(|m| shapes.iter().map(move |s| (m, s)))
             {
+                let bytes = batch_bytes(&shape, tokens);
+                if bytes > memory {
+                    too_large += 1;
+                    continue;
+                }
                 let block = plan.expected_block_s(&shape, tokens, timing, machine)?;
                 let cost = f64::from(ROUNDS) * block;
                 if cost <= left && (explicit || cost <= CELL_SHARE * planned) {
                     left -= cost;
+                    memory -= bytes;
                     let block = Duration::from_secs_f64(block.min(LONGEST_S));
                     plan.cells.push(CellSpec { shape, tokens, timing, block });
                 } else {
                     cut += 1;
                 }
+            }
+            if too_large > 0 && explicit {
+                plan.left_out.push(format!("{too_large} cells at {tokens} tokens: memory"));
             }
             if cut > 0 && explicit {
                 plan.left_out.push(format!("{cut} cells at {tokens} tokens: time budget"));

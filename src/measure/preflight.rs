@@ -2,13 +2,17 @@
 //! machine says so.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 /// Stolen time above this share makes a block contended.
 const STEAL_LIMIT: f64 = 0.01;
 
 /// Readings of the scheduler. `None` where the system does not tell.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Load {
     /// Load average over one minute.
     pub load_1min: Option<f64>,
@@ -74,8 +78,8 @@ fn ticks(stat: &str) -> Option<(u64, u64)> {
     Some((*fields.get(7)?, fields.iter().sum()))
 }
 
-/// Waits until the machine is quiet, at most `limit`; whether it became so.
-pub fn wait_until_quiet(threads: usize, cores: usize, limit: Duration) -> bool {
+/// Waits until the machine is quiet, at most `limit` and until `stop` is raised; whether it became so.
+pub fn wait_until_quiet(threads: usize, cores: usize, limit: Duration, stop: &AtomicBool) -> bool {
     let start = Instant::now();
     let mut earlier = Load::read();
     loop {
@@ -84,7 +88,7 @@ pub fn wait_until_quiet(threads: usize, cores: usize, limit: Duration) -> bool {
         if !now.is_contended(&earlier, threads, cores) {
             return true;
         }
-        if start.elapsed() >= limit {
+        if start.elapsed() >= limit || stop.load(Ordering::Relaxed) {
             return false;
         }
         earlier = now;
@@ -134,7 +138,8 @@ mod tests {
     fn waiting_ends_at_its_limit() {
         let start = Instant::now();
         // More kernel threads than cores can never become quiet.
-        assert!(!wait_until_quiet(3, 2, Duration::from_millis(20)));
+        let stop = AtomicBool::new(false);
+        assert!(!wait_until_quiet(3, 2, Duration::from_millis(20), &stop));
         assert!(start.elapsed() < Duration::from_secs(5));
     }
 }

@@ -4,20 +4,21 @@
 //! name. Unknown fields are refused, an absent value says why, and no number is ever NaN.
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::config::DType;
+
+pub use crate::files::sha256_hex;
 
 /// Name that a profile file declares.
 pub const PROFILE_SCHEMA: &str = "moe-frontier/profile";
 
 /// Version of the profile format that this program writes: a new major means old readers must refuse.
 /// 1.1 added what is known of GPUs: clocks and throttling, error correction, power limit. 1.2 added
-/// the timing mode `hot`.
-pub const PROFILE_VERSION: &str = "1.2";
+/// the timing mode `hot`. 1.3 added why a run ended early.
+pub const PROFILE_VERSION: &str = "1.3";
 
 /// Versions that this program reads.
-pub const READABLE_VERSIONS: [&str; 3] = ["1.0", "1.1", PROFILE_VERSION];
+pub const READABLE_VERSIONS: [&str; 4] = ["1.0", "1.1", "1.2", PROFILE_VERSION];
 
 /// Version of the measuring protocol. A change that moves numbers raises the major.
 pub const PROTOCOL_VERSION: &str = "1.0";
@@ -108,16 +109,6 @@ impl Recipe {
     pub fn sha256(&self) -> String {
         sha256_hex(format!("{self:?}"))
     }
-}
-
-/// SHA-256 of some bytes as 64 lower-case hexadecimal digits.
-pub fn sha256_hex(bytes: impl AsRef<[u8]>) -> String {
-    use std::fmt::Write;
-    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
 }
 
 /// A processor as the operating system reports it. Clock rates and other analog readings are left
@@ -211,6 +202,9 @@ pub struct RunInfo {
     pub aa_verdict: AaVerdict,
     /// What the device reached.
     pub ceilings: RunCeilings,
+    /// Why the run ended before its plan did: cells that were not finished are `incomplete`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partial: Option<String>,
 }
 
 /// Outcome of comparing one kernel with itself.

@@ -1,23 +1,25 @@
 //! One run of `measure`: rounds in which every open cell gets one block, in a new random order, with
 //! the device's ceilings and one kernel compared with itself in between.
 
-use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::ceilings::CeilingSamples;
 use super::cell::{CellState, refuse_impossible};
 use super::data::{self, Inputs};
+use super::ledger::{Event, Ledger};
 use super::plan::{CellSpec, Plan, ROUNDS};
 use super::preflight::Load;
 use super::record::{
     Key, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION, Profile, Provenance, Recipe, RunInfo,
 };
 use super::sampling::{LOOKS, is_closed};
+use super::timing::{Clock, MonotonicClock};
 use super::worker::{Answer, Ask, Facts, Trouble, Worker};
 use super::{aa, host};
 use crate::kernels::MoeShape;
@@ -25,6 +27,13 @@ use crate::{Error, Result};
 
 /// Blocks between two samples of read bandwidth: its swings on shared machines last seconds.
 const READ_EVERY: usize = 4;
+/// A cell is never graded valid with a half-width above this, whatever the machine's own noise.
+const WIDEST_GRADE: f64 = 0.10;
+/// A difference between the clocks over one block that is no adjustment any more: the time of day was
+/// set, or the machine slept. The block is taken again.
+const JUMP_NS: u64 = 500_000_000;
+/// Attempts at a block during which the clock jumps.
+const JUMPS: usize = 3;
 /// A plan turned out slower than this much of its budget loses its least wanted cells.
 const OVERRUN: f64 = 1.1;
 
@@ -53,18 +62,83 @@ pub struct Invocation {
     pub argv: Vec<String>,
 }
 
-/// When a run began, and how busy the machine was.
-#[derive(Clone, Copy, Debug)]
-pub struct Start {
-    unix_s: u64,
-    load: Load,
+/// How a run began; a run that goes on later began when its first session did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Beginning {
+    /// Hexadecimal identifier of the run.
+    pub id: String,
+    /// Program name and version.
+    pub program: String,
+    /// Arguments without the program's path.
+    pub argv: Vec<String>,
+    /// Operating system and kernel release.
+    pub os: String,
+    /// Seconds since 1970-01-01 UTC.
+    pub unix_s: u64,
+    /// How busy the machine was.
+    pub load: Load,
 }
 
-impl Start {
-    /// This moment.
-    pub fn now() -> Self {
-        Self { unix_s: unix_seconds(), load: Load::read() }
+impl Beginning {
+    /// This moment on this machine.
+    pub fn now(invocation: Invocation) -> Self {
+        let Invocation { program, argv } = invocation;
+        Self {
+            id: format!("{:#018x}", rand::random::<u64>()),
+            program,
+            argv,
+            os: host::os(),
+            unix_s: unix_seconds(),
+            load: Load::read(),
+        }
     }
+}
+
+/// The clocks of a run: a monotonic one that durations come from, and the time of day.
+pub trait Clocks: Clock {
+    /// Seconds since 1970-01-01 UTC. May step back.
+    fn unix_s(&self) -> u64;
+
+    /// The time of day in nanoseconds, to find out that it was set or that the machine slept. `None`: not
+    /// known.
+    fn wall_ns(&self) -> Option<u64> {
+        None
+    }
+
+    /// How busy the machine is.
+    fn load(&self) -> Load {
+        Load::default()
+    }
+}
+
+impl Clocks for MonotonicClock {
+    fn unix_s(&self) -> u64 {
+        unix_seconds()
+    }
+
+    fn wall_ns(&self) -> Option<u64> {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        u64::try_from(since.as_nanos()).ok()
+    }
+
+    fn load(&self) -> Load {
+        Load::read()
+    }
+}
+
+/// The circumstances of a run, beside its plan and its worker.
+pub struct Run<'a> {
+    /// How it began.
+    pub beginning: &'a Beginning,
+    /// Its clocks.
+    pub clocks: &'a dyn Clocks,
+    /// Where it keeps what it learns.
+    pub ledger: &'a mut dyn Ledger,
+    /// Told what is going on.
+    pub observer: &'a mut dyn Observer,
+    /// Raised to end it.
+    pub stop: &'a AtomicBool,
 }
 
 /// What a run amounts to.
@@ -76,23 +150,18 @@ pub struct Measured {
     pub failure: Option<Error>,
 }
 
-/// Measures the cells of a plan, which `worker` has loaded.
+/// Measures the cells of a plan, which `worker` has loaded. What the ledger recalls is not measured again.
 ///
-/// A single cell that fails leaves a record that says so; the others go on. A device that fails ends the
-/// run with what it has brought so far.
+/// A single cell that fails leaves a record that says so; the others go on. A device or a storage that
+/// fails, or a raised `stop`, ends the run with what it has brought so far.
 ///
 /// # Errors
-/// [`Error::Interrupted`] when `stop` was raised; the failure of a run that has brought nothing.
-pub fn rounds(
-    worker: &mut dyn Worker,
-    plan: &Plan,
-    (invocation, start): (Invocation, Start),
-    observer: &mut dyn Observer,
-    stop: &AtomicBool,
-) -> Result<Measured> {
-    let request = &plan.request;
+/// Why a run has ended that has brought nothing; [`Error::BadFile`] when the ledger does not follow from
+/// the plan.
+pub fn rounds(worker: &mut dyn Worker, plan: &Plan, run: Run) -> Result<Measured> {
     let facts = worker.facts().clone();
     let drawn = worker.drawn().to_vec();
+    let Run { beginning, clocks, ledger, observer, stop } = run;
     let mut rounds = Rounds {
         plan,
         worker,
@@ -100,53 +169,18 @@ pub fn rounds(
         cells: plan.cells.iter().zip(drawn).map(|(s, d)| CellState::new(*s, d)).collect(),
         ceilings: CeilingSamples::default(),
         aa: aa::Aa::default(),
-        rng: ChaCha8Rng::seed_from_u64(request.seed),
+        rng: ChaCha8Rng::seed_from_u64(plan.request.seed),
         complete: 0,
         lost: Duration::ZERO,
+        time: RunTime { clocks, since_ns: clocks.now_ns(), before: Duration::ZERO },
+        ledger,
         stop,
     };
-    let failure = match rounds.measure(observer) {
-        Ok(()) => None,
-        Err(error @ Error::Interrupted { .. }) => return Err(error),
-        Err(error) => Some(error),
-    };
-    let (peer, peer_dtype) = &facts.peer;
-    let kernel = (facts.dense_kernel.as_str(), request.dtype);
-    let ceilings = match rounds.ceilings.record(kernel, (peer, *peer_dtype)) {
-        Ok(ceilings) if failure.is_none() || rounds.has_blocks() => ceilings,
-        nothing => {
-            let unfit = || Error::unfit("run", "nothing was measured");
-            return Err(failure.or(nothing.err()).unwrap_or_else(unfit));
-        }
-    };
-    let cells = rounds.cells.iter().map(|cell| cell.record(&facts, request));
-    let cells = cells.map(|cell| refuse_impossible(cell, &ceilings)).collect();
-    let (aa_effect_rel, noise_floor_rel, aa_verdict) = rounds.aa.verdict();
-    let profile = Profile {
-        schema: PROFILE_SCHEMA.into(),
-        schema_version: PROFILE_VERSION.into(),
-        protocol_version: PROTOCOL_VERSION.into(),
-        key: key(&facts, request.seed),
-        provenance: Provenance {
-            program: invocation.program,
-            os: host::os(),
-            argv: invocation.argv,
-            start_unix_s: start.unix_s,
-            end_unix_s: unix_seconds(),
-            load_1min: start.load.load_1min,
-            steal_rel: Load::read().steal_since(&start.load),
-        },
-        run: RunInfo {
-            id: format!("{:#018x}", rand::random::<u64>()),
-            rounds: rounds.complete,
-            aa_effect_rel,
-            noise_floor_rel,
-            aa_verdict,
-            ceilings,
-        },
-        cells,
-    };
-    Ok(Measured { profile, failure })
+    let failure = rounds.measure(observer).err();
+    if let Some(error @ Error::BadFile { .. }) = failure {
+        return Err(error);
+    }
+    rounds.into_measured(&facts, beginning, failure)
 }
 
 /// The key that a profile of a device carries.
@@ -193,6 +227,45 @@ pub fn routings(plan: &Plan) -> Result<Vec<CellRouting>> {
     plan.cells.iter().map(of_cell).collect()
 }
 
+/// Time of a run over all its sessions.
+struct RunTime<'a> {
+    clocks: &'a dyn Clocks,
+    /// When this session began to measure.
+    since_ns: u64,
+    /// Time of the sessions before.
+    before: Duration,
+}
+
+impl RunTime<'_> {
+    fn elapsed(&self) -> Duration {
+        self.before + Duration::from_nanos(self.clocks.now_ns().saturating_sub(self.since_ns))
+    }
+
+    fn elapsed_ns(&self) -> u64 {
+        u64::try_from(self.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Both clocks now, in nanoseconds.
+    fn both(&self) -> (u64, Option<u64>) {
+        (self.clocks.now_ns(), self.clocks.wall_ns())
+    }
+
+    /// Whether the clocks went apart since an earlier reading.
+    fn has_jumped(&self, earlier: (u64, Option<u64>)) -> bool {
+        let now = self.both();
+        let (Some(wall), Some(wall_before)) = (now.1, earlier.1) else { return false };
+        let passed = i128::from(now.0) - i128::from(earlier.0);
+        let by_wall = i128::from(wall) - i128::from(wall_before);
+        (passed - by_wall).unsigned_abs() > u128::from(JUMP_NS)
+    }
+
+    /// Sets the clock to a moment of an earlier session.
+    fn recall(&mut self, elapsed_ns: u64) {
+        self.before = Duration::from_nanos(elapsed_ns);
+        self.since_ns = self.clocks.now_ns();
+    }
+}
+
 /// The rounds of one run.
 struct Rounds<'a> {
     plan: &'a Plan,
@@ -207,38 +280,129 @@ struct Rounds<'a> {
     complete: u32,
     /// Time that went into questions without an answer, and into what came after them.
     lost: Duration,
+    time: RunTime<'a>,
+    ledger: &'a mut dyn Ledger,
     stop: &'a AtomicBool,
+}
+
+/// What follows from a round.
+#[derive(Clone, Copy)]
+struct Verdict {
+    dropped: usize,
+    is_last: bool,
 }
 
 impl Rounds<'_> {
     /// Runs rounds until every cell has closed or the time is over.
     fn measure(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let start = Instant::now();
-        let budget = self.plan.request.budget;
-        let last = LOOKS[LOOKS.len() - 1];
         loop {
             let open = self.open_cells();
             if open.is_empty() {
                 return Ok(());
             }
             self.one_round(&open, observer)?;
-            let round = self.complete;
-            // Outputs are checked once and faults cost their cell, so that time does not come again.
-            let repeated = start.elapsed().saturating_sub(self.checking() + self.lost);
-            if round == 1 {
-                let dropped = self.drop_least_wanted(repeated, budget);
-                if dropped > 0 {
-                    observer.notice(&format!(
-                        "not measured: the {dropped} least wanted cells, after a first round that \
-                         took longer than planned; raise --time-budget"
-                    ));
-                }
+            let verdict = self.end_of_round()?;
+            self.cells.truncate(self.cells.len().saturating_sub(verdict.dropped));
+            if verdict.dropped > 0 {
+                observer.notice(&format!(
+                    "not measured: the {} least wanted cells, after a first round that took longer \
+                     than planned; raise --time-budget",
+                    verdict.dropped
+                ));
             }
-            let next_end = start.elapsed() + repeated / round;
-            if round == last || (round >= ROUNDS && next_end > budget) {
+            if verdict.is_last {
                 return Ok(());
             }
         }
+    }
+
+    /// Decides how the run goes on after a round, or recalls what was decided.
+    fn end_of_round(&mut self) -> Result<Verdict> {
+        let round = self.complete;
+        match self.ledger.recall() {
+            Some(Event::RoundOver { round: recalled, dropped, is_last, elapsed_ns })
+                if recalled == round =>
+            {
+                self.time.recall(elapsed_ns);
+                Ok(Verdict { dropped, is_last })
+            }
+            Some(_) => Err(out_of_step()),
+            None => {
+                let verdict = self.decide();
+                let Verdict { dropped, is_last } = verdict;
+                let elapsed_ns = self.time.elapsed_ns();
+                self.ledger.keep(&Event::RoundOver { round, dropped, is_last, elapsed_ns })?;
+                self.ledger.settle()?;
+                Ok(verdict)
+            }
+        }
+    }
+
+    fn decide(&self) -> Verdict {
+        let round = self.complete;
+        let budget = self.plan.request.budget;
+        let elapsed = self.time.elapsed();
+        // Outputs are checked once and faults cost their cell, so that time does not come again.
+        let repeated = elapsed.saturating_sub(self.checking() + self.lost);
+        let dropped = if round == 1 { self.least_wanted(repeated, budget) } else { 0 };
+        let next_end = elapsed + repeated / round;
+        let last = LOOKS[LOOKS.len() - 1];
+        Verdict { dropped, is_last: round == last || (round >= ROUNDS && next_end > budget) }
+    }
+
+    /// The profile of what was measured so far.
+    fn into_measured(
+        self,
+        facts: &Facts,
+        beginning: &Beginning,
+        failure: Option<Error>,
+    ) -> Result<Measured> {
+        let request = &self.plan.request;
+        let (peer, peer_dtype) = &facts.peer;
+        let kernel = (facts.dense_kernel.as_str(), request.dtype);
+        let ceilings = match self.ceilings.record(kernel, (peer, *peer_dtype)) {
+            Ok(ceilings) if failure.is_none() || self.has_blocks() => ceilings,
+            nothing => {
+                let unfit = || Error::unfit("run", "nothing was measured");
+                return Err(failure.or(nothing.err()).unwrap_or_else(unfit));
+            }
+        };
+        let (aa_effect_rel, noise_floor_rel, aa_verdict) = self.aa.verdict();
+        // An interval as narrow as the machine can tell a kernel from itself is no noisier than it: every
+        // comparison has that floor anyway.
+        let width = facts.width.max(noise_floor_rel.min(WIDEST_GRADE));
+        let cells = self.cells.iter().map(|cell| cell.record(facts, request, width));
+        let cells = cells.map(|cell| refuse_impossible(cell, &ceilings)).collect();
+        let clocks = self.time.clocks;
+        let profile = Profile {
+            schema: PROFILE_SCHEMA.into(),
+            schema_version: PROFILE_VERSION.into(),
+            protocol_version: PROTOCOL_VERSION.into(),
+            key: key(facts, request.seed),
+            provenance: Provenance {
+                program: beginning.program.clone(),
+                os: beginning.os.clone(),
+                argv: beginning.argv.clone(),
+                start_unix_s: beginning.unix_s,
+                // The time of day may have stepped back meanwhile.
+                end_unix_s: clocks.unix_s().max(beginning.unix_s),
+                load_1min: beginning.load.load_1min,
+                steal_rel: clocks.load().steal_since(&beginning.load),
+            },
+            run: RunInfo {
+                id: beginning.id.clone(),
+                rounds: self.complete,
+                aa_effect_rel,
+                noise_floor_rel,
+                aa_verdict,
+                ceilings,
+                partial: failure.as_ref().map(|error| {
+                    format!("ended in round {}: {error}", self.complete.saturating_add(1))
+                }),
+            },
+            cells,
+        };
+        Ok(Measured { profile, failure })
     }
 
     fn has_blocks(&self) -> bool {
@@ -287,19 +451,70 @@ impl Rounds<'_> {
 
     /// The answer to a question, or nothing when it is lost: then the cell asked about is given up.
     fn ask(&mut self, ask: Ask, observer: &mut dyn Observer) -> Result<Option<Answer>> {
-        let start = Instant::now();
-        match self.worker.ask(ask, self.stop) {
-            Ok(answer) => Ok(Some(answer)),
-            Err(Trouble::Over(error)) => Err(error),
-            Err(Trouble::Lost(reason)) => {
-                match ask.cell().and_then(|index| self.cells.get_mut(index)) {
-                    Some(cell) => cell.fail(reason),
-                    None => observer.notice(&format!("a sample of a ceiling was lost: {reason}")),
-                }
-                self.worker.recover(self.stop)?;
-                self.lost += start.elapsed();
+        match self.ledger.recall() {
+            Some(Event::Answered { ask: before, answer, elapsed_ns }) if before == ask => {
+                self.time.recall(elapsed_ns);
+                Ok(Some(answer))
+            }
+            Some(Event::Lost { ask: before, reason, lost_ns, elapsed_ns }) if before == ask => {
+                self.time.recall(elapsed_ns);
+                self.lost += Duration::from_nanos(lost_ns);
+                self.give_up(ask, reason, observer);
                 Ok(None)
             }
+            Some(_) => Err(out_of_step()),
+            None => self.ask_worker(ask, observer),
+        }
+    }
+
+    fn ask_worker(&mut self, ask: Ask, observer: &mut dyn Observer) -> Result<Option<Answer>> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted { signal: 2, hint: String::new() });
+        }
+        let start = self.time.elapsed_ns();
+        match self.steady_answer(ask, observer) {
+            Ok(answer) => {
+                let elapsed_ns = self.time.elapsed_ns();
+                let event = Event::Answered { ask, answer, elapsed_ns };
+                self.ledger.keep(&event)?;
+                let Event::Answered { answer, .. } = event else { return Ok(None) };
+                Ok(Some(answer))
+            }
+            Err(Trouble::Over(error)) => Err(error),
+            Err(Trouble::Lost(reason)) => {
+                self.give_up(ask, reason.clone(), observer);
+                self.worker.recover(self.stop)?;
+                let elapsed_ns = self.time.elapsed_ns();
+                let lost_ns = elapsed_ns.saturating_sub(start);
+                self.ledger.keep(&Event::Lost { ask, reason, lost_ns, elapsed_ns })?;
+                self.lost += Duration::from_nanos(lost_ns);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The worker's answer, asked again when the clocks jumped during a block: such a block is void.
+    fn steady_answer(&mut self, ask: Ask, observer: &mut dyn Observer) -> Result<Answer, Trouble> {
+        let mut check = None;
+        for _ in 0..JUMPS {
+            let before = self.time.both();
+            let mut answer = self.worker.ask(ask, self.stop)?;
+            let Answer::Block(taken) = &mut answer else { return Ok(answer) };
+            taken.check = taken.check.or(check);
+            if !self.time.has_jumped(before) {
+                return Ok(answer);
+            }
+            check = taken.check;
+            observer.notice("the clock jumped during a block, which is taken again");
+        }
+        Err(Trouble::Lost("the clock jumped during every attempt".into()))
+    }
+
+    /// Gives up the cell of a question that was lost.
+    fn give_up(&mut self, ask: Ask, reason: String, observer: &mut dyn Observer) {
+        match ask.cell().and_then(|index| self.cells.get_mut(index)) {
+            Some(cell) => cell.fail(reason),
+            None => observer.notice(&format!("a sample of a ceiling was lost: {reason}")),
         }
     }
 
@@ -339,23 +554,29 @@ impl Rounds<'_> {
         Ok(())
     }
 
-    /// After the first round the real cost is known: what the rest cannot hold is dropped, the least
-    /// wanted first. Returns how many.
-    fn drop_least_wanted(&mut self, round: Duration, budget: Duration) -> usize {
+    /// After the first round the real cost is known: how many of the least wanted cells the rest cannot
+    /// hold.
+    fn least_wanted(&self, round: Duration, budget: Duration) -> usize {
         let allowed = budget.as_secs_f64() * OVERRUN / f64::from(ROUNDS);
         let needed = round.as_secs_f64();
         let busy: f64 = self.cells.iter().map(CellState::busy_s).sum();
         // What is not spent in timed launches (ceilings, inputs) shrinks with the cells as well.
         let overhead = needed / busy.max(f64::MIN_POSITIVE);
         let mut left = needed;
-        let planned = self.cells.len();
-        while left > allowed && self.cells.len() > 1 {
-            if let Some(cell) = self.cells.pop() {
-                left -= cell.busy_s() * overhead;
+        let mut dropped = 0;
+        for cell in self.cells.iter().skip(1).rev() {
+            if left <= allowed {
+                break;
             }
+            left -= cell.busy_s() * overhead;
+            dropped += 1;
         }
-        planned - self.cells.len()
+        dropped
     }
+}
+
+fn out_of_step() -> Error {
+    Error::bad_file("journal", "its records do not follow from its plan; start a new run")
 }
 
 fn beside_the_point() -> Error {

@@ -8,7 +8,7 @@ use super::data;
 use super::launches::{Bed, CellLaunches, Drawn};
 use super::plan::{Machine, Plan};
 use super::record::Profile;
-use super::run::{self, Invocation, Observer};
+use super::run::{self, Beginning, Invocation, Observer, Run};
 use super::target::{CeilingTests, Target};
 use super::timing::MonotonicClock;
 use super::worker::{Answer, Ask, Facts, Trouble, Worker};
@@ -86,10 +86,11 @@ impl<'a> Session<'a> {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Profile> {
-        let start = run::Start::now();
+        let beginning = &Beginning::now(invocation);
         observer.step(0, 1, "drawing weights");
         self.load(plan, |loaded| {
-            let measured = run::rounds(loaded, plan, (invocation, start), observer, stop)?;
+            let run = Run { beginning, clocks: &self.clock, ledger: &mut (), observer, stop };
+            let measured = run::rounds(loaded, plan, run)?;
             measured.failure.map_or(Ok(measured.profile), Err)
         })
     }

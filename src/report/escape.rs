@@ -1,5 +1,7 @@
 //! The one place where text becomes HTML.
 
+use crate::error::turns_text;
+
 /// Text as it may stand in an element or in a quoted attribute.
 pub(super) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
@@ -10,7 +12,7 @@ pub(super) fn escape(text: &str) -> String {
             '>' => safe.push_str("&gt;"),
             '"' => safe.push_str("&quot;"),
             '\'' => safe.push_str("&#39;"),
-            c if c.is_control() => safe.push(' '),
+            c if c.is_control() || turns_text(c) => safe.push(' '),
             c => safe.push(c),
         }
     }

@@ -4,16 +4,17 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use crate::Result;
-use crate::files::{create_folder, write_atomic};
+use crate::files::{ResultFolder, write_atomic};
 use crate::law::sweep::{BestAt, Sweep};
 use crate::report::plot::law::figures;
 
-/// Writes both figures (SVG and PNG) and their CSV into `out`, replacing older ones; returns the paths.
+/// Writes both figures (SVG and PNG) and their CSV into the folder `out` as one step, replacing an older
+/// one; returns the paths. A folder with files of others is replaced only with `overwrite`.
 ///
 /// # Errors
 /// [`crate::Error::Io`] when the folder cannot be created or a file cannot be written. Everything is
 /// drawn before the first file is touched.
-pub fn write_law_plots(sweep: &Sweep, out: &Path) -> Result<Vec<PathBuf>> {
+pub fn write_law_plots(sweep: &Sweep, out: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
     let points = [&sweep.by_experts, &sweep.by_budget];
     let mut files: Vec<(String, Vec<u8>)> = Vec::new();
     for (figure, curves) in figures(sweep)?.into_iter().zip(points) {
@@ -21,15 +22,12 @@ pub fn write_law_plots(sweep: &Sweep, out: &Path) -> Result<Vec<PathBuf>> {
         files.push((format!("{}.png", figure.name), figure.png));
         files.push((format!("{}.csv", figure.name), csv(curves).into_bytes()));
     }
-    create_folder(out)?;
-    files
-        .into_iter()
-        .map(|(name, content)| {
-            let path = out.join(name);
-            write_atomic(&path, &content, true)?;
-            Ok(path)
-        })
-        .collect()
+    let folder = ResultFolder::begin(out, &["law_loss_by_experts.csv"], overwrite)?;
+    for (name, content) in &files {
+        write_atomic(&folder.path().join(name), content, true)?;
+    }
+    let out = folder.finish()?;
+    Ok(files.into_iter().map(|(name, _)| out.join(name)).collect())
 }
 
 fn csv(curves: &[Vec<BestAt>]) -> String {
@@ -59,7 +57,7 @@ mod tests {
         let law = load_scaling("ludziejewski2025").unwrap();
         let sweep = sweep(law.as_ref(), "ludziejewski2025", &[1, 8], &[1e20, 1e21]).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let written = write_law_plots(&sweep, folder.path()).unwrap();
+        let written = write_law_plots(&sweep, folder.path(), false).unwrap();
         assert_eq!(written.len(), 6);
         assert!(written.iter().all(|path| std::fs::metadata(path).unwrap().len() > 100));
         let csv = std::fs::read_to_string(folder.path().join("law_loss_by_experts.csv")).unwrap();
@@ -67,6 +65,6 @@ mod tests {
         assert!(csv.lines().all(|line| line.split(',').count() == 15), "{csv}");
         let taken = folder.path().join("taken");
         std::fs::write(&taken, "").unwrap();
-        assert_eq!(write_law_plots(&sweep, &taken).unwrap_err().exit_code(), 7);
+        assert_eq!(write_law_plots(&sweep, &taken, false).unwrap_err().exit_code(), 7);
     }
 }

@@ -3,6 +3,7 @@
 use comfy_table::{Cell, CellAlignment, ContentArrangement, TableComponent, presets};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
+use crate::error::tidy;
 use crate::plan::outcome::RankReport;
 use crate::report::over_training_view;
 use crate::report::view::{self, Table};
@@ -54,6 +55,7 @@ pub fn rank_text(report: &RankReport, colour: bool) -> String {
 
 /// A plain table of at most 100 columns; a column is its heading and whether it holds numbers.
 pub fn text_table(columns: &'static [(&'static str, bool)], rows: Vec<Vec<String>>) -> String {
+    let rows = rows.into_iter().map(|row| row.iter().map(|cell| tidy(cell)).collect()).collect();
     let table = Table { title: String::new(), columns, rows, strong: None, note: None };
     lines_of(&table).iter().flat_map(|line| [line.trim_end(), "\n"]).collect()
 }

@@ -10,6 +10,9 @@ use crate::{Error, Result};
 /// Largest trace that is read.
 const CAP: u64 = 256 << 20;
 
+/// Most tokens of one expert: their sums stay far from the end of 64 bits.
+const MOST_TOKENS: u64 = 1 << 40;
+
 /// Token counts per expert, one row per layer, from a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trace {
@@ -63,8 +66,10 @@ fn layer(path: &Path, line: usize, text: &str) -> Result<Vec<u64>> {
     let mut column = 1;
     let mut counts = Vec::new();
     for field in text.split(',') {
-        let count = field.trim().parse().map_err(|_| {
-            Error::bad_file_at(path, line, column, format!("`{field}` is no count of tokens"))
+        let count = field.trim().parse().ok().filter(|count| *count <= MOST_TOKENS);
+        let count = count.ok_or_else(|| {
+            let reason = format!("`{field}` is not a count of at most {MOST_TOKENS} tokens");
+            Error::bad_file_at(path, line, column, reason)
         })?;
         counts.push(count);
         column += field.len() + 1;

@@ -124,6 +124,13 @@ pub(super) fn run(args: &FitArgs, output: Output) -> Result<()> {
         skip_empty: args.skip_empty,
     };
     let read = reading.read(&args.runs, variables)?;
+    if let Some((line, first)) = read.repeated.first() {
+        output::warn(&format!(
+            "{} rows say what an earlier row says (line {line} repeats line {first}); each counts as a \
+             run of its own",
+            read.repeated.len()
+        ));
+    }
     if read.empty > 0 {
         output::warn(&format!("{} rows with an empty cell left out", read.empty));
     }

@@ -30,9 +30,13 @@ pub struct PlotArgs {
     #[arg(value_parser = parse::quantity, value_name = "C")]
     train_flops: Vec<f64>,
 
-    /// Folder for the plots and their CSV files; older ones are replaced.
-    #[arg(long, default_value = "out", value_name = "FOLDER")]
+    /// Folder for the plots and their CSV files; an older one is replaced as a whole.
+    #[arg(long, default_value = "law-plots", value_name = "FOLDER")]
     out: PathBuf,
+
+    /// Also use a folder that holds files of others.
+    #[arg(long)]
+    overwrite: bool,
 }
 
 #[derive(Serialize)]
@@ -49,7 +53,8 @@ pub(super) fn run(args: &PlotArgs, output: Output) -> Result<()> {
     let mut experts = args.experts.0.clone();
     experts.sort_unstable();
     experts.dedup();
-    files::create_folder(&args.out)?;
+    // Tried before the work; dropped, it leaves nothing.
+    drop(files::ResultFolder::begin(&args.out, &["law_loss_by_experts.csv"], args.overwrite)?);
     let sweep = sweep(law.as_ref(), &args.law, &experts, &args.train_flops)?;
     let outside = sweep.by_experts.iter().flatten().filter(|p| !p.in_fit_range).count();
     if outside > 0 {
@@ -59,7 +64,7 @@ pub(super) fn run(args: &PlotArgs, output: Output) -> Result<()> {
             sweep.by_experts.iter().map(Vec::len).sum::<usize>()
         ));
     }
-    let files = report::write_law_plots(&sweep, &args.out)?;
+    let files = report::write_law_plots(&sweep, &args.out, args.overwrite)?;
     let document =
         Document { schema: "moe-frontier/law-plot", schema_version: "1.0", sweep, files };
     output.result(&document, || {

@@ -1,8 +1,10 @@
 //! Two stored profiles, cell by cell.
 //!
 //! Runs that took no turns cannot be paired, so the bar is higher than in a live comparison: FASTER
-//! or SLOWER only if the two intervals do not overlap and the change of the medians exceeds 1 % and
-//! both noise floors; SAME only if both extreme ratios lie inside that bound; else AMBIGUOUS.
+//! or SLOWER only if the two intervals, widened by the larger noise floor, do not overlap and the change
+//! of the medians exceeds 1 % and both noise floors; SAME only if both extreme ratios lie inside that
+//! bound; else AMBIGUOUS. The widening stands for what changes between two runs and is constant in one:
+//! intervals over the blocks of a run do not hold it. A cell compared with itself is SAME.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -92,7 +94,9 @@ pub fn compare(old: &Profile, new: &Profile) -> Result<Comparison> {
         match partner(cell, old, new, &free) {
             Some(index) => {
                 free[index] = false;
-                cells.push(compare_cells(cell, &new.cells[index], floor, biased.is_some()));
+                let other = &new.cells[index];
+                let itself = old.run.id == new.run.id && cell == other;
+                cells.push(compare_cells(cell, other, floor, biased.is_some(), itself));
             }
             None => only_in_old.push(named(cell)),
         }
@@ -198,14 +202,20 @@ fn partner(cell: &Cell, old: &Profile, new: &Profile, free: &[bool]) -> Option<u
     })
 }
 
-fn compare_cells(old: &Cell, new: &Cell, floor: f64, biased: bool) -> CellComparison {
+fn compare_cells(old: &Cell, new: &Cell, floor: f64, biased: bool, itself: bool) -> CellComparison {
     let (a, b) = (old.latency.interval(), new.latency.interval());
     let us = |i: &IntervalRecord| i.median_ps as f64 * 1e-6;
     let effect = a.zip(b).map(|(a, b)| unpaired_effect(a, b));
-    let no_verdict = unfit("old", old).or_else(|| unfit("new", new));
-    let verdict = effect
-        .filter(|_| no_verdict.is_none())
-        .map(|effect| if biased { Verdict::Ambiguous } else { effect.verdict(floor) });
+    let no_verdict = if itself && effect.is_some() {
+        None
+    } else {
+        unfit("old", old).or_else(|| unfit("new", new))
+    };
+    let verdict = effect.filter(|_| no_verdict.is_none()).map(|effect| match () {
+        () if biased => Verdict::Ambiguous,
+        () if itself => Verdict::Same,
+        () => between_runs(effect, floor),
+    });
     CellComparison {
         experts: old.experts,
         top_k: old.top_k,
@@ -223,6 +233,22 @@ fn compare_cells(old: &Cell, new: &Cell, floor: f64, biased: bool) -> CellCompar
         effect_rel: effect.map(|e| e.effect),
         verdict,
         no_verdict,
+    }
+}
+
+/// The verdict of two runs: a difference must survive a shift of one of them by the noise floor.
+fn between_runs(effect: PairedEffect, floor: f64) -> Verdict {
+    let widened = PairedEffect {
+        lo: (1.0 + effect.lo) / (1.0 + floor) - 1.0,
+        hi: (1.0 + effect.hi) * (1.0 + floor) - 1.0,
+        ..effect
+    };
+    match effect.verdict(floor) {
+        Verdict::Same => Verdict::Same,
+        _ => match widened.verdict(floor) {
+            clear @ (Verdict::Faster | Verdict::Slower) => clear,
+            _ => Verdict::Ambiguous,
+        },
     }
 }
 
@@ -305,6 +331,8 @@ mod tests {
         assert_eq!(verdict_of(1.025, 0.001), Verdict::Ambiguous);
         // Beyond the floor, but the intervals overlap.
         assert_eq!(verdict_of(1.05, 0.06), Verdict::Ambiguous);
+        // Apart beyond the floor, but a shift between the runs by the floor joins them.
+        assert_eq!(verdict_of(1.04, 0.001), Verdict::Ambiguous);
         // Equal medians, but an extreme ratio lies outside the bound.
         assert_eq!(verdict_of(1.00, 0.05), Verdict::Ambiguous);
     }
@@ -315,6 +343,18 @@ mod tests {
         assert_eq!(comparison.count(Verdict::Same), 4);
         assert!(!comparison.paired && comparison.cells.iter().all(|c| c.same_kernel));
         assert!(comparison.only_in_old.is_empty() && comparison.only_in_new.is_empty());
+    }
+
+    #[test]
+    fn noisy_cells_of_one_run_are_the_same_as_themselves() {
+        let mut noisy = profile();
+        for cell in &mut noisy.cells {
+            cell.status = Status::Noisy;
+        }
+        assert_eq!(compare(&noisy, &noisy).unwrap().count(Verdict::Same), 4);
+        let mut again = noisy.clone();
+        again.run.id = "0x3".into();
+        assert_eq!(compare(&noisy, &again).unwrap().count(Verdict::Same), 0);
     }
 
     #[test]

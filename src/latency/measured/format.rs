@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::validate;
+pub(crate) use crate::files::seal::{END, SEAL, at, unseal};
 use crate::files::{read_capped, write_atomic};
 use crate::measure::record::{
     PROFILE_SCHEMA, PROFILE_VERSION, Profile, READABLE_VERSIONS, sha256_hex,
@@ -18,9 +19,6 @@ use crate::{Error, Result};
 
 /// Longest profile that is read, in bytes.
 const CAP: u64 = 256 << 20;
-
-pub(crate) const SEAL: &str = ",\n  \"sha256\": \"";
-pub(crate) const END: &str = "\"\n}\n";
 
 /// Reads a profile file and checks that what it says can be true.
 ///
@@ -109,28 +107,6 @@ fn foreign(path: &Path, why: &str) -> Error {
     Error::bad_file(path, format!("not a profile of this program ({PROFILE_SCHEMA}): {why}"))
 }
 
-/// The document without its seal, after checking it. Positions in it are those of the file.
-pub(crate) fn unseal(path: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
-    let last_line = bytes.split(|b| *b == b'\n').count();
-    let broken = |reason: &str| Error::bad_file_at(path, last_line, 1, reason);
-    let head_len = bytes.len().checked_sub(SEAL.len() + 64 + END.len());
-    let (body, seal) = head_len
-        .and_then(|n| bytes.split_at_checked(n))
-        .filter(|(_, seal)| seal.starts_with(SEAL.as_bytes()) && seal.ends_with(END.as_bytes()))
-        .ok_or_else(|| broken("the file does not end with its checksum: it was cut or edited"))?;
-    let hash = &seal[SEAL.len()..SEAL.len() + 64];
-    if sha256_hex(body).as_bytes() != hash {
-        return Err(broken("checksum mismatch: the file was edited or damaged"));
-    }
-    Ok([body, b"\n}"].concat())
-}
-
-pub(crate) fn at(path: &Path, error: &serde_json::Error) -> Error {
-    let text = error.to_string();
-    let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
-    Error::bad_file_at(path, error.line(), error.column(), reason)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -192,14 +168,14 @@ mod tests {
             text(edited("moe-frontier/profile", "moe-frontier/plan")).contains("moe-frontier/plan")
         );
         assert!(
-            text(edited("\"schema_version\": \"1.2\"", "\"schema_version\": \"2.0\""))
-                .contains("reads 1.2")
+            text(edited("\"schema_version\": \"1.3\"", "\"schema_version\": \"2.0\""))
+                .contains("reads 1.3")
         );
     }
 
     #[test]
     fn files_of_the_versions_before_are_read() {
-        for version in ["1.0", "1.1"] {
+        for version in ["1.0", "1.1", "1.2"] {
             let older = Profile { schema_version: version.into(), ..small() };
             assert_eq!(parse(&to_bytes(&older).unwrap()).unwrap(), older);
         }

@@ -153,6 +153,7 @@ pub(crate) fn profile(widths: &[(usize, usize)], noise: f64) -> Profile {
                 gemm_kernel: "made up".into(),
                 dispatch_ps: 1_000_000,
             },
+            partial: None,
         },
         cells,
     }

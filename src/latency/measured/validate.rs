@@ -4,6 +4,8 @@
 use std::collections::HashSet;
 
 use super::layer::LayerQuery;
+use crate::bounds::Quantity;
+use crate::config::DeviceSpec;
 use crate::measure::record::{
     AaVerdict, Cell, CheckOutcome, IntervalRecord, PROTOCOL_VERSION, Profile, RunCeilings, Status,
 };
@@ -12,6 +14,10 @@ use crate::{Error, Result};
 
 /// Largest size or count that a cell may name; beyond it index arithmetic is no longer meant.
 const MAX_COUNT: usize = 1 << 31;
+/// Most cells of a profile.
+const MAX_CELLS: usize = 1 << 16;
+/// A ceiling above this multiple of a device's published peak was not measured on that device.
+const REFUSED_OVER_PEAK: f64 = 1.5;
 
 /// Checks everything that can be checked without the device. `what` names the profile in messages.
 ///
@@ -20,7 +26,11 @@ const MAX_COUNT: usize = 1 << 31;
 pub fn validate(what: &str, profile: &Profile) -> Result<()> {
     let unfit = |reason: String| Error::unfit(what, reason);
     check_head(profile).map_err(unfit)?;
+    check_provenance(profile).map_err(unfit)?;
     check_ceilings(&profile.run.ceilings).map_err(unfit)?;
+    check_peaks(profile).map_err(unfit)?;
+    check(profile.cells.len() <= MAX_CELLS, || format!("more than {MAX_CELLS} cells"))
+        .map_err(unfit)?;
     let mut seen = HashSet::new();
     for cell in &profile.cells {
         let named = |reason: String| unfit(format!("{}: {reason}", describe(cell)));
@@ -96,6 +106,40 @@ fn check_head(profile: &Profile) -> Checked {
     })
 }
 
+fn check_provenance(profile: &Profile) -> Checked {
+    let (provenance, run) = (&profile.provenance, &profile.run);
+    let (start, end) = (provenance.start_unix_s, provenance.end_unix_s);
+    Quantity::UnixSeconds.check(end as f64)?;
+    check(start <= end, || format!("ended at {end}, before it began at {start}"))?;
+    for (quantity, value) in [
+        (Quantity::LoadAverage, provenance.load_1min),
+        (Quantity::Share, provenance.steal_rel),
+        (Quantity::RelativeError, Some(run.noise_floor_rel)),
+        (Quantity::RelativeError, Some(run.aa_effect_rel.abs())),
+        (Quantity::Rounds, Some(f64::from(run.rounds))),
+        (Quantity::MemoryBytes, Some(profile.key.device.memory_bytes() as f64)),
+    ] {
+        value.map_or(Ok(()), |value| quantity.check(value))?;
+    }
+    Ok(())
+}
+
+/// Compares the ceilings with the published peaks of a device that is known.
+fn check_peaks(profile: &Profile) -> Checked {
+    let Some(spec) = DeviceSpec::of_driver_name(profile.key.device.name()) else { return Ok(()) };
+    let ceilings = &profile.run.ceilings;
+    let peak = spec.peak(ceilings.gemm_dtype).unwrap_or(f64::INFINITY);
+    for (what, measured, published) in [
+        ("read bandwidth", ceilings.read_best_bytes_per_s, spec.read_bytes_per_s),
+        ("GEMM rate", ceilings.gemm_best_flops_per_s, peak),
+    ] {
+        check(measured <= REFUSED_OVER_PEAK * published, || {
+            format!("{what}: {measured:e} is far above the {published:e} of a {}", spec.name)
+        })?;
+    }
+    Ok(())
+}
+
 fn check_ceilings(ceilings: &RunCeilings) -> Checked {
     let pairs = [
         ("read bandwidth", ceilings.read_bytes_per_s, ceilings.read_best_bytes_per_s),
@@ -105,6 +149,9 @@ fn check_ceilings(ceilings: &RunCeilings) -> Checked {
         check(usual.is_finite() && usual > 0.0 && best.is_finite() && best >= usual, || {
             format!("{name}: {usual} (best {best}) is not a measured rate")
         })?;
+        let quantity =
+            if name == "GEMM rate" { Quantity::FlopsPerSecond } else { Quantity::BytesPerSecond };
+        quantity.check(usual).and_then(|()| quantity.check(best))?;
     }
     Ok(())
 }
@@ -146,6 +193,10 @@ fn check_value(cell: &Cell) -> Checked {
     check(cell.blocks.iter().all(|b| b.median_ps > 0 && b.samples > 0), || {
         "a block without duration or samples".into()
     })?;
+    check(cell.blocks.windows(2).all(|b| b[0].round < b[1].round), || {
+        "two blocks of one round, or rounds out of order".into()
+    })?;
+    check_percentiles(cell)?;
     match (cell.status, cell.latency.interval()) {
         (Status::Valid | Status::Noisy, Some(interval)) => {
             check(cell.check.output == CheckOutcome::Pass, || "its output was not checked".into())?;
@@ -157,7 +208,24 @@ fn check_value(cell: &Cell) -> Checked {
     }
 }
 
+fn check_percentiles(cell: &Cell) -> Checked {
+    use crate::measure::record::PercentileRecord::ValuePs;
+    match (&cell.percentiles.p90, &cell.percentiles.p99) {
+        (ValuePs(p90), ValuePs(p99)) if p90 > p99 => {
+            Err(format!("its 90th percentile {p90} ps exceeds its 99th {p99} ps"))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn check_interval(cell: &Cell, interval: &IntervalRecord) -> Checked {
+    Quantity::Confidence.check(interval.confidence)?;
+    for ps in [interval.lo_ps, interval.median_ps, interval.hi_ps] {
+        Quantity::LatencySeconds.check(ps as f64 * 1e-12)?;
+    }
+    check(interval.lo_ps <= interval.median_ps && interval.median_ps <= interval.hi_ps, || {
+        "the median lies outside its interval".into()
+    })?;
     check(interval.n == cell.blocks.len() && interval.n >= MIN_BLOCKS, || {
         format!("{} blocks carry no 95 % interval (at least {MIN_BLOCKS})", cell.blocks.len())
     })?;
@@ -197,6 +265,23 @@ mod tests {
             ("device hash", |p| p.key.device_sha256 = "0".repeat(64)),
             ("recipe hash", |p| p.key.recipe.seed = "0x7".into()),
             ("noise floor", |p| p.run.noise_floor_rel = -0.1),
+            ("relative error", |p| p.run.noise_floor_rel = 1e9),
+            ("bandwidth", |p| p.run.ceilings.read_best_bytes_per_s = 1e300),
+            ("FLOP/s: 1e300", |p| p.run.ceilings.gemm_best_flops_per_s = 1e300),
+            ("before it began", |p| p.provenance.start_unix_s = p.provenance.end_unix_s + 1),
+            ("share", |p| p.provenance.steal_rel = Some(7.0)),
+            ("rounds", |p| p.run.rounds = 4_000_000_000),
+            ("of one round", |p| p.cells[0].blocks[1].round = p.cells[0].blocks[0].round),
+            ("confidence", |p| {
+                if let LatencyRecord::Interval(interval) = &mut p.cells[0].latency {
+                    interval.confidence = 7.0;
+                }
+            }),
+            ("percentile", |p| {
+                use crate::measure::record::PercentileRecord::ValuePs;
+                p.cells[0].percentiles.p90 = ValuePs(9);
+                p.cells[0].percentiles.p99 = ValuePs(8);
+            }),
             ("read bandwidth", |p| p.run.ceilings.read_bytes_per_s = 0.0),
             ("GEMM rate", |p| p.run.ceilings.gemm_best_flops_per_s = 1.0),
             ("outside", |p| p.cells[0].hidden = 0),
@@ -222,6 +307,29 @@ mod tests {
             assert_eq!(error.exit_code(), 4);
             assert!(error.to_string().contains(word), "{word}: {error}");
         }
+    }
+
+    #[test]
+    fn ceilings_far_above_the_published_peaks_are_not_of_that_device() {
+        use crate::measure::record::{Device, GpuDevice, Key};
+        let with_read = |read: f64| {
+            let mut profile = good();
+            let device = Device::Gpu(GpuDevice {
+                name: "NVIDIA H100 80GB HBM3".into(),
+                sm: "9.0".into(),
+                sm_count: 132,
+                memory_bytes: 85_520_809_984,
+                l2_bytes: 52_428_800,
+                driver_cuda: "13.0".into(),
+                ecc: None,
+                power_limit_mw: None,
+            });
+            profile.key = Key::new(device, profile.key.recipe.clone());
+            profile.run.ceilings.read_best_bytes_per_s = read;
+            validate("profile", &profile)
+        };
+        with_read(3.4e12).unwrap();
+        assert!(with_read(6e12).unwrap_err().to_string().contains("far above"));
     }
 
     #[test]

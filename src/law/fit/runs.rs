@@ -1,16 +1,20 @@
 //! Training runs to fit: one row a loss, from a CSV file whose columns are mapped by name.
 
-use std::fs::File;
-use std::io::{BufReader, Read};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io::Read;
 use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
 
+use crate::files::read::{check_columns, read_capped};
 use crate::law::{Inputs, Variable};
 use crate::{Error, Result};
 
 /// Most rows that are read; no published set comes near.
 const MOST_ROWS: usize = 1_000_000;
+/// Longest file that is read, as it lies and unpacked.
+const CAP: u64 = 256 << 20;
 
 /// One loss of one run.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +34,15 @@ impl Run {
     pub fn new(values: Inputs, loss: f64, group: usize, line: usize) -> Self {
         let logarithms = Variable::ALL.map(|v| values.get(v).map_or(f64::NAN, f64::ln));
         Self { values, logarithms, ln_loss: loss.ln(), group, line }
+    }
+
+    /// What the row says, as something that can be compared.
+    fn bits(&self) -> [u64; Variable::ALL.len() + 1] {
+        let mut bits = [0; Variable::ALL.len() + 1];
+        for (bit, number) in bits.iter_mut().zip(self.logarithms.iter().chain([&self.ln_loss])) {
+            *bit = number.to_bits();
+        }
+        bits
     }
 
     /// A value that the form needs.
@@ -161,6 +174,8 @@ pub struct Runs {
     pub runs: Vec<Run>,
     /// Rows left out.
     pub empty: usize,
+    /// Lines of rows that say what an earlier line says, each with that line.
+    pub repeated: Vec<(usize, usize)>,
 }
 
 /// A column by position with its factor, or a constant.
@@ -179,22 +194,24 @@ impl Reading {
     /// [`Error::Io`] when it cannot be read; [`Error::BadFile`] with line and column for a missing
     /// column, an empty cell, and a value that is no number or out of its range.
     pub fn read(&self, path: &Path, variables: &[Variable]) -> Result<Runs> {
-        let io = |e| Error::io("read", path, e);
-        let mut reader = BufReader::new(File::open(path).map_err(io)?);
-        let mut start = [0; 2];
-        let length = std::io::BufRead::fill_buf(&mut reader).map_err(io)?.len().min(2);
-        start[..length].copy_from_slice(&reader.buffer()[..length]);
-        if start == [0x1f, 0x8b] {
-            self.parse(MultiGzDecoder::new(reader), path, variables)
-        } else {
-            self.parse(reader, path, variables)
+        let bytes = read_capped(path, CAP)?;
+        if !bytes.starts_with(&[0x1f, 0x8b]) {
+            return self.parse(bytes.as_slice(), path, variables);
         }
+        // Unpacked row by row: what is kept of a row is small, but a row may be packed a thousandfold.
+        let mut unpacked = MultiGzDecoder::new(bytes.as_slice()).take(CAP + 1);
+        let runs = self.parse(&mut unpacked, path, variables)?;
+        if unpacked.limit() == 0 {
+            return Err(Error::bad_file(path, format!("longer than {} MiB unpacked", CAP >> 20)));
+        }
+        Ok(runs)
     }
 
     fn parse(&self, input: impl Read, path: &Path, variables: &[Variable]) -> Result<Runs> {
         let mut csv = csv::Reader::from_reader(input);
         let bad = |e: csv::Error| csv_error(path, e);
         let header = csv.headers().map_err(bad)?.clone();
+        check_columns(path, &header)?;
         let find = |name: &str| {
             header.iter().position(|h| h.trim() == name).ok_or_else(|| {
                 Error::bad_file_at(path, 1, 1, format!("no column `{name}`; map it with --column"))
@@ -213,7 +230,9 @@ impl Reading {
         let filters: Vec<(usize, &Filter)> =
             self.filters.iter().map(|f| Ok((find(&f.column)?, f))).collect::<Result<_>>()?;
         let run_column = self.run_column.as_deref().map(find).transpose()?;
-        let (mut runs, mut empty, mut groups) = (Vec::new(), 0, Vec::<String>::new());
+        let (mut runs, mut empty) = (Vec::new(), 0);
+        let (mut groups, mut seen) = (HashMap::<String, usize>::new(), HashMap::new());
+        let mut repeated = Vec::new();
         for record in csv.records() {
             let record = record.map_err(bad)?;
             let cell = |i: usize| record.get(i).unwrap_or("").trim();
@@ -244,20 +263,25 @@ impl Reading {
                 let reason = format!("a loss of {loss} is not above zero");
                 return Err(Error::bad_file_at(path, line, 1, reason));
             }
-            runs.push(Run::new(values, loss, group, line));
+            let run = Run::new(values, loss, group, line);
+            match seen.entry(run.bits()) {
+                Entry::Occupied(first) => repeated.push((line, *first.get())),
+                Entry::Vacant(place) => drop(place.insert(line)),
+            }
+            runs.push(run);
             if runs.len() > MOST_ROWS {
                 return Err(Error::bad_file(path, format!("more than {MOST_ROWS} rows")));
             }
         }
-        Ok(Runs { runs, empty })
+        Ok(Runs { runs, empty, repeated })
     }
 }
 
-fn group_of(groups: &mut Vec<String>, name: &str) -> usize {
-    // Rows of a run follow each other in every set seen, so that looking from the end is quick.
-    groups.iter().rposition(|g| g == name).unwrap_or_else(|| {
-        groups.push(name.to_owned());
-        groups.len() - 1
+fn group_of(groups: &mut HashMap<String, usize>, name: &str) -> usize {
+    let next = groups.len();
+    groups.get(name).copied().unwrap_or_else(|| {
+        groups.insert(name.to_owned(), next);
+        next
     })
 }
 

@@ -20,7 +20,7 @@ use super::record::{CheckRecord, Device, TimingMode};
 use crate::config::DType;
 use crate::{Error, Result};
 
-pub use process::{Limits, Process};
+pub use process::{Limits, Process, Serve};
 pub use serve::{Fault, FaultKind, refuse, serve};
 
 /// What a run has to know of the device and of the kernels on it.

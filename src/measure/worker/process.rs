@@ -1,13 +1,16 @@
-//! The parent's side: a worker process, how long it may take, and the next one after it.
+//! The parent's side: a worker process, how long it may take, and the next one after it. Where kernels
+//! cannot take the process along, a thread of this process does a worker's work ([`Process::in_thread`]);
+//! it is left behind when the run is stopped, so that a stop never waits for a kernel.
 //!
 //! A worker that ends, says what is no answer, or does not answer in time is done away with; what it was
 //! asked is lost, and another one is started with the same plan. Three that come to nothing in a row end
 //! the run: then it is the device.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::super::launches::{COOLING, Drawn};
@@ -22,6 +25,8 @@ const ATTEMPTS: usize = 3;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long a killed process may take to end; one inside a call of its driver may never.
 const DYING: Duration = Duration::from_secs(10);
+/// The same once the run was stopped: the user waits for the end of this process.
+const DYING_STOPPED: Duration = Duration::from_millis(300);
 /// Longest answer; samples of a block are some kilobytes.
 const LONGEST_LINE: u64 = 64 << 20;
 /// Characters that are shown of a line that is no answer.
@@ -64,7 +69,8 @@ impl Limits {
         let spec = ask.cell().and_then(|cell| plan.cells.get(cell));
         match (ask, spec) {
             (Ask::Block { .. } | Ask::Itself { .. }, Some(spec)) => {
-                self.block.max(spec.block.saturating_mul(self.factor)) + self.pauses
+                let block = self.block.max(spec.block.saturating_mul(self.factor));
+                block.saturating_add(self.pauses)
             }
             _ => self.other,
         }
@@ -74,7 +80,7 @@ impl Limits {
         let bytes =
             |(shape, sets): &(_, usize)| layer_bytes(shape, plan.request.dtype) * *sets as f64;
         let gigabytes = plan.shapes.iter().map(bytes).sum::<f64>() * 1e-9;
-        self.other + self.gigabyte.mul_f64(gigabytes.min(1e6))
+        self.other.saturating_add(self.gigabyte.mul_f64(gigabytes.min(1e6)))
     }
 }
 
@@ -102,9 +108,18 @@ impl Gone {
     }
 }
 
+/// Work of a worker in a thread: takes orders, writes answers.
+pub type Serve = dyn Fn(Receiver<String>, &mut (dyn Write + Send)) + Send + Sync;
+
+/// How a worker is started.
+enum Origin {
+    Command(Command),
+    Thread(Arc<Serve>),
+}
+
 /// A process that runs the kernels, started again when it is lost.
 pub struct Process {
-    command: Command,
+    origin: Origin,
     limits: Limits,
     facts: Facts,
     plan: Option<(Plan, Vec<Drawn>)>,
@@ -117,13 +132,29 @@ impl Process {
     /// # Errors
     /// What the worker says of its device; [`Error::Device`] when three in a row end without a word;
     /// [`Error::Interrupted`] when `stop` was raised.
-    pub fn start(mut command: Command, limits: Limits, stop: &AtomicBool) -> Result<Self> {
+    pub fn start(command: Command, limits: Limits, stop: &AtomicBool) -> Result<Self> {
+        Self::begin(Origin::Command(command), limits, stop)
+    }
+
+    /// Starts a worker in a thread of this process, which calls `serve`. It has no time limits: a thread
+    /// cannot be ended.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn in_thread(serve: Arc<Serve>, stop: &AtomicBool) -> Result<Self> {
+        let never = Duration::MAX;
+        let limits =
+            Limits { block: never, other: never, pauses: Duration::ZERO, ..Limits::default() };
+        Self::begin(Origin::Thread(serve), limits, stop)
+    }
+
+    fn begin(mut origin: Origin, limits: Limits, stop: &AtomicBool) -> Result<Self> {
         let mut left = ATTEMPTS;
         loop {
             left -= 1;
-            match Running::start(&mut command, &limits, stop) {
+            match Running::start(&mut origin, &limits, stop) {
                 Ok((running, facts)) => {
-                    return Ok(Self { command, limits, facts, plan: None, running: Some(running) });
+                    return Ok(Self { origin, limits, facts, plan: None, running: Some(running) });
                 }
                 Err(Gone::Found(_)) if left > 0 => std::thread::sleep(limits.pause),
                 Err(gone) => return Err(gone.into_error()),
@@ -167,7 +198,7 @@ impl Process {
 
     /// Starts another worker with the same plan on what must be the same device.
     fn again(&mut self, stop: &AtomicBool) -> Result<&mut Running, Gone> {
-        let (mut running, facts) = Running::start(&mut self.command, &self.limits, stop)?;
+        let (mut running, facts) = Running::start(&mut self.origin, &self.limits, stop)?;
         if (&facts.device, &facts.kernel_sha256) != (&self.facts.device, &self.facts.kernel_sha256)
         {
             let reason = "another device or other kernels than before".to_owned();
@@ -235,11 +266,30 @@ impl Worker for Process {
     }
 }
 
-/// A process that has said that it is ready.
+/// A worker that has said that it is ready.
 struct Running {
-    child: Child,
-    input: ChildStdin,
+    link: Link,
     lines: Receiver<Line>,
+    /// Whether the run was stopped.
+    stopped: bool,
+}
+
+/// The way to a worker.
+enum Link {
+    Child(Child, ChildStdin),
+    Thread(Sender<String>),
+}
+
+impl Link {
+    fn send(&mut self, line: String) -> bool {
+        match self {
+            Self::Child(_, input) => {
+                input.write_all(line.as_bytes()).and_then(|()| input.write_all(b"\n")).is_ok()
+                    && input.flush().is_ok()
+            }
+            Self::Thread(orders) => orders.send(line).is_ok(),
+        }
+    }
 }
 
 /// What was read from a worker.
@@ -251,29 +301,15 @@ enum Line {
 
 impl Running {
     fn start(
-        command: &mut Command,
+        origin: &mut Origin,
         limits: &Limits,
         stop: &AtomicBool,
     ) -> Result<(Self, Facts), Gone> {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        #[cfg(unix)]
-        {
-            use std::os::unix::process::CommandExt;
-            // Ctrl-C of a terminal reaches the parent alone, which then ends the worker.
-            command.process_group(0);
-        }
-        let lost = |what: &str| Gone::Found(format!("the worker cannot be started: {what}"));
-        let mut child = command.spawn().map_err(|e| lost(&e.to_string()))?;
-        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(lost("it has no standard streams"));
+        let (link, lines) = match origin {
+            Origin::Command(command) => start_process(command)?,
+            Origin::Thread(serve) => start_thread(Arc::clone(serve))?,
         };
-        // One answer for one order: more than a line ahead is never read.
-        let (sender, lines) = sync_channel(1);
-        std::thread::Builder::new()
-            .name("worker's answers".into())
-            .spawn(move || read_lines(BufReader::new(output), &sender))
-            .map_err(|e| lost(&e.to_string()))?;
-        let mut running = Self { child, input, lines };
+        let mut running = Self { link, lines, stopped: false };
         match running.reply(limits.other, stop)? {
             Reply::Ready(facts) => Ok((running, *facts)),
             Reply::Failed { code, what, reason, .. } => {
@@ -285,9 +321,8 @@ impl Running {
 
     /// The answer to an order; a failure that ends the worker counts as its end.
     fn told(&mut self, order: &Order, limit: Duration, stop: &AtomicBool) -> Result<Reply, Gone> {
-        let mut line = serde_json::to_vec(order).map_err(|e| Gone::Found(e.to_string()))?;
-        line.push(b'\n');
-        if self.input.write_all(&line).and_then(|()| self.input.flush()).is_err() {
+        let line = serde_json::to_string(order).map_err(|e| Gone::Found(e.to_string()))?;
+        if !self.link.send(line) {
             return Err(Gone::Found(self.ended(0)));
         }
         match self.reply(limit, stop)? {
@@ -308,6 +343,7 @@ impl Running {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             if stop.load(Ordering::Relaxed) {
+                self.stopped = true;
                 return Err(Gone::Told(Error::Interrupted { signal: 2, hint: String::new() }));
             }
             if start.elapsed() >= limit {
@@ -323,9 +359,12 @@ impl Running {
 
     /// How a worker ended whose output is at its end, `bytes` bytes into a line.
     fn ended(&mut self, bytes: usize) -> String {
-        let how = match wait(&mut self.child) {
-            Some(status) => describe(status),
-            None => "closed its output".to_owned(),
+        let how = match &mut self.link {
+            Link::Child(child, _) => match wait(child, DYING) {
+                Some(status) => describe(status),
+                None => "closed its output".to_owned(),
+            },
+            Link::Thread(_) => "crashed: its thread ended".to_owned(),
         };
         if bytes == 0 { how } else { format!("{how}, in the middle of an answer") }
     }
@@ -333,16 +372,72 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended by itself; there is nobody to tell of one that cannot be killed.
-        let _ = self.child.kill();
-        let _ = wait(&mut self.child);
+        if let Link::Child(child, _) = &mut self.link {
+            // It may have ended by itself; there is nobody to tell of one that cannot be killed.
+            let _ = child.kill();
+            let _ = wait(child, if self.stopped { DYING_STOPPED } else { DYING });
+        }
+    }
+}
+
+fn start_process(command: &mut Command) -> Result<(Link, Receiver<Line>), Gone> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    #[cfg(unix)]
+    {
+        use std::os::unix::process::CommandExt;
+        // Ctrl-C of a terminal reaches the parent alone, which then ends the worker.
+        command.process_group(0);
+    }
+    let lost = |what: &str| Gone::Found(format!("the worker cannot be started: {what}"));
+    let mut child = command.spawn().map_err(|e| lost(&e.to_string()))?;
+    let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+        return Err(lost("it has no standard streams"));
+    };
+    // One answer for one order: more than a line ahead is never read.
+    let (sender, lines) = sync_channel(1);
+    std::thread::Builder::new()
+        .name("worker's answers".into())
+        .spawn(move || read_lines(BufReader::new(output), &sender))
+        .map_err(|e| lost(&e.to_string()))?;
+    Ok((Link::Child(child, input), lines))
+}
+
+fn start_thread(serve: Arc<Serve>) -> Result<(Link, Receiver<Line>), Gone> {
+    let (orders, taken) = channel();
+    let (sender, lines) = sync_channel(1);
+    let mut answers = Answers { line: Vec::new(), lines: sender };
+    std::thread::Builder::new()
+        .name("worker".into())
+        .spawn(move || serve(taken, &mut answers))
+        .map_err(|e| Gone::Found(format!("the worker cannot be started: {e}")))?;
+    Ok((Link::Thread(orders), lines))
+}
+
+/// What a worker in a thread writes, handed on line by line.
+struct Answers {
+    line: Vec<u8>,
+    lines: SyncSender<Line>,
+}
+
+impl Write for Answers {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.line.extend(bytes);
+        if self.line.pop_if(|last| *last == b'\n').is_some() {
+            let line = Line::Whole(std::mem::take(&mut self.line));
+            self.lines.send(line).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
 /// Waits for the end of a process that should be near.
-fn wait(child: &mut Child) -> Option<ExitStatus> {
+fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     let start = Instant::now();
-    while start.elapsed() < DYING {
+    while start.elapsed() < limit {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),
             Ok(None) => std::thread::sleep(LOOK_EVERY),

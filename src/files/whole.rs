@@ -4,12 +4,17 @@
 //! synchronised and renamed; then the folder is synchronised.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use tempfile::NamedTempFile;
 
+use super::fault;
 use crate::{Error, Result};
+
+/// Temporary files that exist now, for whoever ends the process early.
+static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// Writes `content` to `path` as one step.
 ///
@@ -20,15 +25,41 @@ pub fn write_atomic(path: &Path, content: &[u8], force: bool) -> Result<()> {
     refuse_existing(path, force)?;
     let failed = |source| Error::io("write", path, source);
     let mut temporary = temporary_beside(path)?;
-    temporary.write_all(content).map_err(failed)?;
-    temporary.flush().map_err(failed)?;
-    temporary.as_file().sync_all().map_err(failed)?;
+    let _registered = Registered::new(temporary.path());
+    fault::write_all(temporary.as_file_mut(), content).map_err(failed)?;
+    fault::step().and_then(|()| temporary.as_file().sync_all()).map_err(failed)?;
+    fault::step().map_err(failed)?;
     if force {
         temporary.persist(path).map_err(|e| failed(e.error))?;
     } else {
         temporary.persist_noclobber(path).map_err(|e| failed(e.error))?;
     }
     sync_folder(folder_of(path)).map_err(failed)
+}
+
+/// Removes the temporary files that exist now: the process is about to end without unwinding.
+pub fn remove_temporary() {
+    let paths = std::mem::take(&mut *TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner));
+    for path in paths {
+        // It may have been renamed meanwhile; there is nobody to tell.
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// A temporary file that is known to [`remove_temporary`] while this exists.
+struct Registered(PathBuf);
+
+impl Registered {
+    fn new(path: &Path) -> Self {
+        TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).push(path.to_owned());
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).retain(|path| *path != self.0);
+    }
 }
 
 /// Finds out before long work whether `path` could be written after it.
@@ -41,67 +72,15 @@ pub fn check_writable(path: &Path, force: bool) -> Result<()> {
     temporary_beside(path).map(drop)
 }
 
-/// Reads a file of at most `cap` bytes. The bytes are counted as they come, because the length that
-/// a file system reports is 0 for pipes and devices.
-///
-/// # Errors
-/// [`Error::Io`] when it cannot be read, [`Error::BadFile`] when it is longer.
-pub fn read_capped(path: &Path, cap: u64) -> Result<Vec<u8>> {
-    let failed = |source| Error::io("read", path, source);
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(cap + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > cap {
-        return Err(Error::bad_file(path, format!("longer than {} MiB", cap >> 20)));
-    }
-    Ok(bytes)
-}
-
-/// A byte that stands in strings for the letters of a literal; files do not hold it.
-const MARK: u8 = 0x7f;
-
-/// JSON text with each literal that Python writes beside it (`NaN`, `Infinity`, `-Infinity`) replaced by
-/// a marked string of the same length, so that places in errors stay.
-pub(crate) fn without_literals(bytes: &[u8]) -> Vec<u8> {
-    let mut out = bytes.to_vec();
-    let (mut at, mut in_string) = (0, false);
-    while at < bytes.len() {
-        match bytes[at] {
-            b'\\' if in_string => at += 1,
-            b'"' => in_string = !in_string,
-            b'N' | b'I' | b'-' if !in_string => {
-                let names: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
-                if let Some(name) = names.into_iter().find(|n| bytes[at..].starts_with(n)) {
-                    let end = at + name.len() - 1;
-                    out[at..=end].fill(MARK);
-                    (out[at], out[end]) = (b'"', b'"');
-                    at = end;
-                }
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-    out
-}
-
-/// The literal that a marked string stands for.
-pub(crate) fn masked_literal(text: &str) -> Option<&'static str> {
-    let marked = !text.is_empty() && text.bytes().all(|b| b == MARK);
-    match text.len() {
-        1 if marked => Some("NaN"),
-        6 if marked => Some("Infinity"),
-        7 if marked => Some("-Infinity"),
-        _ => None,
-    }
-}
-
 fn refuse_existing(path: &Path, force: bool) -> Result<()> {
     if path.is_dir() {
         return Err(Error::io("write", path, io::Error::other("it is a folder")));
     }
     if !force && path.exists() {
-        let exists = io::Error::new(io::ErrorKind::AlreadyExists, "it exists; use --force");
+        let exists = io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "it exists; use --overwrite (or --force) to replace it",
+        );
         return Err(Error::io("write", path, exists));
     }
     Ok(())
@@ -116,10 +95,12 @@ fn temporary_beside(path: &Path) -> Result<NamedTempFile> {
         // Temporary files are private by default; this one becomes the user's ordinary file.
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
-    builder.tempfile_in(folder_of(path)).map_err(|e| Error::io("create", path, e))
+    fault::step()
+        .and_then(|()| builder.tempfile_in(folder_of(path)))
+        .map_err(|e| Error::io("create", path, e))
 }
 
-fn folder_of(path: &Path) -> PathBuf {
+pub(crate) fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
@@ -127,7 +108,8 @@ fn folder_of(path: &Path) -> PathBuf {
 }
 
 /// Makes a rename durable; folders cannot be opened on some systems, where this does nothing.
-fn sync_folder(folder: PathBuf) -> io::Result<()> {
+pub(crate) fn sync_folder(folder: PathBuf) -> io::Result<()> {
+    fault::step()?;
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
@@ -174,15 +156,27 @@ mod tests {
     }
 
     #[test]
-    fn the_cap_counts_bytes_that_come() {
+    fn a_failure_at_any_step_leaves_the_old_file_whole_and_no_other() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a");
-        fs::write(&path, [0; 10]).unwrap();
-        assert_eq!(read_capped(&path, 10).unwrap().len(), 10);
-        assert_eq!(read_capped(&path, 9).unwrap_err().exit_code(), 3);
-        assert_eq!(read_capped(&folder.path().join("b"), 9).unwrap_err().exit_code(), 7);
-        if Path::new("/dev/zero").exists() {
-            assert_eq!(read_capped(Path::new("/dev/zero"), 1 << 20).unwrap_err().exit_code(), 3);
+        let path = folder.path().join("a.json");
+        for kind in [fault::Kind::Full, fault::Kind::Broken] {
+            write_atomic(&path, b"old", true).unwrap();
+            for at in 1.. {
+                fault::plant(Some(fault::Fault { kind, at, lasting: true }));
+                let written = write_atomic(&path, b"new content", true);
+                let taken = fault::steps();
+                fault::plant(None);
+                assert_eq!(names(folder.path()), ["a.json"], "step {at}");
+                let content = fs::read(&path).unwrap();
+                if taken < at {
+                    written.unwrap();
+                    assert!(content == b"new content" && at == 6, "{at}");
+                    break;
+                }
+                assert_eq!(written.unwrap_err().exit_code(), 7);
+                // The last step only makes the renaming durable.
+                assert_eq!(content == b"new content", at == 5, "step {at}");
+            }
         }
     }
 

@@ -1,0 +1,449 @@
+//! Where a run measures and where it is kept: starts the worker, plans, measures with a journal, and puts
+//! the profile where it belongs.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use crate::cli::measure::device::{DeviceChoice, KernelChoice, device_choice};
+use crate::cli::output::warn;
+use crate::cli::progress::Progress;
+use crate::cli::signals::Stop;
+use crate::cli::store;
+use crate::cli::worker::serve_on;
+use crate::files::{check_writable, create_folder};
+use crate::kernels::cpu::simd::Isa;
+use crate::latency::measured::format;
+use crate::measure::folder::{self, Destination, PROFILE_FILE, Planned, RunFolder};
+use crate::measure::host;
+use crate::measure::journal::Locking;
+use crate::measure::record::{Device, Profile, Status};
+use crate::measure::run::{Clocks, rounds};
+use crate::measure::timing::MonotonicClock;
+use crate::measure::worker::{Facts, Limits, Process, Serve, Worker};
+use crate::measure::{Beginning, Invocation, Measured, Observer, Plan, Request, Run, preflight};
+use crate::{Error, Result};
+
+/// How long `measure` waits for other programs to leave the CPU alone.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// Where and with what cells are measured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    pub(super) device: DeviceChoice,
+    pub(super) kernels: KernelChoice<'a>,
+    pub(super) threads: Option<u16>,
+    /// In a process of its own also where the device does not ask for it.
+    pub(super) isolate: bool,
+}
+
+impl Default for Place<'_> {
+    fn default() -> Self {
+        Self {
+            device: DeviceChoice::Auto,
+            kernels: KernelChoice::default(),
+            threads: None,
+            isolate: false,
+        }
+    }
+}
+
+impl Place<'_> {
+    /// Who launches the kernels: on a GPU always another process, because a kernel that breaks the
+    /// context takes its process along; on the CPU a thread of this one.
+    pub(super) fn worker(&self, stop: &AtomicBool) -> Result<Process> {
+        let gpu = self.device.gpu(self.kernels);
+        if gpu.is_none() && !self.isolate {
+            return Process::in_thread(self.serve_here(), stop);
+        }
+        match Process::start(self.command(gpu)?, Limits::default(), stop) {
+            Err(error @ Error::Device { .. })
+                if self.device == DeviceChoice::Auto && gpu.is_some() =>
+            {
+                warn(&format!("the GPU is not used: {error}"));
+                Process::in_thread(self.serve_here(), stop)
+            }
+            started => started,
+        }
+    }
+
+    fn command(&self, gpu: Option<u32>) -> Result<Command> {
+        let program = std::env::current_exe()
+            .map_err(|e| Error::device("worker", format!("this program is not found: {e}")))?;
+        let mut command = Command::new(program);
+        command.args(["worker", "--device"]);
+        command.arg(gpu.map_or_else(|| "cpu".to_owned(), |ordinal| format!("gpu:{ordinal}")));
+        let KernelChoice { products, isa, packed } = self.kernels;
+        command.args(products.iter().flat_map(|kernel| ["--kernel", kernel]));
+        command.args(isa.iter().flat_map(|isa| ["--isa", isa.flag()]));
+        command.args(packed.then_some("--prepack"));
+        command.args(self.threads.iter().flat_map(|n| ["--threads".to_owned(), n.to_string()]));
+        Ok(command)
+    }
+
+    /// A worker's work on this CPU.
+    fn serve_here(&self) -> Arc<Serve> {
+        let KernelChoice { products, isa, packed } = self.kernels;
+        let (products, threads) = (products.to_vec(), self.threads);
+        Arc::new(move |orders, out| {
+            let kernels = KernelChoice { products: &products, isa, packed };
+            // What is wrong with the device was told to the parent, which is this process.
+            let _ = serve_on(DeviceChoice::Cpu, kernels, threads, orders, out, &[]);
+        })
+    }
+
+    /// The same place as a plan file names it.
+    fn record(&self, facts: &Facts) -> folder::Place {
+        let gpu = matches!(facts.device, Device::Gpu(_)).then(|| self.device.gpu(self.kernels));
+        folder::Place {
+            device: gpu.flatten().map_or_else(|| "cpu".to_owned(), |n| format!("gpu:{n}")),
+            kernels: self.kernels.products.to_vec(),
+            isa: self.kernels.isa.map(|isa| isa.flag().to_owned()),
+            packed: self.kernels.packed,
+            threads: self.threads,
+            isolate: self.isolate,
+        }
+    }
+
+    /// The worker of a run that was planned before.
+    fn again(place: &folder::Place, stop: &AtomicBool) -> Result<Process> {
+        let wrong = |reason: String| Error::bad_file("plan.json", reason);
+        let isa: Option<Isa> = place
+            .isa
+            .as_deref()
+            .map(str::parse)
+            .transpose()
+            .map_err(|e: Error| wrong(e.to_string()))?;
+        let kernels = KernelChoice { products: &place.kernels, isa, packed: place.packed };
+        let device = device_choice(&place.device).map_err(wrong)?;
+        Place { device, kernels, threads: place.threads, isolate: place.isolate }.worker(stop)
+    }
+}
+
+/// Where a new run is kept and its profile goes.
+#[derive(Debug)]
+pub(super) struct Home {
+    folder: RunFolder,
+    destination: Destination,
+    overwrite: bool,
+}
+
+impl Home {
+    /// The home that `--out` names: a file that ends in `.json`, with the journal in a folder beside it,
+    /// or a folder; without it the folder of measured profiles. It is tried before anything is measured.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be written or holds something; [`Error::Usage`] when no folder is
+    /// known.
+    pub(super) fn prepare(out: Option<&Path>, overwrite: bool) -> Result<Self> {
+        let Some(out) = out else { return Self::in_store() };
+        if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
+            check_writable(out, overwrite)?;
+            let folder = RunFolder::prepare(&out.with_extension("journal"), overwrite)?;
+            return Ok(Self { folder, destination: Destination::Beside, overwrite });
+        }
+        let folder = RunFolder::prepare(out, overwrite)?;
+        Ok(Self { folder, destination: Destination::Folder, overwrite })
+    }
+
+    fn in_store() -> Result<Self> {
+        let runs = store::folder()?.join("runs");
+        create_folder(&runs)?;
+        let unix_s = MonotonicClock::default().unix_s();
+        let name = format!("{unix_s}-{}", std::process::id());
+        let folder = RunFolder::prepare(&runs.join(name), false)?;
+        Ok(Self { folder, destination: Destination::Store, overwrite: false })
+    }
+
+    /// Removes what was made for a run that has not begun.
+    fn abandon(&self) {
+        leave(&self.folder, self.destination);
+    }
+}
+
+/// Removes the folder of a run whose profile lies elsewhere, or that has brought nothing.
+fn leave(folder: &RunFolder, destination: Destination) {
+    folder.remove();
+    if let (Destination::Store, Some(runs)) = (destination, folder.path().parent()) {
+        // Empty ones alone: other runs may be in it.
+        let _ = std::fs::remove_dir(runs);
+        let _ = runs.parent().map(std::fs::remove_dir);
+    }
+}
+
+/// A profile, where it lies, and why its run ended early if it did.
+pub(super) struct Delivered {
+    pub(super) profile: Profile,
+    pub(super) path: PathBuf,
+    pub(super) failure: Option<Error>,
+}
+
+/// Plans and measures, keeping the run in `home`.
+///
+/// # Errors
+/// Why nothing was measured; then nothing was written.
+pub(super) fn measure_new(
+    place: &Place,
+    home: Home,
+    request: impl FnOnce(&Facts) -> Result<Request>,
+    planned: impl FnOnce(&Plan) -> Result<()>,
+    locking: Locking,
+) -> Result<Delivered> {
+    let stop = Stop::listen()?;
+    let begun = place.worker(stop.flag()).and_then(|mut process| {
+        let plan = plan_on(&mut process, request, stop.flag())?;
+        planned(&plan)?;
+        let record = place.record(process.facts());
+        let planned = home.folder.clone().plan(record, home.destination, plan)?;
+        let measured = measure_planned(&mut process, &planned, locking, &stop)?;
+        Ok((planned, measured))
+    });
+    match begun {
+        Ok((planned, measured)) => deliver(&planned, measured, home.overwrite, &stop),
+        Err(error) => {
+            home.abandon();
+            Err(stop.explain(error, "; nothing was written"))
+        }
+    }
+}
+
+/// Goes on with the run that is kept in `path`.
+///
+/// # Errors
+/// [`Error::Unfit`] when plan, program or device differ from those it was begun with; why it ended early.
+pub(super) fn resume(path: &Path, locking: Locking) -> Result<Delivered> {
+    let stop = Stop::listen()?;
+    let planned = RunFolder::planned(&run_folder(path))?;
+    let hint = format!("; {}", go_on(&planned));
+    let mut process =
+        Place::again(&planned.place, stop.flag()).map_err(|e| stop.explain(e, &hint))?;
+    let measured = measure_planned(&mut process, &planned, locking, &stop)
+        .map_err(|e| stop.explain(e, &hint))?;
+    deliver(&planned, measured, false, &stop)
+}
+
+/// The folder of a run that is named by itself, by its plan or by its profile.
+fn run_folder(path: &Path) -> PathBuf {
+    if path.extension().is_some_and(|e| e == "json") && !path.is_dir() {
+        let beside = path.with_extension("journal");
+        let within = path.parent().map(Path::to_path_buf).filter(|p| p.join("plan.json").exists());
+        return within.unwrap_or(beside);
+    }
+    path.to_owned()
+}
+
+/// Measures without keeping anything on the way.
+///
+/// # Errors
+/// See [`rounds`].
+pub(super) fn measure_unkept(
+    place: &Place,
+    request: impl FnOnce(&Facts) -> Result<Request>,
+) -> Result<Measured> {
+    let stop = Stop::listen()?;
+    let measure = || {
+        let mut process = place.worker(stop.flag())?;
+        let plan = plan_on(&mut process, request, stop.flag())?;
+        let _only = Alone::take(process.facts());
+        let mut bar = Bar::new(&plan, process.facts());
+        bar.step(0, 1, "drawing weights");
+        process.load(&plan, stop.flag())?;
+        let run = Run {
+            beginning: &Beginning::now(invocation()),
+            clocks: &MonotonicClock::default(),
+            ledger: &mut (),
+            observer: &mut bar,
+            stop: stop.flag(),
+        };
+        let measured = rounds(&mut process, &plan, run);
+        bar.finish();
+        measured
+    };
+    measure().map_err(|e| stop.explain(e, "; nothing was written"))
+}
+
+/// The plan of a request on a device that has become quiet.
+fn plan_on(
+    process: &mut Process,
+    request: impl FnOnce(&Facts) -> Result<Request>,
+    stop: &AtomicBool,
+) -> Result<Plan> {
+    let facts = process.facts().clone();
+    let mut request = request(&facts)?;
+    for note in request.without_repeats() {
+        warn(&note);
+    }
+    facts.check_modes(&request.modes)?;
+    let memory = match &facts.device {
+        Device::Cpu(_) => host::memory().available_bytes,
+        Device::Gpu(gpu) => gpu.memory_bytes,
+    };
+    request.check(memory as f64)?;
+    settle(&facts, stop)?;
+    let machine = process.machine(request.dtype, stop)?;
+    let plan = Plan::new(request, &machine)?;
+    for left_out in &plan.left_out {
+        warn(&format!("not measured: {left_out}"));
+    }
+    Ok(plan)
+}
+
+/// Waits until the machine is quiet, and says what is to be known of it.
+fn settle(facts: &Facts, stop: &AtomicBool) -> Result<()> {
+    let threads = facts.host_threads;
+    let cores = std::thread::available_parallelism().map_or(threads, usize::from);
+    if !preflight::wait_until_quiet(threads, cores, QUIET, stop) {
+        if stop.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(Error::Interrupted { signal: 2, hint: String::new() });
+        }
+        warn("other programs use the CPU: intervals will be wide and cells flagged");
+    }
+    for note in &facts.notes {
+        warn(note);
+    }
+    Ok(())
+}
+
+/// Measures a planned run and keeps it in its folder.
+fn measure_planned(
+    process: &mut Process,
+    planned: &Planned,
+    locking: Locking,
+    stop: &Stop,
+) -> Result<Measured> {
+    let facts = process.facts().clone();
+    let (mut kept, beginning) = planned.open(&facts, Beginning::now(invocation()), locking)?;
+    let _only = Alone::take(&facts);
+    let mut bar = Bar::new(&planned.plan, &facts);
+    bar.step(0, 1, "drawing weights");
+    process.load(&planned.plan, stop.flag())?;
+    kept.loaded(process.drawn())?;
+    let run = Run {
+        beginning: &beginning,
+        clocks: &MonotonicClock::default(),
+        ledger: &mut kept,
+        observer: &mut bar,
+        stop: stop.flag(),
+    };
+    let measured = rounds(process, &planned.plan, run);
+    bar.finish();
+    measured
+}
+
+/// Puts a profile where it belongs. The run's folder goes once the profile lies elsewhere, and stays
+/// while there is something to go on with.
+fn deliver(
+    planned: &Planned,
+    measured: Measured,
+    overwrite: bool,
+    stop: &Stop,
+) -> Result<Delivered> {
+    let Measured { profile, failure } = measured;
+    let Some(failure) = failure else {
+        let path = match planned.profile_path() {
+            Some(path) => {
+                format::write(&path, &profile, overwrite || is_of_run(&path, &profile))?;
+                path
+            }
+            None => store::save(&store::folder()?, &profile)?,
+        };
+        if planned.destination != Destination::Folder {
+            leave(&planned.folder, Destination::Folder);
+        }
+        return Ok(Delivered { profile, path, failure: None });
+    };
+    let path = planned.profile_path().unwrap_or_else(|| planned.folder.file(PROFILE_FILE));
+    let whole = profile.cells.iter().filter(|c| c.status != Status::Incomplete).count();
+    let is_ours = overwrite || is_of_run(&path, &profile);
+    let kept = match format::write(&path, &profile, is_ours) {
+        Ok(()) => format!(
+            "{whole} of {} cells are whole, in {}",
+            planned.plan.cells.len(),
+            path.display()
+        ),
+        Err(error) => format!("no profile was written ({error})"),
+    };
+    let hint = format!("; {kept}; {}", go_on(planned));
+    if !matches!(failure, Error::Interrupted { .. }) {
+        warn(&format!("the run ended early{hint}"));
+    }
+    let failure = Some(stop.explain(failure, &hint));
+    Ok(Delivered { profile, path, failure })
+}
+
+fn go_on(planned: &Planned) -> String {
+    format!("go on with: moe-frontier measure --resume {}", planned.folder.path().display())
+}
+
+/// Whether what lies at `path` is an earlier profile of the same run.
+fn is_of_run(path: &Path, profile: &Profile) -> bool {
+    format::read(path).is_ok_and(|before| before.run.id == profile.run.id)
+}
+
+/// Held while a device is measured, so that a second measurement of it can be warned.
+struct Alone(#[expect(dead_code, reason = "its lock ends with it")] Option<std::fs::File>);
+
+impl Alone {
+    /// Takes a device, with a warning when another process measures it. Without a place to note it,
+    /// nothing is taken.
+    fn take(facts: &Facts) -> Self {
+        Self(Self::lock(facts).ok())
+    }
+
+    fn lock(facts: &Facts) -> Result<std::fs::File> {
+        let name = format!(".device-{}.lock", &facts.device.sha256()[..8]);
+        let path = store::folder()?.join(name);
+        let failed = |e: io::Error| Error::io("open", &path, e);
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.create(true).append(true).open(&path).map_err(failed)?;
+        if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
+            warn(&format!(
+                "another process measures {} now: both will be noisy",
+                facts.device.name()
+            ));
+        }
+        Ok(file)
+    }
+}
+
+fn invocation() -> Invocation {
+    let program = concat!("moe-frontier ", env!("CARGO_PKG_VERSION")).into();
+    let argv = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+    Invocation { program, argv }
+}
+
+/// The observer that draws the progress bar.
+struct Bar {
+    progress: Option<Progress>,
+    what: String,
+}
+
+impl Observer for Bar {
+    fn step(&mut self, done: usize, total: usize, what: &str) {
+        let progress = self.progress.get_or_insert_with(|| Progress::new(&self.what, total as u64));
+        progress.update(done as u64, total as u64, what);
+    }
+
+    fn notice(&mut self, message: &str) {
+        match &self.progress {
+            Some(progress) => progress.aside(|| warn(message)),
+            None => warn(message),
+        }
+    }
+}
+
+impl Bar {
+    fn new(plan: &Plan, facts: &Facts) -> Self {
+        let cells = plan.cells.len();
+        Self { progress: None, what: format!("measuring {cells} cells on {}", facts.device.name()) }
+    }
+
+    fn finish(self) {
+        if let Some(progress) = self.progress {
+            progress.finish();
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! The folder of one run: `plan.json`, sealed, and `journal.jsonl`, from which a run that ended goes on.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::journal::{self, Journal, Locking};
+use super::ledger::{Event, Kept};
+use super::plan::Plan;
+use super::run::Beginning;
+use super::worker::Facts;
+use crate::files::seal::{from_sealed, to_sealed};
+use crate::files::{check_writable, read_capped, sha256_hex, whole, write_atomic};
+use crate::{Error, Result};
+
+/// Name that a plan file declares.
+pub const PLAN_SCHEMA: &str = "moe-frontier/plan";
+/// Name that a journal declares in its first record.
+pub const JOURNAL_SCHEMA: &str = "moe-frontier/journal";
+/// Version of both.
+const VERSION: &str = "1.0";
+
+/// The plan of a run.
+pub const PLAN_FILE: &str = "plan.json";
+/// Its journal.
+pub const JOURNAL_FILE: &str = "journal.jsonl";
+/// Its profile, once there is one.
+pub const PROFILE_FILE: &str = "profile.json";
+
+/// Longest plan that is read.
+const CAP: u64 = 64 << 20;
+/// Most cells of a plan.
+const MOST_CELLS: usize = 1 << 16;
+
+/// Where and with what kernels a run measures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// `cpu` or `gpu:N`.
+    pub device: String,
+    /// Chosen GEMM kernels of a GPU, by name.
+    pub kernels: Vec<String>,
+    /// Chosen instruction set of the CPU, by the word of its flag.
+    pub isa: Option<String>,
+    /// Whether CPU weights are packed before they are measured.
+    pub packed: bool,
+    /// Chosen number of threads.
+    pub threads: Option<u16>,
+    /// Whether kernels run in a process of their own where the device does not ask for it.
+    pub isolate: bool,
+}
+
+/// Where the profile of a run goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Destination {
+    /// Into the run's folder, which stays.
+    Folder,
+    /// Beside the folder: `p.json` for `p.journal`.
+    Beside,
+    /// Into the folder of measured profiles.
+    Store,
+}
+
+/// What a plan file holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlanFile {
+    schema: String,
+    schema_version: String,
+    place: Place,
+    destination: Destination,
+    plan: Plan,
+}
+
+/// The first record of a journal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Head {
+    schema: String,
+    schema_version: String,
+    /// SHA-256 of the plan file.
+    plan_sha256: String,
+    /// The device and the kernels on it.
+    facts: Facts,
+    /// How the run began.
+    pub beginning: Beginning,
+}
+
+impl Head {
+    /// Checks that a run may go on with another worker.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] with what differs.
+    fn check(&self, path: &Path, now: &Facts, program: &str) -> Result<()> {
+        let before = &self.facts;
+        let device = |facts: &Facts| format!("{:?}", facts.device);
+        let differing: Vec<String> = [
+            ("program", self.beginning.program.clone(), program.to_owned()),
+            ("kernels", before.kernel_sha256.clone(), now.kernel_sha256.clone()),
+            ("dense kernel", before.dense_kernel.clone(), now.dense_kernel.clone()),
+        ]
+        .into_iter()
+        .filter(|(_, before, now)| before != now)
+        .map(|(what, before, now)| format!("{what} `{before}`, now `{now}`"))
+        .chain(
+            (before.device.sha256() != now.device.sha256())
+                .then(|| format!("device `{}`, now `{}`", device(before), device(now))),
+        )
+        .collect();
+        if differing.is_empty() {
+            return Ok(());
+        }
+        let reason = format!(
+            "was begun otherwise: {}; go on where it was begun, or start a new run with --out",
+            differing.join("; ")
+        );
+        Err(Error::unfit(path.display().to_string(), reason))
+    }
+}
+
+/// The folder of a run.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+/// A run that has been planned before.
+#[derive(Debug)]
+pub struct Planned {
+    /// Its folder.
+    pub folder: RunFolder,
+    /// Where it measures.
+    pub place: Place,
+    /// Where its profile goes.
+    pub destination: Destination,
+    /// Its plan.
+    pub plan: Plan,
+    plan_sha256: String,
+}
+
+impl RunFolder {
+    /// Makes sure, before anything is measured, that a run can be kept in `path`: the folder is created
+    /// and a file in it is tried. With `overwrite` an earlier run in it is removed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the folder cannot be written, holds a run that was not finished, or holds
+    /// files of others.
+    pub fn prepare(path: &Path, overwrite: bool) -> Result<Self> {
+        let folder = Self { path: path.to_owned() };
+        let refused = |why: String| Err(Error::io("write", path, io::Error::other(why)));
+        if path.is_file() {
+            return refused("it is a file; a run is kept in a folder".into());
+        }
+        if !path.is_dir() {
+            // Parents are the user's to create: a mistyped path must not grow folders.
+            fs::create_dir(path).map_err(|e| Error::io("create", path, e))?;
+        }
+        let is_run = folder.file(PLAN_FILE).exists() || folder.file(JOURNAL_FILE).exists();
+        if is_run && !overwrite {
+            let again = format!("measure --resume {}", path.display());
+            return refused(if folder.file(PROFILE_FILE).exists() {
+                format!("it holds a run; `{again}` goes on with it, --overwrite replaces it")
+            } else {
+                format!(
+                    "it holds a run that was not finished; `{again}` goes on with it, --overwrite \
+                         replaces it"
+                )
+            });
+        }
+        let others = fs::read_dir(path).map_err(|e| Error::io("read", path, e))?;
+        let is_foreign = |name: &str| !is_ours(name);
+        let foreign = others
+            .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+            .find(|name| is_foreign(name));
+        if let (Some(name), false) = (foreign, overwrite || is_run) {
+            return refused(format!(
+                "it is a folder that holds other files (`{name}`); name a new folder, or a file that \
+                 ends in .json"
+            ));
+        }
+        if is_run {
+            folder.remove_run()?;
+        }
+        check_writable(&folder.file(PLAN_FILE), true)?;
+        Ok(folder)
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Writes the plan of a new run.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be written.
+    pub fn plan(self, place: Place, destination: Destination, plan: Plan) -> Result<Planned> {
+        let file = PlanFile {
+            schema: PLAN_SCHEMA.into(),
+            schema_version: VERSION.into(),
+            place,
+            destination,
+            plan,
+        };
+        let bytes = to_sealed("plan", &file)?;
+        write_atomic(&self.file(PLAN_FILE), &bytes, false)?;
+        let PlanFile { place, destination, plan, .. } = file;
+        Ok(Planned { folder: self, place, destination, plan, plan_sha256: sha256_hex(bytes) })
+    }
+
+    /// Reads the plan of a run that was begun in `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when there is none, [`Error::BadFile`] when it is not what [`Self::plan`] writes.
+    pub fn planned(path: &Path) -> Result<Planned> {
+        let folder = Self { path: path.to_owned() };
+        let file = folder.file(PLAN_FILE);
+        let bytes = read_capped(&file, CAP)?;
+        let read: PlanFile = from_sealed(&file, &bytes)?;
+        let refused = |reason: String| Err(Error::bad_file(&file, reason));
+        if read.schema != PLAN_SCHEMA || read.schema_version != VERSION {
+            return refused(format!(
+                "schema `{}` {}; this program reads {PLAN_SCHEMA} {VERSION}",
+                read.schema, read.schema_version
+            ));
+        }
+        let PlanFile { place, destination, plan, .. } = read;
+        if plan.cells.is_empty() || plan.cells.len() > MOST_CELLS {
+            return refused(format!("{} cells; a plan has 1 to {MOST_CELLS}", plan.cells.len()));
+        }
+        for (shape, _) in &plan.shapes {
+            shape.validate().map_err(|e| Error::bad_file(&file, e.to_string()))?;
+        }
+        let known = |cell: &super::plan::CellSpec| plan.shapes.iter().any(|s| s.0 == cell.shape);
+        if !plan.cells.iter().all(known) || plan.shapes.iter().any(|s| !(1..=4096).contains(&s.1)) {
+            return refused("its cells and its layers differ".into());
+        }
+        Ok(Planned { folder, place, destination, plan, plan_sha256: sha256_hex(bytes) })
+    }
+
+    /// Removes the run and the folder, once the profile lies elsewhere. What cannot be removed stays.
+    pub fn remove(&self) {
+        if self.remove_run().is_ok() {
+            let _ = fs::remove_file(self.file(PROFILE_FILE));
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+
+    fn remove_run(&self) -> Result<()> {
+        // A run that is being measured keeps its files.
+        if self.file(JOURNAL_FILE).exists() {
+            drop(Journal::take(&self.file(JOURNAL_FILE))?);
+        }
+        for name in [JOURNAL_FILE, "journal.torn", "journal.pid", PLAN_FILE, PROFILE_FILE] {
+            match fs::remove_file(self.file(name)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", self.file(name), e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_ours(name: &str) -> bool {
+    let files = [JOURNAL_FILE, "journal.torn", "journal.pid", PLAN_FILE, PROFILE_FILE];
+    files.contains(&name) || name.starts_with(".moe-frontier")
+}
+
+impl Planned {
+    /// Opens the journal and goes on from it, or starts it. Returns how the run began.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when another process has it; [`Error::BadFile`] when it is damaged;
+    /// [`Error::Unfit`] when plan, device or program differ from those it was begun with.
+    pub fn open(
+        &self,
+        facts: &Facts,
+        now: Beginning,
+        locking: Locking,
+    ) -> Result<(Kept, Beginning)> {
+        let path = self.folder.file(JOURNAL_FILE);
+        let (mut journal, mut events) = if path.exists() {
+            Journal::open::<Event>(&path, locking)?
+        } else {
+            (Journal::create(&path, locking)?, Vec::new())
+        };
+        let opened = Event::Opened {
+            pid: std::process::id(),
+            unix_s: now.unix_s,
+            locked: locking == Locking::Locked,
+        };
+        let beginning = if events.is_empty() {
+            let head = Head {
+                schema: JOURNAL_SCHEMA.into(),
+                schema_version: VERSION.into(),
+                plan_sha256: self.plan_sha256.clone(),
+                facts: facts.clone(),
+                beginning: now.clone(),
+            };
+            journal.append(&Event::Begun(Box::new(head)))?;
+            now
+        } else {
+            let Event::Begun(head) = events.remove(0) else {
+                return Err(Error::bad_file_at(&path, 1, 1, "does not begin as a journal does"));
+            };
+            if head.schema != JOURNAL_SCHEMA || head.schema_version != VERSION {
+                let reason = format!(
+                    "schema `{}` {}; this program reads {JOURNAL_SCHEMA} {VERSION}",
+                    head.schema, head.schema_version
+                );
+                return Err(Error::bad_file_at(&path, 1, 1, reason));
+            }
+            if head.plan_sha256 != self.plan_sha256 {
+                let reason = format!("belongs to another plan than {PLAN_FILE} beside it");
+                return Err(Error::unfit(path.display().to_string(), reason));
+            }
+            head.check(&path, facts, &now.program)?;
+            head.beginning
+        };
+        journal.append(&opened)?;
+        journal.sync()?;
+        Ok((Kept::new(journal, events), beginning))
+    }
+
+    /// Where the profile goes, with the store's folder for runs that belong there.
+    pub fn profile_path(&self) -> Option<PathBuf> {
+        match self.destination {
+            Destination::Folder => Some(self.folder.file(PROFILE_FILE)),
+            Destination::Beside => Some(self.folder.path.with_extension("json")),
+            Destination::Store => None,
+        }
+    }
+}
+
+/// Copies the lines of a damaged journal before the damage into a new folder, with its plan.
+///
+/// # Errors
+/// [`Error::Io`] when a file fails or `to` exists. Returns the number of lines kept.
+pub fn repair(from: &Path, to: &Path) -> Result<usize> {
+    fs::create_dir(to).map_err(|e| Error::io("create", to, e))?;
+    let plan = read_capped(&from.join(PLAN_FILE), CAP)?;
+    write_atomic(&to.join(PLAN_FILE), &plan, false)?;
+    let kept = journal::repair(&from.join(JOURNAL_FILE), &to.join(JOURNAL_FILE))?;
+    whole::sync_folder(to.to_owned()).map_err(|e| Error::io("write", to, e))?;
+    Ok(kept)
+}
