@@ -7,10 +7,10 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::cli::Output;
-use crate::cli::estimate::{calibrate_all, load_model, resolve};
+use crate::cli::estimate::{calibrate_all, resolve};
 use crate::cli::parse::{duration, positive_whole, quantity};
 use crate::cli::profile::{ProfileArgs, Sources, price};
-use crate::config::DeviceSpec;
+use crate::config::{DeviceSpec, Loaded, load_model};
 use crate::files::{check_writable, create_folder, write_atomic};
 use crate::plan::calibrate::Calibration;
 use crate::plan::points::{self, set_precision};
@@ -266,7 +266,7 @@ fn inputs(
     sources: &Sources,
     calibrations: &[Calibration],
 ) -> Result<(SizeInputs, Vec<String>)> {
-    let (mut model, _) = load_model(&args.model)?;
+    let Loaded { mut model, .. } = load_model(&args.model)?;
     if let Some(weights) = &args.weights {
         set_precision(&mut model, &weights.to_lowercase())
             .map_err(|reason| Error::usage("--weights", reason))?;

@@ -171,7 +171,10 @@ impl DeviceSpec {
         if device.scale_up_devices == 0 {
             return Err(Error::bad_file(location, "scale_up_devices is 0"));
         }
-        let links = device.scale_out.iter().map(|s| ("bytes_per_s", s.bytes_per_s, Quantity::BytesPerSecond));
+        let links = device
+            .scale_out
+            .iter()
+            .map(|s| ("bytes_per_s", s.bytes_per_s, Quantity::BytesPerSecond));
         for latency in device.scale_out.iter().map(|s| s.latency_s) {
             positive("latency_s", latency).map_err(|e| Error::bad_file(location, e.to_string()))?;
         }

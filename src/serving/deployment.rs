@@ -4,6 +4,7 @@
 //! (windowed layers apart), router, routed experts of the busiest rank, shared experts, dense layers,
 //! head, collectives, expert exchange. What no kernel explains is the engine's: [`EngineCosts`].
 
+use crate::config::layers::TensorKind;
 use crate::config::{Attention, DType, MoeModel};
 use crate::latency::{
     AttentionQuery, CollectiveKind, CollectiveQuery, ExchangeQuery, GemmQuery, LatencyModel,
@@ -62,16 +63,16 @@ impl StepLoad {
 
 /// One attention group's share of a step.
 #[derive(Clone, Copy)]
-struct GroupLoad {
-    sequences: f64,
-    context: f64,
+pub(super) struct GroupLoad {
+    pub(super) sequences: f64,
+    pub(super) context: f64,
     prompt_tokens: f64,
-    prompts: f64,
-    prompt_length: f64,
+    pub(super) prompts: f64,
+    pub(super) prompt_length: f64,
 }
 
 impl GroupLoad {
-    fn tokens(&self) -> f64 {
+    pub(super) fn tokens(&self) -> f64 {
         self.sequences + self.prompt_tokens
     }
 }
@@ -93,8 +94,12 @@ impl Deployment<'_> {
     pub fn step(&self, load: &StepLoad) -> Result<Breakdown> {
         let mut tally = Tally::new(self.latency);
         let group = self.group(load);
-        self.attention(&group, &mut tally)?;
-        self.feed_forward(load.tokens(), &mut tally)?;
+        if self.model.groups.is_empty() {
+            self.attention(&group, &mut tally)?;
+            self.feed_forward(load.tokens(), &mut tally)?;
+        } else {
+            self.stack(&group, load.tokens(), &mut tally)?;
+        }
         self.head(&group, &mut tally)?;
         self.communication(load, &mut tally)?;
         let layers = Layers::of(self.model);
@@ -176,7 +181,8 @@ impl Deployment<'_> {
             (Phase::Prefill, group.prompts, group.prompt_tokens, group.prompt_length),
         ];
         for (phase, sequences, tokens, context) in phases {
-            let Some(query) = self.mla(phase, sequences, context) else { continue };
+            let query = self.mla(&self.model.attention, phase, sequences, context);
+            let Some(query) = query else { continue };
             if sequences <= 0.0 {
                 continue;
             }
@@ -192,7 +198,13 @@ impl Deployment<'_> {
         Ok(())
     }
 
-    fn mla(&self, phase: Phase, sequences: f64, context: f64) -> Option<MlaQuery> {
+    pub(super) fn mla(
+        &self,
+        attention: &Attention,
+        phase: Phase,
+        sequences: f64,
+        context: f64,
+    ) -> Option<MlaQuery> {
         let Attention::Mla {
             heads,
             q_lora_rank,
@@ -200,7 +212,7 @@ impl Deployment<'_> {
             qk_nope_head_dim,
             qk_rope_head_dim,
             v_head_dim,
-        } = self.model.attention
+        } = *attention
         else {
             return None;
         };
@@ -282,7 +294,7 @@ impl Deployment<'_> {
     }
 
     /// The routed experts of the busiest rank.
-    fn experts(&self, tokens: f64, routing: &LoadModel) -> MoeQuery {
+    pub(super) fn experts(&self, tokens: f64, routing: &LoadModel) -> MoeQuery {
         let model = self.model;
         let busiest = routing.busiest(tokens, self.layout.moe_ep);
         MoeQuery {
@@ -344,24 +356,26 @@ impl Deployment<'_> {
         tally.communication(&Query::Exchange(exchange), moe_layers)
     }
 
-    /// Weights on one device.
+    /// Weights on one device: experts are spread over all devices, routers and norms on each, the
+    /// rest over the attention's ranks.
     pub fn weights_per_device(&self) -> Bytes {
-        let p = self.model.params();
         let devices = self.layout.devices() as f64;
         let tp = self.layout.attention_tp as f64;
-        let expert = self.model.expert_bits() / 8.0;
-        let dense = self.model.dense_dtype.bits() / 8.0;
-        // Embedding and head stay in 16 bits in every public checkpoint.
-        let vocabulary = 2.0 * (p.embedding + p.head);
-        let rest = (p.attention + p.dense_ffn) * dense + p.shared * expert + vocabulary;
         let spread = if self.model.is_dense() { tp } else { devices };
-        Bytes(p.experts * expert / spread + rest / tp + 2.0 * (p.router + p.norms))
+        let mixed = self.model.expert_bits() / self.model.tensor_bits().experts;
+        let on_one = self.model.weights_by_kind().into_iter().map(|part| match part.kind {
+            TensorKind::Experts => part.bytes().0 * mixed / spread,
+            TensorKind::Router | TensorKind::Norms => part.bytes().0,
+            _ => part.bytes().0 / tp,
+        });
+        Bytes(on_one.sum())
     }
 
-    /// Cache bytes of one sequence of `tokens` tokens on one device that holds it.
+    /// Cache and recurrent state of one sequence of `tokens` tokens on one device that holds it.
     pub fn cache_per_sequence(&self, tokens: f64) -> Bytes {
         let splits = self.model.attention.kv_splits().min(self.layout.attention_tp) as f64;
-        self.model.kv_bytes(tokens) / splits
+        let state = self.model.state_bytes() / self.layout.attention_tp as f64;
+        self.model.kv_bytes(tokens) / splits + state
     }
 
     /// Sequences that fit beside the weights, over all devices, each at its mean length.

@@ -14,6 +14,7 @@ mod money;
 mod prompt_times;
 mod queue;
 mod simulate;
+mod stack;
 mod steady;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -16,8 +16,6 @@ use crate::workload::RoutingKind;
 mod file;
 mod one;
 
-pub(crate) use one::load_model;
-
 /// Predicts TTFT, TPOT, throughput, memory and cost of a deployment.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:

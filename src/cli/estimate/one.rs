@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{EstimateArgs, costs_of, resolve};
 use crate::cli::Output;
 use crate::cli::profile::{Sources, price};
-use crate::config::{DeviceSpec, MoeModel, hf, preset};
+use crate::config::{DeviceSpec, Loaded, load_model};
 use crate::constants::residual;
 use crate::latency::{Operation, Source, Stack};
 use crate::plan::calibrate::{Calibration, Fitted};
@@ -178,7 +178,7 @@ pub(crate) fn latencies(stack: &Stack, served: &Served) -> Vec<OperationSource> 
 fn setup(args: &EstimateArgs, sources: &Sources) -> Result<(Setup, Vec<String>)> {
     let missing = |flag: &str| Error::usage(flag, "is needed (or --points FILE)");
     let name = args.model.as_deref().ok_or_else(|| missing("--model"))?;
-    let (mut model, assumed) = load_model(name)?;
+    let Loaded { mut model, assumed, .. } = load_model(name)?;
     let device = match &args.device {
         Some(name) => DeviceSpec::load(name)?,
         None => sources.device()?.ok_or_else(|| missing("--device"))?,
@@ -211,16 +211,6 @@ fn setup(args: &EstimateArgs, sources: &Sources) -> Result<(Setup, Vec<String>)>
         return Err(Error::usage("--isl", "lengths are at least one token"));
     }
     Ok((Setup { model, device, layout, lengths, traffic }, assumed))
-}
-
-/// A preset by name, or a `config.json` by path.
-pub(crate) fn load_model(name: &str) -> Result<(MoeModel, Vec<String>)> {
-    let path = std::path::Path::new(name);
-    if path.extension().is_some_and(|e| e == "json") {
-        let read = hf::from_hf_file(path)?;
-        return Ok((read.model, read.assumed));
-    }
-    Ok((preset::load(name)?.model, Vec::new()))
 }
 
 /// 95 % range of TPOT in ms: the error of the serving model against servers, and the spread of the

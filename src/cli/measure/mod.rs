@@ -218,24 +218,14 @@ fn measure_new(args: &MeasureArgs, locking: Locking) -> Result<Delivered> {
     place::measure_new(&place, home, request, planned, locking)
 }
 
-/// Measures this machine for another command. The run is kept as [`run`] keeps it; where the folder of
-/// measured profiles cannot be written, it is measured without.
+/// Measures this machine for another command, with the file in the folder of measured profiles. The run
+/// is kept as [`run`] keeps it; where that folder cannot be written, it is measured without one and
+/// there is no file.
 ///
 /// # Errors
 /// [`Error::Device`] when a GPU was asked for that is not there, or when it fails;
 /// [`Error::Interrupted`] with how to go on.
 pub(super) fn measure(
-    device: DeviceChoice,
-    request: impl FnOnce(&Facts) -> Request + Send,
-) -> Result<Profile> {
-    measure_kept(device, request).map(|(profile, _)| profile)
-}
-
-/// As [`measure`], with the file in the folder of measured profiles, or `None` where there is none.
-///
-/// # Errors
-/// As [`measure`].
-pub(super) fn measure_kept(
     device: DeviceChoice,
     request: impl FnOnce(&Facts) -> Request + Send,
 ) -> Result<(Profile, Option<PathBuf>)> {

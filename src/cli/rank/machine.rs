@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cli::measure::{DeviceChoice, measure};
-use crate::cli::output::warn;
 use crate::cli::profile::{Item, of_machine};
 use crate::cli::rank::RankArgs;
 use crate::cli::store;
@@ -81,15 +80,13 @@ impl Machine {
     }
 }
 
-/// Measures this machine and keeps the profile.
+/// Measures this machine; the run is kept as `measure` keeps it.
 fn now(args: &RankArgs, widths: &[(usize, usize)], experts: &[usize]) -> Result<Item> {
-    let profile = measure(DeviceChoice::Auto, |facts| request(args, widths, experts, facts))?;
-    let origin = match store::folder().and_then(|folder| store::save(&folder, &profile)) {
-        Ok(path) => format!("measured now, kept as {}", path.display()),
-        Err(error) => {
-            warn(&format!("the profile was not kept: {error}"));
-            "measured now".into()
-        }
+    let request = |facts: &Facts| request(args, widths, experts, facts);
+    let (profile, kept) = measure(DeviceChoice::Auto, request)?;
+    let origin = match kept {
+        Some(path) => format!("measured now, kept as {}", path.display()),
+        None => "measured now".into(),
     };
     if !profile.cells.iter().any(Cell::is_usable) {
         return Err(Error::unfit("profile", "no usable cell"));
