@@ -522,7 +522,7 @@ moe_ep_size,distribution,latency\n";
 
     #[test]
     fn experts_without_a_gate_are_counted_with_two_matrices() {
-        let text = row(512, 0.6).replace("4096,14336,2,8", "2688,1856,6,128");
+        let text = row(512, 0.9).replace("4096,14336,2,8", "2688,1856,6,128");
         let tables = one(&[&format!("{MOE}{text}")]);
         assert!(!MoeSizes::of(&tables.series[0].sizes).gated);
     }

@@ -3,8 +3,10 @@
 //! A balanced series is a path: first ever more experts with one row each, then all experts with
 //! ever more rows. The time of `a` active experts with `q` rows each is put together from both
 //! branches, `t(a, q) = f + (few(a) - f) (full(q) - f) / (few(E) - f)`, exact on the path; `f` is what
-//! does not grow with the experts hit. Power-law series say by how much an uneven load of the same
-//! `a` and `q` takes longer; in between, by the imbalance inside the busiest rank.
+//! does not grow with the experts hit. Here `q` is what an even spread of all tokens gives: kernels
+//! of expert-parallel ranks also spend time on tokens that they hold no expert of. Power-law series
+//! say how much longer an uneven load of as many tokens takes; in between, by ln of the busiest
+//! expert's rows over the even ones.
 //!
 //! Another layout or shape answers through the share of the roofline that its work reached:
 //! `f + (t - f) x roofline(asked) / roofline(measured)`. The measured TP sizes around the asked one
@@ -96,10 +98,10 @@ struct Curve {
     skew: OnceLock<Vec<Skew>>,
 }
 
-/// How much longer an uneven load takes, along the rows of the busiest rank.
+/// How much longer an uneven load takes, along the tokens.
 #[derive(Debug)]
 struct Skew {
-    rows: Vec<f32>,
+    tokens: Vec<f32>,
     ln_longer: Vec<f32>,
     ln_imbalance: Vec<f32>,
 }
@@ -381,9 +383,8 @@ impl Curve {
         self.floor + (few - self.floor) * (full - self.floor) / (base - self.floor)
     }
 
-    /// ln of how much longer the load takes than an even one.
-    fn ln_longer(&self, load: &Load) -> f64 {
-        let imbalance = load.imbalance();
+    /// ln of how much longer a load takes whose busiest expert has `imbalance` times the even rows.
+    fn ln_longer(&self, tokens: f64, imbalance: f64) -> f64 {
         if imbalance < EVEN || self.skewed.is_empty() {
             return 0.0;
         }
@@ -391,7 +392,7 @@ impl Curve {
         let ln = imbalance.ln();
         let (mut from, mut to) = ((0.0, 0.0), None);
         for series in skew {
-            let place = Place::of(&series.rows, load.rows);
+            let place = Place::of(&series.tokens, tokens);
             let place = Place { share: place.share.clamp(0.0, 1.0), ..place };
             let at = |values: &[f32]| {
                 let from = f64::from(values.get(place.at).copied().unwrap_or(0.0));
@@ -422,15 +423,15 @@ impl Curve {
             .iter()
             .map(|(tokens, seconds)| {
                 let load = power_law(&sizes, *tokens);
-                let even = self.time(load.active, load.rows);
-                let longer = (f64::from(*seconds) / even).ln();
-                (load.rows as f32, longer as f32, load.imbalance().ln() as f32)
+                let rows = even_rows(&sizes, f64::from(*tokens), &load);
+                let longer = (f64::from(*seconds) / self.time(load.active, rows)).ln();
+                let imbalance = Load { rows, ..load }.imbalance().ln();
+                (*tokens as f32, longer as f32, imbalance as f32)
             })
             .collect();
         knots.sort_by(|a, b| a.0.total_cmp(&b.0));
-        knots.dedup_by(|a, b| a.0.to_bits() == b.0.to_bits());
         Skew {
-            rows: knots.iter().map(|k| k.0).collect(),
+            tokens: knots.iter().map(|k| k.0).collect(),
             ln_longer: knots.iter().map(|k| k.1).collect(),
             ln_imbalance: knots.iter().map(|k| k.2).collect(),
         }
@@ -446,6 +447,13 @@ impl Curve {
     }
 }
 
+/// Rows of the busiest rank if all tokens were spread evenly over the ranks, but for one row for
+/// each active expert.
+fn even_rows(sizes: &MoeSizes, tokens: f64, load: &Load) -> f64 {
+    let even = tokens * f64::from(sizes.top_k) / f64::from(sizes.expert_parallel);
+    even.max(load.active).min(load.rows.max(load.active))
+}
+
 fn base_load(sizes: &MoeSizes, tokens: u32) -> Load {
     if sizes.skew == 0 { balanced(sizes, f64::from(tokens)) } else { power_law(sizes, tokens) }
 }
@@ -456,26 +464,41 @@ impl Resolved {
             return Latency::ZERO;
         }
         let active = q.active.min(q.rows).max(1e-9);
-        let load = Load { rows: q.rows, active, max_rows: q.max_rows };
+        let uneven = Load { rows: q.rows, active, max_rows: q.max_rows };
+        let spread = q.tokens * q.top_k as f64 / q.expert_parallel as f64;
+        let even = Load { rows: spread.max(active).min(q.rows), ..uneven };
+        let seconds = self.even(&even, self.work(q, &even), carry);
+        let asked = self.work(q, &uneven);
+        let arithmetic = self.precision.arithmetic;
+        let first = self.parts.first().map(|p| &p.lower);
+        let (seconds, longer) = if first.is_some_and(|c| !c.skewed.is_empty()) {
+            let longer = first.map_or(0.0, |c| c.ln_longer(q.tokens, even.imbalance()));
+            (seconds * longer.exp(), longer)
+        } else {
+            // No uneven load was measured: the busiest rank's further rows at the peaks.
+            let roofline = |load| carry.from.floor(self.work(q, load), arithmetic);
+            (seconds + roofline(&uneven) - roofline(&even), uneven.rows / even.rows - 1.0)
+        };
+        let (source, sigma) = self.quality(&even, longer);
+        carry.answer(Timed { seconds, source, sigma }, asked, arithmetic)
+    }
+
+    /// Traffic and arithmetic of a load of the layer asked for.
+    fn work(&self, q: &MoeQuery, load: &Load) -> Work {
         let params = q.expert_params();
         let tokens = load.rows / q.top_k as f64;
-        let asked = Work {
-            bytes: active * params * self.precision.bits / 8.0 + 4.0 * tokens * q.hidden as f64,
+        Work {
+            bytes: load.active * params * self.precision.bits / 8.0
+                + 4.0 * tokens * q.hidden as f64,
             flops: 2.0 * params * load.rows,
-        };
-        let seconds = self.even(&load, asked, carry);
-        let longer = self.parts.first().map_or(0.0, |p| p.lower.ln_longer(&load));
-        let seconds = seconds * longer.exp();
-        let (source, sigma) = self.quality(&load, longer);
-        let timed = Timed { seconds, source, sigma };
-        carry.answer(timed, asked, self.precision.arithmetic)
+        }
     }
 
     fn quality(&self, load: &Load, longer: f64) -> (Source, f64) {
         let first = self.parts.first().map(|p| &p.lower);
         let spread = first.map_or(0.0, |c| c.spread);
         let own = if spread > 0.0 { spread } else { sigma::MEASURED };
-        let even = longer.abs() < 1e-12;
+        let even = longer.abs() < 1e-9;
         let exact = even && first.is_some_and(|c| c.is_measured(load));
         match self.source {
             Source::Measured if exact => (Source::Measured, sigma::together(&[own, self.sigma])),
