@@ -97,5 +97,5 @@ tables data=env('MOE_FRONTIER_DATA', '../shared/data'):
 # Compare predictions with measured servers, and kernel tables with their own cells: reports/accuracy.md
 [group('report')]
 accuracy data=env('MOE_FRONTIER_DATA', '../shared/data'):
-    cargo run --release -- import aiconfigurator {{ data }}/engine_tables/h100_sxm {{ data }}/engine_tables/h200_sxm --out target/tables.mft --force
-    cargo run --release -- accuracy --points {{ data }}/serving_points/dev.csv --tables target/tables.h100_sxm.mft --carried-to target/tables.h200_sxm.mft --force
+    cargo run --release -- import aiconfigurator {{ data }}/engine_tables/h100_sxm {{ data }}/engine_tables/h200_sxm --out target/tables.mft --overwrite
+    cargo run --release -- accuracy --points {{ data }}/serving_points/dev.csv --tables target/tables.h100_sxm.mft --carried-to target/tables.h200_sxm.mft --overwrite

@@ -5,19 +5,20 @@
 //! Data flows one way, and each module uses only modules that stand before it:
 //!
 //! ```text
-//! units, error, bounds, files, stats       quantities, failures, their limits, whole files, order statistics
-//!   config, workload                       models and devices; which token visits which expert
-//!     gpu, kernels                         the CUDA driver; router, align, grouped GEMM
-//!       measure                            timing that can be believed
-//!         profile                          the latency profile, read and written
-//!           law, cost                      loss laws; memory, step time, dollars
-//!             plan                         candidates, ranking, frontier, crossovers
-//!               report                     tables, plots, pages
-//!                 cli                      the command line
+//! units, constants, error, bounds, files, stats   quantities, failures, their limits, whole files
+//!   config, workload                              models and devices; which token visits which expert
+//!     gpu, kernels                                the CUDA driver; router, align, grouped GEMM
+//!       measure                                   timing that can be believed
+//!         latency                                 how long one operation of a step takes
+//!           law                                   loss of a model from its size, tokens and experts
+//!             serving                             one deployment: layout, memory, step, queue, dollars
+//!               plan                              candidates, ranking, frontier, sizing
+//!                 report                          tables, plots, pages
+//!                   cli                           the command line
 //! ```
 //!
-//! `law`, `cost`, `plan` and `report` never touch `kernels`, `gpu` or `measure`: everything after
-//! `profile` runs from a recorded file on a machine without a GPU, and no estimate can quietly
+//! `law`, `serving`, `plan` and `report` never touch `kernels`, `gpu` or `measure`: everything after
+//! `latency` runs from a recorded file on a machine without a GPU, and no estimate can quietly
 //! start a measurement. `tests/layering.rs` holds this order.
 
 pub mod bounds;

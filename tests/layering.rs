@@ -20,9 +20,24 @@ use std::path::Path;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// Modules of the library; each uses those before it.
-const ORDER: [&str; 16] = [
-    "units", "error", "bounds", "files", "stats", "config", "workload", "gpu", "kernels",
-    "measure", "latency", "law", "serving", "plan", "report", "cli",
+const ORDER: [&str; 17] = [
+    "units",
+    "constants",
+    "error",
+    "bounds",
+    "files",
+    "stats",
+    "config",
+    "workload",
+    "gpu",
+    "kernels",
+    "measure",
+    "latency",
+    "law",
+    "serving",
+    "plan",
+    "report",
+    "cli",
 ];
 /// Names at the root of the library that come from a module.
 const ROOT_NAMES: [(&str, &str); 2] = [("Error", "error"), ("Result", "error")];
@@ -266,7 +281,7 @@ fn wrong(from: &str, reference: &Reference) -> Option<String> {
     let is_record = reference.path.get(1).is_some_and(|p| p == "record");
     if from == "latency" && behind && !(module == "measure" && is_record) {
         let path = reference.path.join("::");
-        return Some(format!("the wall: `profile` uses `{path}`, not `measure::record`"));
+        return Some(format!("the wall: `latency` uses `{path}`, not `measure::record`"));
     }
     (position(from) < Some(used) && !reference.in_test)
         .then(|| format!("`{from}` uses `{module}`, which stands after it"))
@@ -377,19 +392,19 @@ fn a_look_ahead_is_found_in_every_way_to_write_it() {
     let ahead = &["which stands after it"];
     assert_found("units.rs", "use crate::error::Error;", ahead);
     assert_found("units.rs", "use crate::Result;", ahead);
-    assert_found("cost/step.rs", "use crate::{units::Seconds, plan::Rank, law};", ahead);
+    assert_found("serving/steady.rs", "use crate::{units::Seconds, plan::Rank, law};", ahead);
     assert_found(
-        "cost/step.rs",
+        "serving/steady.rs",
         "use crate::{\n    plan::{self, a::{B, C}},\n};",
         &[ahead[0], ahead[0], ahead[0]],
     );
-    assert_found("cost/step.rs", "fn f() -> f64 { crate::plan::g::<u8>(1) }", ahead);
-    assert_found("cost/step.rs", "fn f() { g!(\"{}\", crate::plan::h()) }", ahead);
-    assert_found("cost/step.rs", "use super::super::plan::Rank;", ahead);
-    assert_found("cost/mod.rs", "use super::plan::Rank;", ahead);
-    assert_found("cost/mod.rs", "mod inner { use super::super::plan::Rank; }", ahead);
-    assert_found("cost/mod.rs", "pub(in crate::plan) struct A;", ahead);
-    assert_found("cost/mod.rs", "pub use crate::plan::rank as ours;", ahead);
+    assert_found("serving/steady.rs", "fn f() -> f64 { crate::plan::g::<u8>(1) }", ahead);
+    assert_found("serving/steady.rs", "fn f() { g!(\"{}\", crate::plan::h()) }", ahead);
+    assert_found("serving/steady.rs", "use super::super::plan::Rank;", ahead);
+    assert_found("serving/mod.rs", "use super::plan::Rank;", ahead);
+    assert_found("serving/mod.rs", "mod inner { use super::super::plan::Rank; }", ahead);
+    assert_found("serving/mod.rs", "pub(in crate::plan) struct A;", ahead);
+    assert_found("serving/mod.rs", "pub use crate::plan::rank as ours;", ahead);
 }
 
 #[test]
@@ -411,24 +426,24 @@ fn the_wall_holds_in_tests_too() {
 }
 
 #[test]
-fn profile_reaches_the_records_of_a_measurement_alone() {
-    assert_found("profile/a.rs", "use crate::measure::record::{Cell, Key};", &[]);
-    assert_found("profile/a.rs", "use crate::measure::{record::Cell, record};", &[]);
-    assert_found("profile/a.rs", "use crate::measure::Session;", &["not `measure::record`"]);
-    assert_found("profile/a.rs", "use crate::measure;", &["not `measure::record`"]);
-    assert_found("profile/a.rs", "use crate::measure::*;", &["not `measure::record`"]);
-    assert_found("profile/a.rs", "use crate::kernels::cpu;", &["not `measure::record`"]);
+fn latency_reaches_the_records_of_a_measurement_alone() {
+    assert_found("latency/a.rs", "use crate::measure::record::{Cell, Key};", &[]);
+    assert_found("latency/a.rs", "use crate::measure::{record::Cell, record};", &[]);
+    assert_found("latency/a.rs", "use crate::measure::Session;", &["not `measure::record`"]);
+    assert_found("latency/a.rs", "use crate::measure;", &["not `measure::record`"]);
+    assert_found("latency/a.rs", "use crate::measure::*;", &["not `measure::record`"]);
+    assert_found("latency/a.rs", "use crate::kernels::cpu;", &["not `measure::record`"]);
 }
 
 #[test]
 fn what_is_allowed_is_not_reported() {
-    assert_found("cost/step.rs", "use crate::{Error, Result};\nuse crate::law::Nats;", &[]);
-    assert_found("cost/step.rs", "use super::memory::{self, fits};", &[]);
-    assert_found("cost/step.rs", "pub(crate) fn f() {} pub(super) fn g() {}", &[]);
-    assert_found("cost/step.rs", "mod tests { use super::*; }", &[]);
-    assert_found("cost/step.rs", "// use crate::plan::Rank;\n/* crate::gpu::X */", &[]);
+    assert_found("serving/steady.rs", "use crate::{Error, Result};\nuse crate::law::Nats;", &[]);
+    assert_found("serving/steady.rs", "use super::memory::{self, fits};", &[]);
+    assert_found("serving/steady.rs", "pub(crate) fn f() {} pub(super) fn g() {}", &[]);
+    assert_found("serving/steady.rs", "mod tests { use super::*; }", &[]);
+    assert_found("serving/steady.rs", "// use crate::plan::Rank;\n/* crate::gpu::X */", &[]);
     assert_found(
-        "cost/step.rs",
+        "serving/steady.rs",
         "//! See [`crate::plan::rank`].\nconst A: &str = \"crate::gpu\";",
         &[],
     );

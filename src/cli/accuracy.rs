@@ -21,7 +21,7 @@ use crate::serving::EngineCosts;
 /// Compares predictions with measured points and writes the accuracy page.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  moe-frontier accuracy --points points.csv --out reports/accuracy.md --force"
+    after_help = "Example:\n  moe-frontier accuracy --points points.csv --out reports/accuracy.md --overwrite"
 )]
 pub struct AccuracyArgs {
     /// CSV of measured points.
@@ -41,7 +41,7 @@ pub struct AccuracyArgs {
     pub out: PathBuf,
     /// Overwrite it.
     #[arg(long)]
-    pub force: bool,
+    pub overwrite: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -59,7 +59,7 @@ struct Document<'a> {
 /// # Errors
 /// Bad files; see [`crate::Error`].
 pub fn run(args: &AccuracyArgs, output: Output) -> Result<()> {
-    check_writable(&args.out, args.force)?;
+    check_writable(&args.out, args.overwrite)?;
     let sources = Sources::read(&args.source)?;
     let points = points::read(&args.points)?;
     let latency = sources.latency_of();
@@ -84,7 +84,7 @@ pub fn run(args: &AccuracyArgs, output: Output) -> Result<()> {
         tables: &table_errors(args)?,
         not_counted: &not_counted(&points, &zero),
     });
-    write_atomic(&args.out, text.as_bytes(), args.force)?;
+    write_atomic(&args.out, text.as_bytes(), args.overwrite)?;
     let document = Document {
         schema: "moe-frontier/accuracy",
         schema_version: "1.0",

@@ -53,7 +53,7 @@ pub struct Aiconfigurator {
     pub out: PathBuf,
     /// Overwrite existing files.
     #[arg(long)]
-    pub force: bool,
+    pub overwrite: bool,
     /// Exit with code 4 if any file, row or series was left out.
     #[arg(long)]
     pub strict: bool,
@@ -158,7 +158,7 @@ fn error_line(r: &errors::ErrorRow) -> String {
 
 fn aiconfigurator(args: &Aiconfigurator, output: Output) -> Result<()> {
     if args.pack.is_none() {
-        check_writable(&args.out, args.force)?;
+        check_writable(&args.out, args.overwrite)?;
     }
     let program = format!("moe-frontier {}", env!("CARGO_PKG_VERSION"));
     let mut progress = Progress::new("import", 1);
@@ -195,7 +195,7 @@ fn write(args: &Aiconfigurator, tables: &EngineTables, several: bool) -> Result<
         return pack::write(folder, tables);
     }
     let out = if several { beside(&args.out, &tables.device) } else { args.out.clone() };
-    let bytes = codec::write(&out, tables, args.force)?;
+    let bytes = codec::write(&out, tables, args.overwrite)?;
     Ok((out, bytes))
 }
 

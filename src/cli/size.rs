@@ -11,7 +11,7 @@ use crate::cli::estimate::{calibrate_all, resolve};
 use crate::cli::parse::{duration, positive_whole, quantity};
 use crate::cli::profile::{ProfileArgs, Sources, price};
 use crate::config::{DeviceSpec, Loaded, load_model};
-use crate::files::{check_writable, create_folder, write_atomic};
+use crate::files::{ResultFolder, write_atomic};
 use crate::plan::calibrate::Calibration;
 use crate::plan::points::{self, set_precision};
 use crate::plan::request_trace::RequestTrace;
@@ -108,12 +108,12 @@ pub struct SizeArgs {
     /// Seed of the simulations.
     #[arg(long, default_value = "1")]
     pub seed: u64,
-    /// Folder for size.json and the plots.
+    /// Folder for size.json and the plots; an earlier result there is replaced.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Overwrite files there.
-    #[arg(long)]
-    pub force: bool,
+    /// Take --out even where it holds files of others; those stay.
+    #[arg(long, requires = "out")]
+    pub overwrite: bool,
 }
 
 /// The document of `size`.
@@ -240,10 +240,9 @@ struct Assumptions {
 /// # Errors
 /// Bad flags and files; [`Error::Infeasible`] (exit 5) with the nearest feasible service level.
 pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
-    if let Some(folder) = &args.out {
-        create_folder(folder)?;
-        check_writable(&folder.join("size.json"), args.force)?;
-    }
+    let folder =
+        args.out.as_deref().map(|out| ResultFolder::begin(out, &["size.json"], args.overwrite));
+    let folder = folder.transpose()?;
     let sources = Sources::read(&args.source)?;
     let calibrations = match &args.calibrate {
         Some(path) => calibrate_all(&points::read(path)?, &sources)?,
@@ -252,11 +251,12 @@ pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
     let (inputs, prices) = inputs(args, &sources, &calibrations)?;
     let answer = size(&inputs, &sources.latency_of())?;
     let document = document(args, &sources, &inputs, &answer, &prices)?;
-    if let Some(folder) = &args.out {
+    if let Some(folder) = folder {
         let json = serde_json::to_vec_pretty(&document)
             .map_err(|e| Error::unfit("size.json", e.to_string()))?;
-        write_atomic(&folder.join("size.json"), &json, args.force)?;
-        serving_plot::write_all(folder, &inputs, &answer, args.force)?;
+        write_atomic(&folder.path().join("size.json"), &json, true)?;
+        serving_plot::write_all(folder.path(), &inputs, &answer)?;
+        folder.finish()?;
     }
     output.result(&document, || text(&document))
 }

@@ -79,7 +79,7 @@ fn refuse_existing(path: &Path, force: bool) -> Result<()> {
     if !force && path.exists() {
         let exists = io::Error::new(
             io::ErrorKind::AlreadyExists,
-            "it exists; use --overwrite (or --force) to replace it",
+            "it exists; use --overwrite to replace it",
         );
         return Err(Error::io("write", path, exists));
     }
@@ -139,7 +139,7 @@ mod tests {
         write_atomic(&path, b"one", false).unwrap();
         let error = write_atomic(&path, b"two", false).unwrap_err();
         assert_eq!(error.exit_code(), 7);
-        assert!(error.to_string().contains("--force"), "{error}");
+        assert!(error.to_string().contains("--overwrite"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"one");
         write_atomic(&path, b"two", true).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");

@@ -40,13 +40,8 @@ struct Plot<'a> {
 /// Writes all plots of a size with their CSV files into a folder.
 ///
 /// # Errors
-/// [`Error::Io`] when a file cannot be written or exists without `force`.
-pub fn write_all(
-    folder: &Path,
-    inputs: &SizeInputs,
-    answer: &SizeAnswer,
-    force: bool,
-) -> Result<()> {
+/// [`Error::Io`] when a file cannot be written.
+pub fn write_all(folder: &Path, inputs: &SizeInputs, answer: &SizeAnswer) -> Result<()> {
     let plans: Vec<&Choice> =
         std::iter::once(&answer.best).chain(&answer.others).take(PLANS).collect();
     let plots = [
@@ -80,9 +75,9 @@ pub fn write_all(
         },
     ];
     for plot in &plots {
-        write_line_plot(folder, plot, force)?;
+        write_line_plot(folder, plot)?;
     }
-    memory(folder, &answer.best, force)
+    memory(folder, &answer.best)
 }
 
 /// One line per plan over its batch sizes.
@@ -114,17 +109,17 @@ fn utilisation(plans: &[&Choice], inputs: &SizeInputs) -> Vec<Line> {
         .collect()
 }
 
-fn write_line_plot(folder: &Path, plot: &Plot, force: bool) -> Result<()> {
+fn write_line_plot(folder: &Path, plot: &Plot) -> Result<()> {
     let mut csv = format!("plan,{},{}\n", quoted(plot.x), quoted(plot.y));
     for line in &plot.lines {
         for (x, y) in &line.points {
             let _ = writeln!(csv, "{},{x},{y}", quoted(&line.name));
         }
     }
-    write_atomic(&folder.join(format!("{}.csv", plot.file)), csv.as_bytes(), force)?;
+    write_atomic(&folder.join(format!("{}.csv", plot.file)), csv.as_bytes(), true)?;
     let mut svg = String::new();
     draw(&mut svg, plot).map_err(|e| Error::unfit(plot.title, e))?;
-    write_atomic(&folder.join(format!("{}.svg", plot.file)), svg.as_bytes(), force)
+    write_atomic(&folder.join(format!("{}.svg", plot.file)), svg.as_bytes(), true)
 }
 
 /// A name as one CSV cell.
@@ -182,7 +177,7 @@ fn draw(svg: &mut String, plot: &Plot) -> Result<(), String> {
 }
 
 /// One stacked bar: what a device's memory holds.
-fn memory(folder: &Path, best: &Choice, force: bool) -> Result<()> {
+fn memory(folder: &Path, best: &Choice) -> Result<()> {
     let gib = |bytes: f64| bytes / f64::from(1 << 30);
     let cache = best.cache_per_sequence.0 * best.max_batch as f64 / best.layout.attention_dp as f64;
     let cache = cache.min(best.memory.usable().0 - best.weights.0);
@@ -196,10 +191,10 @@ fn memory(folder: &Path, best: &Choice, force: bool) -> Result<()> {
     for (name, size) in parts {
         let _ = writeln!(csv, "{name},{size}");
     }
-    write_atomic(&folder.join("memory.csv"), csv.as_bytes(), force)?;
+    write_atomic(&folder.join("memory.csv"), csv.as_bytes(), true)?;
     let mut svg = String::new();
     draw_memory(&mut svg, &parts).map_err(|e| Error::unfit("memory plot", e))?;
-    write_atomic(&folder.join("memory.svg"), svg.as_bytes(), force)
+    write_atomic(&folder.join("memory.svg"), svg.as_bytes(), true)
 }
 
 fn draw_memory(svg: &mut String, parts: &[(&str, f64)]) -> Result<(), String> {

@@ -49,7 +49,7 @@ pub struct VllmBench {
     pub out: PathBuf,
     /// Overwrite that file.
     #[arg(long)]
-    pub force: bool,
+    pub overwrite: bool,
 }
 
 /// Value of the measured times.
@@ -83,7 +83,7 @@ struct LeftOut {
 /// # Errors
 /// As [`vllm_bench::read`] and [`write_atomic`].
 pub fn run(args: &VllmBench, output: Output) -> Result<()> {
-    check_writable(&args.out, args.force)?;
+    check_writable(&args.out, args.overwrite)?;
     let server = Server {
         gpu: args.gpu.clone(),
         parallelism: args.parallelism.clone(),
@@ -105,7 +105,7 @@ pub fn run(args: &VllmBench, output: Output) -> Result<()> {
         }
     }
     let text = writer.into_inner().map_err(|e| Error::unfit("points", e.to_string()))?;
-    write_atomic(&args.out, &text, args.force)?;
+    write_atomic(&args.out, &text, args.overwrite)?;
     // Read as the other commands will: what they cannot use is said now.
     let points = points::read(&args.out)?;
     let left_out = points.iter().filter_map(|p| {

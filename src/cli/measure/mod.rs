@@ -115,7 +115,7 @@ pub struct MeasureArgs {
     #[arg(long)]
     pub routing_out: Option<PathBuf>,
     /// Replace existing files, and a run that is kept in --out.
-    #[arg(long, alias = "force")]
+    #[arg(long)]
     pub overwrite: bool,
     /// Measure in a process of its own, as on a GPU.
     #[arg(long, hide = true)]

@@ -132,7 +132,11 @@ pub struct RankArgs {
     #[arg(long, default_value_t = 1, help_heading = "Probabilities")]
     pub seed: u64,
 
-    /// Folder for rank.json, the recommended models, the plots and report.html.
+    /// Folder for rank.json, the recommended models, the plots and report.html; an earlier ranking there
+    /// is replaced.
     #[arg(long, default_value = "out", help_heading = "Output")]
     pub out: PathBuf,
+    /// Take --out even where it holds files of others; those stay.
+    #[arg(long, help_heading = "Output")]
+    pub overwrite: bool,
 }

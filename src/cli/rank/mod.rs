@@ -16,7 +16,7 @@ use crate::cli::output::{Output, warn};
 use crate::cli::profile::{ProfileArgs, Sources, origin_in};
 use crate::config::hf_write::to_hf_json;
 use crate::config::{DType, DeviceSpec};
-use crate::files::{create_folder, write_atomic};
+use crate::files::{ResultFolder, write_atomic};
 use crate::latency::{LatencyModel, LatencyTable};
 use crate::law::ExpertScaling;
 use crate::measure::Status;
@@ -36,20 +36,22 @@ use machine::Machine;
 /// # Errors
 /// See [`Error`]; the output folder is created before anything is measured.
 pub fn run(args: &RankArgs, output: Output) -> Result<()> {
+    let folder = ResultFolder::begin(&args.out, &["rank.json"], args.overwrite)?;
     let Ranking { report: mut answer, models } = answer(args)?;
     for warning in &answer.warnings {
         warn(warning);
     }
     for (index, model) in &models {
         let name = format!("config_e{}.json", model.num_experts);
-        write_atomic(&args.out.join(&name), &to_hf_json(model)?, true)?;
+        write_atomic(&folder.path().join(&name), &to_hf_json(model)?, true)?;
         answer.candidates[*index].config = Some(name);
     }
     let mut document = serde_json::to_vec_pretty(&answer)
         .map_err(|e| Error::io("serialise", args.out.join("rank.json"), e.into()))?;
     document.push(b'\n');
-    write_atomic(&args.out.join("rank.json"), &document, true)?;
-    let written = report::write_all(&answer, &args.out)?;
+    write_atomic(&folder.path().join("rank.json"), &document, true)?;
+    let written = report::write_all(&answer, folder.path())?;
+    folder.finish()?;
     output.result(&answer, || {
         let colour = crate::cli::output::colour();
         format!(
@@ -68,7 +70,6 @@ fn answer(args: &RankArgs) -> Result<Ranking> {
     let place = Place::find(args)?;
     let resolved = inputs::resolve(args, law.as_ref(), &place.serving(args)?)?;
     let (mut inputs, mut ledger) = (resolved.inputs, resolved.ledger);
-    create_folder(&args.out)?;
     // A target out of reach is found before minutes of measuring.
     let sources = place.sources(args, law.as_ref(), &mut inputs)?;
     let device = inputs.device.spec.clone();
