@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use moe_frontier::config::{DType, DeviceSpec, MoeModel, preset};
+use moe_frontier::constants::residual;
 use moe_frontier::latency::LatencyModel;
-use moe_frontier::plan::accuracy::{Scored, Summary, summarise};
+use moe_frontier::plan::accuracy::{Scored, Summary, residuals, summarise};
 use moe_frontier::plan::calibrate;
 use moe_frontier::plan::points::{self, Point};
 use moe_frontier::serving::{
@@ -63,15 +64,20 @@ fn measured_servers_are_predicted_within_the_stated_errors() {
     };
     let zero: Vec<_> =
         points.iter().map(|p| calibrate::apply(p, &EngineCosts::of(&p.engine), &latency)).collect();
+    let rows: Vec<Scored> = points.iter().zip(&zero).map(|(p, r)| (p, r.as_ref().ok())).collect();
+    let errors = residuals(&rows).unwrap();
+    println!("{errors:?}");
+    assert!((errors.between_groups - residual::BETWEEN_GROUPS).abs() <= 0.02, "{errors:?}");
+    assert!((errors.within_groups - residual::WITHIN_GROUPS).abs() <= 0.01, "{errors:?}");
     let zero = summary(&points, &zero);
     println!("zero-shot {:?}", zero.all);
     assert!(zero.all.n_tpot >= 135, "{:?}", zero.all);
-    assert!(zero.all.tpot_mape.unwrap() <= 0.20, "{:?}", zero.all);
+    assert!(zero.all.tpot_median_ape.unwrap() <= 0.08, "{:?}", zero.all);
     assert!(zero.all.ttft_median_ape.unwrap() <= 0.25, "{:?}", zero.all);
     let held_out = calibrate::cross_validate(&points, &latency).unwrap();
     let held_out = summary(&points, &held_out);
     println!("cross-validated {:?}", held_out.all);
-    assert!(held_out.all.tpot_mape.unwrap() <= 0.10, "{:?}", held_out.all);
+    assert!(held_out.all.tpot_mape.unwrap() <= 0.12, "{:?}", held_out.all);
     assert!(held_out.all.ttft_median_ape.unwrap() <= 0.25, "{:?}", held_out.all);
 }
 

@@ -10,6 +10,7 @@ use super::cache::Cache;
 use super::carry::{Carry, Timed};
 use super::choose::{attention_formats, by_engine, cache_format, engine_rank};
 use super::lines::Surface;
+use super::narrow::word;
 use super::rates::{Arithmetic, Precision, Work};
 use super::series::{AttentionSizes, EngineTables, Point, Table};
 use super::sigma;
@@ -69,7 +70,7 @@ impl AttentionTimes {
                     at: BTreeMap::new(),
                 });
                 let sizes = AttentionSizes::of(&series.sizes);
-                group.at.entry(sizes).or_default().push((start + offset) as u32);
+                group.at.entry(sizes).or_default().push(word(start + offset));
             }
         }
         let groups = groups.into_values().collect();
@@ -85,11 +86,11 @@ impl AttentionTimes {
     pub(super) fn answer(&self, q: &AttentionQuery, carry: &Carry, asked: &str) -> Answer {
         let key = [
             u32::from(q.phase == Phase::Prefill),
-            q.heads as u32,
-            q.kv_heads as u32,
-            q.head_dim as u32,
-            q.cache as u32,
-            q.window.unwrap_or(0) as u32,
+            word(q.heads),
+            word(q.kv_heads),
+            word(q.head_dim),
+            word(q.cache as usize),
+            word(q.window.unwrap_or(0)),
         ];
         self.cache.with(
             key,
@@ -119,10 +120,10 @@ impl AttentionTimes {
         let engine = serving.iter().map(|g| g.engine).min();
         let engine = engine.ok_or_else(|| absent(&format!("a {} cache", q.cache.label())))?;
         let wanted = AttentionSizes {
-            heads: q.heads as u32,
-            kv_heads: q.kv_heads as u32,
-            head_dim: q.head_dim as u32,
-            window: q.window.unwrap_or(0) as u32,
+            heads: word(q.heads),
+            kv_heads: word(q.kv_heads),
+            head_dim: word(q.head_dim),
+            window: word(q.window.unwrap_or(0)),
         };
         let candidates = serving.iter().filter(|g| g.engine == engine).flat_map(|g| {
             g.at.iter().map(move |(sizes, series)| (distance(sizes, &wanted), *g, sizes, series))

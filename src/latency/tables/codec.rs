@@ -19,6 +19,7 @@ use flate2::write::DeflateEncoder;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::narrow::{level, single, whole};
 use super::series::{
     EngineTables, ImportedFile, Kernel, LeftOut, Origin, Point, Series, Sizes, Table,
 };
@@ -153,8 +154,12 @@ fn header(tables: &EngineTables, encoding: Encoding) -> serde_json::Result<Vec<u
 fn series_columns(tables: &EngineTables, encoding: Encoding, body: &mut Vec<u8>) {
     let all = &tables.series;
     body.extend(all.iter().map(|s| s.table as u8));
-    all.iter().for_each(|s| push(body, u64::from(s.kernel)));
-    all.iter().for_each(|s| push(body, u64::from(s.axis)));
+    for series in all {
+        push(body, u64::from(series.kernel));
+    }
+    for series in all {
+        push(body, u64::from(series.axis));
+    }
     for column in 0..Sizes::default().len() {
         let mut before = 0;
         for series in all {
@@ -167,7 +172,7 @@ fn series_columns(tables: &EngineTables, encoding: Encoding, body: &mut Vec<u8>)
         match encoding {
             Encoding::Exact => body.extend(series.spread.to_le_bytes()),
             Encoding::Quantised(_) => {
-                push(body, (series.spread / SPREAD_UNIT).round().clamp(0.0, 1e4) as u64);
+                push(body, u64::from(whole(f64::from(series.spread / SPREAD_UNIT).min(1e4))));
             }
         }
     }
@@ -179,9 +184,9 @@ fn quantise(tables: &EngineTables, step: f64, body: &mut Vec<u8>) {
         let (axis, seconds) = tables.points(series);
         neighbours.next(series);
         for (point, seconds) in axis.iter().zip(seconds) {
-            let level = (f64::from(*seconds).ln() / step).round() as i64;
-            push(body, zigzag(level - neighbours.expected(*point)));
-            neighbours.keep(*point, level);
+            let here = level(f64::from(*seconds).ln() / step);
+            push(body, zigzag(here - neighbours.expected(*point)));
+            neighbours.keep(*point, here);
         }
     }
 }
@@ -333,7 +338,7 @@ fn quantised_times(cursor: &mut Cursor, tables: &mut EngineTables, step: f64) ->
         for &point in &tables.axes[series.axis as usize] {
             let level = neighbours.expected(point).checked_add(unzigzag(cursor.varint()?))?;
             neighbours.keep(point, level);
-            let seconds = (level as f64 * step).exp() as f32;
+            let seconds = single((level as f64 * step).exp());
             if !(seconds.is_finite() && seconds > 0.0) {
                 return None;
             }
@@ -370,18 +375,18 @@ impl<'a> Cursor<'a> {
 
 fn push(body: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
-        body.push((value & 0x7f) as u8 | 0x80);
+        body.push(value.to_le_bytes()[0] | 0x80);
         value >>= 7;
     }
-    body.push(value as u8);
+    body.push(value.to_le_bytes()[0]);
 }
 
 const fn zigzag(value: i64) -> u64 {
-    (value.wrapping_shl(1) ^ (value >> 63)) as u64
+    (value.wrapping_shl(1) ^ (value >> 63)).cast_unsigned()
 }
 
 const fn unzigzag(value: u64) -> i64 {
-    (value >> 1) as i64 ^ -((value & 1) as i64)
+    (value >> 1).cast_signed() ^ -(value & 1).cast_signed()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! TensorRT-LLM count tokens of one rank, MoE tables tokens over all ranks.
 
 use super::flat_table::{FlatTable, Row};
+use super::narrow::whole;
 use super::series::{AttentionSizes, ExchangeSizes, Kernel, MoeSizes, Point, Sizes, Table};
 use crate::{Error, Result};
 
@@ -200,7 +201,7 @@ fn skew(row: &Row) -> Result<u32> {
     }
     let exponent = name.strip_prefix("power_law_").and_then(|a| a.parse::<f64>().ok());
     match exponent.filter(|a| (0.001..100.0).contains(a)) {
-        Some(exponent) => Ok((exponent * 1e3).round() as u32),
+        Some(exponent) => Ok(whole(exponent * 1e3)),
         None => Err(row.bad(format!("unknown distribution `{name}`"))),
     }
 }

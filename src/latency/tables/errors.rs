@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::choose::version_order;
 use super::gather::keep_only;
 use super::load::{Load, balanced, power_law};
+use super::narrow::word;
 use super::series::{
     AttentionSizes, EngineTables, ExchangeSizes, Kernel, MoeSizes, Point, Series, Sizes, Table,
 };
@@ -81,13 +82,13 @@ pub fn cell_errors(from: &EngineTables, truth: &EngineTables) -> Result<Vec<Erro
         let mut errors = Judged::default();
         let mut loads = HashMap::new();
         for ((sizes, point), seconds) in cells(truth, &group, &kernels) {
-            errors.add(&model, &query(&group, &sizes, point, &mut loads), seconds);
+            errors.add(&model, query(&group, &sizes, point, &mut loads), seconds);
         }
         let version = |tables: &EngineTables, of: &[u32]| {
             of.first().map_or_else(String::new, |k| tables.kernels[*k as usize].version.clone())
         };
         let versions = (version(from, &own), version(truth, &kernels));
-        rows.add(&group, errors, &versions);
+        rows.add(&group, &errors, &versions);
     }
     Ok(rows.finish())
 }
@@ -117,11 +118,11 @@ pub fn shape_errors(tables: &EngineTables) -> Result<Vec<ErrorRow>> {
             let model = TablesModel::new(Arc::new(others), &target, None)?;
             for ((sizes, point), seconds) in &all {
                 if shape(sizes) == left && MoeSizes::of(sizes).skew == 0 {
-                    errors.add(&model, &query(&group, sizes, *point, &mut loads), *seconds);
+                    errors.add(&model, query(&group, sizes, *point, &mut loads), *seconds);
                 }
             }
         }
-        rows.add(&group, errors, &Default::default());
+        rows.add(&group, &errors, &Default::default());
     }
     Ok(rows.finish())
 }
@@ -136,11 +137,11 @@ pub fn point_errors(tables: &EngineTables) -> Result<Vec<ErrorRow>> {
     let (mut series, mut seconds) = (Vec::new(), Vec::new());
     for one in &tables.series {
         let (axis, times) = tables.points(one);
-        let kept = |i: &usize| i % 2 == 0 || i + 1 == axis.len();
+        let kept = |i: &usize| i.is_multiple_of(2) || i + 1 == axis.len();
         let places: Vec<usize> = (0..axis.len()).filter(kept).collect();
         let axis: Vec<Point> = places.iter().map(|i| axis[*i]).collect();
-        let next = axes.len() as u32;
-        let start = seconds.len() as u32;
+        let next = word(axes.len());
+        let start = word(seconds.len());
         seconds.extend(places.iter().map(|i| times[*i]));
         let axis = *axes.entry(axis).or_insert(next);
         series.push(Series { axis, start, ..*one });
@@ -350,9 +351,9 @@ struct Judged {
 }
 
 impl Judged {
-    fn add(&mut self, model: &TablesModel, query: &Option<Query>, seconds: f64) {
+    fn add(&mut self, model: &TablesModel, query: Option<Query>, seconds: f64) {
         let Some(query) = query else { return };
-        match model.answer(query) {
+        match model.answer(&query) {
             Ok(latency) => {
                 let ln = (latency.value.0 / seconds).ln();
                 self.ln_ratios.push(ln);
@@ -372,7 +373,7 @@ impl Judged {
         let mut errors: Vec<f64> = self.ln_ratios.iter().map(|l| l.exp_m1().abs()).collect();
         errors.sort_by(f64::total_cmp);
         let cells = errors.len();
-        let at = |share: f64| errors.get(((cells - 1) as f64 * share).round() as usize).copied();
+        let at = |tenths: usize| errors.get(cells.saturating_sub(1) * tenths / 10).copied();
         let mean = |sum: f64| sum / cells as f64;
         (cells > 0).then(|| ErrorRow {
             table,
@@ -381,8 +382,8 @@ impl Judged {
             cells,
             unanswered: self.unanswered,
             mean: mean(errors.iter().sum()),
-            median: at(0.5).unwrap_or(f64::NAN),
-            p90: at(0.9).unwrap_or(f64::NAN),
+            median: at(5).unwrap_or(f64::NAN),
+            p90: at(9).unwrap_or(f64::NAN),
             within_10_percent: mean(errors.iter().filter(|e| **e <= 0.1).count() as f64),
             bias: mean(self.ln_ratios.iter().sum()),
             spread_ratio: mean(self.scaled_squares).sqrt(),
@@ -398,11 +399,11 @@ struct Rows {
 
 impl Rows {
     /// Groups of two versions are listed, but are no error of the transfer: not among all.
-    fn add(&mut self, group: &Group, judged: Judged, versions: &(String, String)) {
+    fn add(&mut self, group: &Group, judged: &Judged, versions: &(String, String)) {
         let mut format = [group.format.as_str(), group.cache.as_str()].join(" ").trim().to_owned();
         let (rows, all) = self.by_table.entry(group.table).or_default();
         if versions.0 == versions.1 {
-            all.join(&judged);
+            all.join(judged);
         } else {
             format = format!("{format}, {} for {}", versions.0, versions.1);
         }

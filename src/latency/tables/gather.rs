@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::dialect::{Cell, Dialect};
 use super::flat_table::{FlatTable, Row};
 use super::load::balanced;
+use super::narrow::{single, word};
 use super::rates::{Precision, Rates, Work};
 use super::series::{
     EngineTables, ImportedFile, Kernel, LeftOut, MoeSizes, Origin, Point, Series, Sizes, Table,
@@ -258,7 +259,7 @@ impl Device {
         };
         let next = u32::try_from(self.series.len()).unwrap_or(u32::MAX);
         let series = *self.series.entry((cell.table, kernel, cell.sizes)).or_insert(next);
-        self.cells.push((series, cell.point, cell.seconds as f32));
+        self.cells.push((series, cell.point, single(cell.seconds)));
     }
 
     fn finish(mut self, device: &str, program: &str) -> EngineTables {
@@ -293,7 +294,7 @@ impl Device {
             let start = u32::try_from(tables.seconds.len()).unwrap_or(u32::MAX);
             let (axis, spread) = medians(&self.cells[from..to], &mut tables.seconds);
             let next = axes.len();
-            let axis = *axes.entry(axis).or_insert(next) as u32;
+            let axis = word(*axes.entry(axis).or_insert(next));
             tables.series.push(Series { table, kernel, sizes, axis, start, spread });
         }
         let mut sorted: Vec<(Vec<Point>, usize)> = axes.into_iter().collect();
@@ -309,7 +310,7 @@ fn sorted_kernels(kernels: HashMap<Kernel, u32>) -> (Vec<Kernel>, Vec<u32>) {
     all.sort_unstable();
     let mut rank = vec![0; all.len()];
     for (place, (_, former)) in all.iter().enumerate() {
-        rank[*former as usize] = place as u32;
+        rank[*former as usize] = word(place);
     }
     (all.into_iter().map(|(kernel, _)| kernel).collect(), rank)
 }
@@ -334,7 +335,7 @@ fn medians(cells: &[(u32, Point, f32)], seconds: &mut Vec<f32>) -> (Vec<Point>, 
         seconds.push(median);
     }
     let spread = if degrees > 0 { (squares / degrees as f64).sqrt() } else { 0.0 };
-    (axis, spread as f32)
+    (axis, single(spread))
 }
 
 /// A MoE layer whose experts are routed alike in all its series: kernel, sizes without tensor

@@ -8,6 +8,7 @@ use super::cache::Cache;
 use super::carry::{Carry, Timed};
 use super::choose::{by_engine, engine_rank, weight_formats};
 use super::lines::{Line, Place};
+use super::narrow::{whole, word};
 use super::rates::{Precision, Work};
 use super::series::{EngineTables, Table};
 use super::sigma;
@@ -77,7 +78,7 @@ impl GemmTimes {
                 k: Vec::new(),
             });
             let widths = (series.sizes[0], series.sizes[1]);
-            grid.at.entry(widths).or_default().push((start + offset) as u32);
+            grid.at.entry(widths).or_default().push(word(start + offset));
         }
         let mut grids: Vec<Grid> = grids.into_values().collect();
         for grid in &mut grids {
@@ -96,7 +97,7 @@ impl GemmTimes {
 
     /// Time of a GEMM.
     pub(super) fn answer(&self, q: &GemmQuery, carry: &Carry) -> Answer {
-        let key = [q.n as u32, q.k as u32, q.weights as u32];
+        let key = [word(q.n), word(q.k), word(q.weights as usize)];
         self.cache.with(
             key,
             || self.resolve(q),
@@ -129,7 +130,7 @@ impl GemmTimes {
             let (source, sigma) = by_engine(grid.engine, self.asked, source, sigma);
             Resolved { corners, precision: grid.precision, exact, source, sigma }
         };
-        let (n, k) = (q.n as u32, q.k as u32);
+        let (n, k) = (word(q.n), word(q.k));
         if grid.at.contains_key(&(n, k)) {
             let corners = vec![self.corner(grid, (n, k), 1.0)];
             return resolved(corners, true, Source::Measured, 0.0);
@@ -160,7 +161,11 @@ impl GemmTimes {
             } else {
                 0.0
             };
-            ([from as u32, to as u32], share.clamp(0.0, 1.0), place.is_inside())
+            (
+                [whole(f64::from(from)), whole(f64::from(to))],
+                share.clamp(0.0, 1.0),
+                place.is_inside(),
+            )
         };
         let (n, n_share, n_inside) = axis(&grid.n, q.n);
         let (k, k_share, k_inside) = axis(&grid.k, q.k);
@@ -178,7 +183,9 @@ impl GemmTimes {
             return (corners, false);
         }
         let total: f64 = corners.iter().map(|c| c.weight).sum();
-        corners.iter_mut().for_each(|c| c.weight /= total);
+        for corner in &mut corners {
+            corner.weight /= total;
+        }
         (corners, n_inside && k_inside)
     }
 }

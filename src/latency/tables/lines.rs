@@ -3,6 +3,7 @@
 //! Between two points time is the straight line through them: a fixed cost plus what each row, byte
 //! or token adds, which is what kernels do. Beyond the last point the last slope goes on.
 
+use super::narrow::single;
 use super::series::Point;
 
 /// Times along one axis.
@@ -145,7 +146,7 @@ impl Surface {
                 from * (slope * share.max(0.0)).exp()
             }
         } else {
-            let line = Line { x: vec![0.0; 2], t: vec![from as f32, to as f32] };
+            let line = Line { x: vec![0.0; 2], t: vec![single(from), single(to)] };
             line.at(Place { at: 0, share: place.share })
         };
         Found { seconds, exact: false }

@@ -16,6 +16,7 @@ use super::cache::Cache;
 use super::carry::{Carry, Timed};
 use super::choose::{DEEPEP_SMS, engine_rank};
 use super::lines::{Line, Place};
+use super::narrow::{single, whole, word};
 use super::series::{EngineTables, ExchangeSizes, Series, Table};
 use super::sigma;
 use crate::latency::model::{Absent, Answer};
@@ -74,7 +75,7 @@ impl CollectiveTimes {
         if q.nodes > 1 {
             return absent(format!("collectives over {} nodes were not measured", q.nodes));
         }
-        let devices = q.devices as u32;
+        let devices = word(q.devices);
         let sent = |n: u32| f64::from(n - 1) / f64::from(n);
         let wire = q.bytes * sent(devices);
         if let Some(line) = lines.get(&devices) {
@@ -178,12 +179,12 @@ impl ExchangeTimes {
         }
         let key = [
             u32::from(q.phase == Phase::Prefill),
-            q.ranks as u32,
-            q.nodes as u32,
-            q.hidden as u32,
-            q.top_k as u32,
-            q.experts as u32,
-            (q.dispatch_bits * 8.0) as u32,
+            word(q.ranks),
+            word(q.nodes),
+            word(q.hidden),
+            word(q.top_k),
+            word(q.experts),
+            whole(q.dispatch_bits * 8.0),
         ];
         self.cache.with(
             key,
@@ -197,7 +198,7 @@ impl ExchangeTimes {
 
     fn resolve(&self, q: &ExchangeQuery) -> Result<Resolved, Absent> {
         let entries = &self.entries[usize::from(q.phase == Phase::Prefill)];
-        let nodes = q.nodes.max(1) as u32;
+        let nodes = word(q.nodes.max(1));
         let nearest = |nodes: u32| {
             let of_nodes = entries.iter().filter(|e| e.sizes.nodes == nodes);
             of_nodes.min_by(|a, b| distance(a, q).total_cmp(&distance(b, q)))
@@ -224,7 +225,7 @@ impl ExchangeTimes {
             return Err(Absent::Key(reason.into()));
         };
         let ratio = |a: u32, b: u32| (f64::from(a) / f64::from(b)).ln();
-        let ranks = q.ranks as u32;
+        let ranks = word(q.ranks);
         let way = ratio(ranks, lower.sizes.ranks) / ratio(upper.sizes.ranks, lower.sizes.ranks);
         let upper = Some((upper.clone(), way.clamp(0.0, 1.0)));
         let source = Source::Transferred;
@@ -290,7 +291,7 @@ fn added_up(parts: &BTreeMap<u32, Line>) -> Vec<(f32, f32)> {
     let sum = |(x, t): (&f32, &f32)| {
         let at = |line: &Line| {
             let place = Place::of(&line.x, f64::from(*x));
-            place.is_exact().then(|| line.at(place) as f32)
+            place.is_exact().then(|| single(line.at(place)))
         };
         let prepare = prepare.map_or(Some(0.0), at)?;
         Some((*x, t + at(combine)? + prepare))

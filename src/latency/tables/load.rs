@@ -7,6 +7,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::cache::Cache;
+use super::narrow::level;
 use super::series::MoeSizes;
 
 /// Workloads that the collector averages a power-law row over.
@@ -66,7 +67,7 @@ fn simulated(sizes: &MoeSizes, tokens: u32) -> Load {
 
 fn power_law_counts(sizes: &MoeSizes, tokens: u32, random: &mut ChaCha8Rng) -> Vec<i64> {
     let (experts, pairs) = (sizes.experts as usize, i64::from(tokens) * i64::from(sizes.top_k));
-    let few = pairs <= experts as i64;
+    let few = pairs <= i64::from(sizes.experts);
     let (low, high) = if few { (0.01, 2.0) } else { (1.0, (0.8 * f64::from(tokens)).max(1.001)) };
     let power = 1.0 - f64::from(sizes.skew) / 1e3;
     let (from, to): (f64, f64) = (f64::powf(low, power), f64::powf(high, power));
@@ -75,8 +76,7 @@ fn power_law_counts(sizes: &MoeSizes, tokens: u32, random: &mut ChaCha8Rng) -> V
         .collect();
     let scale = pairs as f64 / weights.iter().sum::<f64>();
     let cap = i64::from(tokens);
-    let mut counts: Vec<i64> =
-        weights.iter().map(|w| ((w * scale).round() as i64).min(cap)).collect();
+    let mut counts: Vec<i64> = weights.iter().map(|w| level(w * scale).min(cap)).collect();
     let mut order: Vec<usize> = (0..experts).collect();
     order.shuffle(random);
     order.sort_by_key(|e| counts[*e]);

@@ -8,6 +8,7 @@ use super::cache::Cache;
 use super::carry::{Carry, Timed};
 use super::choose::{by_engine, cache_format, engine_rank, weight_formats};
 use super::lines::Surface;
+use super::narrow::word;
 use super::rates::{Arithmetic, Precision, Work};
 use super::series::{EngineTables, Point, Table};
 use super::sigma;
@@ -76,7 +77,7 @@ impl MlaTimes {
                 cache: kernel.cache.as_str().into(),
                 at: BTreeMap::new(),
             });
-            group.at.entry(series.sizes[0]).or_default().push(index as u32);
+            group.at.entry(series.sizes[0]).or_default().push(word(index));
         }
         let groups = groups.into_values().collect();
         let (tables, asked) = (Arc::clone(tables), asked.is_some());
@@ -106,8 +107,9 @@ impl MlaTimes {
             return Err(Absent::Key(reason.into()));
         }
         let prefill = q.phase == Phase::Prefill;
-        let kind = part as u32 * 2 + u32::from(prefill);
-        let key = [kind, q.local_heads() as u32, q.weights as u32, q.cache as u32, 0];
+        let kind = word(part as usize) * 2 + u32::from(prefill);
+        let key =
+            [kind, word(q.local_heads()), word(q.weights as usize), word(q.cache as usize), 0];
         self.cache.with(
             key,
             || self.resolve(part, q),
@@ -134,7 +136,7 @@ impl MlaTimes {
             let reason = "this engine measured the parts of an MLA block, not the whole";
             return Err(Absent::Key(reason.into()));
         }
-        let heads = q.local_heads() as u32;
+        let heads = word(q.local_heads());
         let nearest = |g: &Group| {
             let away = |h: u32| (f64::from(h) / f64::from(heads)).ln().abs();
             g.at.keys().copied().min_by(|a, b| away(*a).total_cmp(&away(*b))).unwrap_or(heads)
@@ -264,7 +266,7 @@ impl Resolved {
             seconds += found.seconds;
             exact &= found.exact;
         }
-        let heads = q.local_heads() as u32;
+        let heads = word(q.local_heads());
         let asked = work(part, q, heads, self.projection_bits);
         if !self.same {
             let reached = work(part, q, self.heads, self.projection_bits);

@@ -15,6 +15,7 @@ mod links;
 mod load;
 mod mla;
 mod moe;
+mod narrow;
 pub mod pack;
 pub mod rates;
 pub mod series;

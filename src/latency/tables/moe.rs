@@ -13,6 +13,7 @@
 //! bound its time, so that more ranks are never slower than fewer.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
 use std::sync::{Arc, OnceLock};
 
 use super::cache::Cache;
@@ -20,6 +21,7 @@ use super::carry::{Carry, Timed};
 use super::choose::{by_engine, engine_rank, weight_formats};
 use super::lines::{Line, Place};
 use super::load::{Load, balanced, power_law};
+use super::narrow::{single, word};
 use super::rates::{Precision, Work};
 use super::series::{EngineTables, MoeSizes, Series, Table};
 use super::sigma;
@@ -43,7 +45,7 @@ type Shape = [u32; 5];
 #[derive(Debug)]
 struct Format {
     engine: usize,
-    format: Box<str>,
+    name: Box<str>,
     precision: Precision,
     /// By shape, then by rank of the version: indices of series.
     shapes: HashMap<Shape, BTreeMap<u32, Vec<u32>>>,
@@ -116,17 +118,17 @@ impl MoeTimes {
                 let kernel = tables.kernel(series);
                 let engine = engine_rank(&kernel.engine, asked);
                 let precision = Precision::of(&kernel.format)?;
-                let known = |f: &Format| f.engine == engine && *f.format == *kernel.format;
+                let known = |f: &Format| f.engine == engine && *f.name == *kernel.format;
                 formats.iter().position(known).or_else(|| {
-                    let format = kernel.format.as_str().into();
-                    formats.push(Format { engine, format, precision, shapes: HashMap::new() });
+                    let name = kernel.format.as_str().into();
+                    formats.push(Format { engine, name, precision, shapes: HashMap::new() });
                     Some(formats.len() - 1)
                 })
             });
             let Some(slot) = slot else { continue };
             let versions = formats[slot].shapes.entry(shape(&MoeSizes::of(&series.sizes)));
             let rank = ranks[series.kernel as usize];
-            versions.or_default().entry(rank).or_default().push((start + offset) as u32);
+            versions.or_default().entry(rank).or_default().push(word(start + offset));
         }
         let (tables, asked) = (Arc::clone(tables), asked.is_some());
         Self { tables, formats, asked, cache: Cache::new(12) }
@@ -139,14 +141,14 @@ impl MoeTimes {
     /// Time of a MoE layer.
     pub(super) fn answer(&self, q: &MoeQuery, carry: &Carry) -> Answer {
         let key = [
-            q.hidden as u32,
-            q.inter as u32,
-            q.experts as u32,
-            q.top_k as u32,
-            q.tensor_parallel as u32,
-            q.expert_parallel as u32,
+            word(q.hidden),
+            word(q.inter),
+            word(q.experts),
+            word(q.top_k),
+            word(q.tensor_parallel),
+            word(q.expert_parallel),
             u32::from(q.gated),
-            q.weights as u32,
+            word(q.weights as usize),
         ];
         self.cache.with(
             key,
@@ -160,21 +162,21 @@ impl MoeTimes {
 
     fn resolve(&self, q: &MoeQuery, carry: &Carry) -> Result<Resolved, Absent> {
         let names = weight_formats(q.weights);
-        let serves = |f: &&Format| names.contains(&&*f.format);
+        let serves = |f: &&Format| names.contains(&&*f.name);
         let engine = self.formats.iter().filter(serves).map(|f| f.engine).min();
         let Some(engine) = engine else { return Err(self.absent(q.weights)) };
         let of_engine: Vec<&Format> = names
             .iter()
-            .flat_map(|name| self.formats.iter().filter(move |f| *f.format == **name))
+            .flat_map(|name| self.formats.iter().filter(move |f| *f.name == **name))
             .filter(|f| f.engine == engine)
             .collect();
         let wanted = MoeSizes {
-            hidden: q.hidden as u32,
-            inter: q.inter as u32,
-            experts: q.experts as u32,
-            top_k: q.top_k as u32,
-            tensor_parallel: q.tensor_parallel as u32,
-            expert_parallel: q.expert_parallel as u32,
+            hidden: word(q.hidden),
+            inter: word(q.inter),
+            experts: word(q.experts),
+            top_k: word(q.top_k),
+            tensor_parallel: word(q.tensor_parallel),
+            expert_parallel: word(q.expert_parallel),
             skew: 0,
             gated: q.gated,
         };
@@ -208,7 +210,7 @@ impl MoeTimes {
         let mut reason = format!("no MoE series with {} weights", weights.label());
         let left = self.tables.left_out.iter().filter(|l| l.table == Some(Table::Moe));
         for left in left.take(2) {
-            reason.push_str(&format!("; left out: {} ({})", left.what, left.reason));
+            let _ = write!(reason, "; left out: {} ({})", left.what, left.reason);
         }
         Absent::Key(reason.into())
     }
@@ -352,14 +354,14 @@ impl Curve {
             let t = f64::from(seconds);
             floor = floor.min((t - reached / BEST_SHARE).clamp(0.2 * t, 0.95 * t));
             if load.active >= 0.999 * experts {
-                full.push(((load.rows / load.active) as f32, seconds));
+                full.push((single(load.rows / load.active), seconds));
             } else {
-                few.push((load.active as f32, seconds));
+                few.push((single(load.active), seconds));
             }
         }
         let full = Line::from_points(full);
         if let Some(first) = full.t.first() {
-            few.push((experts as f32, *first));
+            few.push((single(experts), *first));
         }
         let few = Line::from_points(few);
         let least = few.t.iter().chain(&full.t).copied().fold(f32::INFINITY, f32::min);
@@ -426,7 +428,7 @@ impl Curve {
                 let rows = even_rows(&sizes, f64::from(*tokens), &load);
                 let longer = (f64::from(*seconds) / self.time(load.active, rows)).ln();
                 let imbalance = Load { rows, ..load }.imbalance().ln();
-                (*tokens as f32, longer as f32, imbalance as f32)
+                (*tokens as f32, single(longer), single(imbalance))
             })
             .collect();
         knots.sort_by(|a, b| a.0.total_cmp(&b.0));
