@@ -190,16 +190,19 @@ fn kernels_of(ordinal: u32) -> String {
     counted.collect::<Vec<_>>().join(", ")
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests {
+    #[cfg(unix)]
     use super::*;
 
+    #[cfg(unix)]
     fn asked(script: &str, limit_ms: u64) -> Result<Vec<u8>, String> {
         let mut command = Command::new("sh");
         command.args(["-c", script]).stdout(Stdio::piped());
         answer(command.spawn().unwrap(), Duration::from_millis(limit_ms))
     }
 
+    #[cfg(unix)]
     #[test]
     fn a_driver_that_crashes_or_hangs_costs_a_line() {
         assert_eq!(asked("echo fine", 20_000).unwrap(), b"fine\n");

@@ -11,6 +11,7 @@ use super::folder::{Destination, PROFILE_FILE, Place, Planned, RunFolder};
 use super::journal::Locking;
 use super::launches::{Drawn, Taken};
 use super::plan::{Machine, Plan, Request};
+use super::preflight::Load;
 use super::record::{
     Block, CheckOutcome, CheckRecord, CpuDevice, Device, Profile, Status, TimingMode,
 };
@@ -194,7 +195,7 @@ fn beginning() -> Beginning {
         argv: vec![],
         os: "test".into(),
         unix_s: 1000,
-        load: Default::default(),
+        load: Load::default(),
     }
 }
 

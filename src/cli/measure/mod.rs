@@ -215,7 +215,7 @@ fn measure_new(args: &MeasureArgs, locking: Locking) -> Result<Delivered> {
         Some(path) => write_routing(path, plan, args.overwrite),
         None => Ok(()),
     };
-    place::measure_new(&place, home, request, planned, locking)
+    place::measure_new(&place, &home, request, planned, locking)
 }
 
 /// Measures this machine for another command, with the file in the folder of measured profiles. The run
@@ -234,7 +234,7 @@ pub(super) fn measure(
     let (profile, path, failure) = match Home::prepare(None, false) {
         Ok(home) => {
             let Delivered { profile, path, failure } =
-                place::measure_new(&place, home, request, |_| Ok(()), Locking::Locked)?;
+                place::measure_new(&place, &home, request, |_| Ok(()), Locking::Locked)?;
             (profile, Some(path), failure)
         }
         Err(error) => {

@@ -1,7 +1,7 @@
 //! Where a run measures and where it is kept: starts the worker, plans, measures with a journal, and puts
 //! the profile where it belongs.
 
-use std::io;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -168,7 +168,7 @@ impl Home {
 fn leave(folder: &RunFolder, destination: Destination) {
     folder.remove();
     if let (Destination::Store, Some(runs)) = (destination, folder.path().parent()) {
-        // Empty ones alone: other runs may be in it.
+        // Empty ones alone: other runs and profiles may be in them.
         let _ = std::fs::remove_dir(runs);
         let _ = runs.parent().map(std::fs::remove_dir);
     }
@@ -187,7 +187,7 @@ pub(super) struct Delivered {
 /// Why nothing was measured; then nothing was written.
 pub(super) fn measure_new(
     place: &Place,
-    home: Home,
+    home: &Home,
     request: impl FnOnce(&Facts) -> Result<Request>,
     planned: impl FnOnce(&Plan) -> Result<()>,
     locking: Locking,
@@ -351,7 +351,7 @@ fn deliver(
             None => store::save(&store::folder()?, &profile)?,
         };
         if planned.destination != Destination::Folder {
-            leave(&planned.folder, Destination::Folder);
+            leave(&planned.folder, planned.destination);
         }
         return Ok(Delivered { profile, path, failure: None });
     };
@@ -384,28 +384,37 @@ fn is_of_run(path: &Path, profile: &Profile) -> bool {
 }
 
 /// Held while a device is measured, so that a second measurement of it can be warned.
-struct Alone(#[expect(dead_code, reason = "its lock ends with it")] Option<std::fs::File>);
+struct Alone {
+    /// The locked file, removed at the end.
+    path: Option<PathBuf>,
+    #[expect(dead_code, reason = "its lock ends with it")]
+    file: Option<File>,
+}
 
 impl Alone {
     /// Takes a device, with a warning when another process measures it. Without a place to note it,
     /// nothing is taken.
     fn take(facts: &Facts) -> Self {
-        Self(Self::lock(facts).ok())
-    }
-
-    fn lock(facts: &Facts) -> Result<std::fs::File> {
-        let name = format!(".device-{}.lock", &facts.device.sha256()[..8]);
-        let path = store::folder()?.join(name);
-        let failed = |e: io::Error| Error::io("open", &path, e);
-        let mut options = std::fs::OpenOptions::new();
-        let file = options.create(true).append(true).open(&path).map_err(failed)?;
-        if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
-            warn(&format!(
-                "another process measures {} now: both will be noisy",
-                facts.device.name()
-            ));
+        let none = Self { path: None, file: None };
+        let Ok(folder) = store::folder() else { return none };
+        let path = folder.join(format!(".device-{}.lock", &facts.device.sha256()[..8]));
+        let Ok(file) = File::options().create(true).append(true).open(&path) else { return none };
+        match file.try_lock() {
+            Ok(()) => Self { path: Some(path), file: Some(file) },
+            Err(TryLockError::WouldBlock) => {
+                let name = facts.device.name();
+                warn(&format!("another process measures {name} now: both will be noisy"));
+                none
+            }
+            Err(TryLockError::Error(_)) => none,
         }
-        Ok(file)
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        // It only carried the lock.
+        let _ = self.path.as_ref().map(std::fs::remove_file);
     }
 }
 
