@@ -8,6 +8,7 @@
 pub mod measured;
 pub mod model;
 pub mod query;
+pub mod rates;
 pub mod roofline;
 pub mod source;
 pub mod stack;
@@ -19,6 +20,7 @@ pub use query::{
     AttentionQuery, CollectiveKind, CollectiveQuery, ExchangeQuery, GemmQuery, MlaPart, MlaQuery,
     MoeQuery, Operation, Phase, Query,
 };
-pub use roofline::{Rates, RooflineModel};
+pub use rates::Rates;
+pub use roofline::RooflineModel;
 pub use source::{Latency, Source};
 pub use stack::Stack;

@@ -4,64 +4,16 @@
 //! shares of the peaks and a floor per kernel ([`crate::constants::roofline`]): an order of magnitude,
 //! labelled [`Source::Roofline`].
 
+use crate::Result;
 use crate::config::{DType, DeviceSpec};
 use crate::constants::roofline as assumed;
 use crate::latency::query::{
     AttentionQuery, CollectiveKind, CollectiveQuery, ExchangeQuery, GemmQuery, MlaPart, MlaQuery,
     MoeQuery, Operation, Phase, Query,
 };
+use crate::latency::rates::{Arithmetic, Rates};
 use crate::latency::{Absent, Answer, Latency, LatencyModel, Source};
 use crate::units::Seconds;
-use crate::{Error, Result};
-
-/// Peak rates of a device and of its links.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rates {
-    /// Memory bandwidth in bytes per second.
-    pub read_bytes_per_s: f64,
-    /// Link bandwidth inside a scale-up domain, per direction, in bytes per second.
-    pub link_bytes_per_s: f64,
-    /// Bandwidth per device and fixed time of a message beyond the scale-up domain, where stated.
-    pub scale_out: Option<(f64, f64)>,
-    flops16: f64,
-    flops8: Option<f64>,
-    flops4: Option<f64>,
-}
-
-impl Rates {
-    /// The published rates of a device.
-    ///
-    /// # Errors
-    /// [`Error::Unfit`] when no 16-bit peak is known.
-    pub fn of(device: &DeviceSpec) -> Result<Self> {
-        let flops16 = device.peak(DType::Bf16).or_else(|| device.peak(DType::F16));
-        let flops16 =
-            flops16.ok_or_else(|| Error::unfit(&device.name, "no published 16-bit peak"))?;
-        Ok(Self {
-            read_bytes_per_s: device.read_bytes_per_s,
-            link_bytes_per_s: device.link_bytes_per_s,
-            scale_out: device.scale_out.as_ref().map(|s| (s.bytes_per_s, s.latency_s)),
-            flops16,
-            flops8: device.peak(DType::Fp8),
-            flops4: device.peak(DType::Nvfp4),
-        })
-    }
-
-    /// Peak of GEMMs whose weights are stored in `dtype`: 4-bit and 8-bit weights are multiplied at
-    /// the widest rate that the device has for them, else in 16 bits.
-    pub fn flops(&self, dtype: DType) -> f64 {
-        match dtype {
-            DType::Fp8 | DType::Int8 => self.flops8.unwrap_or(self.flops16),
-            DType::Nvfp4 => self.flops4.unwrap_or(self.flops16),
-            _ => self.flops16,
-        }
-    }
-
-    /// Peak in 16 bits.
-    pub const fn flops16(&self) -> f64 {
-        self.flops16
-    }
-}
 
 /// A device known by its peaks alone, or by its measured ceilings.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,11 +70,6 @@ impl RooflineModel {
         Ok(Self { rates: Rates::of(device)?, shares, name })
     }
 
-    /// The rates behind it.
-    pub const fn rates(&self) -> &Rates {
-        &self.rates
-    }
-
     /// A kernel that moves `bytes` and does `flops` at the given peak, at the given shares.
     fn kernel(
         &self,
@@ -131,7 +78,7 @@ impl RooflineModel {
         shares: (f64, f64),
         floor: f64,
     ) -> Latency {
-        let (read, compute) = (bytes / self.rates.read_bytes_per_s, flops / peak);
+        let (read, compute) = (bytes / self.rates.read, flops / peak);
         let seconds = floor + (read / shares.0).max(compute / shares.1);
         Latency {
             value: Seconds(seconds),
@@ -145,13 +92,13 @@ impl RooflineModel {
 
     fn moe(&self, q: &MoeQuery) -> Latency {
         let s = &self.shares;
-        let work = (q.flops(), self.rates.flops(q.weights));
+        let work = (q.flops(), self.rates.peak(Arithmetic::of_weights(q.weights)));
         self.kernel(q.bytes(), work, (s.read, s.arithmetic), s.moe_floor_s)
     }
 
     fn gemm(&self, q: &GemmQuery) -> Latency {
         let s = &self.shares;
-        let work = (q.flops(), self.rates.flops(q.weights));
+        let work = (q.flops(), self.rates.peak(Arithmetic::of_weights(q.weights)));
         self.kernel(q.bytes(), work, (s.read, s.arithmetic), s.kernel_floor_s)
     }
 
@@ -161,7 +108,12 @@ impl RooflineModel {
             Phase::Decode => (s.cache_read, s.arithmetic),
             Phase::Prefill => (s.read, s.prefill_attention),
         };
-        let latency = self.kernel(bytes, (flops, self.rates.flops16), shares, s.kernel_floor_s);
+        let latency = self.kernel(
+            bytes,
+            (flops, self.rates.peak(Arithmetic::Bits16)),
+            shares,
+            s.kernel_floor_s,
+        );
         match phase {
             // Decoding is a mix of short kernels: its arithmetic never runs into the power limit.
             Phase::Decode => Latency { arithmetic: 0.0, ..latency },
@@ -217,7 +169,7 @@ impl RooflineModel {
     /// Bytes per second and fixed time of a message over `nodes` scale-up domains.
     fn link(&self, nodes: usize) -> std::result::Result<(f64, f64), Absent> {
         if nodes <= 1 {
-            return Ok((self.rates.link_bytes_per_s, assumed::COLLECTIVE_FLOOR_S));
+            return Ok((self.rates.link, assumed::COLLECTIVE_FLOOR_S));
         }
         let reason = "no rate between nodes is stated for this device (`scale_out` in its file)";
         let (rate, latency) = self.rates.scale_out.ok_or_else(|| Absent::Key(reason.into()))?;

@@ -11,11 +11,11 @@ use super::carry::{Carry, Timed};
 use super::choose::{attention_formats, by_engine, cache_format, engine_rank};
 use super::lines::Surface;
 use super::narrow::word;
-use super::rates::{Arithmetic, Precision, Work};
 use super::series::{AttentionSizes, EngineTables, Point, Table};
 use super::sigma;
 use crate::latency::model::{Absent, Answer};
 use crate::latency::query::{AttentionQuery, Phase};
+use crate::latency::rates::{Arithmetic, Precision, Work};
 use crate::latency::source::{Latency, Source};
 
 /// Attention tables of both phases, indexed.

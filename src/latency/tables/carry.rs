@@ -1,7 +1,7 @@
 //! From a time on the tables' device to an answer on the device asked for.
 
-use super::rates::{Arithmetic, Rates, Work, carried};
 use super::sigma;
+use crate::latency::rates::{Arithmetic, Rates, Work, carried};
 use crate::latency::source::{Latency, Source};
 use crate::units::Seconds;
 

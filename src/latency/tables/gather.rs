@@ -11,11 +11,11 @@ use super::dialect::{Cell, Dialect};
 use super::flat_table::{FlatTable, Row};
 use super::load::balanced;
 use super::narrow::{single, word};
-use super::rates::{Precision, Rates, Work};
 use super::series::{
     EngineTables, ImportedFile, Kernel, LeftOut, MoeSizes, Origin, Point, Series, Sizes, Table,
 };
 use crate::config::DeviceSpec;
+use crate::latency::rates::{Precision, Rates, Work};
 use crate::measure::record::sha256_hex;
 use crate::{Error, Result};
 

@@ -9,11 +9,11 @@ use super::carry::{Carry, Timed};
 use super::choose::{by_engine, engine_rank, weight_formats};
 use super::lines::{Line, Place};
 use super::narrow::{whole, word};
-use super::rates::{Precision, Work};
 use super::series::{EngineTables, Table};
 use super::sigma;
 use crate::latency::model::{Absent, Answer};
 use crate::latency::query::GemmQuery;
+use crate::latency::rates::{Precision, Work};
 use crate::latency::source::{Latency, Source};
 
 /// GEMM tables, indexed.

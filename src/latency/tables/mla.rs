@@ -9,12 +9,12 @@ use super::carry::{Carry, Timed};
 use super::choose::{by_engine, cache_format, engine_rank, weight_formats};
 use super::lines::Surface;
 use super::narrow::word;
-use super::rates::{Arithmetic, Precision, Work};
 use super::series::{EngineTables, Point, Table};
 use super::sigma;
 use crate::config::DType;
 use crate::latency::model::{Absent, Answer};
 use crate::latency::query::{MlaPart, MlaQuery, Phase};
+use crate::latency::rates::{Arithmetic, Precision, Work};
 use crate::latency::source::{Latency, Source};
 
 /// Latent, rotary, per-head query and per-head value widths that the core was measured at.

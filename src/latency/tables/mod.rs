@@ -17,7 +17,6 @@ mod mla;
 mod moe;
 mod narrow;
 pub mod pack;
-pub mod rates;
 pub mod series;
 pub mod shipped;
 mod sigma;

@@ -22,12 +22,12 @@ use super::choose::{by_engine, engine_rank, weight_formats};
 use super::lines::{Line, Place};
 use super::load::{Load, balanced, power_law};
 use super::narrow::{single, word};
-use super::rates::{Precision, Work};
 use super::series::{EngineTables, MoeSizes, Series, Table};
 use super::sigma;
 use crate::config::DType;
 use crate::latency::model::{Absent, Answer};
 use crate::latency::query::MoeQuery;
+use crate::latency::rates::{Precision, Work};
 use crate::latency::source::{Latency, Source};
 
 /// Share of the roofline that grouped GEMMs reach at best; what the first point takes longer is

@@ -9,11 +9,11 @@ use super::gemm::GemmTimes;
 use super::links::{CollectiveTimes, ExchangeTimes};
 use super::mla::MlaTimes;
 use super::moe::MoeTimes;
-use super::rates::Rates;
 use super::series::{EngineTables, Kernel, Table};
 use crate::config::DeviceSpec;
 use crate::latency::model::{Absent, Answer, LatencyModel};
 use crate::latency::query::{Operation, Query};
+use crate::latency::rates::Rates;
 use crate::{Error, Result};
 
 /// Latencies from engine tables, on their own device or carried to another one.

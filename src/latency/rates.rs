@@ -9,8 +9,11 @@ use crate::{Error, Result};
 pub struct Rates {
     /// Memory bandwidth in bytes per second.
     pub read: f64,
-    /// Link bandwidth per direction in bytes per second.
+    /// Link bandwidth inside a scale-up domain, per direction, in bytes per second.
     pub link: f64,
+    /// Bandwidth per device in bytes per second and fixed time in seconds of a message beyond the
+    /// scale-up domain, where stated.
+    pub scale_out: Option<(f64, f64)>,
     bits16: f64,
     bits8: f64,
     int8: f64,
@@ -37,6 +40,19 @@ pub enum Arithmetic {
     Int8,
     /// e2m1.
     Fp4,
+}
+
+impl Arithmetic {
+    /// What weights stored in `dtype` are multiplied in: 4-bit and 8-bit weights at the widest rate
+    /// that tensor cores have for them, others in 16 bits.
+    pub const fn of_weights(dtype: DType) -> Self {
+        match dtype {
+            DType::Fp8 => Self::Fp8,
+            DType::Int8 => Self::Int8,
+            DType::Nvfp4 => Self::Fp4,
+            _ => Self::Bits16,
+        }
+    }
 }
 
 impl Precision {
@@ -71,6 +87,7 @@ impl Rates {
         Ok(Self {
             read: device.read_bytes_per_s,
             link: device.link_bytes_per_s,
+            scale_out: device.scale_out.as_ref().map(|s| (s.bytes_per_s, s.latency_s)),
             bits16,
             bits8,
             int8: device.peak(DType::Int8).unwrap_or(bits8),
@@ -121,7 +138,7 @@ pub fn carried(seconds: f64, work: Work, arithmetic: Arithmetic, from: &Rates, t
 pub(super) mod tests {
     use super::*;
 
-    pub(in crate::latency::tables) fn rates(name: &str) -> Rates {
+    pub(in crate::latency) fn rates(name: &str) -> Rates {
         Rates::of(&DeviceSpec::load(name).unwrap()).unwrap()
     }
 
