@@ -1,5 +1,5 @@
 //! The serving model against published servers: errors over the measured points, and known answers.
-#![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
 #[path = "common/serving.rs"]
 mod serving;

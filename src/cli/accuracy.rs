@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::Result;
 use crate::cli::Output;
 use crate::cli::estimate::calibrate_all;
-use crate::cli::profile::{ProfileArgs, Sources};
+use crate::cli::profile::{Item, ProfileArgs, Sources};
 use crate::files::{check_writable, write_atomic};
 use crate::latency::tables::{self, errors};
 use crate::plan::accuracy::{Residuals, Scored, Summary, residuals, summarise};
@@ -143,7 +143,7 @@ fn kernel_times(sources: &Sources) -> String {
     if sources.items().is_empty() {
         return "the shipped tables of each device".into();
     }
-    sources.items().iter().map(|i| i.name()).collect::<Vec<_>>().join(", then ")
+    sources.items().iter().map(Item::name).collect::<Vec<_>>().join(", then ")
 }
 
 const ZERO_SHOT: &str = "Kernel tables and the program's default constants, the same for every model \

@@ -91,7 +91,7 @@ impl Params {
 
 /// Layers of one kind.
 #[derive(Debug, Serialize)]
-struct Layers {
+struct LayerKind {
     layers: usize,
     mixer: String,
     feed_forward: String,
@@ -119,14 +119,14 @@ struct Shown {
     assumed: Vec<String>,
     model: MoeModel,
     params: Params,
-    layers: Vec<Layers>,
+    layers: Vec<LayerKind>,
     weights: Vec<Weights>,
 }
 
 impl Shown {
     fn new(loaded: Loaded) -> Self {
         let Loaded { model, assumed, source, unverified } = loaded;
-        let layers = model.layer_groups().into_iter().map(|g| Layers {
+        let layers = model.layer_groups().into_iter().map(|g| LayerKind {
             layers: g.layers,
             mixer: g.mixer.label(),
             feed_forward: g.ffn.label(),
@@ -225,14 +225,14 @@ struct Sheet<'a> {
 
 impl Sheet<'_> {
     /// A size as the source gives it.
-    fn size(&mut self, name: &str, value: impl ToString) {
+    fn size(&mut self, name: &str, value: &impl ToString) {
         let source =
             if self.unverified.iter().any(|f| f == name) { "not verified" } else { self.origin };
         self.rows.push(vec![name.to_owned(), value.to_string(), source.to_owned()]);
     }
 
     /// A figure that was counted from the sizes.
-    fn counted(&mut self, name: &str, value: impl ToString) {
+    fn counted(&mut self, name: &str, value: &impl ToString) {
         self.rows.push(vec![name.to_owned(), value.to_string(), "counted".to_owned()]);
     }
 }
@@ -250,58 +250,58 @@ fn show_text(shown: &Shown) -> String {
     counts(&mut sheet, shown);
     let table = text_table(&[("quantity", false), ("value", true), ("source", false)], sheet.rows);
     let notes: String =
-        shown.assumed.iter().map(|note| wrapped("assumed: ", note)).collect::<Vec<_>>().join("");
+        shown.assumed.iter().map(|note| wrapped("assumed: ", note)).collect::<String>();
     let head =
         format!("{}\n{origin}: {}\ncounted: from these sizes\n", shown.model.name, shown.source);
     format!("{head}{notes}\n{table}")
 }
 
 fn sizes(sheet: &mut Sheet, m: &MoeModel) {
-    sheet.size("hidden_size", m.hidden_size);
-    sheet.size("num_layers", m.num_layers);
-    sheet.size("dense_layers", m.dense_layers);
+    sheet.size("hidden_size", &m.hidden_size);
+    sheet.size("num_layers", &m.num_layers);
+    sheet.size("dense_layers", &m.dense_layers);
     if m.dense_layers > 0 {
-        sheet.size("dense_intermediate_size", m.dense_intermediate_size);
+        sheet.size("dense_intermediate_size", &m.dense_intermediate_size);
     }
-    sheet.size("num_experts", m.num_experts);
-    sheet.size("top_k", m.top_k);
-    sheet.size("moe_intermediate_size", m.moe_intermediate_size);
+    sheet.size("num_experts", &m.num_experts);
+    sheet.size("top_k", &m.top_k);
+    sheet.size("moe_intermediate_size", &m.moe_intermediate_size);
     if let Some(shared) = m.shared_experts {
         let value = format!("{}, FFN width {} together", shared.count, shared.intermediate_size);
-        sheet.size("shared_experts", value);
+        sheet.size("shared_experts", &value);
     }
-    sheet.size("gated", m.gated);
-    sheet.size("vocab_size", m.vocab_size);
-    sheet.size("tied_embeddings", m.tied_embeddings);
-    sheet.size("router", router(&m.router, m.is_dense()));
-    sheet.size("expert_dtype", dtype(m.expert_dtype));
-    sheet.size("dense_dtype", dtype(m.dense_dtype));
-    sheet.size("kv_dtype", dtype(m.kv_dtype));
+    sheet.size("gated", &m.gated);
+    sheet.size("vocab_size", &m.vocab_size);
+    sheet.size("tied_embeddings", &m.tied_embeddings);
+    sheet.size("router", &router(&m.router, m.is_dense()));
+    sheet.size("expert_dtype", &dtype(m.expert_dtype));
+    sheet.size("dense_dtype", &dtype(m.dense_dtype));
+    sheet.size("kv_dtype", &dtype(m.kv_dtype));
 }
 
 fn counts(sheet: &mut Sheet, shown: &Shown) {
     let p = &shown.params;
-    sheet.counted("total parameters", count(p.n_total));
-    sheet.counted("active parameters", count(p.n_active));
-    sheet.counted("of these without embedding", count(p.n_active_non_embedding));
-    sheet.counted("of these experts", count(p.active_experts));
-    sheet.counted("attention parameters", count(p.attention - p.linear_mixers));
+    sheet.counted("total parameters", &count(p.n_total));
+    sheet.counted("active parameters", &count(p.n_active));
+    sheet.counted("of these without embedding", &count(p.n_active_non_embedding));
+    sheet.counted("of these experts", &count(p.active_experts));
+    sheet.counted("attention parameters", &count(p.attention - p.linear_mixers));
     if p.linear_mixers > 0.0 {
-        sheet.counted("linear mixer parameters", count(p.linear_mixers));
+        sheet.counted("linear mixer parameters", &count(p.linear_mixers));
     }
-    sheet.counted("embedding and head", count(p.embedding + p.head));
-    sheet.counted("weights", Bytes(p.weights_bytes));
+    sheet.counted("embedding and head", &count(p.embedding + p.head));
+    sheet.counted("weights", &Bytes(p.weights_bytes));
     for w in &shown.weights {
         let value = format!("{} at {:.3} bits", Bytes(w.bytes), w.bits);
-        sheet.counted(&format!("  {}", w.kind), value);
+        sheet.counted(&format!("  {}", w.kind), &value);
     }
     let caches = [p.kv_bytes_per_token_at_1k, p.kv_bytes_per_token_at_128k];
-    sheet.counted("cache per token", Bytes(p.kv_bytes_per_token));
+    sheet.counted("cache per token", &Bytes(p.kv_bytes_per_token));
     for ((name, _), bytes) in CONTEXTS.iter().zip(caches) {
-        sheet.counted(&format!("cache per token at {name}"), Bytes(bytes));
+        sheet.counted(&format!("cache per token at {name}"), &Bytes(bytes));
     }
     if p.state_bytes_per_sequence > 0.0 {
-        sheet.counted("state per sequence", Bytes(p.state_bytes_per_sequence));
+        sheet.counted("state per sequence", &Bytes(p.state_bytes_per_sequence));
     }
 }
 
@@ -346,7 +346,8 @@ fn wrapped(label: &str, sentence: &str) -> String {
             line.push(' ');
         }
     }
-    lines.iter().map(|l| format!("{}\n", l.trim_end())).collect()
+    let trimmed: Vec<&str> = lines.iter().map(|l| l.trim_end()).collect();
+    trimmed.join("\n") + "\n"
 }
 
 /// The name that configuration files use.

@@ -201,7 +201,7 @@ pub struct MoeBlock {
     /// Width that tokens are projected to before the experts and back from after them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latent: Option<usize>,
-    /// Experts of no work that the router may choose (LongCat).
+    /// Experts of no work that the router may choose (`LongCat`).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub zero_experts: usize,
     /// Experts that every token visits.

@@ -66,7 +66,7 @@ fn from_hub(name: &str, hub: &HubId) -> Result<Loaded> {
         Ok(snapshot) => {
             let source = format!("{} at commit {}", hub.id, snapshot.commit);
             let mut loaded = from_file(&snapshot.config, source)?;
-            loaded.model.name = hub.id.rsplit('/').next().unwrap_or(&hub.id).to_owned();
+            hub.id.rsplit('/').next().unwrap_or(&hub.id).clone_into(&mut loaded.model.name);
             Ok(loaded)
         }
         // Without a network a preset that was made from this very repository will do.

@@ -155,7 +155,7 @@ impl RooflineModel {
             CollectiveKind::AllToAll => 1.0 - 1.0 / q.devices as f64,
         };
         let seconds = start + factor * q.bytes / (assumed::LINK * rate);
-        Ok(self.wire(seconds, factor * q.bytes / rate))
+        Ok(Self::wire(seconds, factor * q.bytes / rate))
     }
 
     fn exchange(&self, q: &ExchangeQuery) -> Answer {
@@ -163,7 +163,7 @@ impl RooflineModel {
         // Copies to the own rank do not travel.
         let away = 1.0 - 1.0 / q.ranks as f64;
         let bytes = q.bytes() * away;
-        Ok(self.wire(2.0 * start + bytes / (assumed::LINK * rate), bytes / rate))
+        Ok(Self::wire(2.0 * start + bytes / (assumed::LINK * rate), bytes / rate))
     }
 
     /// Bytes per second and fixed time of a message over `nodes` scale-up domains.
@@ -176,7 +176,7 @@ impl RooflineModel {
         Ok((rate, assumed::COLLECTIVE_FLOOR_S + latency))
     }
 
-    const fn wire(&self, seconds: f64, floor: f64) -> Latency {
+    const fn wire(seconds: f64, floor: f64) -> Latency {
         Latency {
             value: Seconds(seconds),
             log_sigma: assumed::LOG_SIGMA,

@@ -331,9 +331,9 @@ fn closure_at(law: &dyn ExpertScaling, experts: usize, hidden: usize) -> Result<
         let middle = (low * high).sqrt();
         closure = law.closure(experts, middle)?;
         if closure.hidden < hidden as f64 {
-            low = middle
+            low = middle;
         } else {
-            high = middle
+            high = middle;
         }
         if (closure.hidden / hidden as f64 - 1.0).abs() < 1e-9 {
             break;

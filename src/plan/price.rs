@@ -94,6 +94,9 @@ impl Routing {
     }
 }
 
+/// Shapes of one expert count by the loss that they reach.
+type Ladder = Arc<Vec<(f64, Shape)>>;
+
 /// Prices shapes, each once, for one set of inputs that step times depend on.
 pub struct Book<'a> {
     law: &'a dyn ExpertScaling,
@@ -101,7 +104,7 @@ pub struct Book<'a> {
     inputs: RankInputs,
     routings: Vec<(usize, Routing)>,
     priced: Mutex<HashMap<Shape, Arc<Priced>>>,
-    ladders: Mutex<HashMap<usize, Arc<Vec<(f64, Shape)>>>>,
+    ladders: Mutex<HashMap<usize, Ladder>>,
 }
 
 impl<'a> Book<'a> {

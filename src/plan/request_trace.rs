@@ -2,7 +2,7 @@
 //!
 //! A CSV needs an arrival and two lengths under names of its own: ours (`arrival_s`, `input_tokens`,
 //! `output_tokens`), Azure's (`TIMESTAMP,ContextTokens,GeneratedTokens` with date stamps) or
-//! BurstGPT's (`Timestamp`, `Request tokens`, `Response tokens`); others are named by [`Columns`].
+//! `BurstGPT`'s (`Timestamp`, `Request tokens`, `Response tokens`); others are named by [`Columns`].
 //! JSON lines are Mooncake's (`timestamp` in ms, `input_length`, `output_length`; the hashes of shared
 //! prefixes are not used). Requests without a prompt or without an output token failed: they are
 //! counted and left out.

@@ -123,7 +123,7 @@ impl Deployment<'_> {
         }
     }
 
-    fn gemm(&self, m: f64, n: usize, k: usize, weights: DType) -> Query {
+    const fn gemm(m: f64, n: usize, k: usize, weights: DType) -> Query {
         Query::Gemm(GemmQuery { m, n, k, weights })
     }
 
@@ -144,7 +144,7 @@ impl Deployment<'_> {
         let (heads, kv_heads) = (heads / tp, kv_heads.div_ceil(tp));
         let layers = model.num_layers as f64;
         let (tokens, hidden) = (group.tokens(), model.hidden_size);
-        let project = |n, k| self.gemm(tokens, n, k, model.dense_dtype);
+        let project = |n, k| Self::gemm(tokens, n, k, model.dense_dtype);
         tally.dense(&project((heads + 2 * kv_heads) * head_dim, hidden), layers)?;
         tally.dense(&project(hidden, heads * head_dim), layers)?;
         let windowed = sliding_window.map_or(0.0, |w| w.layers as f64);
@@ -236,7 +236,7 @@ impl Deployment<'_> {
     /// Compressions are replicated on every rank, expansions are split by heads.
     fn latent_projections(&self, q: &MlaQuery, tokens: f64, tally: &mut Tally) -> Result<()> {
         let layers = self.model.num_layers as f64;
-        let project = |n, k| self.gemm(tokens, n, k, q.weights);
+        let project = |n, k| Self::gemm(tokens, n, k, q.weights);
         let (heads, latent) = (q.local_heads(), q.kv_lora_rank + q.rope);
         let query_width = heads * (q.nope + q.rope);
         if let Some(rank) = q.q_lora_rank {
@@ -263,8 +263,8 @@ impl Deployment<'_> {
         let hidden = self.model.hidden_size;
         let matrices = if self.model.gated { 2 } else { 1 };
         let local = width.div_ceil(self.layout.attention_tp);
-        tally.dense(&self.gemm(tokens, matrices * local, hidden, weights), layers)?;
-        tally.dense(&self.gemm(tokens, hidden, local, weights), layers)
+        tally.dense(&Self::gemm(tokens, matrices * local, hidden, weights), layers)?;
+        tally.dense(&Self::gemm(tokens, hidden, local, weights), layers)
     }
 
     /// Routers, experts, shared experts and dense layers.
@@ -284,7 +284,7 @@ impl Deployment<'_> {
             let (width, layers) = (model.dense_intermediate_size, model.dense_layers as f64);
             self.block((local, layers), width, model.dense_dtype, tally)?;
         }
-        let router = self.gemm(local, model.num_experts, model.hidden_size, DType::Bf16);
+        let router = Self::gemm(local, model.num_experts, model.hidden_size, DType::Bf16);
         tally.dense(&router, layers)?;
         tally.moe(&Query::Moe(self.experts(tokens, self.routing)), layers)?;
         if let Some(skewed) = self.skewed {
@@ -318,7 +318,7 @@ impl Deployment<'_> {
     fn head(&self, group: &GroupLoad, tally: &mut Tally) -> Result<()> {
         let vocabulary = self.model.vocab_size.div_ceil(self.layout.attention_tp);
         let logits = group.sequences.max(1.0);
-        tally.dense(&self.gemm(logits, vocabulary, self.model.hidden_size, DType::Bf16), 1.0)
+        tally.dense(&Self::gemm(logits, vocabulary, self.model.hidden_size, DType::Bf16), 1.0)
     }
 
     /// Collectives of all layers, and the exchange of the MoE layers where ranks hold different

@@ -11,7 +11,7 @@ use crate::plan::points;
 use crate::plan::results::vllm_bench::{self, Average, COLUMNS, Server};
 use crate::{Error, Result};
 
-/// Results of `vllm bench serve`, SGLang, genai-perf or aiperf, guidellm and InferenceX as points.
+/// Results of `vllm bench serve`, SGLang, genai-perf or aiperf, guidellm and `InferenceX` as points.
 ///
 /// TPOT is the time of a request after its first token over its output tokens but one.
 #[derive(Debug, Args)]

@@ -201,22 +201,14 @@ fn reference_experts(args: &RankArgs, experts: &[usize], ledger: &mut Ledger) ->
 }
 
 fn demand(args: &RankArgs, ledger: &mut Ledger) -> Demand {
-    let usual = match args.rate {
-        Some(rate) => {
-            ledger.note(
-                "--rate",
-                &format!("{rate} requests/s"),
-                None,
-                "given: whole replicas",
-                false,
-            );
-            (1.0, "the rate given is the peak")
-        }
-        None => {
-            let why = "at scale, replicas counted in fractions; --rate takes whole ones";
-            ledger.note("--rate", "none", None, why, true);
-            (0.7, "room for peaks")
-        }
+    let usual = if let Some(rate) = args.rate {
+        let given = format!("{rate} requests/s");
+        ledger.note("--rate", &given, None, "given: whole replicas", false);
+        (1.0, "the rate given is the peak")
+    } else {
+        let why = "at scale, replicas counted in fractions; --rate takes whole ones";
+        ledger.note("--rate", "none", None, why, true);
+        (0.7, "room for peaks")
     };
     let utilisation = ledger.take("--utilisation", args.utilisation, usual, |v| {
         format!("{v} of a replica's capacity at most")

@@ -20,7 +20,7 @@ use crate::{Error, Result};
 /// What is known of this machine before it is measured.
 pub(super) enum Machine {
     /// A stored profile of it.
-    Stored(Item),
+    Stored(Box<Item>),
     /// Nothing yet.
     Unmeasured(Box<Device>),
 }
@@ -45,7 +45,7 @@ impl Machine {
             || Self::Unmeasured(Box::new(device)),
             |(path, profile)| {
                 let origin = path.display().to_string();
-                Self::Stored(Item::Own { origin, profile: Arc::new(profile) })
+                Self::Stored(Box::new(Item::Own { origin, profile: Arc::new(profile) }))
             },
         ))
     }
@@ -72,8 +72,8 @@ impl Machine {
         experts: &[usize],
     ) -> Result<Item> {
         match self {
-            Self::Stored(Item::Own { origin, profile }) if covers(&profile, widths, experts) => {
-                Ok(Item::Own { origin, profile })
+            Self::Stored(item) if matches!(&*item, Item::Own { profile, .. } if covers(profile, widths, experts)) => {
+                Ok(*item)
             }
             Self::Stored(_) | Self::Unmeasured(_) => now(args, widths, experts),
         }

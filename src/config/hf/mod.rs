@@ -256,7 +256,7 @@ fn refuse(fields: &Fields) -> Result<(), String> {
     Ok(())
 }
 
-/// Layers of two attention and two dense blocks around one block of experts (LongCat) as two layers.
+/// Layers of two attention and two dense blocks around one block of experts (`LongCat`) as two layers.
 fn doubled(stack: Stack, kind: &str) -> Stack {
     if !kind.starts_with("longcat") {
         return stack;
@@ -326,7 +326,7 @@ impl Main {
             })
             .collect();
         let full = attentions.iter().find(|a| a.reach == Reach::Full);
-        let mut attention = (*full.or(attentions.first())?).projection.clone();
+        let mut attention = full.or(attentions.first())?.projection.clone();
         if let Attention::Gqa { sliding_window, .. } = &mut attention {
             *sliding_window = window(&attentions);
         }

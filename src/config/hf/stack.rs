@@ -159,7 +159,8 @@ fn limited(fields: &Fields, kind: &str, layers: usize) -> Result<Vec<MixerKind>,
         // Layers with rotary positions attend in chunks; every fourth has none and sees everything.
         let rotary = fields.layered(&["no_rope_layers"], layers)?;
         let interval = fields.positive(&["no_rope_layer_interval"])?.unwrap_or(4);
-        let chunked = |i: usize| rotary.as_ref().map_or((i + 1) % interval != 0, |r| r[i] > 0);
+        let chunked =
+            |i: usize| rotary.as_ref().map_or(!(i + 1).is_multiple_of(interval), |r| r[i] > 0);
         return Ok((0..layers).map(|i| mark(chunked(i), MixerKind::Chunk)).collect());
     }
     let Some(window) = fields.positive(names::WINDOW)? else {

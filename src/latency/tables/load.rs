@@ -127,7 +127,8 @@ mod tests {
     fn an_even_spread_hits_as_many_experts_as_there_are_pairs() {
         let layer = sizes(8, 2, 1, 0);
         let hit = |m: f64| balanced(&layer, m).active;
-        assert_eq!([hit(1.0), hit(2.0), hit(4.0), hit(64.0)], [2.0, 4.0, 8.0, 8.0]);
+        let hits = [hit(1.0), hit(2.0), hit(4.0), hit(64.0)].map(f64::to_bits);
+        assert_eq!(hits, [2.0, 4.0, 8.0, 8.0].map(f64::to_bits));
         let split = balanced(&sizes(256, 8, 32, 0), 1.0);
         assert_eq!((split.rows, split.active), (1.0, 1.0));
     }

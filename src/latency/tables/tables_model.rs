@@ -305,7 +305,8 @@ num_heads,num_key_value_heads,head_dim,beam_width,attn_dtype,kv_cache_dtype,step
         let skewed: String = [8, 64, 512]
             .map(|m| {
                 let even = 2.0 * f64::from(m);
-                row(m as usize, 1.5 + even * 1e-3).replace("balanced", "power_law_1.2")
+                row(usize::try_from(m).unwrap(), 1.5 + even * 1e-3)
+                    .replace("balanced", "power_law_1.2")
             })
             .concat();
         let plain = model(&[&format!("{MOE}{}", series(1))], "h100");

@@ -188,7 +188,11 @@ impl Run {
         let (ttft, tpot) = self.times(prefix, outputs / completed)?;
         let mut notes = self.notes()?;
         if guessed {
-            notes = format!("{notes} engine not stated: vllm").trim_start().to_owned();
+            notes = if notes.is_empty() {
+                "engine not stated: vllm".into()
+            } else {
+                format!("{notes} engine not stated: vllm")
+            };
         }
         Ok(vec![
             id,
