@@ -1,4 +1,4 @@
-//! Candidates are models that can be built: whole heads that divide over eight ranks, widths in
+//! Candidates are models that can be built: whole heads that divide over the ranks of a replica, widths in
 //! multiples of 64, whole layers.
 //!
 //! The lattice of shapes is the same for every question: a more permissive limit only adds
@@ -354,19 +354,22 @@ fn law_params(closure: &Closure, hidden: usize, layers: usize) -> f64 {
     2.0 * width * closure.vocab.round() + attention + (routed + dense) * ffn
 }
 
-/// Query heads and their size: heads of 128 where eight ranks can share them, else the number of heads
-/// of 64 nearest to the width that eight (four, two) ranks can share.
+/// Query heads and their size: heads of 128 where the ranks of a replica can share them, else the
+/// number of heads of 64 nearest to the width that they can. Models wider than 4,096 are served on two
+/// nodes' sixteen ranks, others on one node's eight.
 fn heads(hidden: usize) -> (usize, usize) {
-    if hidden.is_multiple_of(LARGE_HEAD.1) {
-        return (hidden / LARGE_HEAD.0, LARGE_HEAD.0);
-    }
     let plain = hidden / WIDTH_STEP;
     let ranks = match plain {
-        16.. => 8,
+        65.. => 16,
+        16..=64 => 8,
         8..=15 => 4,
         4..=7 => 2,
         _ => 1,
     };
+    let (large, multiple) = LARGE_HEAD;
+    if hidden.is_multiple_of(multiple) && (hidden / large).is_multiple_of(ranks) {
+        return (hidden / large, large);
+    }
     (whole(plain as f64 / ranks as f64) * ranks, WIDTH_STEP)
 }
 
