@@ -58,7 +58,9 @@ pub fn from_hf_file(path: &Path) -> Result<HfModel> {
 /// # Errors
 /// As [`from_hf_file`].
 pub fn from_hf_json(bytes: &[u8], path: &Path) -> Result<HfModel> {
-    crate::files::read::check_json(path, bytes)?;
+    if bytes.is_empty() {
+        return Err(Error::bad_file(path, "empty"));
+    }
     let outer: Raw = serde_json::from_slice(bytes)
         .map_err(|e| Error::bad_file_at(path, e.line(), e.column(), reason(&e)))?;
     // Llama 4 keeps its language model one level down.
