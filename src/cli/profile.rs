@@ -317,6 +317,7 @@ pub(crate) fn of_machine(device: &Device) -> DeviceSpec {
         memory_bytes: device.memory_bytes() as f64,
         read_bytes_per_s: 1.0,
         link_bytes_per_s: 1.0,
+        watts: None,
         kind: DeviceKind::Gpu,
         scale_up_devices: 1,
         scale_out: None,
