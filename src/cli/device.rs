@@ -25,10 +25,14 @@ pub enum Action {
     #[command(after_help = "Example: moe-frontier device list --json")]
     List,
     /// Everything about one device.
-    #[command(after_help = "Example: moe-frontier device show h100")]
+    #[command(after_help = "Example: moe-frontier device show h100
+A device of your own: moe-frontier device show h100 --toml > mine.toml, edit, --device mine.toml")]
     Show {
         /// Name or alias, or a TOML file of the same form.
         name: String,
+        /// Print a TOML file to edit, which --device takes.
+        #[arg(long)]
+        toml: bool,
     },
 }
 
@@ -63,7 +67,12 @@ pub fn run(args: &Args, output: Output) -> Result<()> {
             let list = List { schema, schema_version, devices: DeviceSpec::known()? };
             output.result(&list, || list_text(&list.devices))
         }
-        Action::Show { name } => {
+        Action::Show { name, toml: true } => {
+            let device = DeviceSpec::load(name)?;
+            let text = device.to_toml()?;
+            output.result(&Shown { schema, schema_version, device }, || text)
+        }
+        Action::Show { name, toml: false } => {
             let shown = Shown { schema, schema_version, device: DeviceSpec::load(name)? };
             output.result(&shown, || show_text(&shown.device))
         }
@@ -108,6 +117,9 @@ fn show_text(device: &DeviceSpec) -> String {
         published("memory bandwidth", BytesPerSecond(device.read_bytes_per_s).to_string()),
         published("link bandwidth", BytesPerSecond(device.link_bytes_per_s).to_string()),
     ];
+    if let Some(watts) = device.watts {
+        rows.push(published("board power", format!("{watts:.0} W")));
+    }
     rows.extend(device.flops_per_s.iter().map(|(dtype, rate)| {
         let name = format!("dense {}", format!("{dtype:?}").to_lowercase());
         published(&name, FlopsPerSecond(*rate).to_string())
@@ -169,7 +181,7 @@ mod tests {
 
     #[test]
     fn an_unknown_device_is_a_usage_error_with_suggestions() {
-        let args = Args { action: Action::Show { name: "h10".into() } };
+        let args = Args { action: Action::Show { name: "h10".into(), toml: false } };
         let error = run(&args, Output::new(true)).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("h100"), "{error}");

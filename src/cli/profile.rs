@@ -327,6 +327,7 @@ pub(crate) fn of_machine(device: &Device) -> DeviceSpec {
         read_bytes_per_s: 1.0,
         link_bytes_per_s: 1.0,
         kernel_tables: None,
+        watts: None,
         kind: DeviceKind::Gpu,
         scale_up_devices: 1,
         scale_out: None,

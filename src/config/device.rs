@@ -15,7 +15,7 @@ use crate::files::read_capped;
 use crate::units::UsdPerHour;
 use crate::{Error, Result};
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 16] = [
     include_str!("presets/devices/h100_sxm.toml"),
     include_str!("presets/devices/h200_sxm.toml"),
     include_str!("presets/devices/h100_nvl.toml"),
@@ -23,6 +23,15 @@ const FILES: [&str; 7] = [
     include_str!("presets/devices/a100_pcie.toml"),
     include_str!("presets/devices/b200_sxm.toml"),
     include_str!("presets/devices/gb200.toml"),
+    include_str!("presets/devices/h100_pcie.toml"),
+    include_str!("presets/devices/h20.toml"),
+    include_str!("presets/devices/l40s.toml"),
+    include_str!("presets/devices/rtx_pro_6000.toml"),
+    include_str!("presets/devices/b300_sxm.toml"),
+    include_str!("presets/devices/gb300.toml"),
+    include_str!("presets/devices/mi300x.toml"),
+    include_str!("presets/devices/mi325x.toml"),
+    include_str!("presets/devices/mi355x.toml"),
 ];
 
 /// A device file of a user is never longer.
@@ -48,6 +57,9 @@ pub struct DeviceSpec {
     /// other memory or power.
     #[serde(default)]
     pub kernel_tables: Option<String>,
+    /// Board power in watts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watts: Option<f64>,
     /// What kind of machine it is.
     #[serde(default)]
     pub kind: DeviceKind,
@@ -55,7 +67,7 @@ pub struct DeviceSpec {
     #[serde(default = "usual_domain")]
     pub scale_up_devices: usize,
     /// Links between scale-up domains, where stated.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale_out: Option<ScaleOut>,
     /// Peak dense rate in FLOP/s by number format.
     pub flops_per_s: BTreeMap<DType, f64>,
@@ -121,7 +133,13 @@ impl DeviceSpec {
             return Self::read(path);
         }
         let aliases: Vec<String> = Self::known()?.into_iter().flat_map(|d| d.aliases).collect();
-        Err(unknown_name("device", name, aliases.iter().map(String::as_str)))
+        let nearest = match unknown_name("device", name, aliases.iter().map(String::as_str)) {
+            Error::Usage { reason, .. } => reason,
+            other => other.to_string(),
+        };
+        let way =
+            "`device show h100 --toml > mine.toml` prints a file to edit, for --device mine.toml";
+        Err(Error::usage("device", format!("{nearest}; {way}")))
     }
 
     /// A device that comes with the program, by name or alias.
@@ -144,6 +162,12 @@ impl DeviceSpec {
             ("H100 NVL", "h100_nvl"),
             ("H200", "h200_sxm"),
             ("A100-SXM4-80GB", "a100_80gb"),
+            ("H100 PCIe", "h100_pcie"),
+            ("H20", "h20"),
+            ("L40S", "l40s"),
+            ("RTX PRO 6000", "rtx_pro_6000"),
+            ("GB300", "gb300"),
+            ("B300", "b300"),
             ("GB200", "gb200"),
             ("B200", "b200"),
         ];
@@ -160,7 +184,36 @@ impl DeviceSpec {
         Self::parse(&path.display().to_string(), text)
     }
 
+    /// The device as a file of the form that [`Self::load`] reads.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] if it cannot be written, which its form excludes.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::unfit("device file", e.to_string()))
+    }
+
+    /// Says which required fields a file lacks, all at once.
+    fn refuse_missing(location: &str, text: &str) -> Result<()> {
+        const NEEDED: [&str; 7] = [
+            "name",
+            "aliases",
+            "source",
+            "memory_bytes",
+            "read_bytes_per_s",
+            "link_bytes_per_s",
+            "flops_per_s",
+        ];
+        let Ok(table) = text.parse::<toml::Table>() else { return Ok(()) };
+        let missing: Vec<&str> =
+            NEEDED.into_iter().filter(|field| !table.contains_key(*field)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(Error::bad_file(location, format!("missing fields: {}", missing.join(", "))))
+    }
+
     fn parse(location: &str, text: &str) -> Result<Self> {
+        Self::refuse_missing(location, text)?;
         let device: Self =
             toml::from_str(text).map_err(|e| Error::bad_file(location, one_line(&e, text)))?;
         let numbers = [
@@ -241,7 +294,8 @@ mod tests {
     fn an_unknown_device_gets_suggestions() {
         let error = DeviceSpec::load("h10").unwrap_err();
         assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().contains("h100"), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("h100") && text.contains("--toml"), "{text}");
     }
 
     #[test]
@@ -253,10 +307,18 @@ mod tests {
             DeviceSpec::load(path.to_str().unwrap())
         };
         assert_eq!(load(FILES[0]).unwrap().name, "H100 SXM");
+        for device in DeviceSpec::known().unwrap() {
+            assert_eq!(load(&device.to_toml().unwrap()).unwrap(), device);
+        }
         for (from, to, place) in [
             ("memory_bytes = 8.000e10", "memory_bytes = -1.0", "memory_bytes"),
             ("memory_bytes = 8.000e10", "memory_bytes = nan", "memory_bytes"),
             ("memory_bytes = 8.000e10\n", "", "memory_bytes"),
+            (
+                "memory_bytes = 8.000e10\nread_bytes_per_s = 3.350e12\n",
+                "",
+                "memory_bytes, read_bytes_per_s",
+            ),
             ("memory_bytes", "memory", "memory"),
             ("usd_per_hour = 1.69\n", "", "usd_per_hour"),
         ] {

@@ -55,6 +55,11 @@ impl HubId {
             .then(|| Self { id: id.to_owned(), revision: revision.to_owned() })
     }
 
+    /// The model's files, if the cache has them.
+    pub(super) fn cached(&self) -> Option<Snapshot> {
+        Cache::of_environment(self).ok()?.find()
+    }
+
     /// The model's files: those of the cache, else fetched.
     ///
     /// # Errors

@@ -747,9 +747,7 @@ fn dense_part(hidden: f64, width: usize, gated: bool) -> Part {
 
 impl MoeBlock {
     fn label(&self) -> String {
-        let shared = self.shared.map_or_else(String::new, |s| {
-            format!(", {} shared of {} together", s.count, s.intermediate_size)
-        });
+        let shared = self.shared.map_or_else(String::new, |s| format!(", {} shared", s.count));
         let latent = self.latent.map_or_else(String::new, |l| format!(" in {l}"));
         let zero = if self.zero_experts == 0 {
             String::new()

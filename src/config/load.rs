@@ -43,6 +43,36 @@ pub fn load_model(name: &str) -> Result<Loaded> {
     }
 }
 
+/// A model by the name that a benchmark gives it, without a network: a preset by its name, by the start
+/// of the name or by a Hub id, a file or folder, or what the Hub cache holds.
+///
+/// # Errors
+/// [`Error::Usage`] for a name that is none of these; as [`load_model`] for files.
+pub fn local_model(name: &str) -> Result<MoeModel> {
+    if let Some(known) = preset::of_hub_id(name) {
+        return Ok(preset::load(known)?.model);
+    }
+    let path = Path::new(name);
+    if path.is_file() || path.is_dir() {
+        return Ok(load_model(name)?.model);
+    }
+    let plain = name.rsplit('/').next().unwrap_or(name).to_lowercase();
+    let plain = plain.trim_start_matches("meta-").trim_start_matches("nvidia-");
+    // The reasoning model has the shape of its base model; distilled ones have not.
+    let reasoning = plain.starts_with("deepseek-r1") && !plain.contains("distill");
+    let plain = if reasoning { "deepseek-v3" } else { plain };
+    let known = preset::names()
+        .filter(|known| plain.starts_with(&known.to_lowercase()))
+        .max_by_key(|known| known.len());
+    if let Some(known) = known {
+        return Ok(preset::load(known)?.model);
+    }
+    match HubId::parse(name).and_then(|hub| hub.cached()) {
+        Some(snapshot) => Ok(from_file(&snapshot.config, name.to_owned())?.model),
+        None => Err(unknown(name)),
+    }
+}
+
 fn from_preset(name: &str) -> Result<Loaded> {
     let preset::ModelPreset { source, unverified, model, .. } = preset::load(name)?;
     Ok(Loaded { model, assumed: Vec::new(), source, unverified })

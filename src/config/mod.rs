@@ -15,7 +15,7 @@ pub mod preset;
 pub use device::DeviceSpec;
 pub use formats::TensorBits;
 pub use layers::{LayerGroup, TensorKind};
-pub use load::{Loaded, load_model};
+pub use load::{Loaded, load_model, local_model};
 pub use model::{Attention, DType, MoeModel, RouterConfig, Scoring, SharedExperts, SlidingWindow};
 pub(crate) use nearest::unknown_name;
 pub use params::{KindBytes, ParamCount};

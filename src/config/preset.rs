@@ -1,5 +1,7 @@
 //! Models that exist, each with the source of its numbers.
 
+use std::sync::OnceLock;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::MoeModel;
@@ -7,7 +9,7 @@ use crate::config::nearest::unknown_name;
 use crate::{Error, Result};
 
 /// Name and embedded file of every preset.
-const FILES: [(&str, &str); 16] = [
+const FILES: [(&str, &str); 32] = [
     ("Mixtral-8x7B", include_str!("presets/models/mixtral_8x7b.toml")),
     ("Mixtral-8x22B", include_str!("presets/models/mixtral_8x22b.toml")),
     ("DeepSeekMoE-16B", include_str!("presets/models/deepseekmoe_16b.toml")),
@@ -24,6 +26,22 @@ const FILES: [(&str, &str); 16] = [
     ("Kimi-K2", include_str!("presets/models/kimi_k2.toml")),
     ("Ling-mini-2.0", include_str!("presets/models/ling_mini_2_0.toml")),
     ("Llama-3.1-8B", include_str!("presets/models/llama_3_1_8b.toml")),
+    ("Llama-4-Scout", include_str!("presets/models/llama_4_scout.toml")),
+    ("Llama-4-Maverick", include_str!("presets/models/llama_4_maverick.toml")),
+    ("MiniMax-M2.5", include_str!("presets/models/minimax_m2_5.toml")),
+    ("Qwen3.5-397B-A17B", include_str!("presets/models/qwen3_5_397b_a17b.toml")),
+    ("Qwen3.5-35B-A3B", include_str!("presets/models/qwen3_5_35b_a3b.toml")),
+    ("Qwen3-Next-80B-A3B", include_str!("presets/models/qwen3_next_80b_a3b.toml")),
+    ("GLM-4.6", include_str!("presets/models/glm_4_6.toml")),
+    ("GLM-5", include_str!("presets/models/glm_5.toml")),
+    ("Kimi-K2.5", include_str!("presets/models/kimi_k2_5.toml")),
+    ("DeepSeek-V3.2", include_str!("presets/models/deepseek_v3_2.toml")),
+    ("DeepSeek-V4-Flash", include_str!("presets/models/deepseek_v4_flash.toml")),
+    ("Nemotron-3-Nano", include_str!("presets/models/nemotron_3_nano.toml")),
+    ("Nemotron-3-Super", include_str!("presets/models/nemotron_3_super.toml")),
+    ("Qwen3-32B", include_str!("presets/models/qwen3_32b.toml")),
+    ("Qwen3-8B", include_str!("presets/models/qwen3_8b.toml")),
+    ("Llama-3.1-70B", include_str!("presets/models/llama_3_1_70b.toml")),
 ];
 
 /// A model with the source of its numbers.
@@ -77,9 +95,13 @@ pub fn load(name: &str) -> Result<ModelPreset> {
 
 /// The preset made from a repository of the Hub.
 pub fn of_hub_id(id: &str) -> Option<&'static str> {
-    names().find(|name| {
-        load(name).is_ok_and(|p| p.hub.iter().any(|known| known.eq_ignore_ascii_case(id)))
-    })
+    static IDS: OnceLock<Vec<(String, &'static str)>> = OnceLock::new();
+    let ids = IDS.get_or_init(|| {
+        let of = |name: &'static str| load(name).map(|p| (p.hub, name));
+        let presets = names().filter_map(|name| of(name).ok());
+        presets.flat_map(|(ids, name)| ids.into_iter().map(move |id| (id, name))).collect()
+    });
+    ids.iter().find(|(known, _)| known.eq_ignore_ascii_case(id)).map(|(_, name)| *name)
 }
 
 #[cfg(test)]
@@ -93,6 +115,35 @@ mod tests {
             assert_eq!(preset.model.name, name);
             assert!(!preset.source.is_empty());
         }
+    }
+
+    #[test]
+    fn sizes_agree_with_the_published_parameter_counts() {
+        for name in names() {
+            let preset = load(name).unwrap();
+            let Some(published) = preset.published else { continue };
+            let params = preset.model.params();
+            // Authors count active parameters with both vocabulary matrices, one or none.
+            let active =
+                [params.active(), params.active_head_only(), params.active_non_embedding()];
+            let near = |value: f64, expected: f64| {
+                (value / 1e9 / expected - 1.0).abs() <= published.within
+            };
+            assert!(near(params.total(), published.total_b), "{name}: {}", params.total());
+            let fits = active.iter().any(|&a| near(a, published.active_b));
+            assert!(fits, "{name}: {active:?}");
+        }
+    }
+
+    #[test]
+    fn hub_ids_mean_one_preset_each() {
+        assert_eq!(of_hub_id("openai/gpt-oss-120b"), Some("gpt-oss-120b"));
+        assert_eq!(of_hub_id("deepseek-ai/DeepSeek-R1"), Some("DeepSeek-V3"));
+        let ids: Vec<String> = names().flat_map(|n| load(n).unwrap().hub).collect();
+        let mut unique = ids.clone();
+        unique.sort();
+        unique.dedup();
+        assert_eq!(unique.len(), ids.len());
     }
 
     #[test]

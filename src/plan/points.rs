@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::config::{DType, DeviceSpec, MoeModel, preset};
+use crate::config::{DType, DeviceSpec, MoeModel, local_model};
 use crate::latency::tables::flat_table::{FlatTable, Row};
 use crate::latency::{LatencyModel, Source};
 use crate::plan::results::silicon;
@@ -159,18 +159,9 @@ fn setup(row: &Row) -> Result<Setup, String> {
 /// The model of a row by its name on the Hub, in the formats of the row.
 fn model(row: &Row) -> Result<MoeModel, String> {
     let name = row.text("model").unwrap_or_default();
-    let plain = name.rsplit('/').next().unwrap_or(name).to_lowercase();
-    let plain = plain.trim_start_matches("meta-");
-    let known = preset::names()
-        .filter(|known| plain.starts_with(&known.to_lowercase()))
-        .max_by_key(|known| known.len());
-    // The reasoning model has the shape of its base model.
-    let known = match known {
-        None if plain == "r1" || plain.starts_with("deepseek-r1") => Some("DeepSeek-V3"),
-        other => other,
-    };
-    let known = known.ok_or_else(|| format!("model `{name}` is not known"))?;
-    let mut model = preset::load(known).map_err(|e| e.to_string())?.model;
+    // Rows of the reasoning model may name it alone.
+    let name = if name.eq_ignore_ascii_case("r1") { "deepseek-ai/DeepSeek-R1" } else { name };
+    let mut model = local_model(name).map_err(|_| format!("model `{name}` is not known"))?;
     let precision = row.text("weights_precision").unwrap_or_default().to_lowercase();
     set_precision(&mut model, &precision)?;
     Ok(model)

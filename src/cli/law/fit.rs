@@ -21,7 +21,17 @@ pub(super) const EXAMPLE: &str = "Example (the released runs of Clark et al. 202
     --column loss=loss_validation --column 'tokens=step*524288' --where step=249000 \\
     --where k=1 --where routing_frequency=0.5 --where flop_increase=1 \\
     --where router_type=Dense,S-Base --hold-out n_active --out clark.json
-  moe-frontier law eval --law clark.json --experts 16 --n-active 1.3B";
+  moe-frontier law eval --law clark.json --experts 16 --n-active 1.3B
+
+A file of runs, its tokens derived from compute (in FLOPs) and parameters:
+  name,N,C,loss
+  a,1e9,1.2e21,2.51
+  b,3e9,1.2e21,2.43
+  moe-frontier law fit runs.csv --form hoffmann2022 --column n_active=N \\
+    --column 'tokens=C/(6*N)' --run-column name";
+
+/// Training tokens beyond which a column is probably something else.
+const MOST_TOKENS: f64 = 1e15;
 
 /// Arguments of `law fit`.
 #[derive(Args, Clone, Debug)]
@@ -35,8 +45,8 @@ pub struct FitArgs {
     #[arg(long, value_name = "FORM")]
     form: String,
 
-    /// Where a variable comes from: `n_active=column`, `tokens=column*524288` or `tokens=131e9`;
-    /// variables and `loss` without it are columns of that name.
+    /// Where a variable comes from: `n_active=column`, `tokens=131e9` or a formula over columns such as
+    /// `tokens=step*524288` or `tokens=C/(6*N)`; variables and `loss` without it are columns of that name.
     #[arg(long = "column", value_name = "NAME=FROM")]
     columns: Vec<Mapping>,
 
@@ -133,6 +143,14 @@ pub(super) fn run(args: &FitArgs, output: Output) -> Result<()> {
     }
     if read.empty > 0 {
         output::warn(&format!("{} rows with an empty cell left out", read.empty));
+    }
+    if variables.contains(&Variable::Tokens) {
+        let most = read.runs.iter().map(|r| r.value(Variable::Tokens)).fold(0.0, f64::max);
+        if most > MOST_TOKENS {
+            output::warn(&format!(
+                "tokens reach {most:.1e}, more than any training run; is the column compute (then tokens=C/(6*N))?"
+            ));
+        }
     }
     let options = FitOptions {
         huber_delta: args.huber_delta,

@@ -17,10 +17,12 @@ use crate::units::Flops;
 use crate::{Error, Result};
 
 mod forms;
+mod formula;
 mod optima;
 mod runs;
 mod solve;
 
+pub use formula::{Formula, Operator};
 pub use optima::{FittedOptimum, check_optimum};
 pub use runs::{Filter, Mapping, Origin, Reading, Run, Runs};
 

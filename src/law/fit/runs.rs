@@ -7,6 +7,7 @@ use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
 
+use super::formula::Formula;
 use crate::files::read::{check_columns, read_capped};
 use crate::law::{Inputs, Variable};
 use crate::{Error, Result};
@@ -68,6 +69,8 @@ pub enum Origin {
     },
     /// One number for all rows.
     Constant(f64),
+    /// A formula over columns, unless a column has that very name.
+    Formula(String, Formula),
 }
 
 /// A name (`loss`, or a variable such as `n_active`) and where its value comes from.
@@ -82,10 +85,13 @@ pub struct Mapping {
 impl std::str::FromStr for Mapping {
     type Err = String;
 
-    /// `n_active=dense_parameter_count`, `tokens=step*524288`, `tokens=131.072e9`.
+    /// `n_active=dense_parameter_count`, `tokens=step*524288`, `tokens=131.072e9`,
+    /// `tokens=C/(6*N)`.
     fn from_str(text: &str) -> Result<Self, String> {
         let form = || {
-            format!("`{text}` is no mapping; write name=column, name=column*factor or name=number")
+            format!(
+                "`{text}` is no mapping; write name=column, name=number or a formula such as tokens=C/(6*N)"
+            )
         };
         let (name, from) = text.split_once('=').ok_or_else(form)?;
         let known = Variable::ALL.iter().any(|v| v.name() == name) || name == "loss";
@@ -93,15 +99,27 @@ impl std::str::FromStr for Mapping {
             let names: Vec<String> = Variable::ALL.iter().map(|v| v.name()).collect();
             return Err(format!("`{name}` is no variable; there are loss, {}", names.join(", ")));
         }
-        let origin = match (from.parse::<f64>(), from.split_once('*')) {
-            (Ok(number), _) => Origin::Constant(number),
-            (Err(_), Some((column, factor))) => {
-                Origin::Column { name: column.into(), factor: factor.parse().map_err(|_| form())? }
-            }
-            (Err(_), None) if from.is_empty() => return Err(form()),
-            (Err(_), None) => Origin::Column { name: from.into(), factor: 1.0 },
-        };
+        let origin = origin(from).ok_or_else(form)?;
         Ok(Self { name: name.into(), origin })
+    }
+}
+
+/// A number, a column with a factor, a formula, or a column by its plain name.
+fn origin(from: &str) -> Option<Origin> {
+    if let Ok(number) = from.parse::<f64>() {
+        return Some(Origin::Constant(number));
+    }
+    if let Some((column, factor)) = from.split_once('*')
+        && let Ok(factor) = factor.parse()
+    {
+        return Some(Origin::Column { name: column.into(), factor });
+    }
+    match Formula::parse(from) {
+        Some(formula @ Formula::Binary(..)) => Some(Origin::Formula(from.into(), formula)),
+        // Signs of a formula that is none.
+        None if from.contains(['*', '(', '^']) => None,
+        _ if from.is_empty() => None,
+        _ => Some(Origin::Column { name: from.into(), factor: 1.0 }),
     }
 }
 
@@ -181,10 +199,23 @@ pub struct Runs {
 /// A column by position with its factor, or a constant.
 type Source = (Variable, Located);
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Located {
     At(usize, f64),
     Constant(f64),
+    /// A formula with the places of its columns.
+    Formula(Formula, Vec<(String, usize)>),
+}
+
+impl Located {
+    /// The columns whose cells it needs.
+    fn cells(&self) -> Vec<usize> {
+        match self {
+            Self::At(column, _) => vec![*column],
+            Self::Constant(_) => Vec::new(),
+            Self::Formula(_, places) => places.iter().map(|(_, column)| *column).collect(),
+        }
+    }
 }
 
 impl Reading {
@@ -223,6 +254,14 @@ impl Reading {
             Some(Mapping { origin: Origin::Column { name, factor }, .. }) => {
                 Ok(Located::At(find(name)?, *factor))
             }
+            Some(Mapping { origin: Origin::Formula(text, formula), .. }) => {
+                if let Ok(column) = find(text) {
+                    return Ok(Located::At(column, 1.0));
+                }
+                let places = formula.columns().into_iter();
+                let places = places.map(|name| Ok((name.to_owned(), find(name)?)));
+                Ok(Located::Formula(formula.clone(), places.collect::<Result<_>>()?))
+            }
         };
         let sources: Vec<Source> =
             variables.iter().map(|&v| Ok((v, locate(&v.name())?))).collect::<Result<_>>()?;
@@ -240,7 +279,7 @@ impl Reading {
                 continue;
             }
             let needed = sources.iter().map(|(_, l)| l).chain([&loss]);
-            let lacks = |l: &Located| matches!(*l, Located::At(i, _) if cell(i).is_empty());
+            let lacks = |l: &Located| l.cells().into_iter().any(|i| cell(i).is_empty());
             if self.skip_empty && needed.into_iter().any(lacks) {
                 empty += 1;
                 continue;
@@ -251,14 +290,14 @@ impl Reading {
                 None => runs.len(),
                 Some(i) => group_of(&mut groups, cell(i)),
             };
-            let number = |l: Located| number(l, cell, (path, line), &header);
+            let number = |l: &Located| number(l, cell, (path, line), &header);
             let values = sources
                 .iter()
-                .map(|&(variable, located)| Ok((variable, number(located)?)))
+                .map(|(variable, located)| Ok((*variable, number(located)?)))
                 .collect::<Result<Vec<_>>>()?;
             let values = Inputs::new(values)
                 .map_err(|e| Error::bad_file_at(path, line, 1, e.to_string()))?;
-            let loss = number(loss)?;
+            let loss = number(&loss)?;
             if loss <= 0.0 {
                 let reason = format!("a loss of {loss} is not above zero");
                 return Err(Error::bad_file_at(path, line, 1, reason));
@@ -286,20 +325,40 @@ fn group_of(groups: &mut HashMap<String, usize>, name: &str) -> usize {
 }
 
 fn number<'a>(
-    located: Located,
+    located: &Located,
     cell: impl Fn(usize) -> &'a str,
     (path, line): (&Path, usize),
     header: &csv::StringRecord,
 ) -> Result<f64> {
-    let (column, factor) = match located {
-        Located::Constant(value) => return Ok(value),
-        Located::At(column, factor) => (column, factor),
-    };
+    let of = |column: usize| cell_number(cell(column), column, (path, line), header);
+    match located {
+        Located::Constant(value) => Ok(*value),
+        Located::At(column, factor) => of(*column).map(|value| value * factor),
+        Located::Formula(formula, places) => {
+            let value = formula.value(&|name: &str| {
+                let place = places.iter().find(|(known, _)| known == name);
+                place.map_or(Ok(f64::NAN), |(_, column)| of(*column))
+            })?;
+            if value.is_finite() {
+                return Ok(value);
+            }
+            let column = places.first().map_or(1, |(_, column)| column + 1);
+            Err(Error::bad_file_at(path, line, column, format!("the formula gives {value}")))
+        }
+    }
+}
+
+/// The number in a cell.
+fn cell_number(
+    text: &str,
+    column: usize,
+    (path, line): (&Path, usize),
+    header: &csv::StringRecord,
+) -> Result<f64> {
     let name = header.get(column).unwrap_or("");
     let refuse = |what: String| Err(Error::bad_file_at(path, line, column + 1, what));
-    let text = cell(column);
     match text.parse::<f64>() {
-        Ok(value) if value.is_finite() => Ok(value * factor),
+        Ok(value) if value.is_finite() => Ok(value),
         _ if text.is_empty() => {
             refuse(format!("`{name}` is empty; --skip-empty leaves such rows out"))
         }
@@ -351,6 +410,19 @@ mod tests {
         assert_eq!(runs[0].line, 4);
         let by = reading(&["n_active=size", "tokens=5e9"], &["step<=10.0"]);
         assert!((read(text, &by).unwrap().runs[0].value(Variable::Tokens) - 5e9).abs() < 1e-3);
+    }
+
+    #[test]
+    fn columns_are_derived_by_formulas() {
+        let text = "N,C,loss\n1e9,1.2e21,2.5\n";
+        let by = reading(&["n_active=N", "tokens=C/(6*N)"], &[]);
+        let runs = read(text, &by).unwrap().runs;
+        assert!((runs[0].value(Variable::Tokens) / 2e11 - 1.0).abs() < 1e-12);
+        let missing = read(text, &reading(&["n_active=N", "tokens=F/(6*N)"], &[])).unwrap_err();
+        assert!(missing.to_string().contains("`F`"), "{missing}");
+        let zero = read("N,C,loss\n0,1,2\n", &reading(&["n_active=C", "tokens=C/N"], &[]));
+        assert!(zero.unwrap_err().to_string().contains("formula"));
+        assert!("tokens=C/(6*".parse::<Mapping>().is_err());
     }
 
     #[test]
