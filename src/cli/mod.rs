@@ -135,7 +135,10 @@ mod tests {
     #[test]
     fn wrong_arguments_are_told_in_one_line() {
         let wrong = line(&["rank", "--price", "nan"]);
-        assert!(wrong.starts_with("error: invalid value 'nan' for '--price <PRICE>'"), "{wrong}");
+        assert!(
+            wrong.starts_with("error: invalid value 'nan' for '--price <USD|tier:NAME>'"),
+            "{wrong}"
+        );
         assert!(wrong.contains("write 1e21"), "{wrong}");
         assert!(
             line(&["rank", "--prise", "1"]).contains("tip: a similar argument exists: '--price'")

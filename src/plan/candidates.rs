@@ -1,5 +1,5 @@
-//! Candidates are models that can be built: whole heads that divide over the ranks of a replica, widths in
-//! multiples of 64, whole layers.
+//! Candidates are models that can be built: whole heads that divide over the ranks of a replica,
+//! widths in multiples of 64, whole layers.
 //!
 //! The lattice of shapes is the same for every question: a more permissive limit only adds
 //! candidates to it. A law says how long each must be trained to reach the target loss.

@@ -12,7 +12,7 @@ use crate::serving::Layout;
 pub const SCHEMA: &str = "moe-frontier/rank";
 /// Version of the document; the major number changes when a reader of the old form would be misled,
 /// the minor one when fields are added, which documents of an older minor version lack.
-pub const SCHEMA_VERSION: &str = "1.1";
+pub const SCHEMA_VERSION: &str = "2.0";
 
 /// The whole answer of `rank`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -401,7 +401,7 @@ mod tests {
     fn what_cannot_be_predicted_says_why() {
         for (row, why) in [
             ("nobody/knows,h100,1,tp1,vllm,bf16,100,10,4,5", "knows"),
-            ("mixtral-8x7b,mi300x,1,tp1,vllm,bf16,100,10,4,5", "mi300x"),
+            ("mixtral-8x7b,h9000,1,tp1,vllm,bf16,100,10,4,5", "h9000"),
             ("mixtral-8x7b,h100,64,tp8,vllm,bf16,100,10,4,5", "64"),
             ("mixtral-8x7b,h100,2,tp2,vllm,int3,100,10,4,5", "int3"),
             ("mixtral-8x7b,h100,2,tp2,vllm,bf16,mixed,10,4,5", "mixed"),
