@@ -133,9 +133,8 @@ impl Grid<'_> {
             let Some(cell) = widest else { continue };
             let width = self.width(cell);
             let fits = |text: &String| text_width(text, LABEL) * 1.1 + 8.0 <= width;
-            let Some(text) = [name(experts), experts.to_string()].into_iter().find(fits) else {
-                continue;
-            };
+            let short = if experts > 1 { experts.to_string() } else { name(experts) };
+            let Some(text) = [name(experts), short].into_iter().find(fits) else { continue };
             let below = shade(look.colour, self.chance(cell.0, cell.1));
             let colour = if below.is_light() { INK } else { PAPER };
             scene.words(self.middle(cell), text, Style::left(LABEL, colour).middle().bold());
