@@ -138,9 +138,10 @@ fn a_law_with_two_experts_in_every_second_layer_is_ranked() {
     assert!(!best.is_empty());
     for candidate in best {
         assert_eq!(candidate.top_k, 2);
-        // Body parameters: (1 + (E-1)/3) over 4/3 times the active ones, and the vocabulary on top.
+        // Body parameters: (1 + (E-1)/3) over 4/3 times the active ones, the vocabulary on top; whole layers
+        // round both.
         let ratio = (1.0 + (candidate.experts as f64 - 1.0) / 3.0) / (4.0 / 3.0);
         let body = ratio * candidate.n_active;
-        assert!(candidate.n_total > body && candidate.n_total < 1.2 * body, "{candidate:?}");
+        assert!(candidate.n_total > 0.97 * body && candidate.n_total < 1.2 * body, "{candidate:?}");
     }
 }

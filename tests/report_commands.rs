@@ -34,12 +34,12 @@ fn bad_input_gets_one_line_and_its_exit_code() {
     let foreign =
         file("foreign.json", "{\"schema\": \"someone/else\", \"schema_version\": \"1.0\"}");
     let newer =
-        file("newer.json", "{\"schema\": \"moe-frontier/rank\", \"schema_version\": \"2.0\"}");
+        file("newer.json", "{\"schema\": \"moe-frontier/rank\", \"schema_version\": \"3.0\"}");
     let cut = file("cut.json", "{\"schema\": \"moe-frontier/rank\", \"schema_ver");
     let nan = file("nan.json", "{\"schema\": NaN}");
     let missing = folder.path().join("missing.json").to_str().unwrap().to_owned();
     refused(&["report", &foreign], 3, "not a ranking");
-    refused(&["report", &newer], 3, "reads 1.1");
+    refused(&["report", &newer], 3, "reads 2.0");
     refused(&["report", &cut], 3, "cut.json:1:");
     refused(&["report", &nan], 3, "nan.json:1:");
     refused(&["report", &missing], 7, "failed to read");

@@ -161,12 +161,18 @@ fn aiconfigurator(args: &Aiconfigurator, output: Output) -> Result<()> {
         check_writable(&args.out, args.overwrite)?;
     }
     let program = format!("moe-frontier {}", env!("CARGO_PKG_VERSION"));
-    let mut progress = Progress::new("import", 1);
+    // Single files are read before anybody looks up.
+    let folders = args.paths.iter().any(|path| path.is_dir());
+    let mut progress = folders.then(|| Progress::new("import", 1));
     let mut watch = |done: usize, total: usize, file: &str| {
-        progress.update(done as u64, total as u64, file);
+        if let Some(progress) = &mut progress {
+            progress.update(done as u64, total as u64, file);
+        }
     };
     let mut all = gather::aiconfigurator(&args.paths, &program, &mut watch)?;
-    progress.finish();
+    if let Some(progress) = progress {
+        progress.finish();
+    }
     for tables in &mut all {
         (tables.origin.commit, tables.origin.date) = (args.commit.clone(), args.date.clone());
     }

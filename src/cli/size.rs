@@ -94,7 +94,7 @@ pub struct SizeArgs {
     #[command(flatten)]
     pub source: ProfileArgs,
     /// Routing of tokens over experts: uniform, zipf:S, power-law:A, hot:SHARE, balanced, trace:FILE.
-    #[arg(long, default_value = "zipf:0.8", value_name = "KIND")]
+    #[arg(long, default_value_t = RoutingKind::TYPICAL, value_name = "KIND")]
     pub routing: RoutingKind,
     /// Fit the engine's constants to a CSV of measured points first.
     #[arg(long, value_name = "FILE")]

@@ -63,7 +63,6 @@ pub fn win_shares(
 ) -> Shares {
     let mut wins = vec![0.0; market.families.len()];
     let mut none = 0.0;
-    let share = 1.0 / tables.len().max(1) as f64;
     for table in tables {
         let drawn: Vec<Option<(usize, f64)>> = recommended
             .iter()
@@ -73,11 +72,16 @@ pub fn win_shares(
             })
             .collect();
         match winner(&drawn) {
-            Some(family) => wins[family] += share,
-            None => none += share,
+            Some(family) => wins[family] += 1.0,
+            None => none += 1.0,
         }
     }
-    Shares { wins, none }
+    // Counted first: a sum of shares would end beside 1.
+    let all = tables.len().max(1) as f64;
+    for w in &mut wins {
+        *w /= all;
+    }
+    Shares { wins, none: none / all }
 }
 
 /// A change of the cheapest family along lifetime tokens.

@@ -81,7 +81,8 @@ fn draw(rng: &mut ChaCha8Rng, ranges: &Ranges, expert_counts: usize) -> Draw {
         step: (0..expert_counts)
             .map(|_| (shared_step + normal(rng) * ranges.own_log_sigma).exp())
             .collect(),
-        skew: uniform(rng, (0.0, 1.0)),
+        // Both ways about the nominal routing, so that value and interval share one centre.
+        skew: uniform(rng, (-1.0, 1.0)),
         kernel: (0..expert_counts).map(|_| shared_kernel + own_share * normal(rng)).collect(),
         loss: (0..expert_counts).map(|_| normal(rng) * ranges.loss_sigma).collect(),
         coefficients: None,

@@ -93,7 +93,7 @@ pub struct Ranges {
     pub mfu: (f64, f64),
     /// Serving price relative to the given one, lowest and highest.
     pub price: (f64, f64),
-    /// Routing skew at the far end of its range, as the exponent of a Zipf law; 0 is uniform.
+    /// Routing skew at the far end of its range, as the exponent of a Zipf law; 0 is no range.
     pub zipf: f64,
     /// Error of the serving model against servers: standard deviation of ln(step time) that all
     /// candidates of a device and an engine share.

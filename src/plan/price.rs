@@ -217,7 +217,7 @@ impl Priced {
             }
             for layout in Layout::candidates(&model, sizes) {
                 let deployment = deployment(&model, layout, routing, latency, inputs);
-                match StepCurve::new(&deployment, &inputs.lengths) {
+                match StepCurve::new(&deployment, &inputs.lengths, &inputs.level) {
                     Ok(curve) => options.push(ReplicaOption { layout, curve }),
                     Err(Error::Infeasible { .. }) => {}
                     Err(error) => refused = Some(error),

@@ -125,7 +125,7 @@ fn cases(inputs: &RankInputs, today: usize) -> Vec<(&'static str, End, End)> {
         ),
         (
             "routing skew",
-            with("uniform".into(), &|_, d| d.skew = 0.0),
+            with("as much more even".into(), &|_, d| d.skew = -1.0),
             with(format!("Zipf {}", ranges.zipf), &|_, d| d.skew = 1.0),
         ),
         (

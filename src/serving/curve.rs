@@ -19,7 +19,7 @@ pub struct StepFactors {
     pub experts: f64,
     /// On every kernel, and on what the engine adds.
     pub step: f64,
-    /// Routing: 0 is the nominal one, 1 the far end of the range of skew.
+    /// Routing: 0 is the nominal one, 1 the far end of the range of skew, -1 as far the other way.
     pub skew: f64,
 }
 
@@ -67,12 +67,17 @@ pub struct Operation {
     pub output_rate: TokensPerSecond,
 }
 
+/// Points added where the service level is just kept: each squares the error of the one before, from
+/// about 1 % to less than the ninth digit.
+const REFINEMENTS: usize = 4;
+
 impl StepCurve {
-    /// Tabulates `deployment` from one sequence to all that fit.
+    /// Tabulates `deployment` from one sequence to all that fit, closest around the batch at which
+    /// `level` is just kept.
     ///
     /// # Errors
     /// [`crate::Error::Infeasible`] when not one sequence fits; as [`Deployment::step`].
-    pub fn new(deployment: &Deployment, lengths: &Lengths) -> Result<Self> {
+    pub fn new(deployment: &Deployment, lengths: &Lengths, level: &ServiceLevel) -> Result<Self> {
         let batch = batch_grid(deployment.batch_cap(lengths)?);
         let prefill = deployment.prefill(lengths);
         let mut steps = Vec::with_capacity(batch.len());
@@ -82,7 +87,29 @@ impl StepCurve {
             prompts.push(Row::of(&deployment.prompt_step(b, lengths)?));
         }
         let rows = steps.iter().map(Row::of).collect();
-        Ok(Self { batch, steps, rows, prompts, prefill, lengths: *lengths })
+        let mut curve = Self { batch, steps, rows, prompts, prefill, lengths: *lengths };
+        for _ in 0..REFINEMENTS {
+            let Some(at) = curve.capacity(level, &StepFactors::ONE) else { break };
+            if !curve.insert(deployment, at.batch)? {
+                break;
+            }
+        }
+        Ok(curve)
+    }
+
+    /// Adds a batch to the grid; `false` when it is there.
+    fn insert(&mut self, deployment: &Deployment, batch: f64) -> Result<bool> {
+        let (i, share) = self.locate(batch);
+        if !(1e-12..=1.0 - 1e-12).contains(&share) {
+            return Ok(false);
+        }
+        let step = deployment.steps(batch, &self.lengths)?.mean();
+        let prompt = Row::of(&deployment.prompt_step(batch, &self.lengths)?);
+        self.batch.insert(i + 1, batch);
+        self.rows.insert(i + 1, Row::of(&step));
+        self.steps.insert(i + 1, step);
+        self.prompts.insert(i + 1, prompt);
+        Ok(true)
     }
 
     /// The memory's cap on sequences.
@@ -250,13 +277,13 @@ mod tests {
     const NONE: ServiceLevel = ServiceLevel { tpot: None, ttft: None };
 
     fn curve() -> StepCurve {
-        on_roofline("mixtral-8x7b", "h100", 2, |d| StepCurve::new(d, &LENGTHS).unwrap())
+        on_roofline("mixtral-8x7b", "h100", 2, |d| StepCurve::new(d, &LENGTHS, &NONE).unwrap())
     }
 
     #[test]
     fn the_table_gives_back_the_deployment_at_its_points_and_comes_near_between() {
         on_roofline("mixtral-8x7b", "h100", 2, |d| {
-            let curve = StepCurve::new(d, &LENGTHS).unwrap();
+            let curve = StepCurve::new(d, &LENGTHS, &NONE).unwrap();
             for batch in [1.0, 3.0, 17.0, 100.0, curve.cap()] {
                 let exact = d.steps(batch, &LENGTHS).unwrap().mean().total();
                 let found = curve.step_time(batch, &StepFactors::ONE);

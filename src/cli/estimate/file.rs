@@ -14,6 +14,7 @@ use crate::plan::calibrate::{self, Calibration};
 use crate::plan::points::{self, Point, Prediction, REQUESTS_PER_CLIENT};
 use crate::serving::{Breakdown, EngineCosts};
 use crate::units::Seconds;
+use crate::workload::RoutingKind;
 
 /// The document of `estimate --points`.
 #[derive(Debug, Serialize)]
@@ -32,7 +33,7 @@ struct Assumptions {
     kernel_times: String,
     errors_are: &'static str,
     errors_leave_out: &'static str,
-    routing: &'static str,
+    routing: String,
     usable_memory_share: f64,
     reserved_bytes: f64,
     closed_loop_requests_per_client: f64,
@@ -101,7 +102,7 @@ pub(super) fn run(
             kernel_times: args.source.profile.join(","),
             errors_are: "shares of the measured value: 0.1 is 10 %",
             errors_leave_out: "rows with a quality flag and overloaded rows (see `excluded`)",
-            routing: "zipf:0.8",
+            routing: RoutingKind::TYPICAL.to_string(),
             usable_memory_share: memory::GPU_SHARE,
             reserved_bytes: memory::GPU_RESERVE.0,
             closed_loop_requests_per_client: REQUESTS_PER_CLIENT,

@@ -55,7 +55,7 @@ pub struct EstimateArgs {
     #[arg(long, value_name = "FORMAT")]
     pub weights: Option<String>,
     /// Routing of tokens over experts: uniform, zipf:S, power-law:A, hot:SHARE, balanced, trace:FILE.
-    #[arg(long, default_value = "zipf:0.8", value_name = "KIND")]
+    #[arg(long, default_value_t = RoutingKind::TYPICAL, value_name = "KIND")]
     pub routing: RoutingKind,
     /// Closed-loop concurrency.
     #[arg(long, value_parser = quantity, conflicts_with = "rate")]

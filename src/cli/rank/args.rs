@@ -117,12 +117,13 @@ pub struct RankArgs {
     /// trace:FILE.
     #[arg(
         long,
-        default_value = "uniform",
+        default_value_t = RoutingKind::TYPICAL,
         value_name = "KIND",
         help_heading = "Traffic and promises"
     )]
     pub routing: RoutingKind,
-    /// Routing skew at the far end of its range, as a Zipf exponent; 0 is none [default: 1].
+    /// Routing skew at the far end of its range, as a Zipf exponent; draws go as far the other way; 0 is
+    /// none [default: 1.2].
     #[arg(long, value_parser = non_negative, help_heading = "Probabilities")]
     pub skew: Option<f64>,
     /// Random draws.

@@ -98,8 +98,8 @@ pub(super) fn resolve(
         |v| format!("{v} query heads per key/value head"),
     );
     let zipf =
-        ledger.take("--skew", args.skew, (1.0, "routers of served models lie around 0.8"), |v| {
-            format!("{} routing; up to Zipf {v}", args.routing)
+        ledger.take("--skew", args.skew, (1.2, "routers of served models lie around 0.8"), |v| {
+            format!("{} routing; up to zipf:{v}, and as much more even", args.routing)
         });
     let ranges = ranges(args, law, zipf, &mut ledger);
     let inputs = RankInputs {

@@ -58,7 +58,7 @@ pub fn run(args: &RankArgs, output: Output) -> Result<()> {
             "{}\nwritten to {}: rank.json, report.html and {} more files\n",
             report::rank_text(&answer, colour),
             args.out.display(),
-            written.len().saturating_sub(1)
+            written.len() + models.len() - 1
         )
     })
 }
