@@ -161,11 +161,11 @@ fn aiconfigurator(args: &Aiconfigurator, output: Output) -> Result<()> {
         check_writable(&args.out, args.overwrite)?;
     }
     let program = format!("moe-frontier {}", env!("CARGO_PKG_VERSION"));
-    // Single files are read before anybody looks up.
-    let folders = args.paths.iter().any(|path| path.is_dir());
-    let mut progress = folders.then(|| Progress::new("import", 1));
+    let mut progress: Option<Progress> = None;
     let mut watch = |done: usize, total: usize, file: &str| {
-        if let Some(progress) = &mut progress {
+        // A single file is read before anybody looks up.
+        if total > 1 {
+            let progress = progress.get_or_insert_with(|| Progress::new("import", 1));
             progress.update(done as u64, total as u64, file);
         }
     };

@@ -40,7 +40,11 @@ pub fn to_hf_json(model: &MoeModel) -> Result<Vec<u8>> {
         "norm_topk_prob": model.router.renormalize,
         "vocab_size": model.vocab_size,
         "tie_word_embeddings": model.tied_embeddings,
-        "torch_dtype": if model.dense_dtype == DType::F16 { "float16" } else { "bfloat16" },
+        "torch_dtype": match model.dense_dtype {
+            DType::F16 => "float16",
+            DType::F32 => "float32",
+            _ => "bfloat16",
+        },
     });
     if let (Some(quantised), Value::Object(fields)) = (quantization(model)?, &mut config) {
         fields.insert("quantization_config".into(), quantised);
@@ -58,7 +62,7 @@ pub fn to_hf_json(model: &MoeModel) -> Result<Vec<u8>> {
 fn quantization(model: &MoeModel) -> Result<Option<Value>> {
     let both = model.expert_dtype == model.dense_dtype;
     Ok(Some(match (model.expert_dtype, both) {
-        (DType::Bf16 | DType::F16, true) => return Ok(None),
+        (DType::Bf16 | DType::F16 | DType::F32, true) => return Ok(None),
         (DType::Fp8, true) => json!({"quant_method": "fp8", "weight_block_size": [128, 128]}),
         (DType::Mxfp4, false) => json!({"quant_method": "mxfp4"}),
         (DType::Int4, true) => json!({"quant_method": "awq", "bits": 4, "group_size": 128}),

@@ -29,7 +29,8 @@ pub(crate) fn shipped(
     engine: &str,
 ) -> moe_frontier::Result<Arc<dyn LatencyModel>> {
     let mut models: Vec<Arc<dyn LatencyModel>> = Vec::new();
-    if let Some(tables) = tables::shipped(device) {
+    let kin = device.kernel_tables.as_deref().map(DeviceSpec::load).transpose()?;
+    if let Some(tables) = tables::shipped(kin.as_ref().unwrap_or(device)) {
         models.push(Arc::new(TablesModel::new(tables, device, Some(engine))?));
     }
     models.push(Arc::new(RooflineModel::published(device)?));

@@ -43,9 +43,16 @@ pub fn run(args: &RankArgs, output: Output) -> Result<()> {
     }
     for (index, model) in &models {
         let name = format!("config_e{}.json", model.num_experts);
-        write_atomic(&folder.path().join(&name), &to_hf_json(model)?, true)?;
-        answer.candidates[*index].config = Some(name);
+        match to_hf_json(model) {
+            Ok(json) => {
+                write_atomic(&folder.path().join(&name), &json, true)?;
+                answer.candidates[*index].config = Some(name);
+            }
+            // The ranking stands without it.
+            Err(reason) => warn(&format!("{name} is not written: {reason}")),
+        }
     }
+    let configs = answer.candidates.iter().filter(|c| c.config.is_some()).count();
     let mut document = serde_json::to_vec_pretty(&answer)
         .map_err(|e| Error::io("serialise", args.out.join("rank.json"), e.into()))?;
     document.push(b'\n');
@@ -58,7 +65,7 @@ pub fn run(args: &RankArgs, output: Output) -> Result<()> {
             "{}\nwritten to {}: rank.json, report.html and {} more files\n",
             report::rank_text(&answer, colour),
             args.out.display(),
-            written.len() + models.len() - 1
+            written.len() + configs - 1
         )
     })
 }

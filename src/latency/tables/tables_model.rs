@@ -322,8 +322,11 @@ num_heads,num_key_value_heads,head_dim,beam_width,attn_dtype,kv_cache_dtype,step
         let row = row(512, 0.1).replace("bfloat16", "fp8_block");
         let text = format!("{MOE}{row}{}", series(1));
         let model = model(&[&text], "h100");
-        let query =
-            Query::Moe(MoeQuery { weights: DType::Fp8, weight_bits: 8.0, ..layer(512.0, 1) });
+        let query = Query::Moe(MoeQuery {
+            weights: DType::Fp8,
+            weight_bits: DType::Fp8.bits(),
+            ..layer(512.0, 1)
+        });
         let Err(Absent::Key(reason)) = model.answer(&query) else { panic!() };
         assert!(reason.contains("left out") && reason.contains("faster"), "{reason}");
         let query = Query::Gemm(GemmQuery { m: 1.0, n: 64, k: 64, weights: DType::Bf16 });
