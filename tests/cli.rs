@@ -248,8 +248,9 @@ fn a_file_that_cannot_be_used_ends_with_three_or_seven() {
         refused(at, &["rank", "--profile", name], 7, name);
         refused(at, &["report", name], 7, name);
         refused(at, &["compare", name, name], 7, name);
-        refused(at, &["import", "aiconfigurator", name], 7, name);
     }
+    refused(at, &["import", "aiconfigurator", "missing.json"], 7, "missing.json");
+    refused(at, &["import", "aiconfigurator", "folder.json"], 2, "folder.json");
     assert_eq!(names(at), before, "something was written");
 }
 

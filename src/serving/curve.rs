@@ -70,6 +70,8 @@ pub struct Operation {
 /// Points added where the service level is just kept: each squares the error of the one before, from
 /// about 1 % to less than the ninth digit.
 const REFINEMENTS: usize = 4;
+/// The table is off by so little that the next point would be beyond the ninth digit.
+const CLOSE: f64 = 1e-6;
 
 impl StepCurve {
     /// Tabulates `deployment` from one sequence to all that fit, closest around the batch at which
@@ -90,26 +92,28 @@ impl StepCurve {
         let mut curve = Self { batch, steps, rows, prompts, prefill, lengths: *lengths };
         for _ in 0..REFINEMENTS {
             let Some(at) = curve.capacity(level, &StepFactors::ONE) else { break };
-            if !curve.insert(deployment, at.batch)? {
+            if curve.insert(deployment, at.batch)? < CLOSE {
                 break;
             }
         }
         Ok(curve)
     }
 
-    /// Adds a batch to the grid; `false` when it is there.
-    fn insert(&mut self, deployment: &Deployment, batch: f64) -> Result<bool> {
+    /// Adds a batch to the grid; how far the table was off there, relative, and 0 when it is in it.
+    fn insert(&mut self, deployment: &Deployment, batch: f64) -> Result<f64> {
         let (i, share) = self.locate(batch);
         if !(1e-12..=1.0 - 1e-12).contains(&share) {
-            return Ok(false);
+            return Ok(0.0);
         }
         let step = deployment.steps(batch, &self.lengths)?.mean();
-        let prompt = Row::of(&deployment.prompt_step(batch, &self.lengths)?);
+        let off = self.step_time(batch, &StepFactors::ONE) / step.total() - 1.0;
+        // Only the step time is wanted exactly; the prompt's own step bends little between two points.
+        let prompt = self.prompts[i].towards(&self.prompts[i + 1], share);
         self.batch.insert(i + 1, batch);
         self.rows.insert(i + 1, Row::of(&step));
         self.steps.insert(i + 1, step);
         self.prompts.insert(i + 1, prompt);
-        Ok(true)
+        Ok(off.abs())
     }
 
     /// The memory's cap on sequences.
@@ -242,6 +246,22 @@ impl Row {
             others: [&step.dense, &step.attention, &step.communication]
                 .map(|p| (p.seconds, p.floor_s)),
             overhead: step.overhead_s,
+        }
+    }
+
+    /// A share of the way to another row.
+    fn towards(&self, other: &Self, share: f64) -> Self {
+        let mix = |a: f64, b: f64| a + share * (b - a);
+        let parts = std::array::from_fn(|i| {
+            let (a, b) = (self.others[i], other.others[i]);
+            (mix(a.0, b.0), mix(a.1, b.1))
+        });
+        Self {
+            moe: mix(self.moe, other.moe),
+            skew: mix(self.skew, other.skew),
+            moe_floor: mix(self.moe_floor, other.moe_floor),
+            others: parts,
+            overhead: mix(self.overhead, other.overhead),
         }
     }
 

@@ -70,7 +70,9 @@ fn table_files<P: AsRef<Path>>(paths: &[P]) -> Result<Vec<PathBuf>> {
     }
     files.dedup();
     if files.is_empty() {
-        return Err(Error::usage("PATH", "no CSV or Parquet file there"));
+        let names: Vec<_> = paths.iter().map(|p| p.as_ref().display().to_string()).collect();
+        let reason = format!("no CSV or Parquet file in {}", names.join(", "));
+        return Err(Error::usage("PATH", reason));
     }
     Ok(files)
 }
