@@ -26,6 +26,7 @@ use crate::plan::inputs::RankInputs;
 use crate::plan::outcome::ProfileUsed;
 use crate::plan::rank::{Provenance, Ranking, rank};
 use crate::serving::EngineCosts;
+use crate::units::Seconds;
 use crate::{Error, Result, law, report};
 use assumptions::Ledger;
 use inputs::Serving;
@@ -78,11 +79,12 @@ fn answer(args: &RankArgs) -> Result<Ranking> {
     let resolved = inputs::resolve(args, law.as_ref(), &place.serving(args)?)?;
     let (mut inputs, mut ledger) = (resolved.inputs, resolved.ledger);
     // A target out of reach is found before minutes of measuring.
+    let is_slow_allowed = args.tpot.is_none() && matches!(place, Place::Here(_));
     let sources = place.sources(args, law.as_ref(), &mut inputs)?;
     let device = inputs.device.spec.clone();
     let stack = sources.stack(&device, sources.engine())?;
     note_sources(&mut ledger, &sources, &device);
-    let provenance = Provenance {
+    let mut provenance = Provenance {
         profile: used(&sources, &inputs)?,
         law_id: published.info().id.clone(),
         law_source: published.info().source.clone(),
@@ -91,7 +93,31 @@ fn answer(args: &RankArgs) -> Result<Ranking> {
         warnings: warnings(&sources),
     };
     let latency = Arc::clone(&stack) as Arc<dyn LatencyModel>;
-    rank(law.as_ref(), (latency, &origin_in(&stack)), &inputs, provenance)
+    let origin = origin_in(&stack);
+    for _ in 0..SLOWER_LIMITS {
+        let told = provenance.clone();
+        match rank(law.as_ref(), (Arc::clone(&latency), &origin), &inputs, told) {
+            Err(Error::Infeasible { .. }) if is_slow_allowed => {
+                double_limit(&mut inputs.level.tpot, &mut provenance);
+            }
+            done => return done,
+        }
+    }
+    rank(law.as_ref(), (latency, &origin), &inputs, provenance)
+}
+
+/// How often the default limit on TPOT is doubled for a slow or busy machine of one's own.
+const SLOWER_LIMITS: usize = 3;
+
+/// Doubles a limit that nobody asked for, and says so: minutes of measuring shall not end in nothing.
+fn double_limit(tpot: &mut Option<Seconds>, provenance: &mut Provenance) {
+    let Some(limit) = tpot else { return };
+    *limit = *limit * 2.0;
+    let noted = provenance.assumptions.iter_mut().find(|a| a.name == "--tpot");
+    if let Some(entry) = noted {
+        entry.value = format!("{limit} on the mean");
+        entry.source = "the usual limit, doubled until this machine keeps it".into();
+    }
 }
 
 /// Where latencies will come from.
