@@ -223,7 +223,7 @@ fn limits(text: &mut String, ways: &[Way]) {
             let names: Vec<String> = groups.iter().take(HEAVIEST).map(|g| cell(g.1)).collect();
             let _ = writeln!(
                 text,
-                "- {}: {:.0} % of the summed TPOT error stand in {first_rows} of {rows} rows: {}.",
+                "- {}: {:.0} % of the summed TPOT error are in {first_rows} of {rows} rows: {}.",
                 way.name,
                 first / sum * 100.0,
                 names.join("; ")

@@ -15,9 +15,9 @@ use crate::{Error, Result};
 /// The device that a user asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The GPU if its kernels can run, else the processor.
+    /// The GPU if its kernels can run, else the CPU.
     Auto,
-    /// The processor.
+    /// The CPU.
     Cpu,
     /// A GPU by its number.
     Gpu(u32),
@@ -45,9 +45,9 @@ pub fn device_choice(text: &str) -> Result<DeviceChoice, String> {
 pub struct KernelChoice<'a> {
     /// Names of a GPU's products.
     pub products: &'a [String],
-    /// Instruction set of the processor.
+    /// Instruction set of the CPU.
     pub isa: Option<Isa>,
-    /// Whether the processor's layers keep a packed copy of their weights.
+    /// Whether the CPU's layers keep a packed copy of their weights.
     pub packed: bool,
 }
 
@@ -56,14 +56,14 @@ impl KernelChoice<'_> {
         if !self.products.is_empty() {
             return Err(Error::usage(
                 "--kernel",
-                "kernels are chosen on a GPU; for the processor, --isa",
+                "kernels are chosen on a GPU; for the CPU, --isa",
             ));
         }
         let backend = self.isa.map_or_else(|| Ok(CpuBackend::new()), CpuBackend::with_isa)?;
         Ok(if self.packed { backend.with_packed_weights() } else { backend })
     }
 
-    /// Whether kernels of the processor are chosen.
+    /// Whether kernels of the CPU are chosen.
     const fn is_cpu(self) -> bool {
         self.isa.is_some() || self.packed
     }
@@ -71,7 +71,7 @@ impl KernelChoice<'_> {
 
 impl DeviceChoice {
     /// The GPU that is meant, if one is: for `auto` the first that the driver lists, unless the
-    /// processor's kernels are chosen.
+    /// CPU's kernels are chosen.
     pub(super) fn gpu(self, kernels: KernelChoice) -> Option<u32> {
         match self {
             Self::Cpu => None,
@@ -94,7 +94,7 @@ impl DeviceChoice {
         match self.gpu(kernels) {
             Some(_) if kernels.is_cpu() => Err(Error::usage(
                 "--isa and --prepack",
-                "are for the processor; a GPU has --kernel",
+                "are for the CPU; a GPU has --kernel",
             )),
             Some(ordinal) => {
                 let backend = open_gpu(ordinal, options(kernels.products)?)?;

@@ -58,7 +58,7 @@ pub struct MeasureArgs {
     /// Tokens entering the layer, the most wanted first [default: what fits the time budget].
     #[arg(long, value_parser = count_list)]
     pub tokens: Option<CountList>,
-    /// Storage of the weights: bf16; on processors also f32, and int8 with a scale per output channel;
+    /// Storage of the weights: bf16; on CPUs also f32, and int8 with a scale per output channel;
     /// on GPUs fp8 (e4m3 in blocks of 128 x 128).
     #[arg(long, default_value = "bf16", value_parser = executed_dtype)]
     pub dtype: DType,
@@ -75,11 +75,11 @@ pub struct MeasureArgs {
     /// Threads of the kernels [default: all that this process may use].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Instruction set of the processor's kernels: amx, avx512-bf16, avx512, avx2 or portable
+    /// Instruction set of the CPU kernels: amx, avx512-bf16, avx512, avx2 or portable
     /// [default: the one that `doctor` names].
     #[arg(long, value_name = "NAME", value_parser = str::parse::<Isa>)]
     pub isa: Option<Isa>,
-    /// Pack the processor's weights once before they are measured, into a copy as large again.
+    /// Pack the CPU's weights once before they are measured, into a copy as large again.
     #[arg(long)]
     pub prepack: bool,
     /// How cells are timed on a GPU, one or more of cold (caches overwritten before each launch),
@@ -136,7 +136,7 @@ fn executed_dtype(text: &str) -> Result<DType, String> {
         "f32" => Ok(DType::F32),
         "int8" => Ok(DType::Int8),
         "fp8" => Ok(DType::Fp8),
-        _ => Err("kernels execute bf16, f32 and int8 (processors) and fp8 (GPUs)".into()),
+        _ => Err("kernels execute bf16, f32 and int8 (CPUs) and fp8 (GPUs)".into()),
     }
 }
 
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instruction_set_is_the_processor_s_and_a_profile_s_identity() {
+    fn an_instruction_set_is_the_cpu_s_and_a_profile_s_identity() {
         let open = |device: DeviceChoice, isa| {
             let kernels = KernelChoice { isa: Some(isa), ..KernelChoice::default() };
             device.open(kernels, |backend, _| Ok((backend.description(), backend.kernel_sha256())))
