@@ -92,10 +92,9 @@ impl DeviceChoice {
         work: impl FnOnce(&dyn MoeBackend, &dyn Target) -> Result<T>,
     ) -> Result<T> {
         match self.gpu(kernels) {
-            Some(_) if kernels.is_cpu() => Err(Error::usage(
-                "--isa and --prepack",
-                "are for the CPU; a GPU has --kernel",
-            )),
+            Some(_) if kernels.is_cpu() => {
+                Err(Error::usage("--isa and --prepack", "are for the CPU; a GPU has --kernel"))
+            }
             Some(ordinal) => {
                 let backend = open_gpu(ordinal, options(kernels.products)?)?;
                 work(&backend, &GpuTarget::new(&backend)?)
