@@ -138,10 +138,14 @@ fn a_law_with_two_experts_in_every_second_layer_is_ranked() {
     assert!(!best.is_empty());
     for candidate in best {
         assert_eq!(candidate.top_k, 2);
-        // Body parameters: (1 + (E-1)/3) over 4/3 times the active ones, the vocabulary on top; whole layers
-        // round both.
-        let ratio = (1.0 + (candidate.experts as f64 - 1.0) / 3.0) / (4.0 / 3.0);
-        let body = ratio * candidate.n_active;
-        assert!(candidate.n_total > 0.9 * body && candidate.n_total < 1.2 * body, "{candidate:?}");
+        // Every second layer has E experts of which two are active; what laws do not count: norms, routers.
+        let (hidden, inter) =
+            (candidate.hidden_size as f64, candidate.moe_intermediate_size as f64);
+        let (layers, experts) = (candidate.num_layers as f64, candidate.experts as f64);
+        let moe_layers = (layers / 2.0).round();
+        let idle = moe_layers * (experts - 2.0) * 3.0 * hidden * inter;
+        let uncounted = (2.0 * layers + 1.0) * hidden + moe_layers * experts * hidden;
+        let by_hand = candidate.n_active + idle + uncounted;
+        assert!((candidate.n_total / by_hand - 1.0).abs() < 1e-9, "{candidate:?} {by_hand}");
     }
 }

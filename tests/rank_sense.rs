@@ -57,7 +57,9 @@ fn assumed(report: &RankReport, name: &str) -> Option<f64> {
 fn training_adds_up(c: &Candidate) {
     assert!(c.experts >= 1 && c.top_k >= 1 && c.top_k <= c.experts);
     assert!(c.n_active > 0.0 && c.n_total >= c.n_active * (1.0 - 1e-12));
-    assert!(c.experts > 1 || close(c.n_total, c.n_active, 1e-3), "dense: all but norms are active");
+    // Laws count no norms: two a layer and the last one.
+    let norms = (2 * c.num_layers + 1) as f64 * c.hidden_size as f64;
+    assert!(c.experts > 1 || close(c.n_total, c.n_active + norms, 1e-9), "dense: all are active");
     assert!(c.tokens > 0.0 && c.loss_nats > 0.0 && c.extrapolation >= 1.0);
     assert!(close(c.train_flops, 6.0 * c.n_active * c.tokens, 1e-9));
     assert!(close(c.tokens_per_param, c.tokens / c.n_active, 1e-9));

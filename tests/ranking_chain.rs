@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{ARITHMETIC, LAYER, LINK, READ, Sketch, inputs};
-use moe_frontier::config::{Attention, MoeModel};
+use moe_frontier::config::{Attention, KindBytes, MoeModel, TensorKind};
 use moe_frontier::latency::LatencyModel;
 use moe_frontier::law;
 use moe_frontier::plan::candidates::Density;
@@ -91,14 +91,15 @@ fn costs_agree_with_a_computation_by_hand() {
             let error = capacity.tpot.0 / by_hand - 1.0;
             assert!(error.abs() < 0.01, "{} {}: {error}", model.name, option.layout);
             let held = (1500.0_f64 / 16.0).ceil() * 16.0;
-            let free = 80e9 * 0.9 - 3.5e9 - model.weight_bytes().0 / devices;
+            // Routers and norms are on every device, everything else is split.
+            let on_each = |part: &KindBytes| match part.kind {
+                TensorKind::Router | TensorKind::Norms => part.bytes().0,
+                _ => part.bytes().0 / devices,
+            };
+            let weights: f64 = model.weights_by_kind().iter().map(on_each).sum();
+            let free = 80e9 * 0.9 - 3.5e9 - weights;
             let fits = (free / (model.kv_bytes(held).0 / devices)).floor();
-            // Routers and norms are on every device; here they are taken as split.
-            assert!(
-                (option.curve.cap() - fits).abs() <= 1.0 + 0.01 * fits,
-                "{}",
-                option.curve.cap()
-            );
+            assert!((option.curve.cap() / fits - 1.0).abs() < 1e-9, "{}", option.curve.cap());
             checked += 1;
         }
     }
