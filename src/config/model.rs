@@ -123,6 +123,18 @@ pub struct RouterConfig {
     pub scaling_factor: f64,
 }
 
+impl RouterConfig {
+    /// Softmax over all experts, top-k, renormalised: the common router.
+    pub const SOFTMAX: Self = Self {
+        scoring: Scoring::Softmax,
+        renormalize: true,
+        bias: false,
+        n_group: 1,
+        topk_group: 1,
+        scaling_factor: 1.0,
+    };
+}
+
 /// A transformer with mixture-of-experts feed-forward layers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MoeModel {

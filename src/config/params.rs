@@ -309,47 +309,6 @@ impl ParamCount {
 }
 
 impl Attention {
-    /// Parameters of one layer for a residual stream of width `hidden`.
-    pub fn params(&self, hidden: f64) -> f64 {
-        match *self {
-            Self::Gqa { heads, kv_heads, head_dim, bias, .. } => {
-                let (heads, kv, width) = (heads as f64, kv_heads as f64, head_dim as f64);
-                let biases = if bias { (heads + 2.0 * kv) * width + hidden } else { 0.0 };
-                2.0 * hidden * width * (heads + kv) + biases
-            }
-            Self::Mla {
-                heads,
-                q_lora_rank,
-                kv_lora_rank,
-                qk_nope_head_dim,
-                qk_rope_head_dim,
-                v_head_dim,
-            } => {
-                let (heads, latent, rope) =
-                    (heads as f64, kv_lora_rank as f64, qk_rope_head_dim as f64);
-                let (nope, value) = (qk_nope_head_dim as f64, v_head_dim as f64);
-                let query = q_lora_rank.map_or(hidden * heads * (nope + rope), |rank| {
-                    let rank = rank as f64;
-                    hidden * rank + rank * heads * (nope + rope)
-                });
-                query
-                    + hidden * (latent + rope)
-                    + latent * heads * (nope + value)
-                    + heads * value * hidden
-            }
-        }
-    }
-
-    /// Cached values of one token in one layer.
-    pub fn kv_values(&self) -> f64 {
-        match *self {
-            Self::Gqa { kv_heads, head_dim, .. } => 2.0 * (kv_heads * head_dim) as f64,
-            Self::Mla { kv_lora_rank, qk_rope_head_dim, .. } => {
-                (kv_lora_rank + qk_rope_head_dim) as f64
-            }
-        }
-    }
-
     /// FLOPs of scores and values for one query token, one context token and one layer. A latent
     /// cache is attended in latent space.
     pub fn flops(&self) -> f64 {

@@ -16,17 +16,7 @@ pub struct RouterSpec {
 impl RouterSpec {
     /// Softmax over all experts, top-k, renormalised: the common router.
     pub const fn softmax() -> Self {
-        Self {
-            config: RouterConfig {
-                scoring: Scoring::Softmax,
-                renormalize: true,
-                bias: false,
-                n_group: 1,
-                topk_group: 1,
-                scaling_factor: 1.0,
-            },
-            bias: Vec::new(),
-        }
+        Self { config: RouterConfig::SOFTMAX, bias: Vec::new() }
     }
 
     /// Checks the settings for `experts` experts and `top_k` choices.

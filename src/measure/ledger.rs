@@ -111,11 +111,6 @@ impl Kept {
         Self { journal, earlier: earlier.into_iter().filter(is_step).collect() }
     }
 
-    /// Whether an earlier session left something to go on from.
-    pub fn is_resumed(&self) -> bool {
-        !self.earlier.is_empty()
-    }
-
     /// Checks that the inputs are those of the sessions before, or notes them.
     ///
     /// # Errors

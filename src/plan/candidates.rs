@@ -4,7 +4,7 @@
 //! The lattice of shapes is the same for every question: a more permissive limit only adds
 //! candidates to it. A law says how long each must be trained to reach the target loss.
 
-use crate::config::{Attention, DType, MoeModel, RouterConfig, Scoring};
+use crate::config::{Attention, DType, MoeModel, RouterConfig};
 use crate::law::{Closure, ExpertScaling, PowerLawSlice};
 use crate::plan::inputs::{Limits, RankInputs, Target};
 use crate::plan::outcome::CandidateKind;
@@ -430,14 +430,7 @@ pub fn model(law: &dyn ExpertScaling, shape: &Shape, inputs: &RankInputs) -> Res
         gated: true,
         vocab_size: whole(closure.vocab),
         tied_embeddings: false,
-        router: RouterConfig {
-            scoring: Scoring::Softmax,
-            renormalize: false,
-            bias: false,
-            n_group: 1,
-            topk_group: 1,
-            scaling_factor: 1.0,
-        },
+        router: RouterConfig { renormalize: false, ..RouterConfig::SOFTMAX },
         expert_dtype: inputs.expert_dtype,
         expert_bits: inputs.expert_bits,
         dense_dtype: inputs.dense_dtype,

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
+use crate::files::csv::text_cell;
 use crate::files::write_atomic;
 use crate::plan::size::{Choice, SizeAnswer, SizeInputs};
 use crate::{Error, Result};
@@ -110,21 +111,16 @@ fn utilisation(plans: &[&Choice], inputs: &SizeInputs) -> Vec<Line> {
 }
 
 fn write_line_plot(folder: &Path, plot: &Plot) -> Result<()> {
-    let mut csv = format!("plan,{},{}\n", quoted(plot.x), quoted(plot.y));
+    let mut csv = format!("plan,{},{}\n", text_cell(plot.x), text_cell(plot.y));
     for line in &plot.lines {
         for (x, y) in &line.points {
-            let _ = writeln!(csv, "{},{x},{y}", quoted(&line.name));
+            let _ = writeln!(csv, "{},{x},{y}", text_cell(&line.name));
         }
     }
     write_atomic(&folder.join(format!("{}.csv", plot.file)), csv.as_bytes(), true)?;
     let mut svg = String::new();
     draw(&mut svg, plot).map_err(|e| Error::unfit(plot.title, e))?;
     write_atomic(&folder.join(format!("{}.svg", plot.file)), svg.as_bytes(), true)
-}
-
-/// A name as one CSV cell.
-fn quoted(text: &str) -> String {
-    format!("\"{}\"", text.replace('"', "\"\""))
 }
 
 /// Text is measured with a font of the program's own: a server has none installed.
@@ -248,6 +244,5 @@ mod tests {
         draw(&mut svg, &plot(vec![line])).unwrap();
         assert!(svg.contains("H100 SXM tp2") && svg.contains("</svg>"));
         assert!(draw(&mut String::new(), &plot(Vec::new())).is_err());
-        assert_eq!(quoted("a\"b"), "\"a\"\"b\"");
     }
 }

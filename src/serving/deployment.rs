@@ -1,16 +1,13 @@
 //! Time of one engine step of a model on the devices of one replica.
 //!
-//! Every operation is asked of the latency model by itself: attention projections, attention core
-//! (windowed layers apart), router, routed experts of the busiest rank, shared experts, dense layers,
-//! head, collectives, expert exchange. What no kernel explains is the engine's: [`EngineCosts`].
+//! Every operation is asked of the latency model by itself: the layers (`layers.rs`), head,
+//! collectives, expert exchange. What no kernel explains is the engine's: [`EngineCosts`].
 
 use crate::config::layers::TensorKind;
-use crate::config::{Attention, DType, MoeModel};
-use crate::latency::{
-    AttentionQuery, CollectiveKind, CollectiveQuery, ExchangeQuery, GemmQuery, LatencyModel,
-    MlaPart, MlaQuery, MoeQuery, Phase, Query,
-};
+use crate::config::{DType, MoeModel};
+use crate::latency::{CollectiveKind, CollectiveQuery, ExchangeQuery, LatencyModel, Phase, Query};
 use crate::serving::breakdown::{Breakdown, Tally};
+use crate::serving::layers::gemm;
 use crate::serving::memory::pages;
 use crate::serving::{EngineCosts, Layers, Layout, Lengths, LoadModel, MemoryBudget};
 use crate::units::Bytes;
@@ -66,7 +63,7 @@ impl StepLoad {
 pub(super) struct GroupLoad {
     pub(super) sequences: f64,
     pub(super) context: f64,
-    prompt_tokens: f64,
+    pub(super) prompt_tokens: f64,
     pub(super) prompts: f64,
     pub(super) prompt_length: f64,
 }
@@ -94,12 +91,7 @@ impl Deployment<'_> {
     pub fn step(&self, load: &StepLoad) -> Result<Breakdown> {
         let mut tally = Tally::new(self.latency);
         let group = self.group(load);
-        if self.model.groups.is_empty() {
-            self.attention(&group, &mut tally)?;
-            self.feed_forward(load.tokens(), &mut tally)?;
-        } else {
-            self.stack(&group, load.tokens(), &mut tally)?;
-        }
+        self.layers(&group, load.tokens(), &mut tally)?;
         self.head(&group, &mut tally)?;
         self.communication(load, &mut tally)?;
         let layers = Layers::of(self.model);
@@ -123,202 +115,11 @@ impl Deployment<'_> {
         }
     }
 
-    const fn gemm(m: f64, n: usize, k: usize, weights: DType) -> Query {
-        Query::Gemm(GemmQuery { m, n, k, weights })
-    }
-
-    fn attention(&self, group: &GroupLoad, tally: &mut Tally) -> Result<()> {
-        match self.model.attention {
-            Attention::Gqa { .. } => self.grouped_query(group, tally),
-            Attention::Mla { .. } => self.latent(group, tally),
-        }
-    }
-
-    /// Projections and core of grouped-query attention.
-    fn grouped_query(&self, group: &GroupLoad, tally: &mut Tally) -> Result<()> {
-        let Attention::Gqa { heads, kv_heads, head_dim, sliding_window, .. } = self.model.attention
-        else {
-            return Ok(());
-        };
-        let (model, tp) = (self.model, self.layout.attention_tp);
-        let (heads, kv_heads) = (heads / tp, kv_heads.div_ceil(tp));
-        let layers = model.num_layers as f64;
-        let (tokens, hidden) = (group.tokens(), model.hidden_size);
-        let project = |n, k| Self::gemm(tokens, n, k, model.dense_dtype);
-        tally.dense(&project((heads + 2 * kv_heads) * head_dim, hidden), layers)?;
-        tally.dense(&project(hidden, heads * head_dim), layers)?;
-        let windowed = sliding_window.map_or(0.0, |w| w.layers as f64);
-        let window = sliding_window.map(|w| w.window);
-        for (layers, window) in [(layers - windowed, None), (windowed, window)] {
-            for (phase, sequences, context) in [
-                (Phase::Decode, group.sequences, group.context),
-                (Phase::Prefill, group.prompts, group.prompt_length),
-            ] {
-                let cache = model.kv_dtype;
-                let query = AttentionQuery {
-                    phase,
-                    heads,
-                    kv_heads,
-                    head_dim,
-                    cache,
-                    window,
-                    sequences,
-                    context,
-                };
-                if layers > 0.0 && sequences > 0.0 {
-                    tally.attention(&Query::Attention(query), layers)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Multi-head latent attention: the whole block where it was measured as one, else its parts.
-    fn latent(&self, group: &GroupLoad, tally: &mut Tally) -> Result<()> {
-        let layers = self.model.num_layers as f64;
-        let phases = [
-            (Phase::Decode, group.sequences, group.sequences, group.context),
-            (Phase::Prefill, group.prompts, group.prompt_tokens, group.prompt_length),
-        ];
-        for (phase, sequences, tokens, context) in phases {
-            let query = self.mla(&self.model.attention, phase, sequences, context);
-            let Some(query) = query else { continue };
-            if sequences <= 0.0 {
-                continue;
-            }
-            if tally.attention(&Query::Mla(MlaPart::Block, query), layers).is_ok() {
-                continue;
-            }
-            self.latent_projections(&query, tokens, tally)?;
-            tally.attention(&Query::Mla(MlaPart::Core, query), layers)?;
-            if phase == Phase::Decode {
-                tally.attention(&Query::Mla(MlaPart::Absorb, query), layers)?;
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn mla(
-        &self,
-        attention: &Attention,
-        phase: Phase,
-        sequences: f64,
-        context: f64,
-    ) -> Option<MlaQuery> {
-        let Attention::Mla {
-            heads,
-            q_lora_rank,
-            kv_lora_rank,
-            qk_nope_head_dim,
-            qk_rope_head_dim,
-            v_head_dim,
-        } = *attention
-        else {
-            return None;
-        };
-        Some(MlaQuery {
-            phase,
-            heads,
-            tensor_parallel: self.layout.attention_tp,
-            hidden: self.model.hidden_size,
-            q_lora_rank,
-            kv_lora_rank,
-            nope: qk_nope_head_dim,
-            rope: qk_rope_head_dim,
-            value: v_head_dim,
-            weights: self.model.dense_dtype,
-            cache: self.model.kv_dtype,
-            sequences,
-            context,
-        })
-    }
-
-    /// Compressions are replicated on every rank, expansions are split by heads.
-    fn latent_projections(&self, q: &MlaQuery, tokens: f64, tally: &mut Tally) -> Result<()> {
-        let layers = self.model.num_layers as f64;
-        let project = |n, k| Self::gemm(tokens, n, k, q.weights);
-        let (heads, latent) = (q.local_heads(), q.kv_lora_rank + q.rope);
-        let query_width = heads * (q.nope + q.rope);
-        if let Some(rank) = q.q_lora_rank {
-            tally.dense(&project(rank + latent, q.hidden), layers)?;
-            tally.dense(&project(query_width, rank), layers)?;
-        } else {
-            tally.dense(&project(latent, q.hidden), layers)?;
-            tally.dense(&project(query_width, q.hidden), layers)?;
-        }
-        if q.phase == Phase::Prefill {
-            tally.dense(&project(heads * (q.nope + q.value), q.kv_lora_rank), layers)?;
-        }
-        tally.dense(&project(q.hidden, heads * q.value), layers)
-    }
-
-    /// Two GEMMs of a feed-forward block that is split over the attention's ranks.
-    fn block(
-        &self,
-        (tokens, layers): (f64, f64),
-        width: usize,
-        weights: DType,
-        tally: &mut Tally,
-    ) -> Result<()> {
-        let hidden = self.model.hidden_size;
-        let matrices = if self.model.gated { 2 } else { 1 };
-        let local = width.div_ceil(self.layout.attention_tp);
-        tally.dense(&Self::gemm(tokens, matrices * local, hidden, weights), layers)?;
-        tally.dense(&Self::gemm(tokens, hidden, local, weights), layers)
-    }
-
-    /// Routers, experts, shared experts and dense layers.
-    fn feed_forward(&self, tokens: f64, tally: &mut Tally) -> Result<()> {
-        let model = self.model;
-        let local = tokens / self.layout.attention_dp as f64;
-        let layers = model.moe_layers() as f64;
-        if model.is_dense() {
-            let width = model.moe_intermediate_size;
-            return self.block((local, layers), width, model.expert_dtype, tally);
-        }
-        if let Some(shared) = model.shared_experts {
-            let width = shared.intermediate_size;
-            self.block((local, layers), width, model.expert_dtype, tally)?;
-        }
-        if model.dense_layers > 0 {
-            let (width, layers) = (model.dense_intermediate_size, model.dense_layers as f64);
-            self.block((local, layers), width, model.dense_dtype, tally)?;
-        }
-        let router = Self::gemm(local, model.num_experts, model.hidden_size, DType::Bf16);
-        tally.dense(&router, layers)?;
-        tally.moe(&Query::Moe(self.experts(tokens, self.routing)), layers)?;
-        if let Some(skewed) = self.skewed {
-            tally.moe_skewed(&Query::Moe(self.experts(tokens, skewed)), layers)?;
-        }
-        Ok(())
-    }
-
-    /// The routed experts of the busiest rank.
-    pub(super) fn experts(&self, tokens: f64, routing: &LoadModel) -> MoeQuery {
-        let model = self.model;
-        let busiest = routing.busiest(tokens, self.layout.moe_ep);
-        MoeQuery {
-            hidden: model.hidden_size,
-            inter: model.moe_intermediate_size,
-            experts: model.num_experts,
-            top_k: model.top_k,
-            gated: model.gated,
-            weights: model.expert_dtype,
-            weight_bits: model.expert_bits(),
-            tensor_parallel: self.layout.moe_tp,
-            expert_parallel: self.layout.moe_ep,
-            tokens,
-            rows: busiest.rows,
-            active: busiest.active,
-            max_rows: busiest.max_rows,
-        }
-    }
-
     /// Only the last position of a prompt needs logits; those sequences decode the step after.
     fn head(&self, group: &GroupLoad, tally: &mut Tally) -> Result<()> {
         let vocabulary = self.model.vocab_size.div_ceil(self.layout.attention_tp);
         let logits = group.sequences.max(1.0);
-        tally.dense(&Self::gemm(logits, vocabulary, self.model.hidden_size, DType::Bf16), 1.0)
+        tally.dense(&gemm(logits, vocabulary, self.model.hidden_size, DType::Bf16), 1.0)
     }
 
     /// Collectives of all layers, and the exchange of the MoE layers where ranks hold different
@@ -416,6 +217,7 @@ impl Deployment<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Attention;
     use crate::serving::testing::on_roofline;
 
     fn decode(sequences: f64) -> StepLoad {

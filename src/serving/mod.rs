@@ -7,6 +7,7 @@ mod breakdown;
 mod curve;
 mod deployment;
 mod engine_costs;
+mod layers;
 mod layout;
 mod load;
 mod memory;
@@ -14,7 +15,6 @@ mod money;
 mod prompt_times;
 mod queue;
 mod simulate;
-mod stack;
 mod steady;
 #[cfg(test)]
 pub(crate) mod testing;

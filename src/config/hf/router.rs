@@ -83,7 +83,7 @@ pub(super) fn router(
     assumed: &mut Vec<String>,
 ) -> Result<RouterConfig, String> {
     if experts == 1 {
-        return Ok(plain());
+        return Ok(RouterConfig::SOFTMAX);
     }
     let family = FAMILIES.iter().find(|d| d.families.iter().any(|f| kind.starts_with(f)));
     let declared = fields.text(names::SCORING);
@@ -149,16 +149,4 @@ fn groups(fields: &Fields, kind: &str, experts: usize) -> Result<(usize, usize),
     let group = fields.positive(names::GROUPS)?.or(family.map(|f| f.0)).unwrap_or(1);
     let chosen = fields.positive(names::TOP_GROUPS)?.or(family.map(|f| f.1)).unwrap_or(1);
     Ok((group, chosen))
-}
-
-/// The router of a model that routes nothing.
-const fn plain() -> RouterConfig {
-    RouterConfig {
-        scoring: Scoring::Softmax,
-        renormalize: true,
-        bias: false,
-        n_group: 1,
-        topk_group: 1,
-        scaling_factor: 1.0,
-    }
 }
