@@ -326,35 +326,39 @@ mod tests {
     use crate::config::layers::{FeedForward, LayerGroup, Mixer};
     use crate::config::{MoeModel, preset};
     use crate::serving::testing::on_roofline;
-    use crate::serving::{Deployment, StepLoad};
+    use crate::serving::{Breakdown, Deployment, StepLoad};
 
     const LOAD: StepLoad =
         StepLoad { sequences: 32.0, context: 1000.0, prompt_tokens: 512.0, prompt_length: 512.0 };
 
-    fn changed(name: &str, change: impl Fn(&mut Vec<LayerGroup>)) -> (f64, f64) {
+    /// The step of a model as it is, and of the same model with its groups changed.
+    fn changed(name: &str, change: impl Fn(&mut Vec<LayerGroup>)) -> [Breakdown; 2] {
         on_roofline(name, "h100", 8, |d| {
             let mut model: MoeModel = preset::load(name).unwrap().model;
             model.groups = model.layer_groups();
             change(&mut model.groups);
-            let listed = Deployment { model: &model, ..*d }.step(&LOAD).unwrap().total();
-            (d.step(&LOAD).unwrap().total().0, listed.0)
+            let listed = Deployment { model: &model, ..*d };
+            [d.step(&LOAD).unwrap(), listed.step(&LOAD).unwrap()]
         })
     }
 
     #[test]
     fn a_model_costs_the_same_by_its_groups() {
         for name in ["mixtral-8x7b", "deepseek-v3", "gpt-oss-120b", "llama-3.1-8b"] {
-            let (plain, listed) = changed(name, |_| ());
+            let [plain, listed] = changed(name, |_| ()).map(|step| step.total().0);
             assert!((listed / plain - 1.0).abs() < 1e-12, "{name}: {listed} {plain}");
         }
     }
 
     #[test]
     fn what_a_layer_lacks_costs_nothing() {
-        let (whole, no_mixer) =
-            changed("mixtral-8x7b", |g| g.iter_mut().for_each(|g| g.mixer = Mixer::None));
-        let (_, no_experts) =
-            changed("mixtral-8x7b", |g| g.iter_mut().for_each(|g| g.ffn = FeedForward::None));
+        // Of the kernels: the whole step is not shorter than its launches.
+        let kernels = |change: fn(&mut LayerGroup)| {
+            changed("mixtral-8x7b", |groups| groups.iter_mut().for_each(change))
+                .map(|step| step.kernels())
+        };
+        let [whole, no_mixer] = kernels(|g| g.mixer = Mixer::None);
+        let [_, no_experts] = kernels(|g| g.ffn = FeedForward::None);
         assert!(no_mixer < whole && no_experts < whole, "{whole} {no_mixer} {no_experts}");
     }
 }
