@@ -9,9 +9,23 @@ pub type CostTable = Vec<(f64, f64)>;
 
 /// Training and serving cost of every entry at the given traffic.
 pub fn cost_table(world: &World, demand: Demand, output_length: f64) -> CostTable {
-    (0..world.costs.len())
-        .map(|i| (world.costs[i].train, world.serve_per_token(i, demand, output_length)))
-        .collect()
+    cost_table_of(world, demand, output_length, &vec![true; world.costs.len()])
+}
+
+/// The same of the entries that are asked for; others cost more than anything.
+pub fn cost_table_of(
+    world: &World,
+    demand: Demand,
+    output_length: f64,
+    asked: &[bool],
+) -> CostTable {
+    let cost = |(i, asked): (usize, &bool)| {
+        if !asked {
+            return (f64::INFINITY, f64::INFINITY);
+        }
+        (world.costs[i].train, world.serve_per_token(i, demand, output_length))
+    };
+    asked.iter().enumerate().map(cost).collect()
 }
 
 /// The cheapest entry of each expert count at a lifetime: (entry, total dollars), or `None` when the

@@ -4,7 +4,9 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::plan::candidates::{Density, Reference};
-use crate::plan::decide::{CostTable, best_of_families, cost_table, win_shares, winner};
+use crate::plan::decide::{
+    CostTable, best_of_families, cost_table, cost_table_of, win_shares, winner,
+};
 use crate::plan::draws::Draw;
 use crate::plan::inputs::{Demand, Lifetime, RankInputs, Target};
 use crate::plan::market::{Market, World};
@@ -55,13 +57,19 @@ pub fn traffic(
     let beyond = x[x.len() - 1] * x[1] / x[0];
     x.push(beyond);
     demands.push(Demand { rate: None, ..inputs.demand });
+    let world = market.nominal(inputs);
     let columns: Vec<Vec<Cell>> = demands
         .par_iter()
         .map(|&demand| {
             let output = inputs.lengths.output;
-            let nominal = cost_table(&market.nominal(inputs), demand, output);
+            let nominal = cost_table(&world, demand, output);
+            let mut asked = vec![false; market.entries.len()];
+            for &lifetime in &y {
+                let best = best_of_families(market, &nominal, lifetime);
+                best.iter().flatten().for_each(|b| asked[b.0] = true);
+            }
             let tables: Vec<CostTable> =
-                worlds.iter().map(|w| cost_table(w, demand, output)).collect();
+                worlds.iter().map(|w| cost_table_of(w, demand, output, &asked)).collect();
             y.iter().map(|&lifetime| cell(market, &nominal, &tables, lifetime)).collect()
         })
         .collect();
@@ -120,9 +128,15 @@ fn column(market: &Market, inputs: &RankInputs, limits_ms: &[f64], draws: &[Draw
         .map(|&limit| {
             inputs.level = ServiceLevel { tpot: Some(Seconds::from_ms(limit)), ..inputs.level };
             let nominal = cost_table(&market.nominal(&inputs), inputs.demand, output);
+            // Probabilities are those of the recommended models: no other is drawn.
+            let best = best_of_families(market, &nominal, lifetime);
+            let asked = |entry: usize| best.iter().flatten().any(|b| b.0 == entry);
             let tables: Vec<CostTable> = draws
                 .iter()
-                .map(|d| cost_table(&market.world(&inputs, d), inputs.demand, output))
+                .map(|d| {
+                    let world = market.world_of(&inputs, d, &asked);
+                    cost_table(&world, inputs.demand, output)
+                })
                 .collect();
             cell(market, &nominal, &tables, lifetime)
         })

@@ -90,13 +90,27 @@ impl Market {
 
     /// What every candidate costs in one draw.
     pub fn world(&self, inputs: &RankInputs, draw: &Draw) -> World {
+        self.world_of(inputs, draw, &|_| true)
+    }
+
+    /// The same of the entries that are asked for; others cost more than anything.
+    pub fn world_of(
+        &self,
+        inputs: &RankInputs,
+        draw: &Draw,
+        asked: &dyn Fn(usize) -> bool,
+    ) -> World {
         let training = TrainingPrice { mfu: draw.mfu, ..inputs.training };
         let loss_of_reference = reference_residual(inputs, draw);
         let reference_loss = self.reference_loss(inputs, draw);
         let costs = self
             .entries
             .iter()
-            .map(|entry| {
+            .enumerate()
+            .map(|(index, entry)| {
+                if !asked(index) {
+                    return Costs { train: f64::INFINITY, capacity: Vec::new() };
+                }
                 let shift = loss_of_reference - draw.loss[entry.family];
                 let target = Nats(reference_loss.0 + shift);
                 let slice = drawn(&self.families[entry.family], draw);

@@ -84,7 +84,7 @@ fn at_budget(book: &Book, pair: (usize, usize), market: &Market, bound: Option<f
     let cost = |experts: usize, n: f64| book.cost(experts, n);
     let no_bound = || {
         crate::Error::infeasible(
-            "the base cannot be served, so that there is no cost to keep to",
+            "the baseline cannot be served, so there is no cost bound",
             "give --max-serve-cost",
         )
     };

@@ -102,7 +102,7 @@ pub struct Book<'a> {
     law: &'a dyn ExpertScaling,
     latency: Arc<dyn LatencyModel>,
     inputs: RankInputs,
-    routings: Vec<(usize, Routing)>,
+    routings: Arc<Vec<(usize, Routing)>>,
     priced: Mutex<HashMap<Shape, Arc<Priced>>>,
     ladders: Mutex<HashMap<usize, Ladder>>,
 }
@@ -128,10 +128,22 @@ impl<'a> Book<'a> {
             law,
             latency,
             inputs: inputs.clone(),
-            routings,
+            routings: Arc::new(routings),
             priced: Mutex::default(),
             ladders: Mutex::default(),
         })
+    }
+
+    /// An empty book for other lengths, formats or limits of the same expert counts and routing.
+    pub fn with(&self, inputs: &RankInputs) -> Self {
+        Self {
+            law: self.law,
+            latency: Arc::clone(&self.latency),
+            inputs: inputs.clone(),
+            routings: Arc::clone(&self.routings),
+            priced: Mutex::default(),
+            ladders: Mutex::default(),
+        }
     }
 
     /// Serving dollars per million output tokens of a model of any size: between the two shapes

@@ -78,14 +78,15 @@ pub fn rank(
     let book = Book::new(law, latency, inputs)?;
     let market = Market::new(&book, inputs, Density::ALL)?;
     let lifetime = lifetime(inputs, &market.reference);
+    // Whether anything can be had is known before anything is drawn.
+    let nominal = market.nominal(inputs);
+    let nominal_costs = cost_table(&nominal, inputs.demand, inputs.lengths.output);
+    let best = best_of_families(&market, &nominal_costs, lifetime);
+    let first = winner(&best).ok_or_else(|| infeasible(&market, inputs))?;
+    let (winning_entry, _) = best[first].ok_or_else(|| infeasible(&market, inputs))?;
     let drawn = draws(inputs.draws, inputs.seed, &inputs.ranges, inputs.experts.len());
     let question = Question { book: &book, market: &market, inputs, lifetime };
-    let costs = question.costs(&drawn);
-    let best = best_of_families(&market, &costs.nominal, lifetime);
-    let Some(first) = winner(&best) else {
-        return Err(infeasible(&market, inputs));
-    };
-    let (winning_entry, _) = best[first].ok_or_else(|| infeasible(&market, inputs))?;
+    let costs = question.costs(&nominal, &drawn);
     let (candidates, p_none) = question.candidates(&costs, &best)?;
     let offset = candidates.len() - market.entries.len();
     let operations = question.operations(winning_entry, origin)?;
@@ -113,7 +114,7 @@ pub fn rank(
         total_cost: total_cost(&market, &costs.nominal, lifetime),
         over_training: over_training::report(&book, &market, inputs, lifetime)?,
         decision_map: maps,
-        sensitivity: sensitivity::sensitivities(&book, inputs, first)?,
+        sensitivity: sensitivity::sensitivities((&book, &market), inputs, first)?,
         layer_latency: latency_curve::curves(&book, &market, &best),
         profile: ProfileUsed { operations, ..provenance.profile },
         law: LawUsed {
@@ -159,18 +160,17 @@ struct Question<'a> {
 }
 
 impl Question<'_> {
-    fn costs(&self, drawn: &[Draw]) -> AllCosts {
+    fn costs(&self, nominal: &World, drawn: &[Draw]) -> AllCosts {
         let (market, inputs, output) = (self.market, self.inputs, self.inputs.lengths.output);
         let worlds: Vec<World> = drawn.par_iter().map(|draw| market.world(inputs, draw)).collect();
         let tables = |demand: Demand| -> Vec<CostTable> {
             worlds.par_iter().map(|w| cost_table(w, demand, output)).collect()
         };
         let at_scale = Demand { rate: None, ..inputs.demand };
-        let nominal = market.nominal(inputs);
         AllCosts {
-            nominal: cost_table(&nominal, inputs.demand, output),
+            nominal: cost_table(nominal, inputs.demand, output),
             tables: tables(inputs.demand),
-            nominal_at_scale: cost_table(&nominal, at_scale, output),
+            nominal_at_scale: cost_table(nominal, at_scale, output),
             tables_at_scale: tables(at_scale),
             worlds,
         }

@@ -1,6 +1,6 @@
 //! Which single assumption, moved to the ends of its range, changes the winner.
 
-use std::sync::Arc;
+use std::borrow::Cow;
 
 use rayon::prelude::*;
 
@@ -20,20 +20,35 @@ struct End {
     text: String,
     inputs: RankInputs,
     draw: Draw,
-    /// Whether step times change.
-    reprices: bool,
+    /// What of the market changes with it.
+    changes: Changes,
+}
+
+/// What of a market an assumption changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Changes {
+    /// Neither candidates nor their step times.
+    Nothing,
+    /// Which candidates there are.
+    Candidates,
+    /// Step times; candidates are then taken from a coarser lattice.
+    Steps,
 }
 
 /// All single-assumption changes around `inputs`; `today` is the index of the winning expert count.
 ///
 /// # Errors
 /// When a changed market cannot be priced.
-pub fn sensitivities(book: &Book, inputs: &RankInputs, today: usize) -> Result<Vec<Sensitivity>> {
+pub fn sensitivities(
+    (book, market): (&Book, &Market),
+    inputs: &RankInputs,
+    today: usize,
+) -> Result<Vec<Sensitivity>> {
     cases(inputs, today)
         .into_par_iter()
         .map(|(assumption, low, high)| {
-            let (winner_at_low, margin_at_low) = outcome(book, &low, today)?;
-            let (winner_at_high, margin_at_high) = outcome(book, &high, today)?;
+            let (winner_at_low, margin_at_low) = outcome((book, market), &low, today)?;
+            let (winner_at_high, margin_at_high) = outcome((book, market), &high, today)?;
             let now = Some(inputs.experts[today]);
             Ok(Sensitivity {
                 assumption: assumption.into(),
@@ -49,15 +64,17 @@ pub fn sensitivities(book: &Book, inputs: &RankInputs, today: usize) -> Result<V
         .collect()
 }
 
-/// The winner at one end, and the cheapest other total over today's winner's. An end that changes
-/// step times is priced anew, on a coarser lattice.
-fn outcome(book: &Book, end: &End, today: usize) -> Result<(Option<usize>, Option<f64>)> {
+/// The winner at one end, and the cheapest other total over today's winner's.
+fn outcome(
+    (book, market): (&Book, &Market),
+    end: &End,
+    today: usize,
+) -> Result<(Option<usize>, Option<f64>)> {
     let inputs = &end.inputs;
-    let market = if end.reprices {
-        let anew = Book::new(book.law(), Arc::clone(book.latency()), inputs)?;
-        Market::new(&anew, inputs, Density::COARSE)
-    } else {
-        Market::new(book, inputs, Density::ALL)
+    let market = match end.changes {
+        Changes::Nothing => Ok(Cow::Borrowed(market)),
+        Changes::Candidates => Market::new(book, inputs, Density::ALL).map(Cow::Owned),
+        Changes::Steps => Market::new(&book.with(inputs), inputs, Density::COARSE).map(Cow::Owned),
     };
     let market = match market {
         Ok(market) => market,
@@ -77,11 +94,16 @@ fn outcome(book: &Book, end: &End, today: usize) -> Result<(Option<usize>, Optio
 fn cases(inputs: &RankInputs, today: usize) -> Vec<(&'static str, End, End)> {
     let still = Draw::nominal(inputs.training.mfu, inputs.experts.len());
     let with = |text: String, change: &dyn Fn(&mut RankInputs, &mut Draw)| {
-        let mut end = End { text, inputs: inputs.clone(), draw: still.clone(), reprices: false };
+        let mut end =
+            End { text, inputs: inputs.clone(), draw: still.clone(), changes: Changes::Nothing };
         change(&mut end.inputs, &mut end.draw);
         let same = end.inputs.lengths == inputs.lengths
             && (end.inputs.kv_group - inputs.kv_group).abs() < 1e-9;
-        end.reprices = !same;
+        end.changes = match end.inputs.limits == inputs.limits {
+            _ if !same => Changes::Steps,
+            false => Changes::Candidates,
+            true => Changes::Nothing,
+        };
         end
     };
     let ranges = inputs.ranges;

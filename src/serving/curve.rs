@@ -59,8 +59,8 @@ pub struct Operation {
     pub batch: f64,
     /// Mean time per output token.
     pub tpot: Seconds,
-    /// Mean time to first token once admitted.
-    pub ttft: Seconds,
+    /// Mean time to first token once admitted, where a limit on it was asked for.
+    pub ttft: Option<Seconds>,
     /// Requests completed per second.
     pub requests_per_s: f64,
     /// Output tokens per second.
@@ -86,7 +86,9 @@ impl StepCurve {
         let mut prompts = Vec::with_capacity(batch.len());
         for &b in &batch {
             steps.push(deployment.steps(b, lengths)?.mean());
-            prompts.push(Row::of(&deployment.prompt_step(b, lengths)?));
+            if level.ttft.is_some() {
+                prompts.push(Row::of(&deployment.prompt_step(b, lengths)?));
+            }
         }
         let rows = steps.iter().map(Row::of).collect();
         let mut curve = Self { batch, steps, rows, prompts, prefill, lengths: *lengths };
@@ -107,12 +109,13 @@ impl StepCurve {
         }
         let step = deployment.steps(batch, &self.lengths)?.mean();
         let off = self.step_time(batch, &StepFactors::ONE) / step.total() - 1.0;
-        // Only the step time is wanted exactly; the prompt's own step bends little between two points.
-        let prompt = self.prompts[i].towards(&self.prompts[i + 1], share);
         self.batch.insert(i + 1, batch);
         self.rows.insert(i + 1, Row::of(&step));
         self.steps.insert(i + 1, step);
-        self.prompts.insert(i + 1, prompt);
+        if !self.prompts.is_empty() {
+            let prompt = deployment.prompt_step(batch, &self.lengths)?;
+            self.prompts.insert(i + 1, Row::of(&prompt));
+        }
         Ok(off.abs())
     }
 
@@ -179,14 +182,12 @@ impl StepCurve {
             return None;
         }
         let requests_per_s = batch / (tpot.0 * self.lengths.decodes());
+        let first = |own: Seconds| self.prefill.first_token(batch, tpot, own);
+        let has_prompts = !self.prompts.is_empty();
         Some(Operation {
             batch,
             tpot,
-            ttft: self.prefill.first_token(
-                batch,
-                tpot,
-                self.between(&self.prompts, batch, factors),
-            ),
+            ttft: has_prompts.then(|| first(self.between(&self.prompts, batch, factors))),
             requests_per_s,
             output_rate: TokensPerSecond(requests_per_s * self.lengths.output),
         })
@@ -215,7 +216,12 @@ impl ServiceLevel {
             _ => 1.0,
         };
         let tpot = share(self.tpot, start.tpot, end.tpot);
-        tpot.min(share(self.ttft, start.ttft, end.ttft))
+        match (self.ttft, start.ttft, end.ttft) {
+            (None, ..) => tpot,
+            (limit, Some(from), Some(to)) => tpot.min(share(limit, from, to)),
+            // The table was made without prompts.
+            _ => 0.0,
+        }
     }
 }
 
@@ -246,22 +252,6 @@ impl Row {
             others: [&step.dense, &step.attention, &step.communication]
                 .map(|p| (p.seconds, p.floor_s)),
             overhead: step.overhead_s,
-        }
-    }
-
-    /// A share of the way to another row.
-    fn towards(&self, other: &Self, share: f64) -> Self {
-        let mix = |a: f64, b: f64| a + share * (b - a);
-        let parts = std::array::from_fn(|i| {
-            let (a, b) = (self.others[i], other.others[i]);
-            (mix(a.0, b.0), mix(a.1, b.1))
-        });
-        Self {
-            moe: mix(self.moe, other.moe),
-            skew: mix(self.skew, other.skew),
-            moe_floor: mix(self.moe_floor, other.moe_floor),
-            others: parts,
-            overhead: mix(self.overhead, other.overhead),
         }
     }
 
@@ -343,8 +333,16 @@ mod tests {
 
     #[test]
     fn a_prompt_limit_counts_too() {
-        let curve = curve();
-        let level = ServiceLevel { tpot: None, ttft: Some(Seconds(1e-6)) };
-        assert!(curve.capacity(&level, &StepFactors::ONE).is_none());
+        let kept = |ms: f64| {
+            let level = ServiceLevel { tpot: None, ttft: Some(Seconds::from_ms(ms)) };
+            on_roofline("mixtral-8x7b", "h100", 2, |d| {
+                let curve = StepCurve::new(d, &LENGTHS, &level).unwrap();
+                curve.capacity(&level, &StepFactors::ONE)
+            })
+        };
+        assert!(kept(1e-3).is_none());
+        let (tight, loose) = (kept(200.0).unwrap(), kept(1e6).unwrap());
+        assert!(tight.batch < loose.batch, "{} {}", tight.batch, loose.batch);
+        assert!(tight.ttft.unwrap().0 <= 0.2 * (1.0 + 1e-9));
     }
 }

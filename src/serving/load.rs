@@ -10,8 +10,6 @@ use rand_distr::{Binomial, Distribution};
 use crate::Result;
 use crate::workload::RoutingKind;
 
-/// Expert-parallel sizes with a table each: 2^0 to 2^9 ranks.
-const RANK_SIZES: usize = 10;
 /// Token counts of a table: powers of two up to 2^17.
 const TOKEN_POWERS: u64 = 18;
 /// Routings drawn for each entry; means are good to about 1 % with these.
@@ -41,7 +39,8 @@ pub struct LoadModel {
     inclusion: Vec<f64>,
     is_even: bool,
     is_balanced: bool,
-    tables: [OnceLock<Vec<RankLoad>>; RANK_SIZES],
+    /// By number of ranks, rising: the divisors of the number of experts.
+    tables: OnceLock<Vec<(usize, Vec<RankLoad>)>>,
 }
 
 impl LoadModel {
@@ -60,7 +59,7 @@ impl LoadModel {
             is_even: inclusion.iter().all(|p| (p - even).abs() < 1e-12),
             is_balanced: matches!(kind, RoutingKind::Balanced),
             inclusion,
-            tables: Default::default(),
+            tables: OnceLock::new(),
         })
     }
 
@@ -112,33 +111,40 @@ impl LoadModel {
             let (rows, local) = (tokens * self.top_k / ranks as f64, self.experts() / ranks as f64);
             return RankLoad { rows, active: rows.min(local), max_rows: (rows / local).max(1.0) };
         }
-        let slot = (ranks.ilog2() as usize).min(RANK_SIZES - 1);
-        let table = self.tables[slot].get_or_init(|| self.sampled(ranks));
-        at_tokens(table, tokens)
+        let tables = self.tables.get_or_init(|| self.sampled());
+        let at = tables.partition_point(|(size, _)| *size < ranks).min(tables.len() - 1);
+        at_tokens(&tables[at].1, tokens)
     }
 
-    /// Means over drawn routings at 1, 2, 4, ... tokens.
-    fn sampled(&self, ranks: usize) -> Vec<RankLoad> {
+    /// Means over drawn routings at 1, 2, 4, ... tokens; the same routings for every number of ranks.
+    fn sampled(&self) -> Vec<(usize, Vec<RankLoad>)> {
         let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-        (0..TOKEN_POWERS)
-            .map(|power| {
-                let tokens = 1_u64 << power;
+        let experts = self.inclusion.len();
+        let sizes = (1..=experts).filter(|ranks| experts.is_multiple_of(*ranks));
+        let mut tables: Vec<(usize, Vec<RankLoad>)> =
+            sizes.map(|ranks| (ranks, Vec::new())).collect();
+        for power in 0..TOKEN_POWERS {
+            let tokens = 1_u64 << power;
+            let routings: Vec<Vec<f64>> =
+                (0..SAMPLES).map(|_| self.one_routing(tokens, &mut rng)).collect();
+            for (ranks, table) in &mut tables {
                 let mut sum = RankLoad { rows: 0.0, active: 0.0, max_rows: 0.0 };
-                for _ in 0..SAMPLES {
-                    let one = self.one_routing(tokens, ranks, &mut rng);
+                for counts in &routings {
+                    let one = busiest_of(counts, experts / *ranks);
                     sum.rows += one.rows / SAMPLES as f64;
                     sum.active += one.active / SAMPLES as f64;
                     sum.max_rows += one.max_rows / SAMPLES as f64;
                 }
-                sum
-            })
-            .collect()
+                table.push(sum);
+            }
+        }
+        tables
     }
 
-    /// The rank with most rows in one drawn routing: a binomial count for each expert, scaled to
-    /// the rows that the tokens have together.
-    fn one_routing(&self, tokens: u64, ranks: usize, rng: &mut ChaCha8Rng) -> RankLoad {
-        let counts: Vec<f64> = self
+    /// Rows of each expert in one drawn routing: a binomial count, scaled to the rows that the tokens
+    /// have together.
+    fn one_routing(&self, tokens: u64, rng: &mut ChaCha8Rng) -> Vec<f64> {
+        let mut counts: Vec<f64> = self
             .inclusion
             .iter()
             .map(|&p| {
@@ -148,16 +154,21 @@ impl LoadModel {
         let rows = tokens as f64 * self.top_k;
         let drawn: f64 = counts.iter().sum();
         let scale = if drawn > 0.0 { rows / drawn } else { 1.0 };
-        let local = self.inclusion.len().div_ceil(ranks);
-        let busiest = counts
-            .chunks(local)
-            .max_by(|a, b| a.iter().sum::<f64>().total_cmp(&b.iter().sum::<f64>()))
-            .unwrap_or(&[]);
-        RankLoad {
-            rows: busiest.iter().sum::<f64>() * scale,
-            active: busiest.iter().filter(|c| **c > 0.0).count() as f64,
-            max_rows: busiest.iter().copied().fold(0.0, f64::max) * scale,
+        for count in &mut counts {
+            *count *= scale;
         }
+        counts
+    }
+}
+
+/// The rank with most rows, of ranks with `local` experts each.
+fn busiest_of(counts: &[f64], local: usize) -> RankLoad {
+    let rows = |experts: &[f64]| experts.iter().sum::<f64>();
+    let busiest = counts.chunks(local).max_by(|a, b| rows(a).total_cmp(&rows(b))).unwrap_or(&[]);
+    RankLoad {
+        rows: rows(busiest),
+        active: busiest.iter().filter(|c| **c > 0.0).count() as f64,
+        max_rows: busiest.iter().copied().fold(0.0, f64::max),
     }
 }
 
@@ -219,6 +230,15 @@ mod tests {
         }
         // The excess dies out with the square root of the tokens.
         assert!(load.busiest(100_000.0, 8).rows < 1.02 * 100_000.0);
+    }
+
+    #[test]
+    fn each_number_of_ranks_has_its_own_load_whoever_asks_first() {
+        let load = LoadModel::uniform(384, 8).unwrap();
+        let before = load.busiest(1000.0, 12);
+        let eight = load.busiest(1000.0, 8);
+        assert_eq!(load.busiest(1000.0, 12), before);
+        assert!(eight.rows > 1.3 * before.rows, "{eight:?} {before:?}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use rand_distr::{Distribution, Exp1, Gamma, LogNormal};
 use serde::Serialize;
 
 use crate::error::{in_range, positive};
+use crate::serving::memory::pages;
 use crate::serving::{Lengths, PromptTimes};
 use crate::stats::quantile;
 use crate::{Error, Result};
@@ -363,11 +364,6 @@ fn runs(
     let ends = decoding.peek().map_or(1.0, |Reverse((Step(end), _))| end - steps);
     let arrives = arrival.map_or(f64::INFINITY, |at| ((at - now) / decode).ceil());
     ends.min(arrives).max(1.0)
-}
-
-/// Tokens of whole cache pages.
-fn pages(tokens: f64) -> f64 {
-    (tokens / 16.0).ceil() * 16.0
 }
 
 fn percentiles(values: &[f64]) -> Percentiles {

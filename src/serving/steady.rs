@@ -113,7 +113,7 @@ impl Deployment<'_> {
         let mut batch = clients;
         let mut served = self.at(batch, cap, lengths)?;
         for _ in 0..ROUNDS {
-            let decoding = served.tpot.0 * (lengths.output - 1.0).max(0.0);
+            let decoding = served.tpot.0 * lengths.decodes();
             let next = clients * decoding / (decoding + served.ttft.0);
             if (next - batch).abs() < 1e-6 * clients {
                 break;
@@ -121,8 +121,7 @@ impl Deployment<'_> {
             batch = 0.5 * (batch + next);
             served = self.at(batch, cap, lengths)?;
         }
-        served.requests_per_s =
-            clients / (served.ttft.0 + (lengths.output - 1.0).max(0.0) * served.tpot.0);
+        served.requests_per_s = clients / (served.ttft.0 + lengths.decodes() * served.tpot.0);
         Ok(served)
     }
 

@@ -78,8 +78,12 @@ fn answer(args: &RankArgs) -> Result<Ranking> {
     let place = Place::find(args)?;
     let resolved = inputs::resolve(args, law.as_ref(), &place.serving(args)?)?;
     let (mut inputs, mut ledger) = (resolved.inputs, resolved.ledger);
+    // No other promise or bound stands between a slow machine and an answer.
+    let is_slow_allowed = args.tpot.is_none()
+        && args.ttft.is_none()
+        && args.max_serve_cost.is_none()
+        && matches!(place, Place::Here(_));
     // A target out of reach is found before minutes of measuring.
-    let is_slow_allowed = args.tpot.is_none() && matches!(place, Place::Here(_));
     let sources = place.sources(args, law.as_ref(), &mut inputs)?;
     let device = inputs.device.spec.clone();
     let stack = sources.stack(&device, sources.engine())?;
@@ -109,6 +113,9 @@ fn answer(args: &RankArgs) -> Result<Ranking> {
 /// How often the default limit on TPOT is doubled for a slow or busy machine of one's own.
 const SLOWER_LIMITS: usize = 3;
 
+/// How the warning about a doubled limit begins.
+const SLOW: &str = "no model keeps the usual TPOT on this machine; ranked at ";
+
 /// Doubles a limit that nobody asked for, and says so: minutes of measuring shall not end in nothing.
 fn double_limit(tpot: &mut Option<Seconds>, provenance: &mut Provenance) {
     let Some(limit) = tpot else { return };
@@ -118,6 +125,8 @@ fn double_limit(tpot: &mut Option<Seconds>, provenance: &mut Provenance) {
         entry.value = format!("{limit} on the mean");
         entry.source = "the usual limit, doubled until this machine keeps it".into();
     }
+    provenance.warnings.retain(|w| !w.starts_with(SLOW));
+    provenance.warnings.push(format!("{SLOW}{limit}"));
 }
 
 /// Where latencies will come from.
