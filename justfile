@@ -92,7 +92,7 @@ report ranking='out/rank.json' *flags:
 # The compact tables of five devices that the program embeds, from the Parquet files of DATA
 [group('report')]
 tables data=env('MOE_FRONTIER_DATA', '../shared/data'):
-    cargo run --release -- import aiconfigurator {{ data }}/engine_tables --pack src/latency/tables/shipped --commit 095f58a51c4ca8e61b66ec108d86f223f8d559ce --date 2026-08-21
+    cargo run --release -- import aiconfigurator {{ data }}/engine_tables --pack src/latency/tables/shipped --overwrite --commit 095f58a51c4ca8e61b66ec108d86f223f8d559ce --date 2026-08-21
 
 # Compare predictions with measured servers, and kernel tables with their own cells: reports/accuracy.md
 [group('report')]

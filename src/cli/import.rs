@@ -198,7 +198,7 @@ fn aiconfigurator(args: &Aiconfigurator, output: Output) -> Result<()> {
 /// Writes the tables of one device; the path and the length of the file.
 fn write(args: &Aiconfigurator, tables: &EngineTables, several: bool) -> Result<(PathBuf, usize)> {
     if let Some(folder) = &args.pack {
-        return pack::write(folder, tables);
+        return pack::write(folder, tables, args.overwrite);
     }
     let out = if several { beside(&args.out, &tables.device) } else { args.out.clone() };
     let bytes = codec::write(&out, tables, args.overwrite)?;
@@ -207,8 +207,7 @@ fn write(args: &Aiconfigurator, tables: &EngineTables, several: bool) -> Result<
 
 /// `engine.tables` of an H100 SXM: `engine.h100_sxm.tables`.
 fn beside(out: &Path, device: &str) -> PathBuf {
-    let known = DeviceSpec::of_driver_name(device).or_else(|| DeviceSpec::named(device));
-    let name = known.map_or_else(
+    let name = DeviceSpec::recognised(device).map_or_else(
         || device.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_"),
         |device| device.short_name().to_owned(),
     );

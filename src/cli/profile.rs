@@ -14,7 +14,7 @@ use crate::cli::parse::quantity;
 use crate::config::device::{DeviceKind, Price};
 use crate::config::{DType, DeviceSpec};
 use crate::files::read_capped;
-use crate::latency::measured::format;
+use crate::latency::measured::{format, validate};
 use crate::latency::measured::table::{Policy, Transfer};
 use crate::latency::tables::{self, EngineTables, TablesModel};
 use crate::latency::{LatencyModel, LatencyTable, Operation, RooflineModel, Stack};
@@ -88,22 +88,29 @@ impl Item {
             return Ok(Self::Roofline(DeviceSpec::load(device)?));
         }
         let path = Path::new(text);
-        let is_file = path.extension().is_some_and(|e| !e.eq_ignore_ascii_case("toml"))
-            || text.contains(std::path::MAIN_SEPARATOR);
-        if !is_file {
+        let is_device_file = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("toml"));
+        let is_path = path.extension().is_some() || text.contains(std::path::MAIN_SEPARATOR);
+        if is_device_file || !is_path {
             return DeviceSpec::load(text).map(Self::Shipped).map_err(|e| match e {
                 Error::Usage { reason, .. } => Error::usage(
                     "--profile",
-                    format!("{reason}; files end in .json or .mft, roofline:DEVICE takes peaks"),
+                    format!(
+                        "{reason}; files of `measure` end in .json, of `import` in .mft or .tables; \
+                         roofline:DEVICE takes the published peaks"
+                    ),
                 ),
                 other => other,
             });
         }
         let origin = text.to_owned();
-        if tables::is_tables(&read_capped(path, CAP)?) {
-            return Ok(Self::Imported { origin, tables: Arc::new(tables::read(path)?) });
+        let bytes = read_capped(path, CAP)?;
+        if tables::is_tables(&bytes) {
+            let tables = Arc::new(tables::codec::from_bytes(text, &bytes)?);
+            return Ok(Self::Imported { origin, tables });
         }
-        Ok(Self::Own { origin, profile: Arc::new(format::read(path)?) })
+        let profile = format::from_bytes(path, &bytes)?;
+        validate::validate(text, &profile)?;
+        Ok(Self::Own { origin, profile: Arc::new(profile) })
     }
 
     /// The device that its latencies are of.
@@ -124,8 +131,12 @@ impl Item {
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Own { origin, .. } | Self::Imported { origin, .. } => origin.clone(),
-            Self::Shipped(device) => format!("shipped tables of {}", device.name),
-            Self::Roofline(device) => format!("published peaks of {}", device.name),
+            Self::Shipped(device) if tables::shipped(&with_tables(device)).is_some() => {
+                format!("shipped tables of {}", with_tables(device).name)
+            }
+            Self::Shipped(device) | Self::Roofline(device) => {
+                format!("published peaks of {}", device.name)
+            }
         }
     }
 }
@@ -232,44 +243,42 @@ impl Sources {
 
     fn models(&self, device: &DeviceSpec, engine: &str) -> Result<Vec<Arc<dyn LatencyModel>>> {
         let mut models: Vec<Arc<dyn LatencyModel>> = Vec::new();
-        let kin = match &device.kernel_tables {
-            Some(name) => DeviceSpec::load(name)?,
-            None => device.clone(),
-        };
         let mut items = self.items.clone();
         if items.is_empty() {
-            items.push(Item::Shipped(kin));
+            items.push(Item::Shipped(device.clone()));
         }
         // Tables of the device itself come before those that are carried over from another one.
-        items.sort_by_key(|item| item.device().is_ok_and(|of| of.name != device.name));
+        items.sort_by_key(|item| item.device().is_ok_and(|of| !of.is_same(device)));
         let engine = Some(engine).filter(|e| *e != "none");
+        // A roofline answers every operation: measured ceilings wait until all items were asked.
+        let mut ceilings = None;
         let mut ends_in_roofline = false;
         for item in &items {
             match item {
-                Item::Own { profile, .. } => {
-                    models.push(Arc::new(LatencyTable::new(profile, self.policy())?));
+                Item::Own { origin, profile } => {
                     let own = device_of(profile);
-                    if own.name == device.name {
-                        models.push(Arc::new(RooflineModel::measured_ceilings(&own)?));
-                        ends_in_roofline = true;
-                    }
+                    refuse_other(origin, &own, device)?;
+                    models.push(Arc::new(LatencyTable::new(profile, self.policy())?));
+                    ceilings.get_or_insert(RooflineModel::measured_ceilings(&own)?);
                 }
                 Item::Imported { tables, .. } => {
                     models.push(Arc::new(TablesModel::new(Arc::clone(tables), device, engine)?));
                 }
                 Item::Shipped(of) => {
-                    if let Some(tables) = tables::shipped(of) {
+                    if let Some(tables) = tables::shipped(&with_tables(of)) {
                         models.push(Arc::new(TablesModel::new(tables, device, engine)?));
                     }
                 }
                 Item::Roofline(of) => {
+                    refuse_other(&format!("roofline:{}", of.name), of, device)?;
                     models.push(Arc::new(RooflineModel::published(of)?));
                     ends_in_roofline = true;
                 }
             }
         }
         if !ends_in_roofline {
-            models.push(Arc::new(RooflineModel::published(device)?));
+            let last = ceilings.map_or_else(|| RooflineModel::published(device), Ok)?;
+            models.push(Arc::new(last));
         }
         Ok(models)
     }
@@ -297,6 +306,21 @@ impl Sources {
         }
         self.items.iter().map(Item::name).collect::<Vec<_>>().join(", then ")
     }
+}
+
+/// The device whose shipped tables stand for `device`: its own, or those of its nearest kin.
+fn with_tables(device: &DeviceSpec) -> DeviceSpec {
+    let kin = device.kernel_tables.as_deref().and_then(DeviceSpec::named);
+    kin.unwrap_or_else(|| device.clone())
+}
+
+/// Tables can be carried to another device; a profile and a roofline hold no bytes to carry.
+fn refuse_other(origin: &str, of: &DeviceSpec, device: &DeviceSpec) -> Result<()> {
+    if of.is_same(device) {
+        return Ok(());
+    }
+    let reason = format!("it says nothing about {}; leave out --device or this source", device.name);
+    Err(Error::unfit(format!("{origin} is of {}", of.name), reason))
 }
 
 /// Who answered an operation, in words.

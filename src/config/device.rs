@@ -155,6 +155,17 @@ impl DeviceSpec {
         FILES.iter().map(|text| Self::parse("device preset", text)).collect()
     }
 
+    /// A known device by what its driver prints, its name or an alias.
+    pub fn recognised(name: &str) -> Option<Self> {
+        Self::of_driver_name(name).or_else(|| Self::named(name))
+    }
+
+    /// Whether both are the same device, by whatever name each goes.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let known = |of: &Self| Self::recognised(&of.name).map_or_else(|| of.name.clone(), |d| d.name);
+        self.name == other.name || known(self) == known(other)
+    }
+
     /// The device whose driver prints this name, if it is a known one.
     pub fn of_driver_name(printed: &str) -> Option<Self> {
         let known = [
@@ -171,7 +182,9 @@ impl DeviceSpec {
             ("GB200", "gb200"),
             ("B200", "b200"),
         ];
-        let found = known.into_iter().find(|(part, _)| printed.contains(part));
+        // Whole words: a GH200 is not an H200.
+        let is_in = |part: &str| format!(" {printed}").contains(&format!(" {part}"));
+        let found = known.into_iter().find(|(part, _)| is_in(part));
         // DeepEP's published tables name their device without its variant; they ran on SXM nodes.
         let (_, name) = found.or((printed == "NVIDIA H100").then_some(("", "h100_sxm")))?;
         Self::load(name).ok()

@@ -345,6 +345,23 @@ impl MlaQuery {
             }
         }
     }
+
+    /// Weights of the absorbed expansions of the device's heads: latent to key and value.
+    pub fn absorb_params(&self) -> f64 {
+        (self.local_heads() * self.kv_lora_rank * (self.nope + self.value)) as f64
+    }
+
+    /// Bytes that the absorption moves with weights of `bits`: every head reads and writes its own
+    /// key, value and two latents.
+    pub fn absorb_bytes(&self, bits: f64) -> f64 {
+        let width = self.local_heads() * (self.nope + self.value + 2 * self.kv_lora_rank);
+        self.absorb_params() * bits / 8.0 + ACTIVATION_BYTES * self.sequences * width as f64
+    }
+
+    /// Floating-point operations of the absorption.
+    pub fn absorb_flops(&self) -> f64 {
+        2.0 * self.absorb_params() * self.sequences
+    }
 }
 
 /// A collective.

@@ -131,17 +131,10 @@ impl RooflineModel {
             MlaPart::Core => Ok(self.core(q.phase, q.core_bytes(), q.core_flops())),
             MlaPart::Absorb => {
                 // Two batched GEMMs over the local heads, weights in 16 bits.
-                let heads = q.local_heads();
-                let m = q.sequences;
-                let one = |n: usize, k: usize| {
-                    self.gemm(&GemmQuery { m, n, k: k * heads, weights: DType::Bf16 })
-                };
-                let (key, value) = (one(q.kv_lora_rank, q.nope), one(q.kv_lora_rank, q.value));
-                Ok(Latency {
-                    value: key.value + value.value,
-                    floor: key.floor + value.floor,
-                    ..key
-                })
+                let s = &self.shares;
+                let work = (q.absorb_flops(), self.rates.peak(Arithmetic::Bits16));
+                let bytes = q.absorb_bytes(DType::Bf16.bits());
+                Ok(self.kernel(bytes, work, (s.read, s.arithmetic), 2.0 * s.kernel_floor_s))
             }
         }
     }

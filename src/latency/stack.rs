@@ -21,16 +21,6 @@ impl Stack {
     pub fn origin(&self, operation: Operation, origin: u8) -> Option<String> {
         self.models.get(usize::from(origin))?.provenance(operation)
     }
-
-    /// Number of models.
-    pub fn len(&self) -> usize {
-        self.models.len()
-    }
-
-    /// Whether it holds no model.
-    pub fn is_empty(&self) -> bool {
-        self.models.is_empty()
-    }
 }
 
 impl LatencyModel for Stack {

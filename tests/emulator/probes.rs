@@ -13,7 +13,8 @@ const STAMP_BYTES: u64 = 16 * 1024;
 /// Launches each once and checks what it leaves.
 pub(crate) fn check(run: &Run) -> Outcome {
     let mut batch = Batch::new(run);
-    let words: Vec<i32> = (0..WORDS).map(|i| i32::try_from(i * 2_654_435).unwrap()).collect();
+    let count = i32::try_from(WORDS).unwrap();
+    let words: Vec<i32> = (0..count).map(|i| i.wrapping_mul(2_654_435)).collect();
     let all = words.iter().fold(0, |all, w| all ^ w);
     let from = input(&mut batch.board, &bytes_i32(&words));
     let to = batch.board.allocate(ReadStream::result_bytes(&batch.board)).unwrap();

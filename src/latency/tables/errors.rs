@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::choose::version_order;
 use super::gather::keep_only;
-use super::load::{Load, balanced, power_law};
+use super::load::{balanced, power_law};
 use super::narrow::word;
 use super::series::{
     AttentionSizes, EngineTables, ExchangeSizes, Kernel, MoeSizes, Point, Series, Sizes, Table,
@@ -80,9 +80,8 @@ pub fn cell_errors(from: &EngineTables, truth: &EngineTables) -> Result<Vec<Erro
         let model =
             TablesModel::new(Arc::new(subset(from, &group, &own, &|_| true)), &target, None)?;
         let mut errors = Judged::default();
-        let mut loads = HashMap::new();
         for ((sizes, point), seconds) in cells(truth, &group, &kernels) {
-            errors.add(&model, query(&group, &sizes, point, &mut loads), seconds);
+            errors.add(&model, query(&group, &sizes, point), seconds);
         }
         let version = |tables: &EngineTables, of: &[u32]| {
             of.first().map_or_else(String::new, |k| tables.kernels[*k as usize].version.clone())
@@ -109,7 +108,6 @@ pub fn shape_errors(tables: &EngineTables) -> Result<Vec<ErrorRow>> {
         let shape = |s: &Sizes| [s[0], s[1], s[2], s[3]];
         let shapes: BTreeSet<[u32; 4]> = all.keys().map(|(s, _)| shape(s)).collect();
         let mut errors = Judged::default();
-        let mut loads = HashMap::new();
         for left in shapes {
             let others = subset(tables, &group, &kernels, &|s| shape(&s.sizes) != left);
             if others.series.is_empty() {
@@ -118,7 +116,7 @@ pub fn shape_errors(tables: &EngineTables) -> Result<Vec<ErrorRow>> {
             let model = TablesModel::new(Arc::new(others), &target, None)?;
             for ((sizes, point), seconds) in &all {
                 if shape(sizes) == left && MoeSizes::of(sizes).skew == 0 {
-                    errors.add(&model, query(&group, sizes, *point, &mut loads), *seconds);
+                    errors.add(&model, query(&group, sizes, *point), *seconds);
                 }
             }
         }
@@ -132,13 +130,21 @@ pub fn shape_errors(tables: &EngineTables) -> Result<Vec<ErrorRow>> {
 /// # Errors
 /// As [`cell_errors`].
 pub fn point_errors(tables: &EngineTables) -> Result<Vec<ErrorRow>> {
-    let mut thinned = tables.clone();
+    let is_kept = |i: usize, points: usize| i.is_multiple_of(2) || i + 1 == points;
+    let left_out = thinned(tables, |i, points| !is_kept(i, points));
+    cell_errors(&thinned(tables, is_kept), &left_out)
+}
+
+/// The tables with the points of each series that `keep` names by index and number of points.
+fn thinned(tables: &EngineTables, keep: impl Fn(usize, usize) -> bool) -> EngineTables {
     let mut axes: HashMap<Vec<Point>, u32> = HashMap::new();
     let (mut series, mut seconds) = (Vec::new(), Vec::new());
     for one in &tables.series {
         let (axis, times) = tables.points(one);
-        let kept = |i: &usize| i.is_multiple_of(2) || i + 1 == axis.len();
-        let places: Vec<usize> = (0..axis.len()).filter(kept).collect();
+        let places: Vec<usize> = (0..axis.len()).filter(|i| keep(*i, axis.len())).collect();
+        if places.is_empty() {
+            continue;
+        }
         let axis: Vec<Point> = places.iter().map(|i| axis[*i]).collect();
         let next = word(axes.len());
         let start = word(seconds.len());
@@ -148,9 +154,8 @@ pub fn point_errors(tables: &EngineTables) -> Result<Vec<ErrorRow>> {
     }
     let mut sorted: Vec<(Vec<Point>, u32)> = axes.into_iter().collect();
     sorted.sort_by_key(|(_, index)| *index);
-    thinned.axes = sorted.into_iter().map(|(axis, _)| axis).collect();
-    (thinned.series, thinned.seconds) = (series, seconds);
-    cell_errors(&thinned, tables)
+    let axes = sorted.into_iter().map(|(axis, _)| axis).collect();
+    EngineTables { axes, series, seconds, ..tables.clone() }
 }
 
 /// Kernels of each group, those of its newest version.
@@ -210,14 +215,11 @@ fn cells(tables: &EngineTables, group: &Group, kernels: &[u32]) -> Cells {
     cells
 }
 
-/// Loads of power laws: the same for all widths and TP sizes.
-type Loads = HashMap<(u32, u32, u32, u32, u32), Load>;
-
-fn query(group: &Group, sizes: &Sizes, point: Point, loads: &mut Loads) -> Option<Query> {
+fn query(group: &Group, sizes: &Sizes, point: Point) -> Option<Query> {
     let weights = dtype(&group.format);
     let cache = dtype(&group.cache).unwrap_or(DType::Bf16);
     match group.table {
-        Table::Moe => Some(Query::Moe(moe(&MoeSizes::of(sizes), weights?, point.0, loads))),
+        Table::Moe => Some(Query::Moe(moe(&MoeSizes::of(sizes), weights?, point.0))),
         Table::Gemm => Some(Query::Gemm(GemmQuery {
             m: f64::from(point.0),
             n: sizes[0] as usize,
@@ -260,12 +262,11 @@ fn dtype(format: &str) -> Option<DType> {
     }
 }
 
-fn moe(sizes: &MoeSizes, weights: DType, tokens: u32, loads: &mut Loads) -> MoeQuery {
-    let key = (sizes.experts, sizes.top_k, sizes.expert_parallel, sizes.skew, tokens);
-    let load = *loads.entry(key).or_insert_with(|| match sizes.skew {
+fn moe(sizes: &MoeSizes, weights: DType, tokens: u32) -> MoeQuery {
+    let load = match sizes.skew {
         0 => balanced(sizes, f64::from(tokens)),
         _ => power_law(sizes, tokens),
-    });
+    };
     MoeQuery {
         hidden: sizes.hidden as usize,
         inter: sizes.inter as usize,

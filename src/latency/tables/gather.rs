@@ -353,11 +353,7 @@ fn routed_alike(series: &Series) -> (u32, Sizes) {
 /// fault is one of routing, so all tensor-parallel sizes and distributions of that kernel, shape and
 /// EP size go; other kernels and EP sizes stay.
 fn leave_out_impossible(tables: &mut EngineTables) {
-    let Some(device) =
-        DeviceSpec::of_driver_name(&tables.device).or_else(|| DeviceSpec::named(&tables.device))
-    else {
-        return;
-    };
+    let Some(device) = DeviceSpec::recognised(&tables.device) else { return };
     let Ok(rates) = Rates::of(&device) else { return };
     let bad: Vec<(u32, Sizes)> = tables
         .of(Table::Moe)

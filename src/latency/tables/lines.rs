@@ -34,6 +34,10 @@ impl Place {
                 let (from, to) = (f64::from(from), f64::from(to));
                 Self { at, share: (x - from) / (to - from) }
             }
+            // One point says nothing about any other place.
+            (Some(&only), None) if (x / f64::from(only) - 1.0).abs() > 1e-9 => {
+                Self { at, share: f64::INFINITY.copysign(x - f64::from(only)) }
+            }
             _ => Self { at, share: 0.0 },
         }
     }

@@ -101,6 +101,15 @@ impl CollectiveTimes {
     }
 }
 
+/// Whose collectives come first: those of the engine asked for, NCCL's, another engine's.
+pub(super) fn whose_collective(engine: &str, asked: Option<&str>) -> usize {
+    match engine {
+        _ if engine == asked.unwrap_or(super::choose::ENGINES[0]) => 0,
+        "nccl" => 1,
+        _ => 2,
+    }
+}
+
 /// Times of the preferred kernel for some devices.
 fn collective_line(
     tables: &EngineTables,
@@ -108,14 +117,9 @@ fn collective_line(
     asked: Option<&str>,
     series: &[&Series],
 ) -> Option<Line> {
-    let wanted = asked.unwrap_or(super::choose::ENGINES[0]);
     let place = |s: &&&Series| {
         let kernel = tables.kernel(s);
-        let whose = match kernel.engine.as_str() {
-            engine if engine == wanted => 0,
-            "nccl" => 1,
-            _ => 2,
-        };
+        let whose = whose_collective(&kernel.engine, asked);
         // Messages of bytes are the same bytes; those of halves come first.
         (whose, ranks[s.kernel as usize], kernel.format == "int8", &kernel.source)
     };

@@ -224,14 +224,7 @@ fn work(part: MlaPart, q: &MlaQuery, heads: u32, bits: f64) -> Work {
     let latent = q.kv_lora_rank as f64;
     match part {
         MlaPart::Core => core,
-        MlaPart::Absorb => {
-            let params = heads * latent * (q.nope + q.value) as f64;
-            let widths = heads * (q.nope + q.value) as f64 + 2.0 * heads * latent;
-            Work {
-                bytes: params * bits / 8.0 + 2.0 * q.sequences * widths,
-                flops: 2.0 * params * q.sequences,
-            }
-        }
+        MlaPart::Absorb => Work { bytes: with.absorb_bytes(bits), flops: with.absorb_flops() },
         MlaPart::Block => {
             let hidden = q.hidden as f64;
             let query = q.q_lora_rank.unwrap_or(0) as f64;

@@ -295,9 +295,9 @@ fn nearest(format: &Format, wanted: &MoeSizes) -> (Vec<(Shape, f64)>, f64) {
     let ratio = |a: u32, b: u32| (f64::from(a) / f64::from(b)).ln();
     let target = shape(wanted);
     let distance = |s: &Shape| {
-        let [hidden, inter, experts, top_k, gated] =
-            [0, 1, 2, 3, 4].map(|i| ratio(s[i].max(1), target[i].max(1)));
-        let other_gate = if s[4] == target[4] { 0.0 } else { 1.0 + gated.abs() };
+        let [hidden, inter, experts, top_k] =
+            [0, 1, 2, 3].map(|i| ratio(s[i].max(1), target[i].max(1)));
+        let other_gate = if s[4] == target[4] { 0.0 } else { 1.0 };
         let size = hidden + inter;
         (size.powi(2)
             + 0.5 * hidden.powi(2)

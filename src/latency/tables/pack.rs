@@ -16,13 +16,13 @@ const STEP: f64 = 0.015;
 ///
 /// # Errors
 /// [`Error::Unfit`] for a device that the program does not know, [`Error::Io`] when it cannot be
-/// written.
-pub fn write(folder: &Path, tables: &EngineTables) -> Result<(PathBuf, usize)> {
+/// written, or exists and `force` is not set.
+pub fn write(folder: &Path, tables: &EngineTables, force: bool) -> Result<(PathBuf, usize)> {
     let device = device(tables)
         .ok_or_else(|| Error::unfit(&tables.device, "only tables of known devices are embedded"))?;
     create_folder(folder)?;
     let path = folder.join(format!("{}.tables", device.short_name()));
     let bytes = to_bytes(tables, Encoding::Quantised(STEP))?;
-    write_atomic(&path, &bytes, true)?;
+    write_atomic(&path, &bytes, force)?;
     Ok((path, bytes.len()))
 }

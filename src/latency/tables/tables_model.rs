@@ -6,7 +6,7 @@ use super::attention::AttentionTimes;
 use super::carry::Carry;
 use super::choose::{engine_rank, ranked, version_order};
 use super::gemm::GemmTimes;
-use super::links::{CollectiveTimes, ExchangeTimes};
+use super::links::{CollectiveTimes, ExchangeTimes, whose_collective};
 use super::mla::MlaTimes;
 use super::moe::MoeTimes;
 use super::series::{EngineTables, Kernel, Table};
@@ -46,7 +46,7 @@ impl TablesModel {
             let reason = "its peaks are not known, so its times cannot be carried over";
             Error::unfit(format!("tables of `{}`", tables.device), reason)
         })?;
-        let moved = own.name != target.name;
+        let moved = !own.is_same(target);
         let carry = Carry { from: Rates::of(&own)?, to: Rates::of(target)?, moved };
         let ranks = ranked(&tables.kernels, engine);
         Ok(Self {
@@ -75,7 +75,7 @@ impl TablesModel {
 
 /// The device of some tables, if it is a known one.
 pub fn device(tables: &EngineTables) -> Option<DeviceSpec> {
-    DeviceSpec::of_driver_name(&tables.device).or_else(|| DeviceSpec::named(&tables.device))
+    DeviceSpec::recognised(&tables.device)
 }
 
 impl LatencyModel for TablesModel {
@@ -104,15 +104,18 @@ impl LatencyModel for TablesModel {
     }
 
     fn provenance(&self, operation: Operation) -> Option<String> {
-        let holds = tables_of(operation);
+        let asked = self.engine.as_deref();
+        let order = |k: &&Kernel| {
+            let whose = match operation {
+                Operation::Collective => whose_collective(&k.engine, asked),
+                _ => engine_rank(&k.engine, asked),
+            };
+            (whose, version_order(&k.version))
+        };
         let mut used: Vec<&Kernel> = Vec::new();
-        for table in holds {
-            let series = self.tables.of(*table).iter();
-            let kernels = series.map(|s| self.tables.kernel(s));
-            used.extend(kernels.min_by_key(|k| {
-                let nccl = k.engine == "nccl";
-                (nccl, engine_rank(&k.engine, self.engine.as_deref()), version_order(&k.version))
-            }));
+        for table in tables_of(operation) {
+            let kernels = self.tables.of(*table).iter().map(|s| self.tables.kernel(s));
+            used.extend(kernels.filter(|k| !k.source.contains("eager")).min_by_key(order));
         }
         let mut names: Vec<String> =
             used.iter().map(|k| format!("{} {}", k.engine, k.version)).collect();
@@ -138,7 +141,9 @@ pub(super) const fn tables_of(operation: Operation) -> &'static [Table] {
         Operation::DecodeAttention => &[Table::DecodeAttention],
         Operation::PrefillMla => &[Table::PrefillMlaBlock, Table::PrefillMla],
         Operation::DecodeMla => &[Table::DecodeMlaBlock, Table::DecodeMla],
-        Operation::Collective => &[Table::AllReduce, Table::AllGather],
+        Operation::Collective => {
+            &[Table::AllReduce, Table::AllGather, Table::ReduceScatter, Table::AllToAll]
+        }
         Operation::Exchange => {
             &[Table::DecodeExchange, Table::PrefillExchange, Table::ExchangePart]
         }
