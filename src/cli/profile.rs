@@ -14,8 +14,8 @@ use crate::cli::parse::quantity;
 use crate::config::device::{DeviceKind, Price};
 use crate::config::{DType, DeviceSpec};
 use crate::files::read_capped;
-use crate::latency::measured::{format, validate};
 use crate::latency::measured::table::{Policy, Transfer};
+use crate::latency::measured::{format, validate};
 use crate::latency::tables::{self, EngineTables, TablesModel};
 use crate::latency::{LatencyModel, LatencyTable, Operation, RooflineModel, Stack};
 use crate::measure::record::{Device, Profile};
@@ -319,7 +319,8 @@ fn refuse_other(origin: &str, of: &DeviceSpec, device: &DeviceSpec) -> Result<()
     if of.is_same(device) {
         return Ok(());
     }
-    let reason = format!("it says nothing about {}; leave out --device or this source", device.name);
+    let reason =
+        format!("it says nothing about {}; leave out --device or this source", device.name);
     Err(Error::unfit(format!("{origin} is of {}", of.name), reason))
 }
 

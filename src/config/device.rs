@@ -162,7 +162,8 @@ impl DeviceSpec {
 
     /// Whether both are the same device, by whatever name each goes.
     pub fn is_same(&self, other: &Self) -> bool {
-        let known = |of: &Self| Self::recognised(&of.name).map_or_else(|| of.name.clone(), |d| d.name);
+        let known =
+            |of: &Self| Self::recognised(&of.name).map_or_else(|| of.name.clone(), |d| d.name);
         self.name == other.name || known(self) == known(other)
     }
 
