@@ -30,8 +30,8 @@ use moe_frontier::plan::size::{
     Limit, Metric, PlanCurve, SizeInputs, Statistic, Variability, size,
 };
 use moe_frontier::serving::{
-    Arrivals, Deployment, EngineCosts, Layout, Lengths, LoadModel, MemoryBudget, ServiceLevel,
-    Spread, StepLoad, Traffic, simulate,
+    Arrivals, Deployment, EngineCosts, Layout, Lengths, LoadModel, MemoryBudget, Router,
+    ServiceLevel, Spread, StepLoad, Traffic, simulate,
 };
 use moe_frontier::units::{Flops, Seconds, UsdPerHour};
 
@@ -169,6 +169,7 @@ fn sizing(model: &str) -> SizeInputs {
         rate: 20.0,
         peak_over_mean: 1.2,
         burstiness: 1.0,
+        router: Router::Random,
         limits: vec![limit(Metric::Ttft, 2.0), limit(Metric::Tpot, 0.06)],
         spare: 1,
         max_gpus: 1024,

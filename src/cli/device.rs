@@ -109,24 +109,28 @@ fn list_text(devices: &[DeviceSpec]) -> String {
 }
 
 fn show_text(device: &DeviceSpec) -> String {
-    let published = |name: &str, value: String| {
-        vec![name.to_owned(), value, "-".to_owned(), device.source.clone()]
+    let published = |field: &str, name: &str, value: String| {
+        let is_doubtful = device.unverified.iter().any(|u| u == field);
+        let seen = if is_doubtful { "unverified" } else { "-" };
+        vec![name.to_owned(), value, seen.to_owned(), device.source.clone()]
     };
+    let bandwidth = BytesPerSecond(device.read_bytes_per_s).to_string();
+    let link = BytesPerSecond(device.link_bytes_per_s).to_string();
     let mut rows = vec![
-        published("memory", gigabytes(device.memory_bytes)),
-        published("memory bandwidth", BytesPerSecond(device.read_bytes_per_s).to_string()),
-        published("link bandwidth", BytesPerSecond(device.link_bytes_per_s).to_string()),
+        published("memory_bytes", "memory", gigabytes(device.memory_bytes)),
+        published("read_bytes_per_s", "memory bandwidth", bandwidth),
+        published("link_bytes_per_s", "link bandwidth", link),
     ];
     if let Some(watts) = device.watts {
-        rows.push(published("board power", format!("{watts:.0} W")));
+        rows.push(published("watts", "board power", format!("{watts:.0} W")));
     }
     rows.extend(device.flops_per_s.iter().map(|(dtype, rate)| {
-        let name = format!("dense {}", format!("{dtype:?}").to_lowercase());
-        published(&name, FlopsPerSecond(*rate).to_string())
+        let field = format!("{dtype:?}").to_lowercase();
+        published(&field, &format!("dense {field}"), FlopsPerSecond(*rate).to_string())
     }));
     rows.extend(device.prices.iter().map(|price| {
         vec![
-            format!("price, {}", price.tier),
+            format!("{}, {}", price.kind.label(), price.tier),
             hourly(price.usd_per_hour),
             price.date.clone(),
             price.source.clone(),

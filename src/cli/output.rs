@@ -63,6 +63,32 @@ pub fn colour() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
+/// Columns that a line of text has at most.
+const LINE: usize = 100;
+
+/// A sentence behind its label, in lines of at most [`LINE`] columns.
+pub(crate) fn wrapped(label: &str, sentence: &str) -> String {
+    let mut lines = vec![label.to_owned()];
+    for word in sentence.split(' ') {
+        let full = lines.last().is_some_and(|l| l.chars().count() + word.chars().count() >= LINE);
+        if full {
+            lines.push(" ".repeat(label.len()));
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push_str(word);
+            line.push(' ');
+        }
+    }
+    let trimmed: Vec<&str> = lines.iter().map(|l| l.trim_end()).collect();
+    trimmed.join("\n") + "\n"
+}
+
+/// What was read of a model, and what was assumed in reading it.
+pub(crate) fn model_lines(summary: &str, assumed: &[String]) -> String {
+    let notes = assumed.iter().map(|note| wrapped("assumed: ", note));
+    format!("model: {summary}\n{}", notes.collect::<String>())
+}
+
 /// Prints one warning line on stderr.
 pub fn warn(message: &str) {
     let _ = writeln!(io::stderr(), "warning: {}", tidy(message));

@@ -84,6 +84,28 @@ pub fn quantity(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A mean number of tokens: at least one.
+///
+/// # Errors
+/// A message that says so.
+pub fn tokens(text: &str) -> Result<f64, String> {
+    match quantity(text) {
+        Ok(value) if value >= 1.0 => Ok(value),
+        _ => Err("not a number of tokens of at least 1".into()),
+    }
+}
+
+/// Requests of a simulation: from 1,000, for a 99th percentile with an interval, to ten million.
+///
+/// # Errors
+/// A message with the bounds.
+pub fn simulated_requests(text: &str) -> Result<usize, String> {
+    match positive_count(text) {
+        Some(count) if (1_000..=10_000_000).contains(&count) => Ok(count),
+        _ => Err("not a whole number from 1000 to 10000000".into()),
+    }
+}
+
 /// A finite number of zero or more.
 ///
 /// # Errors
@@ -173,5 +195,7 @@ mod tests {
         }
         assert!(share("0").is_err() && share("1.1").is_err() && share("nan").is_err());
         assert!(non_negative("-1").is_err() && non_negative("0").is_ok());
+        assert!(tokens("0.5").is_err() && tokens("1").is_ok() && tokens("nan").is_err());
+        assert!(simulated_requests("999").is_err() && simulated_requests("1000").is_ok());
     }
 }

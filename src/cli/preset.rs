@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::cli::Output;
+use crate::cli::output::wrapped;
 use crate::config::preset;
 use crate::config::{DType, Loaded, MoeModel, RouterConfig, Scoring, load_model};
 use crate::report::text_table;
@@ -12,8 +13,6 @@ use crate::units::{Bytes, count};
 
 /// Contexts at which the cache is shown, in tokens.
 const CONTEXTS: [(&str, f64); 2] = [("1k", 1024.0), ("128k", 131_072.0)];
-/// Columns that a line of assumptions has at most.
-const LINE: usize = 100;
 
 /// List and show the models that come with the program.
 #[derive(Debug, clap::Args)]
@@ -331,23 +330,6 @@ fn router(router: &RouterConfig, dense: bool) -> String {
         words.push(format!("x {}", router.scaling_factor));
     }
     words.join(", ")
-}
-
-/// A sentence behind its label, in lines of at most [`LINE`] columns.
-fn wrapped(label: &str, sentence: &str) -> String {
-    let mut lines = vec![label.to_owned()];
-    for word in sentence.split(' ') {
-        let full = lines.last().is_some_and(|l| l.chars().count() + word.chars().count() >= LINE);
-        if full {
-            lines.push(" ".repeat(label.len()));
-        }
-        if let Some(line) = lines.last_mut() {
-            line.push_str(word);
-            line.push(' ');
-        }
-    }
-    let trimmed: Vec<&str> = lines.iter().map(|l| l.trim_end()).collect();
-    trimmed.join("\n") + "\n"
 }
 
 /// The name that configuration files use.

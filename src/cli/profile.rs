@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clap::Args;
 
 use crate::cli::parse::quantity;
-use crate::config::device::{DeviceKind, Price};
+use crate::config::device::{DeviceKind, Price, PriceKind};
 use crate::config::{DType, DeviceSpec};
 use crate::files::read_capped;
 use crate::latency::measured::table::{Policy, Transfer};
@@ -353,6 +353,7 @@ pub(crate) fn of_machine(device: &Device) -> DeviceSpec {
         link_bytes_per_s: 1.0,
         kernel_tables: None,
         watts: None,
+        unverified: Vec::new(),
         kind: DeviceKind::Gpu,
         scale_up_devices: 1,
         scale_out: None,
@@ -364,6 +365,7 @@ pub(crate) fn of_machine(device: &Device) -> DeviceSpec {
         Device::Cpu(cpu) => {
             let price = Price {
                 tier: "general-purpose cloud".into(),
+                kind: PriceKind::Market,
                 usd_per_hour: USD_PER_THREAD_HOUR * cpu.threads as f64,
                 date: "2026-11".into(),
                 source: "stated: $0.05 per thread and hour, on demand".into(),
@@ -383,8 +385,7 @@ pub(crate) fn of_machine(device: &Device) -> DeviceSpec {
 /// # Errors
 /// [`Error::Usage`] for a price that is none, an unknown tier, or a device without a price.
 pub(crate) fn price(flag: Option<&str>, device: &DeviceSpec) -> Result<(UsdPerHour, String)> {
-    let published =
-        |p: &Price| (UsdPerHour(p.usd_per_hour), format!("{} ({}, {})", p.source, p.tier, p.date));
+    let published = |p: &Price| (UsdPerHour(p.usd_per_hour), p.describe());
     let Some(text) = flag else {
         return device.prices.first().map(published).ok_or_else(|| {
             let reason = format!("no price of {} is known; give its dollars per hour", device.name);

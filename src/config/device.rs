@@ -60,6 +60,9 @@ pub struct DeviceSpec {
     /// Board power in watts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watts: Option<f64>,
+    /// Figures without a confirmed source: fields, or formats of the rates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unverified: Vec<String>,
     /// What kind of machine it is.
     #[serde(default)]
     pub kind: DeviceKind,
@@ -104,18 +107,49 @@ const fn usual_domain() -> usize {
     8
 }
 
+/// What a price is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PriceKind {
+    /// What owning costs: purchase, power and operation over the life of the device.
+    Ownership,
+    /// What it is rented for.
+    #[default]
+    Market,
+}
+
+impl PriceKind {
+    /// Its name in words.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Ownership => "ownership cost",
+            Self::Market => "market price",
+        }
+    }
+}
+
 /// A price of one device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Price {
     /// Kind of offer.
     pub tier: String,
+    /// What it is of.
+    #[serde(default)]
+    pub kind: PriceKind,
     /// Dollars per device and hour.
     pub usd_per_hour: f64,
     /// When the price was seen.
     pub date: String,
     /// Where.
     pub source: String,
+}
+
+impl Price {
+    /// Source, offer, kind and date in words.
+    pub fn describe(&self) -> String {
+        format!("{} ({}, {}, {})", self.source, self.tier, self.kind.label(), self.date)
+    }
 }
 
 impl DeviceSpec {
@@ -301,7 +335,11 @@ mod tests {
         let h100 = DeviceSpec::load("h100").unwrap();
         assert!((h100.peak(DType::Bf16).unwrap() - 989e12).abs() < 1.0);
         assert!((h100.price().unwrap().0.0 - 1.69).abs() < 1e-12);
-        assert!(DeviceSpec::load("a100").unwrap().price().is_none());
+        assert!(DeviceSpec::load("h20").unwrap().price().is_none());
+        let kinds: Vec<PriceKind> = h100.prices.iter().map(|p| p.kind).collect();
+        assert!(kinds.contains(&PriceKind::Ownership) && kinds.contains(&PriceKind::Market));
+        let described = h100.price().unwrap().1.describe();
+        assert!(described.contains("ownership cost"), "{described}");
     }
 
     #[test]

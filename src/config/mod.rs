@@ -11,6 +11,7 @@ pub mod model;
 mod nearest;
 mod params;
 pub mod preset;
+mod summary;
 
 pub use device::DeviceSpec;
 pub use formats::TensorBits;

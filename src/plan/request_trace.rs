@@ -21,8 +21,6 @@ use crate::{Error, Result};
 const LEAST: usize = 1000;
 /// Longest file that is read, in bytes.
 const CAP: u64 = 256 << 20;
-/// Seconds of a day.
-const DAY: f64 = 86_400.0;
 
 /// Names of a quantity, ours first.
 const ARRIVAL: &[&str] =
@@ -66,7 +64,7 @@ impl Columns {
     pub fn set(&mut self, mapping: &str) -> Result<(), String> {
         let form = || {
             format!(
-                "`{mapping}` is no mapping; write arrival_s=NAME, input_tokens=NAME or output_tokens=NAME"
+                "`{mapping}` is not a mapping; write arrival_s=NAME, input_tokens=NAME or output_tokens=NAME"
             )
         };
         let (name, column) = mapping.split_once('=').ok_or_else(form)?;
@@ -89,6 +87,17 @@ impl FromStr for Columns {
         let mut columns = Self::default();
         text.split(',').try_for_each(|mapping| columns.set(mapping))?;
         Ok(columns)
+    }
+}
+
+impl Columns {
+    /// Those of several flags, of which later ones win.
+    pub fn joined(all: &[Self]) -> Self {
+        all.iter().fold(Self::default(), |sum, one| Self {
+            arrival: one.arrival.clone().or(sum.arrival),
+            input: one.input.clone().or(sum.input),
+            output: one.output.clone().or(sum.output),
+        })
     }
 }
 
@@ -166,14 +175,21 @@ impl RequestTrace {
         Spread::LogNormal((squares / self.rows.len() as f64).sqrt())
     }
 
-    /// What one of `replicas` gets when requests go round: every so many-th one, stretched in time
-    /// to a mean rate.
-    pub fn share(&self, replicas: usize, rate: f64) -> Vec<(f64, f64, f64)> {
-        let own: Vec<_> = self.rows.iter().step_by(replicas.max(1)).collect();
-        let start = own.first().map_or(0.0, |r| r.0);
-        let span = own.last().map_or(0.0, |r| r.0) - start;
-        let stretch = if span > 0.0 { (own.len() as f64 - 1.0) / span / rate } else { 0.0 };
-        own.into_iter().map(|r| ((r.0 - start) * stretch, r.1, r.2)).collect()
+    /// All requests, stretched in time to a mean rate and repeated until there are at least so many.
+    pub fn replay(&self, rate: f64, at_least: usize) -> Vec<(f64, f64, f64)> {
+        let start = self.rows.first().map_or(0.0, |r| r.0);
+        let span = self.rows.last().map_or(0.0, |r| r.0) - start;
+        let count = self.rows.len() as f64;
+        let stretch = if span > 0.0 { (count - 1.0) / span / rate } else { 0.0 };
+        // From the last request to the first one of the next round it takes one mean gap.
+        let round = span * stretch + 1.0 / rate;
+        let rounds = at_least.div_ceil(self.rows.len()).max(1);
+        (0..rounds)
+            .flat_map(|i| {
+                let offset = i as f64 * round;
+                self.rows.iter().map(move |r| (offset + (r.0 - start) * stretch, r.1, r.2))
+            })
+            .collect()
     }
 }
 
@@ -184,8 +200,12 @@ fn csv_requests(table: &FlatTable, columns: &Columns) -> Result<Vec<(f64, f64, f
         own.filter(|name| table.has(name))
     };
     let lacks = |own: &Option<String>, names: &[&str]| {
-        let name = own.as_deref().unwrap_or(names[0]);
-        Error::bad_file(table.location(), format!("no column `{name}`; map it with a column flag"))
+        let quantity = names[0];
+        let name = own.as_deref().unwrap_or(quantity);
+        Error::bad_file(
+            table.location(),
+            format!("no column `{name}`; name it with --column {quantity}=NAME"),
+        )
     };
     let in_ms = columns.arrival.is_none() && ARRIVAL_MS.iter().any(|n| table.has(n));
     let names = if in_ms { ARRIVAL_MS } else { ARRIVAL };
@@ -220,44 +240,22 @@ fn seconds(row: &Row, column: &str) -> Result<f64> {
 
 /// Seconds since 1970 of `2023-11-16 18:15:46.6805900`, with `T` and a zone of whole minutes as well.
 fn date_stamp(text: &str) -> Option<f64> {
-    let (date, clock) = text.split_once([' ', 'T'])?;
-    let mut parts = date.splitn(3, '-').map(str::parse::<i64>);
-    let (year, month, day) = (parts.next()?.ok()?, parts.next()?.ok()?, parts.next()?.ok()?);
-    let plausible = (1970..=9999).contains(&year) && (1..=12).contains(&month);
-    if !plausible || !(1..=31).contains(&day) {
-        return None;
-    }
-    let clock = clock.trim_end_matches('Z');
-    let (clock, zone) = match (clock.split_once('+'), clock.split_once('-')) {
-        (Some((clock, zone)), _) => (clock, zone_minutes(zone)?),
-        (None, Some((clock, zone))) => (clock, -zone_minutes(zone)?),
-        (None, None) => (clock, 0.0),
+    let clock = text.find([' ', 'T'])?;
+    let zone = text[clock..].find(['+', '-']).map(|at| text.split_at(clock + at));
+    let (plain, offset) = match zone {
+        Some((plain, zone)) => (plain, zone_seconds(zone)?),
+        None => (text, 0.0),
     };
-    let mut parts = clock.splitn(3, ':').map(str::parse::<f64>);
-    let (hour, minute, second) = (parts.next()?.ok()?, parts.next()?.ok()?, parts.next()?.ok()?);
-    let in_day = (0.0..24.0).contains(&hour) && (0.0..60.0).contains(&minute);
-    if !in_day || !(0.0..61.0).contains(&second) {
-        return None;
-    }
-    let days = days_since_1970(year, month, day);
-    Some(days as f64 * DAY + hour * 3600.0 + (minute - zone) * 60.0 + second)
+    let moment = humantime::parse_rfc3339_weak(plain).ok()?;
+    let since = moment.duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some(since.as_secs_f64() - offset)
 }
 
-/// Minutes of `08:00`.
-fn zone_minutes(zone: &str) -> Option<f64> {
+/// Seconds that a clock is ahead by in the zone `+08:00`.
+fn zone_seconds(zone: &str) -> Option<f64> {
     let (hours, minutes) = zone.split_once(':').unwrap_or((zone, "0"));
-    Some(60.0 * hours.parse::<f64>().ok()? + minutes.parse::<f64>().ok()?)
-}
-
-/// Days of the proleptic Gregorian calendar, years counted from March so that leap days are last.
-const fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
-    /// Days from the March of year 0 to 1970-01-01.
-    const EPOCH: i64 = 719_468;
-    let from_march = (month + 9) % 12;
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, of_era) = (year / 400, year % 400);
-    let of_year = (153 * from_march + 2) / 5 + day - 1;
-    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - EPOCH
+    let (hours, minutes): (f64, f64) = (hours.parse().ok()?, minutes.parse().ok()?);
+    Some(60.0 * (60.0 * hours + minutes.copysign(hours)))
 }
 
 /// Requests of JSON lines.
@@ -301,13 +299,17 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_gets_its_share_at_the_rate_asked_for() {
+    fn a_trace_is_replayed_at_the_rate_asked_for_until_there_are_enough() {
         let trace = read(&steady(2000)).unwrap();
         assert_eq!(trace.lengths(), Lengths { input: 100.0, output: 20.0 });
         assert_eq!(trace.spread(), Spread::LogNormal(0.5));
-        let share = trace.share(5, 4.0);
-        assert_eq!(share.len(), 400);
-        assert!((share[1].0 - 0.25).abs() < 1e-9 && share[0].0.abs() < 1e-12);
+        let once = trace.replay(4.0, 1);
+        assert_eq!(once.len(), 2000);
+        assert!((once[1].0 - 0.25).abs() < 1e-9 && once[0].0.abs() < 1e-12);
+        let twice = trace.replay(4.0, 2001);
+        assert_eq!(twice.len(), 4000);
+        assert!((twice[2000].0 - 500.0).abs() < 1e-9);
+        assert!(twice.windows(2).all(|w| (w[1].0 - w[0].0 - 0.25).abs() < 1e-9));
     }
 
     #[test]
@@ -339,7 +341,7 @@ mod tests {
         let azure = rows(&|i| format!("2023-11-16 18:{:02}:{:02}.6805900,100,20", i / 60, i % 60));
         let azure =
             read(&format!("TIMESTAMP,ContextTokens,GeneratedTokens\n{azure}"), &none).unwrap();
-        assert!((azure.share(1, 1.0)[60].0 - 60.0).abs() < 1e-6);
+        assert!((azure.replay(1.0, 1)[60].0 - 60.0).abs() < 1e-6);
         let header = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type";
         let burst = rows(&|i| format!("{i},GPT-4,100,{},0,API", usize::from(i % 10 > 0)));
         assert_eq!(read(&format!("{header}\n{burst}"), &none).unwrap().left_out(), 120);
@@ -350,7 +352,7 @@ mod tests {
             )
         });
         let mooncake = read(&mooncake, &none).unwrap();
-        assert!((mooncake.share(1, 2.0)[2].0 - 1.0).abs() < 1e-9);
+        assert!((mooncake.replay(2.0, 1)[2].0 - 1.0).abs() < 1e-9);
         let own = rows(&|i| format!("{i},7,8"));
         let columns: Columns = "arrival_s=t,input_tokens=p,output_tokens=o".parse().unwrap();
         let own = read(&format!("t,p,o\n{own}"), &columns).unwrap();
@@ -363,6 +365,7 @@ mod tests {
         assert_eq!(at("1970-01-02 00:00:00"), Some(86_400.0));
         assert_eq!(at("2024-03-01T00:00:00Z"), Some(1_709_251_200.0));
         assert_eq!(at("2024-03-01T08:00:00+08:00"), Some(1_709_251_200.0));
+        assert_eq!(at("2024-02-29T18:30:00-05:30"), Some(1_709_251_200.0));
         assert!(at("2024-13-01 00:00:00").is_none() && at("2024-03-01").is_none());
     }
 }

@@ -80,7 +80,7 @@ impl StepCurve {
     /// # Errors
     /// [`crate::Error::Infeasible`] when not one sequence fits; as [`Deployment::step`].
     pub fn new(deployment: &Deployment, lengths: &Lengths, level: &ServiceLevel) -> Result<Self> {
-        let batch = batch_grid(deployment.batch_cap(lengths)?);
+        let batch = batch_grid(deployment.batch_cap(lengths)?, POINTS_PER_DOUBLING);
         let prefill = deployment.prefill(lengths);
         let mut steps = Vec::with_capacity(batch.len());
         let mut prompts = Vec::with_capacity(batch.len());
@@ -264,14 +264,14 @@ impl Row {
     }
 }
 
-/// Batches from 1 to `cap`, evenly in the logarithm.
-fn batch_grid(cap: f64) -> Vec<f64> {
+/// Batches from 1 to `cap`, evenly in the logarithm, so many per doubling.
+pub fn batch_grid(cap: f64, per_doubling: f64) -> Vec<f64> {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "a few dozen points at most"
     )]
-    let intervals = (cap.log2() * POINTS_PER_DOUBLING).ceil().max(1.0) as usize;
+    let intervals = (cap.log2() * per_doubling).ceil().max(1.0) as usize;
     if cap <= 1.0 {
         return vec![1.0];
     }

@@ -53,6 +53,17 @@ pub struct StepLoad {
 }
 
 impl StepLoad {
+    /// What a step carries with `sequences` at the mean context of their lengths and so many prompt
+    /// tokens.
+    pub fn of(lengths: &Lengths, sequences: f64, prompt_tokens: f64) -> Self {
+        Self {
+            sequences,
+            context: lengths.mean_context(),
+            prompt_tokens,
+            prompt_length: if prompt_tokens > 0.0 { lengths.input } else { 0.0 },
+        }
+    }
+
     fn tokens(&self) -> f64 {
         self.sequences + self.prompt_tokens
     }

@@ -1,13 +1,7 @@
-//! A seeded discrete-event simulation of one engine: first come, first served, batched step by step.
+//! What a simulation is asked and what it answers: requests in, percentiles out.
 //!
-//! Each step advances every decoding sequence by one token and takes in prompt tokens up to the
-//! chunk budget. Between arrivals, completions and prompts the step time is constant, so whole runs
-//! of steps are taken at once. A request is admitted when a place and cache pages for its whole
-//! length are free. Percentiles come with batch-means intervals; the first tenth is dropped.
-//! Same seed, same result.
-
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+//! Requests are drawn from a seed or given. Percentiles come with batch-means intervals. Same seed,
+//! same result. The engines themselves are in `fleet.rs`.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -15,12 +9,12 @@ use rand_distr::{Distribution, Exp1, Gamma, LogNormal};
 use serde::Serialize;
 
 use crate::error::{in_range, positive};
-use crate::serving::memory::pages;
+use crate::serving::fleet::{Fleet, Router};
 use crate::serving::{Lengths, PromptTimes};
 use crate::stats::quantile;
 use crate::{Error, Result};
 
-/// Share of the requests that are dropped as warm-up.
+/// Share of drawn requests that are dropped as warm-up.
 const WARM_UP: f64 = 0.1;
 /// Batches of the intervals, and Student's t for 95 % of their mean.
 const BATCHES: usize = 20;
@@ -71,8 +65,29 @@ pub enum Arrivals {
         /// Seed.
         seed: u64,
     },
-    /// Given: arrival in seconds (rising), prompt and output tokens.
+    /// Given: arrival in seconds (rising), prompt and output tokens; all of them count.
     Trace(Vec<(f64, f64, f64)>),
+}
+
+impl Arrivals {
+    /// How many requests count: of drawn ones the first tenth is warm-up, of given ones all do.
+    pub fn counted(&self) -> usize {
+        match self {
+            Self::Drawn { requests, .. } => requests - warm_up(*requests),
+            Self::Trace(rows) => rows.len(),
+        }
+    }
+}
+
+/// How many of so many drawn requests are warm-up.
+fn warm_up(requests: usize) -> usize {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a tenth of a number of requests"
+    )]
+    let skip = (WARM_UP * requests as f64).round() as usize;
+    skip
 }
 
 /// A percentile with its 95 % interval.
@@ -112,65 +127,33 @@ pub struct Simulated {
     pub e2e_s: Percentiles,
     /// Arrival to admission.
     pub wait_s: Percentiles,
-    /// Mean decoding sequences over the whole run.
+    /// Mean decoding sequences of a replica over the whole run.
     pub mean_running: f64,
 }
 
+/// One request.
 #[derive(Clone, Copy)]
-struct Request {
-    arrival: f64,
-    input: f64,
-    output: f64,
+pub(super) struct Request {
+    pub(super) arrival: f64,
+    pub(super) input: f64,
+    pub(super) output: f64,
 }
 
-/// One request's times.
-#[derive(Clone, Copy, Default)]
-struct Times {
-    admitted: f64,
-    first: f64,
-    last: f64,
-}
-
-/// Runs the requests through the engine.
+/// Runs the requests through one engine.
 ///
 /// # Errors
 /// [`Error::Usage`] for impossible inputs; [`Error::Infeasible`] when one request alone exceeds the
 /// cache.
 pub fn simulate(speed: &EngineSpeed, arrivals: &Arrivals) -> Result<Simulated> {
-    speed.validate()?;
-    let requests = draw(arrivals)?;
-    let longest = requests.iter().map(|r| r.input + r.output).fold(0.0, f64::max);
-    if longest > speed.cache_tokens {
-        return Err(Error::infeasible(
-            format!("a request of {longest} tokens exceeds the cache of {}", speed.cache_tokens),
-            "use more devices or shorter requests",
-        ));
+    let fleet = Fleet { speed, replicas: 1, router: Router::Random, seed: 0 };
+    match fleet.run(arrivals, &mut |_, _| false)? {
+        Some(run) => Ok(run.simulated),
+        None => Err(Error::unfit("simulation", "it was stopped")),
     }
-    let (times, busy) = run(speed, &requests);
-    let skip = (WARM_UP * requests.len() as f64).round();
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a tenth of a number of requests"
-    )]
-    let skip = skip as usize;
-    let span = times.iter().map(|t| t.last).fold(0.0, f64::max) - requests[0].arrival;
-    let of = |value: &dyn Fn(&Request, &Times) -> f64| {
-        let all = requests.iter().zip(&times).skip(skip);
-        percentiles(&all.map(|(r, t)| value(r, t)).collect::<Vec<f64>>())
-    };
-    Ok(Simulated {
-        requests: requests.len() - skip,
-        ttft_s: of(&|r, t| t.first - r.arrival + speed.request_s),
-        tpot_s: of(&|r, t| (t.last - t.first) / (r.output - 1.0).max(1.0)),
-        e2e_s: of(&|r, t| t.last - r.arrival + speed.request_s),
-        wait_s: of(&|r, t| t.admitted - r.arrival),
-        mean_running: busy / span,
-    })
 }
 
 impl EngineSpeed {
-    fn validate(&self) -> Result<()> {
+    pub(super) fn validate(&self) -> Result<()> {
         if self.decode_s.is_empty() {
             return Err(Error::usage("engine speed", "no batch fits"));
         }
@@ -184,7 +167,7 @@ impl EngineSpeed {
     }
 }
 
-fn draw(arrivals: &Arrivals) -> Result<Vec<Request>> {
+pub(super) fn draw(arrivals: &Arrivals) -> Result<Vec<Request>> {
     match arrivals {
         Arrivals::Trace(rows) => {
             let valid = |r: &(f64, f64, f64)| {
@@ -240,137 +223,18 @@ fn lengths_of(mean: &Lengths, spread: Spread, rng: &mut ChaCha8Rng) -> Result<(f
     }
 }
 
-/// A prompt on its way in.
-struct Entering {
-    index: usize,
-    left: f64,
-}
-
-/// Total order on times for the heap.
-struct Step(f64);
-
-impl PartialEq for Step {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Step {}
-
-impl PartialOrd for Step {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Step {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.total_cmp(&other.0)
-    }
-}
-
-/// The clock of the engine. Returns each request's times and the integral of running sequences.
-fn run(speed: &EngineSpeed, requests: &[Request]) -> (Vec<Times>, f64) {
-    let cap = speed.decode_s.len();
-    let mut times = vec![Times::default(); requests.len()];
-    let mut queue: VecDeque<usize> = VecDeque::new();
-    let mut entering: VecDeque<Entering> = VecDeque::new();
-    // Step number at which a decoding sequence ends, counted over all decode steps so far.
-    let mut decoding: BinaryHeap<Reverse<(Step, usize)>> = BinaryHeap::new();
-    let (mut now, mut steps, mut cached, mut busy) = (requests[0].arrival, 0.0, 0.0, 0.0);
-    let mut next = 0;
-    let mut done = 0;
-    while done < requests.len() {
-        while next < requests.len() && requests[next].arrival <= now {
-            queue.push_back(next);
-            next += 1;
-        }
-        while let Some(&index) = queue.front() {
-            let held = pages(requests[index].input + requests[index].output);
-            let running = decoding.len() + entering.len();
-            if running >= cap || (running > 0 && cached + held > speed.cache_tokens) {
-                break;
-            }
-            queue.pop_front();
-            cached += held;
-            times[index].admitted = now;
-            entering.push_back(Entering { index, left: requests[index].input });
-        }
-        let running = decoding.len();
-        if running == 0 && entering.is_empty() {
-            // Idle until the next arrival; there is one, because not all are done.
-            now = requests[next].arrival;
-            continue;
-        }
-        let decode = if running > 0 { speed.decode_s[running - 1] } else { 0.0 };
-        let mut finished_prompts = Vec::new();
-        let count = if entering.is_empty() {
-            runs(&decoding, steps, decode, now, requests.get(next).map(|r| r.arrival))
-        } else {
-            1.0
-        };
-        let mut budget = speed.chunk_tokens;
-        let mut taken = 0.0;
-        while let Some(front) = entering.front_mut() {
-            let part = front.left.min(budget);
-            front.left -= part;
-            budget -= part;
-            taken += part;
-            if front.left > 0.0 {
-                break;
-            }
-            finished_prompts.push(front.index);
-            entering.pop_front();
-        }
-        let elapsed = count * (decode + speed.prompt_s.seconds(running as f64, taken));
-        now += elapsed;
-        busy += elapsed * running as f64;
-        if running > 0 {
-            steps += count;
-        }
-        while let Some(Reverse((Step(end), index))) = decoding.peek() {
-            if *end > steps + 0.5 {
-                break;
-            }
-            let index = *index;
-            decoding.pop();
-            times[index].last = now;
-            cached -= pages(requests[index].input + requests[index].output);
-            done += 1;
-        }
-        for index in finished_prompts {
-            times[index].first = now;
-            let more = requests[index].output - 1.0;
-            if more < 0.5 {
-                times[index].last = now;
-                cached -= pages(requests[index].input + requests[index].output);
-                done += 1;
-            } else {
-                decoding.push(Reverse((Step(steps + more), index)));
-            }
-        }
-    }
-    (times, busy)
-}
-
-/// Whole steps until something changes: a sequence ends or a request arrives.
-fn runs(
-    decoding: &BinaryHeap<Reverse<(Step, usize)>>,
-    steps: f64,
-    decode: f64,
-    now: f64,
-    arrival: Option<f64>,
-) -> f64 {
-    let ends = decoding.peek().map_or(1.0, |Reverse((Step(end), _))| end - steps);
-    let arrives = arrival.map_or(f64::INFINITY, |at| ((at - now) / decode).ceil());
-    ends.min(arrives).max(1.0)
-}
-
-fn percentiles(values: &[f64]) -> Percentiles {
-    let size = values.len() / BATCHES;
-    let batches: Vec<&[f64]> = values.chunks(size.max(1)).take(BATCHES).collect();
+/// Mean and percentiles with the interval of their means over batches in order of arrival.
+pub(super) fn percentiles(values: &[f64]) -> Percentiles {
+    let sorted = |values: &[f64]| {
+        let mut sorted = values.to_vec();
+        sorted.sort_unstable_by(f64::total_cmp);
+        sorted
+    };
+    let size = (values.len() / BATCHES).max(1);
+    let batches: Vec<Vec<f64>> = values.chunks(size).take(BATCHES).map(sorted).collect();
+    let all = sorted(values);
     let estimate = |statistic: &dyn Fn(&[f64]) -> f64| {
-        let value = statistic(values);
+        let value = statistic(&all);
         let each: Vec<f64> = batches.iter().map(|b| statistic(b)).collect();
         let mean = each.iter().sum::<f64>() / each.len() as f64;
         let variance = each.iter().map(|v| (v - mean).powi(2)).sum::<f64>()
@@ -378,13 +242,7 @@ fn percentiles(values: &[f64]) -> Percentiles {
         let half = T_19 * (variance / each.len() as f64).sqrt();
         Estimate { value, lo: (value - half).max(0.0), hi: value + half }
     };
-    let at = |share: f64| {
-        move |values: &[f64]| {
-            let mut sorted = values.to_vec();
-            sorted.sort_by(f64::total_cmp);
-            quantile(&sorted, share).unwrap_or(0.0)
-        }
-    };
+    let at = |share: f64| move |sorted: &[f64]| quantile(sorted, share).unwrap_or(0.0);
     Percentiles {
         mean: estimate(&|v| v.iter().sum::<f64>() / v.len().max(1) as f64),
         p50: estimate(&at(0.5)),

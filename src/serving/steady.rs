@@ -292,12 +292,7 @@ struct StepState {
 
 impl StepState {
     fn load(&self, prompt_tokens: f64) -> StepLoad {
-        StepLoad {
-            sequences: self.batch,
-            context: self.lengths.mean_context(),
-            prompt_tokens,
-            prompt_length: if prompt_tokens > 0.0 { self.lengths.input } else { 0.0 },
-        }
+        StepLoad::of(&self.lengths, self.batch, prompt_tokens)
     }
 }
 

@@ -99,7 +99,7 @@ pub(super) fn run(
         },
         calibrations,
         assumptions: Assumptions {
-            kernel_times: args.source.profile.join(","),
+            kernel_times: kernel_times(&args.source.profile),
             errors_are: "shares of the measured value: 0.1 is 10 %",
             errors_leave_out: "rows with a quality flag and overloaded rows (see `excluded`)",
             routing: RoutingKind::TYPICAL.to_string(),
@@ -111,6 +111,14 @@ pub(super) fn run(
         rows: points.iter().zip(results).map(|(p, r)| row(p, r)).collect(),
     };
     output.result(&document, || text(&document))
+}
+
+/// Where latencies come from, in words.
+fn kernel_times(profile: &[String]) -> String {
+    if profile.is_empty() {
+        return "shipped tables of each row's device, else its published peaks".into();
+    }
+    profile.join(",")
 }
 
 fn row(point: &Point, result: Result<Prediction, String>) -> RowOut {
@@ -175,7 +183,7 @@ fn text(document: &Document) -> String {
 }
 
 fn columns(e: &Errors) -> String {
-    let percent = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.1}%", v * 100.0));
+    let percent = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.1} %", v * 100.0));
     format!(
         "{:>5} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7}",
         e.n,

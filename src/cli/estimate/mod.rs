@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::Result;
 use crate::cli::Output;
-use crate::cli::parse::{positive_whole, quantity};
+use crate::cli::parse::{positive_whole, quantity, tokens};
 use crate::cli::profile::{ProfileArgs, Sources};
 use crate::plan::calibrate::{self, Calibration};
 use crate::plan::points::{self, Point};
@@ -64,10 +64,10 @@ pub struct EstimateArgs {
     #[arg(long, value_parser = quantity)]
     pub rate: Option<f64>,
     /// Prompt tokens per request.
-    #[arg(long, default_value = "1000", value_parser = quantity)]
+    #[arg(long, default_value = "1000", value_parser = tokens)]
     pub isl: f64,
     /// Output tokens per request.
-    #[arg(long, default_value = "200", value_parser = quantity)]
+    #[arg(long, default_value = "200", value_parser = tokens)]
     pub osl: f64,
     /// Dollars per device and hour, or a published tier; by default the device's first published
     /// price.
@@ -104,7 +104,10 @@ pub(crate) fn calibrate_all(points: &[Point], sources: &Sources) -> Result<Vec<C
 }
 
 /// The constants for an engine: those fitted to the most rows of it, else the defaults.
-fn costs_of<'a>(engine: &str, calibrations: &'a [Calibration]) -> Option<&'a Calibration> {
+pub(crate) fn costs_of<'a>(
+    engine: &str,
+    calibrations: &'a [Calibration],
+) -> Option<&'a Calibration> {
     let of_engine =
         |c: &&Calibration| c.group.split(' ').next() == Some(engine) && !c.fitted.is_empty();
     calibrations.iter().filter(of_engine).max_by_key(|c| c.rows)

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::{EstimateArgs, costs_of, resolve};
 use crate::cli::Output;
+use crate::cli::output::model_lines;
 use crate::cli::profile::{Sources, price};
 use crate::config::{DeviceSpec, Loaded, load_model};
 use crate::constants::residual;
@@ -25,6 +26,7 @@ struct Document {
     schema: &'static str,
     schema_version: &'static str,
     model: String,
+    model_summary: String,
     device: String,
     gpus: usize,
     layout: Layout,
@@ -118,6 +120,7 @@ pub(super) fn run(
         schema: "moe-frontier/estimate",
         schema_version: "1.0",
         model: setup.model.name.clone(),
+        model_summary: setup.model.summary(),
         device: setup.device.name.clone(),
         gpus,
         layout: setup.layout,
@@ -207,9 +210,6 @@ fn setup(args: &EstimateArgs, sources: &Sources) -> Result<(Setup, Vec<String>)>
         _ => return Err(Error::usage("--concurrency", "give --concurrency or --rate")),
     };
     let lengths = Lengths { input: args.isl, output: args.osl };
-    if args.isl < 1.0 || args.osl < 1.0 {
-        return Err(Error::usage("--isl", "lengths are at least one token"));
-    }
     Ok((Setup { model, device, layout, lengths, traffic }, assumed))
 }
 
@@ -242,7 +242,8 @@ fn money(price: UsdPerHour, setup: &Setup, served: &Served, rate: f64) -> (f64, 
 
 fn text(d: &Document) -> String {
     use std::fmt::Write;
-    let mut text = format!("{} on {} x {} ({})\n", d.model, d.gpus, d.device, d.layout);
+    let mut text = model_lines(&d.model_summary, &d.assumptions.model_assumed);
+    let _ = writeln!(text, "{} on {} x {} ({})", d.model, d.gpus, d.device, d.layout);
     let _ = writeln!(
         text,
         "TTFT {:.1} ms, TPOT {:.2} ms ({:.2} to {:.2}, {}), {:.0} output tokens/s ({:.0} per GPU), {:.2} requests/s",

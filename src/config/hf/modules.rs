@@ -4,21 +4,45 @@
 //! A name covers its module and everything below it, whatever the path in front of `layers.`. Parts
 //! of words mean nothing: `gate` is the router and never `gate_proj`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use regex::Regex;
 
 /// Longest regular expression that is compiled, in bytes of its program.
 const REGEX_LIMIT: usize = 1 << 20;
 
+/// Names of one place. Files list every expert of every layer: plain names are looked up, not tried
+/// one by one.
+#[derive(Debug, Default)]
+struct Names {
+    plain: HashSet<String>,
+    globs: Vec<String>,
+}
+
+impl Names {
+    fn add(&mut self, name: String) {
+        if name.contains(['*', '?']) {
+            self.globs.push(name);
+        } else {
+            self.plain.insert(name);
+        }
+    }
+
+    /// Whether one of them means a module, one above it, or either without the path in front.
+    fn cover(&self, module: &str) -> bool {
+        spans(module).any(|span| self.plain.contains(span))
+            || self.globs.iter().any(|glob| spans(module).any(|span| is_match(glob, span)))
+    }
+}
+
 /// A list of modules.
 #[derive(Debug, Default)]
 pub(super) struct Modules {
-    /// Globs below one layer, without `layers.N.`; an empty one is the whole layer.
-    by_layer: HashMap<usize, Vec<String>>,
+    /// Names below one layer, without `layers.N.`; an empty one is the whole layer.
+    by_layer: HashMap<usize, Names>,
     /// Starts of layer numbers that a glob cut: `layers.1*`.
     by_start: Vec<String>,
-    globs: Vec<String>,
+    names: Names,
     regexes: Vec<Regex>,
     /// Expressions that are not understood.
     pub(super) odd: Vec<String>,
@@ -43,18 +67,18 @@ impl Modules {
         let name = name.trim_end_matches(".weight");
         let below = name.find("layers.").map(|at| &name[at + "layers.".len()..]);
         let Some(below) = below else {
-            self.globs.push(name.to_owned());
+            self.names.add(name.to_owned());
             return;
         };
         let digits = below.bytes().take_while(u8::is_ascii_digit).count();
         let (number, rest) = below.split_at(digits);
         match (number.parse::<usize>(), rest) {
-            (Ok(layer), "") => self.by_layer.entry(layer).or_default().push(String::new()),
+            (Ok(layer), "") => self.by_layer.entry(layer).or_default().add(String::new()),
             (Ok(_), "*") => self.by_start.push(number.to_owned()),
             (Ok(layer), rest) if rest.starts_with('.') => {
-                self.by_layer.entry(layer).or_default().push(rest[1..].to_owned());
+                self.by_layer.entry(layer).or_default().add(rest[1..].to_owned());
             }
-            _ => self.globs.push(format!("layers.{below}")),
+            _ => self.names.add(format!("layers.{below}")),
         }
     }
 
@@ -69,12 +93,15 @@ impl Modules {
 
     /// Whether a module below a layer is in the list.
     pub(super) fn has(&self, layer: usize, module: &str) -> bool {
-        let own = self.by_layer.get(&layer).is_some_and(|globs| {
-            globs.iter().any(|g| g.is_empty() || g == "*" || covers(g, module))
-        });
-        own || self.starts(layer)
-            || self.globs.iter().any(|g| covers(g, &format!("layers.{layer}.{module}")))
-            || self.regexes.iter().any(|r| matches(r, &format!("layers.{layer}.{module}")))
+        let is_whole =
+            |names: &Names| names.plain.contains("") || names.globs.iter().any(|g| g == "*");
+        let own =
+            self.by_layer.get(&layer).is_some_and(|names| is_whole(names) || names.cover(module));
+        if own || self.starts(layer) {
+            return true;
+        }
+        let path = format!("layers.{layer}.{module}");
+        self.names.cover(&path) || self.regexes.iter().any(|r| matches(r, &path))
     }
 
     fn starts(&self, layer: usize) -> bool {
@@ -86,8 +113,7 @@ impl Modules {
 
     /// Whether a module outside the layers (embedding, head) is in the list.
     pub(super) fn has_outside(&self, module: &str) -> bool {
-        self.globs.iter().any(|g| covers(g, module))
-            || self.regexes.iter().any(|r| matches(r, module))
+        self.names.cover(module) || self.regexes.iter().any(|r| matches(r, module))
     }
 }
 
@@ -98,13 +124,13 @@ fn matches(regex: &Regex, module: &str) -> bool {
     PREFIXES.iter().any(|prefix| regex.is_match(&format!("{prefix}{module}")))
 }
 
-/// Whether a glob means a module, one above it, or either without the path in front.
-fn covers(glob: &str, module: &str) -> bool {
-    let ends = module.match_indices('.').map(|(at, _)| at).chain([module.len()]);
-    let starts: Vec<usize> =
-        [0].into_iter().chain(module.match_indices('.').map(|(at, _)| at + 1)).collect();
-    ends.into_iter().any(|end| {
-        starts.iter().filter(|&&s| s < end).any(|&start| is_match(glob, &module[start..end]))
+/// A module, those above it, and all of these without parts of the path in front.
+fn spans(module: &str) -> impl Iterator<Item = &str> {
+    let dots = || module.match_indices('.').map(|(at, _)| at);
+    let starts = [0].into_iter().chain(dots().map(|at| at + 1));
+    starts.flat_map(move |start| {
+        let ends = dots().chain([module.len()]);
+        ends.filter(move |end| *end > start).map(move |end| &module[start..end])
     })
 }
 

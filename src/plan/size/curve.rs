@@ -3,7 +3,9 @@
 use super::steps::{Steps, Variability};
 use super::{Limit, Metric, Statistic};
 use crate::Result;
-use crate::serving::{Breakdown, Deployment, EngineSpeed, Lengths, PromptTimes, StepLoad};
+use crate::serving::{
+    Breakdown, Deployment, EngineSpeed, Lengths, PromptTimes, StepLoad, batch_grid,
+};
 use crate::units::Seconds;
 
 /// Points of the batch grid per doubling.
@@ -68,11 +70,11 @@ impl PlanCurve {
         let per_token = deployment.cache_per_sequence(held).0 / held;
         let free = (deployment.memory.usable() - deployment.weights_per_device()).0;
         let mut decodes = Vec::new();
-        for batch in batches(cap, POINTS_PER_DOUBLING) {
-            let step = deployment.step(&load(lengths, batch, 0.0))?;
+        for batch in batch_grid(cap, POINTS_PER_DOUBLING) {
+            let step = deployment.step(&StepLoad::of(lengths, batch, 0.0))?;
             decodes.push((batch.ln(), step.total().0));
         }
-        let step = deployment.step(&load(lengths, (cap / 2.0).max(1.0), 0.0))?;
+        let step = deployment.step(&StepLoad::of(lengths, (cap / 2.0).max(1.0), 0.0))?;
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -113,6 +115,12 @@ impl PlanCurve {
             *value += Seconds(self.request_s);
         }
         Some(load)
+    }
+
+    /// Whether the replica with at most `cap` sequences has an equilibrium at `rate` requests per
+    /// second.
+    pub fn keeps_up(&self, rate: f64, cap: usize) -> bool {
+        self.load(rate, cap, |_, _| false).is_some()
     }
 
     /// The highest rate at which all limits hold with at most `cap` sequences; 0 when none does.
@@ -156,16 +164,6 @@ impl PlanCurve {
     }
 }
 
-/// What a step carries at the mean context.
-fn load(lengths: &Lengths, sequences: f64, prompt_tokens: f64) -> StepLoad {
-    StepLoad {
-        sequences,
-        context: lengths.mean_context(),
-        prompt_tokens,
-        prompt_length: if prompt_tokens > 0.0 { lengths.input } else { 0.0 },
-    }
-}
-
 /// What prompts of these lengths add to the steps of a deployment.
 fn prompt_times(deployment: &Deployment, lengths: &Lengths, cap: f64) -> Result<PromptTimes> {
     let costs = deployment.costs;
@@ -178,38 +176,21 @@ fn prompt_times(deployment: &Deployment, lengths: &Lengths, cap: f64) -> Result<
         tokens.push((2.0 * last).min(costs.chunk_tokens));
     }
     let mut rows = Vec::new();
-    for sequences in std::iter::once(0.0).chain(batches(cap, PROMPT_POINTS_PER_DOUBLING)) {
+    for sequences in std::iter::once(0.0).chain(batch_grid(cap, PROMPT_POINTS_PER_DOUBLING)) {
         let riding = if costs.mixed { sequences } else { 0.0 };
         let base = if riding > 0.0 {
-            deployment.step(&load(lengths, riding, 0.0))?.total().0
+            deployment.step(&StepLoad::of(lengths, riding, 0.0))?.total().0
         } else {
             0.0
         };
         let mut row: Vec<(f64, f64)> = Vec::new();
         for &tokens in &tokens {
-            let with = deployment.step(&load(lengths, riding, tokens))?.total().0;
+            let with = deployment.step(&StepLoad::of(lengths, riding, tokens))?.total().0;
             row.push((tokens, (with - base).max(row.last().map_or(0.0, |p| p.1))));
         }
         rows.push((sequences, row));
     }
     PromptTimes::new(rows)
-}
-
-/// Batch sizes from 1 to `cap`, evenly in the logarithm, each once.
-fn batches(cap: f64, per_doubling: f64) -> impl Iterator<Item = f64> {
-    let steps = (per_doubling * cap.log2()).ceil();
-    let mut index = 0.0;
-    std::iter::from_fn(move || {
-        (index <= steps).then(|| {
-            if steps < 1.0 {
-                index += 1.0;
-                return 1.0;
-            }
-            let batch = cap.powf(index / steps);
-            index += 1.0;
-            batch
-        })
-    })
 }
 
 fn interpolate(grid: &[(f64, f64)], x: f64) -> f64 {

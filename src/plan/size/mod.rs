@@ -1,17 +1,26 @@
 //! Deployment sizing: devices, layout, batch limit and replicas for a request rate under a service level.
 //!
-//! Every valid layout on every device is priced by the birth-death chain of its engine; the smallest
-//! number of replicas that keeps all percentiles at the peak rate is found by bisection; the cheapest
-//! plans are then simulated and given another replica where the simulation misses a limit.
+//! Every valid layout on every device is priced by the birth-death chain of its engine, which gives
+//! a first number of replicas. The fewest replicas that keep all limits at the peak rate are then
+//! searched on the simulation of the whole fleet, from the cheapest plan on. Only what the simulation
+//! established is an answer or an alternative.
 
+mod candidate;
+mod choice;
 mod curve;
 mod mixture;
+mod nearest;
+mod replicas;
 mod search;
 mod steps;
+mod windows;
 
+pub use choice::{Choice, Failure};
 pub use curve::{Load, PlanCurve};
-pub use search::{Choice, Failure, SizeAnswer, size};
+pub use replicas::Miss;
+pub use search::{SizeAnswer, size};
 pub use steps::Variability;
+pub use windows::{Window, windows};
 
 use std::sync::Arc;
 
@@ -19,7 +28,7 @@ use serde::Serialize;
 
 use crate::config::{DeviceSpec, MoeModel};
 use crate::plan::request_trace::RequestTrace;
-use crate::serving::{EngineCosts, Lengths, LoadModel, Spread};
+use crate::serving::{EngineCosts, Estimate, Lengths, LoadModel, Router, Simulated, Spread};
 use crate::units::{Seconds, UsdPerHour};
 
 /// What a limit is on.
@@ -82,6 +91,22 @@ pub struct Limit {
     pub most: Seconds,
 }
 
+impl Limit {
+    /// The simulated value that it is on, in seconds.
+    pub fn simulated(&self, simulated: &Simulated) -> Estimate {
+        let of = match self.metric {
+            Metric::Ttft => &simulated.ttft_s,
+            Metric::Tpot => &simulated.tpot_s,
+        };
+        match self.statistic {
+            Statistic::Mean => of.mean,
+            Statistic::P50 => of.p50,
+            Statistic::P90 => of.p90,
+            Statistic::P99 => of.p99,
+        }
+    }
+}
+
 impl std::fmt::Display for Limit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let metric = match self.metric {
@@ -117,6 +142,8 @@ pub struct SizeInputs {
     pub peak_over_mean: f64,
     /// Shape of the gaps between arrivals: 1 is Poisson, below is burstier.
     pub burstiness: f64,
+    /// How requests find a replica.
+    pub router: Router,
     /// Promises.
     pub limits: Vec<Limit>,
     /// Replicas beyond those needed (1 is N+1).
@@ -127,6 +154,25 @@ pub struct SizeInputs {
     pub requests: usize,
     /// Seed of the simulations.
     pub seed: u64,
+}
+
+impl SizeInputs {
+    /// Requests per second that the deployment is sized for.
+    pub fn peak(&self) -> f64 {
+        self.rate * self.peak_over_mean
+    }
+
+    /// What a single request is held to, in seconds to first token and per output token: of the
+    /// limits on each the one on the highest percentile, or on the mean where no other is; infinite
+    /// where there is none.
+    fn thresholds(&self) -> (f64, f64) {
+        let of = |metric: Metric| {
+            let own = self.limits.iter().filter(|l| l.metric == metric);
+            let last = own.max_by_key(|l| Statistic::ALL.iter().position(|s| *s == l.statistic));
+            last.map_or(f64::INFINITY, |l| l.most.0)
+        };
+        (of(Metric::Ttft), of(Metric::Tpot))
+    }
 }
 
 #[cfg(test)]
@@ -153,6 +199,7 @@ mod tests {
             rate,
             peak_over_mean: 1.2,
             burstiness: 1.0,
+            router: Router::Random,
             limits: vec![limit(Metric::Ttft, 2.0), limit(Metric::Tpot, 0.06)],
             spare: 1,
             max_gpus: 512,
@@ -172,14 +219,15 @@ mod tests {
         let inputs = inputs(20.0);
         let answer = run(&inputs).unwrap();
         let best = &answer.best;
-        let simulated = best.simulated.as_ref().unwrap();
-        assert!(simulated.ttft_s.p99.value <= 2.0 && simulated.tpot_s.p99.value <= 0.06);
-        assert!(best.replicas >= 2);
+        for choice in std::iter::once(best).chain(&answer.others) {
+            let kept = |l: &Limit| l.simulated(&choice.simulated).hi <= l.most.0;
+            assert!(inputs.limits.iter().all(kept), "{}", choice.name());
+            assert!(choice.usd_per_hour() >= best.usd_per_hour());
+            assert!(choice.goodput >= 0.98 && choice.goodput <= 1.0);
+        }
+        assert!(best.replicas >= 2 && !answer.others.is_empty());
         let utilisation = best.utilisation(&inputs);
         assert!(utilisation > 0.0 && utilisation <= 1.0 / 1.2 + 1e-3, "{utilisation}");
-        for other in &answer.others {
-            assert!(other.usd_per_hour() >= best.usd_per_hour() || other.simulated.is_some());
-        }
         // What a request costs does not depend on how it is split.
         let (input, output) = best.usd_per_million(&inputs);
         let per_request = best.usd_per_hour() / 3600.0 / inputs.rate;
@@ -212,5 +260,52 @@ mod tests {
         inputs.max_gpus = 1;
         let error = run(&inputs).unwrap_err();
         assert!(error.to_string().contains("memory"), "{error}");
+    }
+
+    #[test]
+    fn the_nearest_level_is_one_that_can_be_had() {
+        let mut inputs = inputs(20.0);
+        inputs.max_gpus = 8;
+        inputs.limits[1].most = Seconds(0.0005);
+        let error = run(&inputs).unwrap_err().to_string();
+        assert!(error.contains("nearest feasible service level: ttft_p99 "), "{error}");
+        assert!(error.contains("; binding: tpot_p99: "), "{error}");
+        let level = |name: &str| -> f64 {
+            let after = error.split(&format!("{name} ")).nth(1).unwrap();
+            after.split(' ').next().unwrap().parse().unwrap()
+        };
+        let (ttft, tpot) = (level("ttft_p99"), level("tpot_p99"));
+        for (limit, ms) in inputs.limits.iter_mut().zip([ttft, tpot]) {
+            limit.most = Seconds::from_ms(ms);
+        }
+        assert!(run(&inputs).is_ok(), "{error}");
+    }
+
+    #[test]
+    fn a_limit_that_does_not_bind_changes_nothing() {
+        let mut inputs = inputs(20.0);
+        let before = run(&inputs).unwrap();
+        for (metric, statistic) in [(Metric::Ttft, Statistic::Mean), (Metric::Tpot, Statistic::P50)]
+        {
+            inputs.limits.push(Limit { metric, statistic, most: Seconds(1e4) });
+            let after = run(&inputs).unwrap();
+            assert_eq!(after.best.name(), before.best.name());
+            assert_eq!(after.best.replicas, before.best.replicas);
+            assert_eq!(
+                (after.best.max_batch, &after.binding),
+                (before.best.max_batch, &before.binding)
+            );
+            assert_eq!(after.best.simulated, before.best.simulated);
+        }
+    }
+
+    #[test]
+    fn a_router_that_knows_the_load_needs_no_more_replicas() {
+        let mut inputs = inputs(100.0);
+        inputs.requests = 2_000;
+        let random = run(&inputs).unwrap().best.gpus();
+        inputs.router = Router::LeastLoaded;
+        let loaded = run(&inputs).unwrap().best.gpus();
+        assert!(loaded <= random, "{loaded} {random}");
     }
 }

@@ -1,119 +1,37 @@
 //! The search over devices, layouts, batch limits and replicas.
 
-use serde::Serialize;
-
-use super::{Limit, Load, PlanCurve, SizeInputs, Variability};
+use super::candidate::Candidate;
+use super::choice::{Choice, Failure};
+use super::nearest::{Shortfall, sentence};
+use super::replicas::{IDLE, MEMORY, Miss, Trial, Verdict};
+use super::{PlanCurve, SizeInputs, Variability};
 use crate::config::DeviceSpec;
 use crate::config::device::DeviceKind;
-use crate::latency::{LatencyModel, Source};
+use crate::latency::LatencyModel;
 use crate::plan::points::LatencyOf;
-use crate::serving::{
-    Arrivals, Deployment, EngineCosts, Layout, MemoryBudget, Percentiles, Served, Simulated,
-    Traffic, simulate, usd_per_million_split,
-};
-use crate::units::{Bytes, UsdPerHour};
+use crate::serving::{Deployment, EngineCosts, Layout, MemoryBudget, Served, Traffic};
+use crate::units::UsdPerHour;
 use crate::{Error, Result};
 
 /// Devices of a replica that are always tried.
 const SIZES: [usize; 4] = [1, 2, 4, 8];
 /// Further sizes, for models that no smaller replica holds within the limits.
 const WIDE_SIZES: [usize; 3] = [16, 32, 64];
-/// Most plans that are simulated before the search gives up.
-const FINALISTS: usize = 12;
-/// Times that a finalist may gain replicas from its simulation.
-const EXTRA: usize = 3;
-/// It gains one, and one more for each of so many that it has.
-const FLEET_STEP: usize = 50;
-
-/// A plan that cannot keep the service level, with what failed.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Failure {
-    /// Device and layout.
-    pub plan: String,
-    /// `memory`, `layout`, `ttft`, `tpot`, `throughput`, `price` or `simulation`, and the detail.
-    pub reason: String,
-}
-
-/// A plan that keeps the service level.
-#[derive(Clone, Debug)]
-pub struct Choice {
-    /// Name of the device.
-    pub device: String,
-    /// Its price.
-    pub price: UsdPerHour,
-    /// Layout of a replica.
-    pub layout: Layout,
-    /// Batch limit of a replica.
-    pub max_batch: usize,
-    /// Replicas, spares included.
-    pub replicas: usize,
-    /// Requests per second that one replica could carry within the limits.
-    pub capacity: f64,
-    /// One replica at the peak rate, by the chain.
-    pub load: Load,
-    /// One replica at the mean rate, by the chain.
-    pub mean_load: Load,
-    /// Simulation at the peak rate, for finalists.
-    pub simulated: Option<Simulated>,
-    /// Weights per device in bytes.
-    pub weights: Bytes,
-    /// Memory of a device.
-    pub memory: MemoryBudget,
-    /// Cache of one sequence at its mean length, on a device that holds it.
-    pub cache_per_sequence: Bytes,
-    /// Where the step times come from.
-    pub source: Source,
-    /// Step times.
-    pub curve: PlanCurve,
-}
-
-impl Choice {
-    /// Devices of all replicas.
-    pub fn gpus(&self) -> usize {
-        self.layout.devices() * self.replicas
-    }
-
-    /// Dollars per hour.
-    pub fn usd_per_hour(&self) -> f64 {
-        self.gpus() as f64 * self.price.0
-    }
-
-    /// Dollars per million prompt tokens and per million output tokens at a mean rate.
-    pub fn usd_per_million(&self, inputs: &SizeInputs) -> (f64, f64) {
-        let busy = self.mean_load.prompt_share;
-        // Idle time is paid in proportion to what the busy time goes to.
-        let decoding = 1.0 - busy;
-        let occupied = busy + decoding * (self.mean_load.mean_batch.min(1.0));
-        let share = if occupied > 0.0 { busy / occupied } else { 0.0 };
-        let (input, output) = usd_per_million_split(
-            self.gpus() as f64,
-            self.price,
-            inputs.rate,
-            inputs.lengths.input,
-            inputs.lengths.output,
-            share,
-        );
-        (input.0, output.0)
-    }
-
-    /// Mean rate over what the replicas, spares left out, could carry within the limits.
-    pub fn utilisation(&self, inputs: &SizeInputs) -> f64 {
-        inputs.rate / (self.capacity * (self.replicas - inputs.spare) as f64)
-    }
-
-    fn name(&self) -> String {
-        format!("{} {}", self.device, self.layout)
-    }
-}
+/// Plans that are simulated at most once one keeps the limits.
+const FINALISTS: usize = 24;
+/// Alternatives that are searched.
+const ALTERNATIVES: usize = 4;
+/// A plan whose idle replica uses a limit more often than this by the chain is not simulated.
+const HOPELESS: f64 = 3.0;
 
 /// The cheapest plan and what else was found.
 #[derive(Clone, Debug)]
 pub struct SizeAnswer {
-    /// Cheapest plan that passed its simulation.
+    /// Cheapest plan.
     pub best: Choice,
     /// The limit that binds it.
     pub binding: String,
-    /// Other plans that keep the limits, cheapest first, by the chain.
+    /// Other plans that keep the limits in their simulation, cheapest first.
     pub others: Vec<Choice>,
     /// Plans that do not.
     pub failures: Vec<Failure>,
@@ -127,23 +45,18 @@ pub struct SizeAnswer {
 /// # Errors
 /// [`Error::Infeasible`] with the nearest service level when nothing keeps the limits.
 pub fn size(inputs: &SizeInputs, latency: &LatencyOf) -> Result<SizeAnswer> {
-    let mut search = Search { inputs, failures: Vec::new(), nearest: Nearest::default() };
-    let mut choices = Vec::new();
+    let mut search = Search { inputs, failures: Vec::new(), shortfalls: Vec::new() };
+    let mut candidates = Vec::new();
     for (device, price) in &inputs.devices {
         match latency(device, &inputs.engine) {
-            Ok(latency) => choices.extend(search.device(device, *price, latency.as_ref())),
+            Ok(latency) => candidates.extend(search.device(device, *price, latency.as_ref())?),
             Err(error) => search.fail(device.name.clone(), error.to_string()),
         }
     }
-    choices.sort_by(|a, b| {
-        let key = |c: &Choice| (c.usd_per_hour(), c.load.tpot[0].0);
-        key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal)
-    });
-    let chosen = finish(inputs, &mut choices, &mut search)?;
-    let steady = steady(inputs, &chosen, latency)?;
-    let binding = binding(&chosen, inputs);
-    let others = choices.into_iter().filter(|c| c.name() != chosen.name()).collect();
-    Ok(SizeAnswer { best: chosen, binding, others, failures: search.failures, steady })
+    let (best, others) = search.finish(candidates)?;
+    let steady = steady(inputs, &best, latency)?;
+    let binding = binding(&best, inputs);
+    Ok(SizeAnswer { best, binding, others, failures: search.failures, steady })
 }
 
 /// One replica of a plan at the mean rate.
@@ -180,7 +93,7 @@ fn deployment<'a>(
 struct Search<'a> {
     inputs: &'a SizeInputs,
     failures: Vec<Failure>,
-    nearest: Nearest,
+    shortfalls: Vec<Shortfall>,
 }
 
 impl Search<'_> {
@@ -188,29 +101,59 @@ impl Search<'_> {
         self.failures.push(Failure { plan, reason });
     }
 
-    /// All plans on one device that keep the limits; replicas of more than eight devices are tried
-    /// where no smaller one does.
+    /// A plan that misses a limit with all the replicas that are allowed.
+    fn miss(&mut self, candidate: Candidate, miss: Miss) {
+        self.fail(candidate.name(), miss.to_string());
+        if miss.constraint == MEMORY {
+            let plan = candidate.name();
+            self.shortfalls.push(Shortfall::Memory { plan, times: 1.0, detail: miss.detail });
+            return;
+        }
+        let (rate, limits) = (self.inputs.peak() / candidate.most as f64, &self.inputs.limits);
+        let shortfall = match candidate.curve.at(rate, candidate.max_batch) {
+            Some(load) => {
+                let ratio = load.tightest(limits);
+                Shortfall::Limit(Box::new(candidate), miss, ratio)
+            }
+            None => self.too_few(&candidate),
+        };
+        self.shortfalls.push(shortfall);
+    }
+
+    /// A plan that needs more devices than are allowed.
+    fn too_few(&self, candidate: &Candidate) -> Shortfall {
+        Shortfall::Devices {
+            plan: candidate.name(),
+            needed: candidate
+                .start
+                .saturating_add(self.inputs.spare)
+                .saturating_mul(candidate.layout.devices()),
+            carried: candidate.capacity * candidate.most as f64 / self.inputs.peak_over_mean,
+        }
+    }
+
+    /// All plans on one device that may keep the limits; replicas of more than eight devices are
+    /// tried where no smaller one does.
     fn device(
         &mut self,
         device: &DeviceSpec,
         price: UsdPerHour,
         latency: &dyn LatencyModel,
-    ) -> Vec<Choice> {
+    ) -> Result<Vec<Candidate>> {
         let alone = device.kind == DeviceKind::Cpu;
         let groups: [&[usize]; 2] = if alone { [&[1], &[]] } else { [&SIZES, &WIDE_SIZES] };
         for sizes in groups {
             let sizes: Vec<usize> =
                 sizes.iter().copied().filter(|n| *n <= self.inputs.max_gpus).collect();
-            let layouts = Layout::candidates(&self.inputs.model, &sizes);
-            let found: Vec<Choice> = layouts
-                .into_iter()
-                .filter_map(|layout| self.plan(device, price, layout, latency))
-                .collect();
+            let mut found = Vec::new();
+            for layout in Layout::candidates(&self.inputs.model, &sizes) {
+                found.extend(self.plan(device, price, layout, latency)?);
+            }
             if !found.is_empty() {
-                return found;
+                return Ok(found);
             }
         }
-        Vec::new()
+        Ok(Vec::new())
     }
 
     /// One layout on one device, or nothing and the reason noted.
@@ -220,7 +163,7 @@ impl Search<'_> {
         price: UsdPerHour,
         layout: Layout,
         latency: &dyn LatencyModel,
-    ) -> Option<Choice> {
+    ) -> Result<Option<Candidate>> {
         let inputs = self.inputs;
         let costs = inputs.costs.clone().on(&inputs.engine, device);
         let deployment = deployment(inputs, device, layout, (latency, &costs));
@@ -228,140 +171,153 @@ impl Search<'_> {
         let variability = Variability::of(inputs.burstiness, inputs.spread);
         let curve = match PlanCurve::new(&deployment, &inputs.lengths, variability) {
             Ok(curve) => curve,
-            Err(error @ Error::Infeasible { .. }) => {
-                self.fail(name, format!("memory: {error}"));
-                return None;
+            Err(Error::Infeasible { what, .. }) => {
+                let times = deployment.weights_per_device() / deployment.memory.usable();
+                self.shortfalls.push(Shortfall::Memory {
+                    plan: name.clone(),
+                    times,
+                    detail: what.clone(),
+                });
+                self.fail(name, format!("memory: {what}"));
+                return Ok(None);
             }
             Err(error) => {
                 self.fail(name, format!("latency: {error}"));
-                return None;
+                return Ok(None);
             }
         };
-        let (max_batch, needed, capacity) = match best_cap(&curve, inputs, layout.devices()) {
-            Ok(found) => found,
-            Err(reason) => {
-                self.nearest.consider(&curve, inputs, &name);
-                self.fail(name, reason);
-                return None;
-            }
-        };
-        let at = |rate: f64| curve.at(rate / needed as f64, max_batch);
-        let (load, mean_load) = (at(inputs.rate * inputs.peak_over_mean)?, at(inputs.rate)?);
-        Some(Choice {
+        let (max_batch, start, capacity) = best_cap(&curve, inputs);
+        let candidate = Candidate {
             device: device.name.clone(),
             price,
             layout,
             max_batch,
-            replicas: needed + inputs.spare,
+            start,
+            most: (inputs.max_gpus / layout.devices()).saturating_sub(inputs.spare),
             capacity,
-            load,
-            mean_load,
-            simulated: None,
             weights: deployment.weights_per_device(),
             memory: deployment.memory,
             cache_per_sequence: deployment.cache_per_sequence(inputs.lengths.mean_context()),
             source: curve.step.source(),
             curve,
-        })
+        };
+        self.admit(candidate)
     }
-}
 
-/// Simulates the cheapest plans and keeps the cheapest that passes.
-fn finish(inputs: &SizeInputs, choices: &mut [Choice], search: &mut Search) -> Result<Choice> {
-    let mut best: Option<Choice> = None;
-    for choice in choices.iter_mut().take(FINALISTS) {
-        // They are in order of cost: one that passed can only be beaten by one that costs less than
-        // it came to cost.
-        if best.as_ref().is_some_and(|b| choice.usd_per_hour() >= b.usd_per_hour()) {
-            break;
-        }
-        if confirm(choice, inputs)? {
-            if best.as_ref().is_none_or(|b| choice.usd_per_hour() < b.usd_per_hour()) {
-                best = Some(choice.clone());
+    /// A plan that is worth simulating, or nothing and the reason noted.
+    fn admit(&mut self, candidate: Candidate) -> Result<Option<Candidate>> {
+        if candidate.most == 0 || candidate.floor() > candidate.most {
+            let short = self.too_few(&candidate);
+            if let Shortfall::Devices { needed, .. } = &short {
+                let most = self.inputs.max_gpus;
+                let reason = format!("throughput: {needed} devices needed, at most {most} allowed");
+                self.fail(candidate.name(), reason);
             }
-        } else {
-            let reason = format!("simulation: misses a limit with {} replicas", choice.replicas);
-            search.fail(choice.name(), reason);
+            self.shortfalls.push(short);
+            return Ok(None);
+        }
+        if candidate.capacity > 0.0 {
+            return Ok(Some(candidate));
+        }
+        // By the chain not even an idle replica keeps the limits. It knows mean lengths alone.
+        let idle = candidate.curve.at(IDLE * self.inputs.rate, candidate.max_batch);
+        let hopeless = idle.is_none_or(|load| load.tightest(&self.inputs.limits) > HOPELESS);
+        let trial =
+            Trial { inputs: self.inputs, curve: &candidate.curve, cap: candidate.max_batch };
+        match trial.check_idle()? {
+            Verdict::Kept(_) if !hopeless => Ok(Some(candidate)),
+            Verdict::Kept(_) => {
+                let detail = "no rate keeps all limits".into();
+                self.miss(candidate, Miss { constraint: "throughput".into(), detail });
+                Ok(None)
+            }
+            Verdict::Missed(miss) => {
+                self.miss(candidate, miss);
+                Ok(None)
+            }
         }
     }
-    best.ok_or_else(|| {
+
+    /// Simulates from the cheapest plan on: the cheapest one that keeps the limits, and others.
+    fn finish(&mut self, mut candidates: Vec<Candidate>) -> Result<(Choice, Vec<Choice>)> {
+        let inputs = self.inputs;
+        candidates.sort_by(|a, b| {
+            let usd = |c: &Candidate| c.usd_per_hour(c.start, inputs);
+            usd(a).total_cmp(&usd(b)).then(a.layout.devices().cmp(&b.layout.devices()))
+        });
+        let mut found: Vec<Choice> = Vec::new();
+        // Plans that cost more than the best one, with the replicas that they need at least.
+        let mut dearer: Vec<(Candidate, usize)> = Vec::new();
+        let mut simulated = 0;
+        for candidate in candidates {
+            let best = found.iter().map(Choice::usd_per_hour).fold(f64::INFINITY, f64::min);
+            let cheaper =
+                if best.is_finite() { candidate.below(best, inputs) } else { candidate.most };
+            if cheaper < candidate.floor() || (simulated >= FINALISTS && best.is_finite()) {
+                let least = candidate.start;
+                dearer.push((candidate, least));
+                continue;
+            }
+            simulated += 1;
+            match candidate.settle(inputs, candidate.start, cheaper)? {
+                Ok((cap, settled)) => found.push(candidate.chosen(inputs, cap, settled)?),
+                Err(_) if cheaper < candidate.most => {
+                    let least = candidate.start.max(cheaper + 1);
+                    dearer.push((candidate, least));
+                }
+                Err(miss) => self.miss(candidate, miss),
+            }
+        }
+        if found.is_empty() {
+            return Err(self.infeasible()?);
+        }
+        dearer.sort_by(|a, b| {
+            let usd = |(c, least): &(Candidate, usize)| c.usd_per_hour(*least, inputs);
+            usd(a).total_cmp(&usd(b))
+        });
+        for (candidate, least) in dearer {
+            if found.len() > ALTERNATIVES {
+                break;
+            }
+            match candidate.settle(inputs, least, candidate.most)? {
+                Ok((cap, settled)) => found.push(candidate.chosen(inputs, cap, settled)?),
+                Err(miss) => self.miss(candidate, miss),
+            }
+        }
+        found.sort_by(|a, b| {
+            let tpot = a.load.tpot[0].0.total_cmp(&b.load.tpot[0].0);
+            a.usd_per_hour().total_cmp(&b.usd_per_hour()).then(tpot)
+        });
+        let others = found.split_off(1);
+        let best = found.pop().ok_or_else(|| Error::unfit("size", "no plan was found"))?;
+        Ok((best, others))
+    }
+
+    fn infeasible(&self) -> Result<Error> {
+        let inputs = self.inputs;
         let what = format!(
             "{} at {} requests/s on up to {} devices, {} plans tried",
             inputs.model.name,
             inputs.rate,
             inputs.max_gpus,
-            search.failures.len()
+            self.failures.len()
         );
-        Error::infeasible(what, search.nearest.sentence(&search.failures))
-    })
-}
-
-/// Simulates a plan at the peak rate, with more replicas where it misses a limit.
-fn confirm(choice: &mut Choice, inputs: &SizeInputs) -> Result<bool> {
-    for _ in 0..=EXTRA {
-        let serving = choice.replicas - inputs.spare;
-        let rate = inputs.rate * inputs.peak_over_mean / serving as f64;
-        let drawn = match &inputs.trace {
-            Some(trace) => Arrivals::Trace(trace.share(serving, rate)),
-            None => Arrivals::Drawn {
-                rate,
-                burstiness: inputs.burstiness,
-                lengths: inputs.lengths,
-                spread: inputs.spread,
-                requests: inputs.requests,
-                seed: inputs.seed,
-            },
-        };
-        let simulated = simulate(&choice.curve.speed(choice.max_batch), &drawn)?;
-        choice.simulated = Some(simulated);
-        let at = |rate: f64| choice.curve.at(rate / serving as f64, choice.max_batch);
-        if let (Some(load), Some(mean)) = (at(inputs.rate * inputs.peak_over_mean), at(inputs.rate))
-        {
-            (choice.load, choice.mean_load) = (load, mean);
-        }
-        if inputs.limits.iter().all(|l| value(&simulated, l) <= l.most.0) {
-            return Ok(true);
-        }
-        if (choice.replicas + 1) * choice.layout.devices() > inputs.max_gpus {
-            return Ok(false);
-        }
-        // A large fleet that misses by a little needs more than one.
-        let more = (serving / FLEET_STEP).max(1);
-        let fit = inputs.max_gpus / choice.layout.devices() - choice.replicas;
-        choice.replicas += more.min(fit);
-    }
-    Ok(false)
-}
-
-/// The simulated value that a limit is on.
-fn value(simulated: &Simulated, limit: &Limit) -> f64 {
-    let of: &Percentiles = match limit.metric {
-        super::Metric::Ttft => &simulated.ttft_s,
-        super::Metric::Tpot => &simulated.tpot_s,
-    };
-    match limit.statistic {
-        super::Statistic::Mean => of.mean.value,
-        super::Statistic::P50 => of.p50.value,
-        super::Statistic::P90 => of.p90.value,
-        super::Statistic::P99 => of.p99.value,
+        Ok(Error::infeasible(what, sentence(inputs, &self.shortfalls, &self.failures)?))
     }
 }
 
-/// Batch limit and replicas with the fewest replicas, and what a replica could carry.
-fn best_cap(
-    curve: &PlanCurve,
-    inputs: &SizeInputs,
-    devices: usize,
-) -> Result<(usize, usize, f64), String> {
-    let peak = inputs.rate * inputs.peak_over_mean;
-    let mut best: Option<(usize, usize, f64)> = None;
+/// Batch limit and replicas with the fewest replicas by the chain, and what a replica could carry; a
+/// capacity of 0 and one replica where by the chain nothing keeps the limits.
+fn best_cap(curve: &PlanCurve, inputs: &SizeInputs) -> (usize, usize, f64) {
+    let mut best = (curve.cap(), 1, 0.0);
     let mut cap = curve.cap();
     loop {
         let capacity = curve.capacity(&inputs.limits, cap);
         if capacity > 0.0 {
-            let needed = replicas(peak, capacity);
-            if best.is_none_or(|(_, n, c)| needed < n || (needed == n && capacity > c)) {
-                best = Some((cap, needed, capacity));
+            let needed = replicas(inputs.peak(), capacity);
+            let (_, fewest, most) = best;
+            if most <= 0.0 || needed < fewest || (needed == fewest && capacity > most) {
+                best = (cap, needed, capacity);
             }
         }
         if cap <= 4 {
@@ -369,15 +325,7 @@ fn best_cap(
         }
         cap /= 2;
     }
-    let Some((cap, needed, capacity)) = best else {
-        return Err(missed(curve, inputs));
-    };
-    let gpus = (needed + inputs.spare).saturating_mul(devices);
-    if gpus > inputs.max_gpus {
-        let most = inputs.max_gpus;
-        return Err(format!("throughput: {gpus} devices needed, at most {most} allowed"));
-    }
-    Ok((cap, needed, capacity))
+    best
 }
 
 #[expect(
@@ -390,69 +338,15 @@ fn replicas(peak: f64, capacity: f64) -> usize {
     (peak / capacity - 1e-4).ceil().max(1.0) as usize
 }
 
-/// Which limit an idle replica misses.
-fn missed(curve: &PlanCurve, inputs: &SizeInputs) -> String {
-    match curve.at(idle_rate(inputs), curve.cap()) {
-        None => "throughput: a prompt takes all the time".into(),
-        Some(load) => inputs
-            .limits
-            .iter()
-            .filter(|l| load.value(l) > l.most)
-            .map(|l| format!("{l}: {} on an idle replica, {} promised", load.value(l), l.most))
-            .next()
-            .unwrap_or_else(|| "throughput: no rate keeps all limits".into()),
-    }
-}
-
-/// A rate at which a replica is nearly always idle.
-fn idle_rate(inputs: &SizeInputs) -> f64 {
-    inputs.rate * 1e-6
-}
-
-/// The plan whose idle replica comes nearest to the limits.
-#[derive(Default)]
-struct Nearest {
-    best: Option<(f64, String, Vec<String>)>,
-}
-
-impl Nearest {
-    fn consider(&mut self, curve: &PlanCurve, inputs: &SizeInputs, plan: &str) {
-        let Some(load) = curve.at(idle_rate(inputs), curve.cap()) else { return };
-        let ratio = load.tightest(&inputs.limits);
-        if self.best.as_ref().is_none_or(|(r, ..)| ratio < *r) {
-            let levels = inputs
-                .limits
-                .iter()
-                .map(|l| format!("{l} {:.1} ms", (load.value(l).0.max(l.most.0)) * 1e3))
-                .collect();
-            self.best = Some((ratio, plan.to_owned(), levels));
-        }
-    }
-
-    fn sentence(&self, failures: &[Failure]) -> String {
-        match &self.best {
-            Some((ratio, plan, levels)) if *ratio > 1.0 => {
-                format!("nearest feasible service level: {} (on {plan})", levels.join(", "))
-            }
-            Some((_, plan, _)) => {
-                format!(
-                    "the service level itself can be kept (on {plan}); allow more with --max-gpus"
-                )
-            }
-            None => failures.first().map_or_else(
-                || "no layout divides this model".into(),
-                |f| format!("for instance {}: {}", f.plan, f.reason),
-            ),
-        }
-    }
-}
-
 /// What would have to give way for the plan to become cheaper.
 fn binding(best: &Choice, inputs: &SizeInputs) -> String {
+    if let Some(miss) = &best.below {
+        return miss.constraint.clone();
+    }
+    // One replica: its size is what holds the weights and keeps the limits.
     /// Below this use of its only replica a deployment is there to hold the weights.
     const IDLE: f64 = 0.5;
-    let serving = best.replicas - inputs.spare;
-    if serving == 1 && best.utilisation(inputs) * inputs.peak_over_mean < IDLE {
+    if best.utilisation(inputs) * inputs.peak_over_mean < IDLE {
         return "min_gpus".into();
     }
     // A little above its capacity, which limit is missed first?

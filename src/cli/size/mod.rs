@@ -1,0 +1,254 @@
+//! `size`: devices, layout, batch limit and replicas for a request rate under a service level.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+
+use crate::cli::Output;
+use crate::cli::estimate::{calibrate_all, costs_of, resolve};
+use crate::cli::parse::{duration, positive_whole, quantity, simulated_requests, tokens};
+use crate::cli::profile::{ProfileArgs, Sources, price};
+use crate::config::device::PriceKind;
+use crate::config::{DeviceSpec, Loaded, load_model};
+use crate::files::{ResultFolder, write_atomic};
+use crate::latency::tables::shipped;
+use crate::plan::calibrate::Calibration;
+use crate::plan::points::{self, set_precision};
+use crate::plan::request_trace::{Columns, RequestTrace};
+use crate::plan::size::{Limit, Metric, SizeInputs, Statistic, size};
+use crate::report::serving_plot;
+use crate::serving::{Lengths, LoadModel, Router, Spread};
+use crate::units::Seconds;
+use crate::workload::RoutingKind;
+use crate::{Error, Result};
+
+mod document;
+mod text;
+
+use document::document;
+use text::text;
+
+/// Sizes a deployment for a request rate under a service level.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  moe-frontier size --model mixtral-8x7b --device h100 --rate 20 --isl 1000 --osl 200 \\
+      --ttft-p99 2s --tpot-p99 60ms")]
+pub struct SizeArgs {
+    /// Model preset or a config.json of the Hub.
+    #[arg(long, value_name = "NAME|FILE")]
+    pub model: String,
+    /// Devices to choose from (comma-separated presets or TOML files); by default the device of the
+    /// profile, else all those with shipped tables and a published cost of owning them.
+    #[arg(long, value_name = "NAME|FILE", value_delimiter = ',')]
+    pub device: Vec<String>,
+    /// Mean requests per second.
+    #[arg(long, value_parser = quantity)]
+    pub rate: f64,
+    /// Peak over mean rate: capacity is for the peak, dollars are over the mean.
+    #[arg(long, default_value = "1", value_parser = quantity)]
+    pub peak: f64,
+    /// Recorded requests (CSV with `arrival_s,input_tokens,output_tokens`, or the names of Azure,
+    /// `BurstGPT` or Mooncake): their lengths and gaps, stretched to the rate, are simulated instead of
+    /// drawn ones.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["isl", "osl", "length_cv", "burstiness", "requests"])]
+    pub trace: Option<PathBuf>,
+    /// Column of --trace under a name of its own: `arrival_s=time`, `input_tokens=prompt` or
+    /// `output_tokens=completion`.
+    #[arg(long = "column", value_name = "NAME=FROM", requires = "trace")]
+    pub columns: Vec<Columns>,
+    /// How requests find a replica: random or least-loaded.
+    #[arg(long, default_value_t = Router::Random, value_name = "KIND")]
+    pub router: Router,
+    /// Mean prompt tokens per request.
+    #[arg(long, default_value = "1000", value_parser = tokens)]
+    pub isl: f64,
+    /// Mean output tokens per request.
+    #[arg(long, default_value = "200", value_parser = tokens)]
+    pub osl: f64,
+    /// Coefficient of variation of log-normal lengths in the simulation; 0 makes all equal.
+    #[arg(long, default_value = "0.5", value_parser = crate::cli::parse::non_negative)]
+    pub length_cv: f64,
+    /// Shape of the gaps between arrivals: 1 is Poisson, below is burstier.
+    #[arg(long, default_value = "1", value_parser = quantity)]
+    pub burstiness: f64,
+    /// Maximum mean TTFT.
+    #[arg(long, value_parser = duration)]
+    pub ttft_mean: Option<Seconds>,
+    /// Maximum median TTFT.
+    #[arg(long, value_parser = duration)]
+    pub ttft_p50: Option<Seconds>,
+    /// Maximum p90 TTFT.
+    #[arg(long, value_parser = duration)]
+    pub ttft_p90: Option<Seconds>,
+    /// Maximum p99 TTFT.
+    #[arg(long, value_parser = duration)]
+    pub ttft_p99: Option<Seconds>,
+    /// Maximum mean TPOT.
+    #[arg(long, value_parser = duration)]
+    pub tpot_mean: Option<Seconds>,
+    /// Maximum median TPOT.
+    #[arg(long, value_parser = duration)]
+    pub tpot_p50: Option<Seconds>,
+    /// Maximum p90 TPOT.
+    #[arg(long, value_parser = duration)]
+    pub tpot_p90: Option<Seconds>,
+    /// Maximum p99 TPOT.
+    #[arg(long, value_parser = duration)]
+    pub tpot_p99: Option<Seconds>,
+    /// Replicas beyond those needed (1 is N+1).
+    #[arg(long, default_value = "0")]
+    pub spare: usize,
+    /// Maximum devices of the deployment.
+    #[arg(long, default_value = "1024", value_parser = positive_whole)]
+    pub max_gpus: usize,
+    /// Weights: bf16, fp16, fp8, int8, int4, mxfp4 or nvfp4; by default as published.
+    #[arg(long, value_name = "FORMAT")]
+    pub weights: Option<String>,
+    /// Where latencies come from.
+    #[command(flatten)]
+    pub source: ProfileArgs,
+    /// Routing of tokens over experts: uniform, zipf:S, power-law:A, hot:SHARE, balanced, trace:FILE.
+    #[arg(long, default_value_t = RoutingKind::TYPICAL, value_name = "KIND")]
+    pub routing: RoutingKind,
+    /// Fit the engine's constants to a CSV of measured points first.
+    #[arg(long, value_name = "FILE")]
+    pub calibrate: Option<PathBuf>,
+    /// Dollars per device and hour, or `tier:NAME` of the published tiers; by default the first.
+    #[arg(long, value_name = "USD|tier:NAME", value_parser = crate::cli::parse::price)]
+    pub price: Option<String>,
+    /// Requests of each simulation, from 1000: more make the intervals narrower.
+    #[arg(long, default_value = "20000", value_parser = simulated_requests)]
+    pub requests: usize,
+    /// Seed of the simulations and of the router.
+    #[arg(long, default_value = "1")]
+    pub seed: u64,
+    /// Folder for size.json and the plots; an earlier result there is replaced.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Take --out even where it holds files of others; those stay.
+    #[arg(long, requires = "out")]
+    pub overwrite: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Bad flags and files; [`Error::Infeasible`] (exit 5) with the nearest feasible service level.
+pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
+    let folder =
+        args.out.as_deref().map(|out| ResultFolder::begin(out, &["size.json"], args.overwrite));
+    let folder = folder.transpose()?;
+    let sources = Sources::read(&args.source)?;
+    let calibrations = match &args.calibrate {
+        Some(path) => calibrate_all(&points::read(path)?, &sources)?,
+        None => Vec::new(),
+    };
+    let asked = asked(args, &sources, &calibrations)?;
+    let answer = size(&asked.inputs, &sources.latency_of())?;
+    let document = document(args, &sources, &asked, &answer);
+    if let Some(folder) = folder {
+        let json = serde_json::to_vec_pretty(&document)
+            .map_err(|e| Error::unfit("size.json", e.to_string()))?;
+        write_atomic(&folder.path().join("size.json"), &json, true)?;
+        serving_plot::write_all(folder.path(), &asked.inputs, &answer)?;
+        folder.finish()?;
+    }
+    output.result(&document, || text(&document))
+}
+
+/// What is asked, with what the answer says of it.
+struct Asked {
+    inputs: SizeInputs,
+    /// Where each device's price comes from.
+    prices: Vec<String>,
+    /// What was assumed in reading the model.
+    assumed: Vec<String>,
+    is_calibrated: bool,
+}
+
+fn asked(args: &SizeArgs, sources: &Sources, calibrations: &[Calibration]) -> Result<Asked> {
+    let Loaded { mut model, assumed, .. } = load_model(&args.model)?;
+    if let Some(weights) = &args.weights {
+        set_precision(&mut model, &weights.to_lowercase())
+            .map_err(|reason| Error::usage("--weights", reason))?;
+    }
+    if args.peak < 1.0 {
+        return Err(Error::usage("--peak", "the peak is at least the mean: 1 or more"));
+    }
+    let named: Vec<DeviceSpec> = match (args.device.is_empty(), sources.device()?) {
+        (true, Some(device)) => vec![device],
+        (true, None) => DeviceSpec::known()?.into_iter().filter(is_comparable).collect(),
+        (false, _) => {
+            args.device.iter().map(|name| DeviceSpec::load(name)).collect::<Result<_>>()?
+        }
+    };
+    let mut devices = Vec::new();
+    let mut prices = Vec::new();
+    for device in named {
+        let (price, source) = price(args.price.as_deref(), &device)?;
+        prices.push(source);
+        devices.push((device, price));
+    }
+    let columns = Columns::joined(&args.columns);
+    let read = |path| RequestTrace::read_with(path, &columns);
+    let trace = args.trace.as_deref().map(read).transpose()?;
+    let drawn = Lengths { input: args.isl, output: args.osl };
+    let spread =
+        if args.length_cv > 0.0 { Spread::LogNormal(args.length_cv) } else { Spread::Fixed };
+    let routing = LoadModel::new(&args.routing, model.num_experts, model.top_k)?;
+    let inputs = SizeInputs {
+        model,
+        devices,
+        engine: sources.engine().to_owned(),
+        costs: resolve(sources, calibrations)?,
+        routing: Arc::new(routing),
+        lengths: trace.as_ref().map_or(drawn, RequestTrace::lengths),
+        spread: trace.as_ref().map_or(spread, RequestTrace::spread),
+        trace,
+        rate: args.rate,
+        peak_over_mean: args.peak,
+        burstiness: args.burstiness,
+        router: args.router,
+        limits: limits(args),
+        spare: args.spare,
+        max_gpus: args.max_gpus,
+        requests: args.requests,
+        seed: args.seed,
+    };
+    let is_calibrated = costs_of(sources.engine(), calibrations).is_some();
+    Ok(Asked { inputs, prices, assumed, is_calibrated })
+}
+
+/// Whether a device stands beside others without being named: measured like them, and priced on the
+/// same basis.
+fn is_comparable(device: &DeviceSpec) -> bool {
+    let is_owned = device.price().is_some_and(|(_, p)| p.kind == PriceKind::Ownership);
+    is_owned && shipped(device).is_some()
+}
+
+/// The limits that flags give.
+fn given(args: &SizeArgs) -> Vec<Limit> {
+    let flags = [
+        (Metric::Ttft, Statistic::Mean, args.ttft_mean),
+        (Metric::Ttft, Statistic::P50, args.ttft_p50),
+        (Metric::Ttft, Statistic::P90, args.ttft_p90),
+        (Metric::Ttft, Statistic::P99, args.ttft_p99),
+        (Metric::Tpot, Statistic::Mean, args.tpot_mean),
+        (Metric::Tpot, Statistic::P50, args.tpot_p50),
+        (Metric::Tpot, Statistic::P90, args.tpot_p90),
+        (Metric::Tpot, Statistic::P99, args.tpot_p99),
+    ];
+    let limit = |(metric, statistic, most)| Some(Limit { metric, statistic, most: most? });
+    flags.into_iter().filter_map(limit).collect()
+}
+
+/// The promised limits; without any flag, the rule of `MLPerf` for Mixtral servers (2 s and 200 ms at p99).
+fn limits(args: &SizeArgs) -> Vec<Limit> {
+    let given = given(args);
+    if !given.is_empty() {
+        return given;
+    }
+    let limit = |metric, most| Limit { metric, statistic: Statistic::P99, most: Seconds(most) };
+    vec![limit(Metric::Ttft, 2.0), limit(Metric::Tpot, 0.2)]
+}
