@@ -49,6 +49,7 @@ pub mod plan;
 
 pub mod report;
 
+#[cfg(feature = "cli")]
 pub mod cli;
 
 pub use error::{Error, Result};

@@ -3,30 +3,27 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
-use clap::error::ErrorKind;
-use moe_frontier::cli::{Cli, run, usage_line};
+use moe_frontier::cli::{self, Failure, failure};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match cli::parse() {
         Ok(cli) => cli,
-        // Help and version, asked for or shown for want of a command.
-        Err(error) if shows_help(error.kind()) => error.exit(),
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "{}", usage_line(&error));
-            return ExitCode::from(2);
+        Err(Failure::Usage(error)) if failure::is_help(&error) => {
+            return failure::show_help(&error);
+        }
+        Err(failure) => {
+            let words: Vec<String> = std::env::args().collect();
+            return end(&failure, failure::asks_for_json(words.iter().map(String::as_str)));
         }
     };
-    match run(cli) {
+    let json = cli.json;
+    match cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error}");
-            ExitCode::from(error.exit_code())
-        }
+        Err(error) => end(&error.into(), json),
     }
 }
 
-const fn shows_help(kind: ErrorKind) -> bool {
-    use ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
-    matches!(kind, DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand)
+fn end(failure: &Failure, json: bool) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "{}", failure.line(json));
+    ExitCode::from(failure.exit_code())
 }

@@ -1,5 +1,6 @@
 //! The candle module and candle's naive layer against the plain loops in double precision.
 
+#![cfg(feature = "candle")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;

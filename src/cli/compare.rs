@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::cli::Output;
+use crate::cli::{Output, output};
 use crate::error::{shown, tidy};
 use crate::latency::measured::compare::{CellComparison, Comparison, compare};
 use crate::latency::measured::format;
-use crate::report::text_table;
+use crate::report::grid::{Column, grid, hanging};
 use crate::stats::paired::Verdict;
 use crate::{Error, Result};
 
@@ -60,7 +60,7 @@ struct Document<'a> {
 /// when `--fail-on` finds what it looks for, after the result was printed.
 pub fn run(args: &Args, output: Output) -> Result<()> {
     let comparison = compare(&format::read(&args.old)?, &format::read(&args.new)?)?;
-    output.result(&document(&comparison), || text(&comparison))?;
+    output.result(&document(&comparison), || text(&comparison, output::width()))?;
     let slower = comparison.count(Verdict::Slower);
     match args.fail_on {
         Some(FailOn::Slower) if slower > 0 => {
@@ -89,27 +89,28 @@ fn document(comparison: &Comparison) -> Document<'_> {
     }
 }
 
-fn text(comparison: &Comparison) -> String {
-    let rows = comparison.cells.iter().map(row).collect();
+fn text(comparison: &Comparison, width: usize) -> String {
+    let rows: Vec<_> = comparison.cells.iter().map(row).collect();
     let mut text = format!("{}, new against old\n\n", shown(&comparison.device));
-    text += &text_table(
+    text += &grid(
         &[
-            ("experts", true),
-            ("top_k", true),
-            ("hidden x inter", true),
-            ("bits", true),
-            ("routing", false),
-            ("mode", false),
-            ("tokens", true),
-            ("old us", true),
-            ("new us", true),
-            ("change", true),
-            ("verdict", false),
+            Column::numbers("experts"),
+            Column::numbers("top_k").left_out(1),
+            Column::numbers("hidden x inter").left_out(2),
+            Column::numbers("bits").left_out(5),
+            Column::words("routing").left_out(6),
+            Column::words("mode").left_out(4),
+            Column::numbers("tokens"),
+            Column::numbers("old us").left_out(3),
+            Column::numbers("new us").left_out(3),
+            Column::numbers("change"),
+            Column::words("verdict"),
         ],
-        rows,
+        &rows,
+        width,
     );
     let count = |verdict| comparison.count(verdict);
-    let mut line = |line: String| text.extend([line.as_str(), "\n"]);
+    let mut line = |line: String| text += &hanging("", &line, width);
     line(String::new());
     line(format!(
         "{} faster, {} slower, {} same, {} ambiguous (paired: false; bound {:.1} %)",
@@ -204,7 +205,7 @@ mod tests {
         let read = |name: &str, by| format::read(&stored(folder.path(), name, by)).unwrap();
         let mut comparison = compare(&read("a.json", 1), &read("b.json", 2)).unwrap();
         comparison.only_in_new.push("a cell".into());
-        let text = text(&comparison);
+        let text = text(&comparison, 100);
         assert_eq!(text.matches("SLOWER").count(), 3, "{text}");
         assert!(text.contains("+100.0%") && text.contains("paired: false"), "{text}");
         assert!(text.contains("only in the new profile: a cell"), "{text}");

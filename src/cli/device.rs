@@ -4,9 +4,9 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use crate::Result;
-use crate::cli::Output;
+use crate::cli::{Output, output};
 use crate::config::{DType, DeviceSpec};
-use crate::report::text_table;
+use crate::report::grid::{Column, grid, hanging};
 use crate::units::{BytesPerSecond, FlopsPerSecond};
 
 /// List and show the devices that come with the program.
@@ -65,21 +65,21 @@ pub fn run(args: &Args, output: Output) -> Result<()> {
     match &args.action {
         Action::List => {
             let list = List { schema, schema_version, devices: DeviceSpec::known()? };
-            output.result(&list, || list_text(&list.devices))
+            output.result(&list, || list_text(&list.devices, output::width()))
         }
         Action::Show { name, toml: true } => {
             let device = DeviceSpec::load(name)?;
             let text = device.to_toml()?;
-            output.result(&Shown { schema, schema_version, device }, || text)
+            output.verbatim(&Shown { schema, schema_version, device }, &text)
         }
         Action::Show { name, toml: false } => {
             let shown = Shown { schema, schema_version, device: DeviceSpec::load(name)? };
-            output.result(&shown, || show_text(&shown.device))
+            output.result(&shown, || show_text(&shown.device, output::width()))
         }
     }
 }
 
-fn list_text(devices: &[DeviceSpec]) -> String {
+fn list_text(devices: &[DeviceSpec], width: usize) -> String {
     let peak = |d: &DeviceSpec, dtype: DType| {
         d.peak(dtype).map_or_else(|| "-".to_owned(), |v| FlopsPerSecond(v).to_string())
     };
@@ -94,21 +94,22 @@ fn list_text(devices: &[DeviceSpec]) -> String {
             d.price().map_or_else(|| "-".to_owned(), |(price, _)| hourly(price.0)),
         ]
     });
-    text_table(
+    grid(
         &[
-            ("device", false),
-            ("also called", false),
-            ("memory", true),
-            ("bandwidth", true),
-            ("dense bf16", true),
-            ("dense fp8", true),
-            ("price", true),
+            Column::words("device"),
+            Column::words("also called").left_out(4),
+            Column::numbers("memory"),
+            Column::numbers("bandwidth"),
+            Column::numbers("dense bf16").left_out(2),
+            Column::numbers("dense fp8").left_out(3),
+            Column::numbers("price"),
         ],
-        rows.collect(),
+        &rows.collect::<Vec<_>>(),
+        width,
     )
 }
 
-fn show_text(device: &DeviceSpec) -> String {
+fn show_text(device: &DeviceSpec, width: usize) -> String {
     let published = |field: &str, name: &str, value: String| {
         let is_doubtful = device.unverified.iter().any(|u| u == field);
         let seen = if is_doubtful { "unverified" } else { "-" };
@@ -136,15 +137,19 @@ fn show_text(device: &DeviceSpec) -> String {
             price.source.clone(),
         ]
     }));
-    let table = text_table(
-        &[("quantity", false), ("value", true), ("seen", false), ("source", false)],
-        rows,
-    );
+    let columns = [
+        Column::words("quantity"),
+        Column::numbers("value"),
+        Column::words("seen"),
+        Column::words("source"),
+    ];
+    let table = grid(&columns, &rows, width);
     let default = match device.price() {
         Some((_, price)) => format!("default price: {}", price.tier),
         None => "no price known".to_owned(),
     };
-    format!("{} ({}); {default}\n\n{table}", device.name, device.aliases.join(", "))
+    let head = format!("({}); {default}", device.aliases.join(", "));
+    format!("{}\n{table}", hanging(&format!("{} ", device.name), &head, width))
 }
 
 /// A price with its cents.
@@ -164,7 +169,7 @@ mod tests {
     #[test]
     fn the_list_fits_a_terminal_and_names_every_device() {
         let devices = DeviceSpec::known().unwrap();
-        let text = list_text(&devices);
+        let text = list_text(&devices, 100);
         assert!(devices.iter().all(|d| text.contains(&d.name)), "{text}");
         assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");
     }
@@ -172,7 +177,7 @@ mod tests {
     #[test]
     fn every_number_of_a_device_has_its_source() {
         for device in DeviceSpec::known().unwrap() {
-            let text = show_text(&device);
+            let text = show_text(&device, 100);
             let lines = text.lines().skip_while(|l| !l.starts_with("--")).skip(1);
             for line in lines {
                 // A long source goes on below its number.
@@ -182,7 +187,7 @@ mod tests {
                 assert!(sourced && line.chars().count() <= 100, "{line}");
             }
         }
-        let h100 = show_text(&DeviceSpec::load("h100").unwrap());
+        let h100 = show_text(&DeviceSpec::load("h100").unwrap(), 100);
         assert!(h100.contains("80 GB") && h100.contains("3.35 TB/s") && h100.contains("$1.69/h"));
     }
 

@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use crate::Result;
-use crate::cli::law::wrapped;
 use crate::cli::output::Output;
 use crate::cli::{probe, store};
 use crate::error::{shown, tidy};
@@ -14,9 +13,10 @@ use crate::kernels::cpu::simd::Isa;
 use crate::measure::host;
 use crate::measure::preflight::Load;
 use crate::measure::record::{CpuDevice, Device};
+use crate::report::grid::hanging;
 use crate::units::Bytes;
 
-/// What was found: processor, kernels, GPU driver, stored profiles.
+/// What was found: CPU, kernels, GPU driver, stored profiles.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  moe-frontier doctor --json\n  moe-frontier doctor --prune")]
 pub struct Args {
@@ -35,10 +35,10 @@ struct Findings {
     os: String,
     cpu: CpuDevice,
     cores: usize,
-    /// Threads that the processor's kernels take unless told otherwise.
+    /// Threads that the CPU kernels take unless told otherwise.
     threads: usize,
     kernels: String,
-    /// Every instruction set that the processor's kernels are written for, the preferred first.
+    /// Every instruction set that the CPU kernels are written for, the preferred first.
     instruction_sets: Vec<InstructionSet>,
     available_memory_bytes: u64,
     load_1min: Option<f64>,
@@ -52,7 +52,7 @@ struct Findings {
     profile: Option<Stored>,
 }
 
-/// An instruction set of the processor's kernels.
+/// An instruction set of the CPU kernels.
 #[derive(Debug, Serialize)]
 struct InstructionSet {
     /// The word that `measure --isa` takes.
@@ -82,7 +82,7 @@ pub fn run(args: &Args, output: Output) -> Result<()> {
         return prune(output);
     }
     let findings = look();
-    output.result(&findings, || text(&findings))
+    output.result(&findings, || text(&findings, crate::cli::output::width()))
 }
 
 /// What `--prune --json` prints.
@@ -163,22 +163,24 @@ fn describe(gpu: &GpuFacts) -> String {
     format!("gpu:{} {}, sm {}, {memory}, CUDA {}", gpu.ordinal, gpu.name, gpu.sm, gpu.driver_cuda)
 }
 
-fn text(f: &Findings) -> String {
+/// Columns of the words before each finding.
+const LABEL: usize = 15;
+
+fn text(f: &Findings, width: usize) -> String {
+    let mut text = String::new();
+    let mut line = |label: &str, value: &str| {
+        text += &hanging(&format!("{label:<LABEL$}"), value, width);
+    };
     let size = |bytes: Option<u64>| {
         bytes.map_or_else(|| "unknown".to_owned(), |b| Bytes(b as f64).to_string())
     };
-    let mut lines = vec![
-        format!("program        moe-frontier {}, {}", f.program_version, f.os),
-        format!("processor      {}, {} cores for this process", f.cpu.name, f.cores),
-        format!("features       {}", f.cpu.isa.join(" ")),
-        format!("caches         L2 {}, L3 {}", size(f.cpu.l2_bytes), size(f.cpu.l3_bytes)),
-        format!(
-            "memory         {} of {} available",
-            Bytes(f.available_memory_bytes as f64),
-            Bytes(f.cpu.memory_bytes as f64)
-        ),
-        format!("kernels        {}", f.kernels),
-    ];
+    line("program", &format!("moe-frontier {}, {}", f.program_version, f.os));
+    line("CPU", &format!("{}, {} cores for this process", f.cpu.name, f.cores));
+    line("features", &f.cpu.isa.join(" "));
+    line("caches", &format!("L2 {}, L3 {}", size(f.cpu.l2_bytes), size(f.cpu.l3_bytes)));
+    let available = Bytes(f.available_memory_bytes as f64);
+    line("memory", &format!("{available} of {} available", Bytes(f.cpu.memory_bytes as f64)));
+    line("kernels", &f.kernels);
     for (i, set) in f.instruction_sets.iter().enumerate() {
         let title = if i == 0 { "instructions" } else { "" };
         let state = match set.missing_because {
@@ -186,36 +188,36 @@ fn text(f: &Findings) -> String {
             None if set.chosen => "available, chosen".to_owned(),
             None => "available".to_owned(),
         };
-        lines.push(format!("{title:<14} {:<12} {:<12} {state}", set.name, set.label));
+        line(title, &format!("{} ({}): {state}", set.name, set.label));
     }
     for (gpu, kernels) in f.gpus.iter().zip(&f.gpu_kernels) {
-        lines.push(format!("GPU            {gpu}"));
-        lines.push(wrapped("CUDA kernels   ", kernels).trim_end().to_owned());
+        line("GPU", gpu);
+        line("CUDA kernels", kernels);
     }
-    lines.push(wrapped("NVRTC          ", &f.nvrtc).trim_end().to_owned());
+    line("NVRTC", &f.nvrtc);
     if !f.gpu_unused_because.is_empty() {
-        lines.push(wrapped("GPU not used   ", &f.gpu_unused_because).trim_end().to_owned());
+        line("GPU not used", &f.gpu_unused_because);
     }
-    let folder = f.profiles_folder.as_deref().unwrap_or("no folder is known");
-    lines.push(format!("profiles       {folder}"));
-    lines.push(match &f.profile {
-        Some(p) => format!(
-            "newest         {}, {} cells; read {:.1} GB/s, dense GEMM {:.0} GFLOP/s, noise floor {:.1} %",
-            p.path,
-            p.cells,
-            p.read_bytes_per_s / 1e9,
-            p.gemm_flops_per_s / 1e9,
-            100.0 * p.noise_floor_rel
-        ),
-        None => "newest         none of this machine and these kernels: `rank` will measure first"
-            .to_owned(),
-    });
+    line("profiles", f.profiles_folder.as_deref().unwrap_or("no folder is known"));
+    line("newest", &newest(f.profile.as_ref()));
     if let Some(load) = f.load_1min.filter(|l| *l > 0.5) {
-        lines.push(format!(
-            "load           {load:.1} over the last minute: times taken now are noisy"
-        ));
+        line("load", &format!("{load:.1} over the last minute: times taken now are noisy"));
     }
-    lines.join("\n") + "\n"
+    text
+}
+
+fn newest(profile: Option<&Stored>) -> String {
+    let Some(p) = profile else {
+        return "none of this machine and these kernels: `rank` will measure first".into();
+    };
+    format!(
+        "{}, {} cells; read {:.1} GB/s, dense GEMM {:.0} GFLOP/s, noise floor {:.1} %",
+        p.path,
+        p.cells,
+        p.read_bytes_per_s / 1e9,
+        p.gemm_flops_per_s / 1e9,
+        100.0 * p.noise_floor_rel
+    )
 }
 
 #[cfg(test)]
@@ -223,10 +225,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn findings_name_processor_kernels_and_why_no_gpu_is_used() {
+    fn findings_name_cpu_kernels_and_why_no_gpu_is_used() {
         let findings = look();
-        let text = text(&findings);
-        for part in ["processor", "kernels", "NVRTC", "profiles"] {
+        let text = text(&findings, 100);
+        for part in ["CPU", "kernels", "NVRTC", "profiles"] {
             assert!(text.contains(part), "{text}");
         }
         for isa in Isa::ALL {

@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::cli::{Output, output, parse};
 use crate::law::others::{WORKS, Work};
 use crate::law::{self, Evaluation, Inputs, LawInfo, LossLaw, Question, Variable};
+use crate::report::grid::hanging;
 use crate::units::{Flops, Nats};
 use crate::{Error, Result};
 
@@ -228,24 +229,9 @@ fn describe(info: &LawInfo) -> String {
     text
 }
 
-/// A label and a value of up to 100 columns a line, continued under the value.
+/// A label and a value as wide as the terminal, continued under the value.
 pub(super) fn wrapped(label: &str, value: &str) -> String {
-    const WIDTH: usize = 100;
-    let indent = " ".repeat(label.trim_start_matches('\n').len());
-    let mut text = String::new();
-    let mut line = label.to_owned();
-    for word in value.split(' ') {
-        if line.len() > label.len() && line.chars().count() + 1 + word.chars().count() > WIDTH {
-            text.push_str(line.trim_end());
-            text.push('\n');
-            line.clone_from(&indent);
-        }
-        if line.len() > label.len() {
-            line.push(' ');
-        }
-        line.push_str(word);
-    }
-    text + line.trim_end() + "\n"
+    hanging(label, value, output::width())
 }
 
 #[derive(Serialize)]
@@ -336,13 +322,6 @@ fn text(e: &Evaluation) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn long_values_wrap_under_themselves() {
-        let text = wrapped("  form      ", &"word ".repeat(40));
-        assert!(text.lines().all(|l| l.len() <= 100));
-        assert!(text.lines().skip(1).all(|l| l.starts_with("            word")));
-    }
 
     #[test]
     fn the_json_starts_with_its_schema_and_has_the_contracts_fields() {

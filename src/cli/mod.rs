@@ -3,17 +3,23 @@
 //! Results go to stdout, everything else (progress, warnings, errors) to stderr. With `--json`
 //! stdout holds exactly one JSON document.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::Result;
 
 pub mod accuracy;
 pub mod compare;
+pub mod completions;
 pub mod device;
 pub mod doctor;
+pub mod emit;
 pub mod estimate;
+pub mod explain;
+pub mod failure;
+pub mod help;
 pub mod import;
 pub mod law;
+pub mod man;
 pub mod measure;
 pub mod output;
 pub mod parse;
@@ -22,12 +28,15 @@ pub mod probe;
 pub mod profile;
 pub mod progress;
 pub mod rank;
+pub mod repeat;
 pub mod report;
+pub mod settings;
 pub mod signals;
 pub mod size;
 pub mod store;
 pub mod worker;
 
+pub use failure::Failure;
 pub use output::Output;
 
 /// Which mixture-of-experts model to train and what it costs to serve, from measurements.
@@ -58,7 +67,7 @@ pub enum Command {
     Preset(preset::Args),
     /// List and show the devices that come with the program.
     Device(device::Args),
-    /// What was found: processor, kernels, GPU driver, stored profiles.
+    /// What was found: CPU, kernels, GPU driver, stored profiles.
     Doctor(doctor::Args),
     /// Loss laws: list them, evaluate them, find the best size for a budget.
     #[command(subcommand)]
@@ -74,12 +83,35 @@ pub enum Command {
     Accuracy(accuracy::AccuracyArgs),
     /// TTFT, TPOT, throughput, memory and cost of one deployment, or of a file of measured points.
     Estimate(Box<estimate::EstimateArgs>),
+    /// Say what a term of the tables means.
+    Explain(explain::Args),
+    /// Print the completions of a shell.
+    Completions(completions::Args),
+    /// Print a manual page, or write all of them.
+    Man(man::Args),
     /// Runs kernels for `measure`.
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
     /// Asks the GPU driver for other commands.
     #[command(hide = true)]
     Probe(probe::ProbeArgs),
+}
+
+/// The command line of this process, with variables and the file of settings in it.
+///
+/// # Errors
+/// Help, version and wrong arguments as [`Failure::Usage`]; a wrong file of settings.
+pub fn parse() -> Result<Cli, Failure> {
+    let settings = settings::Settings::find()?;
+    let mut command = help::finished(settings.apply(repeat::with_flag(Cli::command()))?);
+    let words = repeat::expanded(std::env::args_os().collect())?;
+    let matches =
+        command.try_get_matches_from_mut(words).map_err(|e| match settings.blame(&e) {
+            Some(ours) => Failure::Run(ours),
+            None => Failure::Usage(e),
+        })?;
+    repeat::record(&command, &matches, |flag| settings.has("rank", flag));
+    Cli::from_arg_matches(&matches).map_err(Failure::Usage)
 }
 
 /// Runs a parsed command.
@@ -90,8 +122,15 @@ pub fn run(cli: Cli) -> Result<()> {
     let output = Output::new(cli.json);
     if !matches!(cli.command, Command::Worker(_) | Command::Probe(_)) {
         signals::install()?;
+        progress::begin_notice("working");
     }
-    match cli.command {
+    let done = dispatch(cli.command, output);
+    progress::end_notice();
+    done
+}
+
+fn dispatch(command: Command, output: Output) -> Result<()> {
+    match command {
         Command::Measure(args) => measure::run(&args, output),
         Command::Report(args) => report::run(&args, output),
         Command::Compare(args) => compare::run(&args, output),
@@ -104,52 +143,10 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Size(args) => size::run(&args, output),
         Command::Accuracy(args) => accuracy::run(&args, output),
         Command::Estimate(args) => estimate::run(&args, output),
+        Command::Explain(args) => explain::run(&args, output),
+        Command::Completions(args) => completions::run(&args, output),
+        Command::Man(args) => man::run(&args, output),
         Command::Worker(args) => worker::run(&args),
         Command::Probe(args) => probe::run(&args),
-    }
-}
-
-/// What clap says of wrong arguments as one line: what is wrong, then its tips. The usage that it
-/// prints below is what `--help` shows.
-pub fn usage_line(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let joined = |part: &str| part.split_whitespace().collect::<Vec<_>>().join(" ");
-    let mut parts = text.split("\n\n").map(joined).filter(|part| !part.is_empty());
-    let mut line = parts.next().unwrap_or_else(|| "error: wrong arguments".to_owned());
-    for tip in parts.filter(|part| part.starts_with("tip:")) {
-        line += "; ";
-        line += &tip;
-    }
-    crate::error::tidy(&line) + "; --help shows the usage"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn line(arguments: &[&str]) -> String {
-        let all = [&["moe-frontier"], arguments].concat();
-        usage_line(&Cli::try_parse_from(all).unwrap_err())
-    }
-
-    #[test]
-    fn wrong_arguments_are_told_in_one_line() {
-        let wrong = line(&["rank", "--price", "nan"]);
-        assert!(
-            wrong.starts_with("error: invalid value 'nan' for '--price <USD|tier:NAME>'"),
-            "{wrong}"
-        );
-        assert!(wrong.contains("write 1e21"), "{wrong}");
-        assert!(
-            line(&["rank", "--prise", "1"]).contains("tip: a similar argument exists: '--price'")
-        );
-        assert!(line(&["report"]).contains("were not provided: <RANK_JSON>"));
-        assert!(
-            line(&["compare", "a", "b", "--fail-on", "x"]).contains("[possible values: slower]")
-        );
-        for all in [wrong, line(&["rank", "a\n\nb"]), line(&["nothing"])] {
-            assert_eq!(all.lines().count(), 1, "{all}");
-            assert!(!all.contains("Usage:"), "{all}");
-        }
     }
 }

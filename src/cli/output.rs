@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::cli::progress::end_notice;
 use crate::error::tidy;
+use crate::report::grid::{fitted, hanging};
 use crate::{Error, Result};
 
 /// Where a command's result goes: text or one JSON document on stdout.
@@ -36,8 +38,27 @@ impl Output {
             document.push('\n');
             write_stdout(&document)
         } else {
-            write_stdout(&text())
+            write_text(&text())
         }
+    }
+
+    /// The same for text that another program reads, whose lines stay as they are: a script, a file.
+    ///
+    /// # Errors
+    /// As [`Self::result`].
+    pub fn verbatim<T: Serialize>(self, value: &T, text: &str) -> Result<()> {
+        if self.json { self.result(value, String::new) } else { write_stdout(text) }
+    }
+}
+
+/// Writes text to stdout, no line wider than the terminal.
+///
+/// # Errors
+/// As [`write_stdout`].
+pub fn write_text(text: &str) -> Result<()> {
+    match terminal_width() {
+        Some(width) => write_stdout(&fitted(text, width)),
+        None => write_stdout(text),
     }
 }
 
@@ -46,6 +67,7 @@ impl Output {
 /// # Errors
 /// [`Error::Io`] when stdout cannot be written. A closed pipe (`| head`) is no error.
 pub fn write_stdout(text: &str) -> Result<()> {
+    end_notice();
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -58,39 +80,39 @@ pub fn stdout_lines() -> impl Write + Send {
     io::stdout()
 }
 
+/// How wide text is where nobody says: in a file or a pipe.
+const USUAL_WIDTH: usize = 100;
+/// Wider lines are hard to read.
+const WIDEST: usize = 160;
+/// Narrower than this no table is tried.
+const NARROWEST: usize = 40;
+
+/// How wide tables and paragraphs may be, in terminal columns.
+pub fn width() -> usize {
+    terminal_width().unwrap_or(USUAL_WIDTH)
+}
+
+/// The width of the terminal that stdout is, or what `COLUMNS` says.
+fn terminal_width() -> Option<usize> {
+    let told = std::env::var("COLUMNS").ok().and_then(|text| text.trim().parse().ok());
+    let seen = || terminal_size::terminal_size_of(io::stdout()).map(|(w, _)| usize::from(w.0));
+    told.or_else(seen).filter(|w| *w > 0).map(|w| w.clamp(NARROWEST, WIDEST))
+}
+
 /// Whether stdout shows colours: on a terminal, unless `NO_COLOR` is set to anything.
 pub fn colour() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
-/// Columns that a line of text has at most.
-const LINE: usize = 100;
-
-/// A sentence behind its label, in lines of at most [`LINE`] columns.
-pub(crate) fn wrapped(label: &str, sentence: &str) -> String {
-    let mut lines = vec![label.to_owned()];
-    for word in sentence.split(' ') {
-        let full = lines.last().is_some_and(|l| l.chars().count() + word.chars().count() >= LINE);
-        if full {
-            lines.push(" ".repeat(label.len()));
-        }
-        if let Some(line) = lines.last_mut() {
-            line.push_str(word);
-            line.push(' ');
-        }
-    }
-    let trimmed: Vec<&str> = lines.iter().map(|l| l.trim_end()).collect();
-    trimmed.join("\n") + "\n"
-}
-
 /// What was read of a model, and what was assumed in reading it.
 pub(crate) fn model_lines(summary: &str, assumed: &[String]) -> String {
-    let notes = assumed.iter().map(|note| wrapped("assumed: ", note));
+    let notes = assumed.iter().map(|note| hanging("assumed: ", note, width()));
     format!("model: {summary}\n{}", notes.collect::<String>())
 }
 
 /// Prints one warning line on stderr.
 pub fn warn(message: &str) {
+    end_notice();
     let _ = writeln!(io::stderr(), "warning: {}", tidy(message));
 }
 

@@ -4,11 +4,10 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use crate::Result;
-use crate::cli::Output;
-use crate::cli::output::wrapped;
+use crate::cli::{Output, output};
 use crate::config::preset;
 use crate::config::{DType, Loaded, MoeModel, RouterConfig, Scoring, load_model};
-use crate::report::text_table;
+use crate::report::grid::{Column, grid, hanging};
 use crate::units::{Bytes, count};
 
 /// Contexts at which the cache is shown, in tokens.
@@ -173,18 +172,18 @@ pub fn run(args: &Args, output: Output) -> Result<()> {
                 .map(|name| load_model(name).map(Shown::new))
                 .collect::<Result<Vec<_>>>()?;
             let list = List { schema: SCHEMA, schema_version: SCHEMA_VERSION, presets };
-            output.result(&list, || list_text(&list.presets))
+            output.result(&list, || list_text(&list.presets, output::width()))
         }
         Action::Show { name } => {
             let mut shown = Shown::new(load_model(name)?);
             shown.schema = Some(SCHEMA);
             shown.schema_version = Some(SCHEMA_VERSION);
-            output.result(&shown, || show_text(&shown))
+            output.result(&shown, || show_text(&shown, output::width()))
         }
     }
 }
 
-fn list_text(presets: &[Shown]) -> String {
+fn list_text(presets: &[Shown], width: usize) -> String {
     let rows = presets.iter().map(|p| {
         let m = &p.model;
         vec![
@@ -199,19 +198,20 @@ fn list_text(presets: &[Shown]) -> String {
             dtype(m.expert_dtype),
         ]
     });
-    text_table(
+    grid(
         &[
-            ("model", false),
-            ("total\nparams", true),
-            ("active\nparams", true),
-            ("experts", true),
-            ("top_k", true),
-            ("hidden", true),
-            ("expert\ninter", true),
-            ("layers", true),
-            ("expert\nweights", false),
+            Column::words("model"),
+            Column::numbers("total\nparams"),
+            Column::numbers("active\nparams"),
+            Column::numbers("experts"),
+            Column::numbers("top_k"),
+            Column::numbers("hidden").left_out(2),
+            Column::numbers("expert\ninter").left_out(3),
+            Column::numbers("layers").left_out(1),
+            Column::words("expert\nweights").left_out(4),
         ],
-        rows.collect(),
+        &rows.collect::<Vec<_>>(),
+        width,
     )
 }
 
@@ -236,7 +236,7 @@ impl Sheet<'_> {
     }
 }
 
-fn show_text(shown: &Shown) -> String {
+fn show_text(shown: &Shown, width: usize) -> String {
     // A preset names its publication; anything else is a file.
     let published = preset::load(&shown.model.name).is_ok_and(|p| p.source == shown.source);
     let origin = if published { "published" } else { "file" };
@@ -247,11 +247,13 @@ fn show_text(shown: &Shown) -> String {
         sheet.size("", &group.feed_forward);
     }
     counts(&mut sheet, shown);
-    let table = text_table(&[("quantity", false), ("value", true), ("source", false)], sheet.rows);
-    let notes: String =
-        shown.assumed.iter().map(|note| wrapped("assumed: ", note)).collect::<String>();
-    let head =
-        format!("{}\n{origin}: {}\ncounted: from these sizes\n", shown.model.name, shown.source);
+    // A value may be a sentence: it wraps.
+    let columns = [Column::words("quantity"), Column::words("value"), Column::words("source")];
+    let table = grid(&columns, &sheet.rows, width);
+    let notes = shown.assumed.iter().map(|note| hanging("assumed: ", note, width));
+    let notes: String = notes.collect();
+    let source = hanging(&format!("{origin}: "), &shown.source, width);
+    let head = format!("{}\n{source}counted: from these sizes\n", shown.model.name);
     format!("{head}{notes}\n{table}")
 }
 
@@ -348,7 +350,7 @@ mod tests {
     #[test]
     fn the_list_names_every_model_with_its_counted_parameters() {
         let presets: Vec<Shown> = preset::names().map(shown).collect();
-        let text = list_text(&presets);
+        let text = list_text(&presets, 100);
         assert!(preset::names().all(|name| text.contains(name)), "{text}");
         assert!(text.contains("46.7 B") && text.contains("12.9 B"), "{text}");
         assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");
@@ -357,9 +359,10 @@ mod tests {
     #[test]
     fn every_number_of_a_model_has_its_source() {
         for name in preset::names() {
-            let text = show_text(&shown(name));
+            let text = show_text(&shown(name), 100);
             assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");
-            assert!(text.contains(&shown(name).source), "{text}");
+            let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(flat.contains(&shown(name).source), "{text}");
             let rows = text.lines().skip_while(|l| !l.starts_with("--")).skip(1);
             // A long value goes on below its name.
             for line in rows.filter(|line| !line.starts_with(' ')) {
@@ -367,15 +370,15 @@ mod tests {
                 assert!(matches!(kind, Some("published" | "counted")), "{line}");
             }
         }
-        assert!(show_text(&shown("Mixtral-8x7B")).contains("moe_intermediate_size"));
-        assert!(show_text(&shown("DeepSeek-V3")).contains("MLA, 128 heads"));
+        assert!(show_text(&shown("Mixtral-8x7B"), 100).contains("moe_intermediate_size"));
+        assert!(show_text(&shown("DeepSeek-V3"), 100).contains("MLA, 128 heads"));
     }
 
     #[test]
     fn a_number_without_a_confirmed_source_says_so() {
         let mut preset = shown("Mixtral-8x7B");
         preset.unverified.push("vocab_size".into());
-        let text = show_text(&preset);
+        let text = show_text(&preset, 100);
         let line = text.lines().find(|l| l.starts_with("vocab_size")).unwrap();
         assert!(line.ends_with("not verified"), "{line}");
     }

@@ -7,6 +7,7 @@
 //! Layouts: `x` and `out` are `[tokens, hidden]`, `logits` `[tokens, experts]`, ids and weights
 //! `[tokens, top_k]`, all row-major; pairs of token and slot are numbered `token * top_k + slot`.
 
+#[cfg(feature = "candle")]
 pub mod candle;
 pub mod cpu;
 mod fp8;

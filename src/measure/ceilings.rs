@@ -4,6 +4,7 @@
 //! They are measured in the same rounds as the kernels, so that a share of a ceiling compares two
 //! readings of one minute on one machine.
 
+#[cfg(feature = "candle")]
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -157,16 +158,18 @@ impl Launch for DenseTest<'_> {
     }
 }
 
+/// The name that a profile gives candle's dense product.
+pub const CANDLE_PRODUCT: &str = "candle_matmul_f32";
+
 /// A dense f32 product by candle: where it is faster than our kernels, it is the ceiling.
+#[cfg(feature = "candle")]
 pub struct CandleTest {
     a: Tensor,
     b: Tensor,
 }
 
+#[cfg(feature = "candle")]
 impl CandleTest {
-    /// The name that a profile gives it.
-    pub const NAME: &'static str = "candle_matmul_f32";
-
     /// Square matrices of normals.
     ///
     /// # Errors
@@ -181,6 +184,7 @@ impl CandleTest {
     }
 }
 
+#[cfg(feature = "candle")]
 impl Launch for CandleTest {
     fn launch(&mut self, _turn: usize) -> Result<()> {
         std::hint::black_box(self.a.matmul(&self.b).map_err(|e| failed(&e))?);
@@ -188,6 +192,7 @@ impl Launch for CandleTest {
     }
 }
 
+#[cfg(feature = "candle")]
 fn failed(error: &candle_core::Error) -> Error {
     Error::device("cpu", format!("candle's dense product failed: {error}"))
 }
@@ -289,6 +294,7 @@ mod tests {
         let backend = CpuBackend::new();
         let weights = sizes.dense_weights(DType::Bf16, 1).unwrap();
         DenseTest::new(&backend, &weights, &sizes).unwrap().launch(0).unwrap();
+        #[cfg(feature = "candle")]
         CandleTest::new(&sizes).unwrap().launch(0).unwrap();
         assert!((sizes.dense_flops() - 2.0 * 3.0 * 64.0 * 96.0 * 8.0).abs() < 1e-6);
         assert!(dispatch_ns(&MonotonicClock::default()) > 0.0);
@@ -302,14 +308,14 @@ mod tests {
             peer: vec![8.0, 1.0, 2.0],
             dispatch_ns: vec![1000.0],
         };
-        let (ours, peer) = (("ours", DType::Bf16), (CandleTest::NAME, DType::F32));
+        let (ours, peer) = (("ours", DType::Bf16), (CANDLE_PRODUCT, DType::F32));
         let record = samples.record(ours, peer).unwrap();
         assert_eq!((record.read_bytes_per_s, record.read_best_bytes_per_s), (2e9, 3e9));
         assert_eq!((record.gemm_flops_per_s, record.gemm_best_flops_per_s), (6.0, 8.0));
         assert_eq!((record.gemm_kernel.as_str(), record.dispatch_ps), ("ours", 1_000_000));
         let slow = CeilingSamples { dense: vec![1.0], ..samples };
         let record = slow.record(ours, peer).unwrap();
-        assert_eq!(record.gemm_kernel, CandleTest::NAME);
+        assert_eq!(record.gemm_kernel, CANDLE_PRODUCT);
         assert_eq!(CeilingSamples::default().record(ours, peer).unwrap_err().exit_code(), 4);
     }
 }

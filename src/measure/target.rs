@@ -1,7 +1,9 @@
 //! The device that a run measures: what the key says of it, how long its samples must be, and its
 //! ceilings.
 
-use super::ceilings::{CandleTest, CeilingSamples, DenseTest, ReadTest, Sizes, dispatch_ns};
+#[cfg(feature = "candle")]
+use super::ceilings::CandleTest;
+use super::ceilings::{CANDLE_PRODUCT, CeilingSamples, DenseTest, ReadTest, Sizes, dispatch_ns};
 use super::host;
 use super::record::{CpuDevice, Device, TimingMode};
 use super::sampling::{BlockRule, CPU_WIDTH};
@@ -130,7 +132,7 @@ impl Target for CpuTarget {
     }
 
     fn peer(&self) -> (&'static str, DType) {
-        (CandleTest::NAME, DType::F32)
+        (CANDLE_PRODUCT, DType::F32)
     }
 
     fn sizes(&self) -> Sizes {
@@ -150,11 +152,13 @@ impl Target for CpuTarget {
             clock: MonotonicClock::default(),
             read: ReadTest::new(whole(bytes), self.sizes.read_bytes),
             dense: DenseTest::new(backend, dense, &self.sizes)?,
+            #[cfg(feature = "candle")]
             candle: CandleTest::new(&self.sizes)?,
         };
         // Not counted: the first touch of code and pages.
         tests.read.launch(0)?;
         tests.dense.launch(0)?;
+        #[cfg(feature = "candle")]
         tests.candle.launch(0)?;
         Ok(Box::new(tests))
     }
@@ -165,6 +169,7 @@ struct CpuCeilings<'a> {
     clock: MonotonicClock,
     read: ReadTest,
     dense: DenseTest<'a>,
+    #[cfg(feature = "candle")]
     candle: CandleTest,
 }
 
@@ -179,6 +184,7 @@ impl CeilingTests for CpuCeilings<'_> {
         let (clock, sizes) = (&self.clock, &self.sizes);
         for _ in 0..DENSE_PER_ROUND {
             samples.dense.push(rate(&mut self.dense, clock, sizes.dense_flops())?);
+            #[cfg(feature = "candle")]
             samples.peer.push(rate(&mut self.candle, clock, sizes.square_flops())?);
         }
         samples.dispatch_ns.push(dispatch_ns(clock));

@@ -7,6 +7,7 @@ pub mod candidates;
 pub mod decide;
 pub mod decision_map;
 pub mod draws;
+pub mod emit;
 mod format;
 pub mod frontier;
 pub mod inputs;

@@ -12,7 +12,7 @@ use crate::serving::Layout;
 pub const SCHEMA: &str = "moe-frontier/rank";
 /// Version of the document; the major number changes when a reader of the old form would be misled,
 /// the minor one when fields are added, which documents of an older minor version lack.
-pub const SCHEMA_VERSION: &str = "2.0";
+pub const SCHEMA_VERSION: &str = "2.1";
 
 /// The whole answer of `rank`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,6 +56,9 @@ pub struct RankReport {
     pub assumptions: Vec<Assumption>,
     /// Things that a reader must know before acting on the answer.
     pub warnings: Vec<String>,
+    /// Flags of the run, which `rank --from` takes again; where results went is not among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<Vec<String>>,
 }
 
 /// How replicas are counted.

@@ -126,6 +126,7 @@ pub fn rank(
         },
         assumptions: provenance.assumptions,
         warnings: provenance.warnings,
+        arguments: None,
         candidates,
     };
     report.warnings.extend(summary::warnings(&report));

@@ -98,6 +98,7 @@ pub(crate) fn empty() -> RankReport {
         summary: vec![],
         basis: Basis::WholeReplicas,
         p_none: 0.1,
+        arguments: None,
         candidates: vec![],
         frontier: vec![],
         crossovers: vec![],

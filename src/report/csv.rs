@@ -1,8 +1,59 @@
-//! A decision map as CSV: one line per cell.
+//! Candidates and decision maps as CSV: one line per candidate or cell.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use crate::plan::outcome::DecisionMap;
+use serde_json::Value;
+
+use crate::files::csv::text_cell;
+use crate::plan::outcome::{Candidate, DecisionMap};
+
+/// Columns that a reader looks for first; the others follow by the alphabet.
+const FIRST: [&str; 6] = ["experts", "top_k", "kind", "best_of_experts", "n_active", "n_total"];
+
+/// Every field of every candidate; those of inner objects as `outer.inner`. A field without a value is
+/// empty.
+pub(super) fn candidates(all: &[Candidate]) -> String {
+    let rows: Vec<BTreeMap<String, String>> = all
+        .iter()
+        .map(|candidate| {
+            let mut row = BTreeMap::new();
+            // A candidate has named fields alone, so that it always is an object.
+            flatten("", &serde_json::to_value(candidate).unwrap_or_default(), &mut row);
+            row
+        })
+        .collect();
+    let names: BTreeSet<&str> =
+        rows.iter().flat_map(|row| row.keys().map(String::as_str)).collect();
+    let first = FIRST.iter().copied().filter(|name| names.contains(name));
+    let rest = names.iter().copied().filter(|name| !FIRST.contains(name));
+    let columns: Vec<&str> = first.chain(rest).collect();
+    let mut text = columns.join(",") + "\n";
+    for row in &rows {
+        let cells = columns.iter().map(|c| row.get(*c).map_or("", String::as_str));
+        text += &cells.collect::<Vec<_>>().join(",");
+        text.push('\n');
+    }
+    text
+}
+
+fn flatten(path: &str, value: &Value, row: &mut BTreeMap<String, String>) {
+    match value {
+        Value::Object(map) => {
+            for (name, inner) in map {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                flatten(&path, inner, row);
+            }
+        }
+        Value::Null => {}
+        Value::String(text) => {
+            row.insert(path.to_owned(), text_cell(text));
+        }
+        other => {
+            row.insert(path.to_owned(), other.to_string());
+        }
+    }
+}
 
 /// Columns `x,y,winner,p_best` by rows of y; `winner` is empty where nothing is feasible.
 pub(super) fn decision_map(map: &DecisionMap) -> String {
@@ -25,6 +76,25 @@ pub(super) fn decision_map(map: &DecisionMap) -> String {
 mod tests {
     use super::*;
     use crate::plan::sample;
+
+    #[test]
+    fn every_candidate_has_a_line_that_reads_back() {
+        let report = sample::report();
+        let text = candidates(&report.candidates);
+        let mut reader = ::csv::Reader::from_reader(text.as_bytes());
+        let head = reader.headers().unwrap().clone();
+        assert_eq!(head.iter().take(3).collect::<Vec<_>>(), ["experts", "top_k", "kind"]);
+        let at = |name: &str| head.iter().position(|h| h == name).unwrap();
+        let rows: Vec<::csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+        assert_eq!(rows.len(), report.candidates.len());
+        for (row, candidate) in rows.iter().zip(&report.candidates) {
+            assert_eq!(row[at("experts")], candidate.experts.to_string());
+            let train: f64 = row[at("train_usd")].parse().unwrap();
+            assert!((train / candidate.train_usd - 1.0).abs() < 1e-12);
+            assert_eq!(row[at("total_usd")].is_empty(), candidate.total_usd.is_none());
+        }
+        assert_eq!(candidates(&[]), "\n");
+    }
 
     #[test]
     fn every_cell_has_a_line_and_infeasible_ones_no_winner() {

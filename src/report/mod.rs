@@ -14,8 +14,10 @@ mod view;
 mod write;
 
 pub use law_plot::write_law_plots;
-pub use table::{rank_text, text_table};
+pub use table::rank_text;
 pub use write::write_all;
 
 pub mod accuracy;
+pub mod glossary;
+pub mod grid;
 pub mod serving_plot;

@@ -1,10 +1,10 @@
 //! A ranking as text for a terminal: never wider than 100 columns, colour only if the caller wants it.
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, TableComponent, presets};
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+use unicode_width::UnicodeWidthStr;
 
-use crate::error::tidy;
 use crate::plan::outcome::RankReport;
+use crate::report::grid::wrap;
 use crate::report::over_training_view;
 use crate::report::view::{self, Table};
 
@@ -53,13 +53,6 @@ pub fn rank_text(report: &RankReport, colour: bool) -> String {
     page.text
 }
 
-/// A plain table of at most 100 columns; a column is its heading and whether it holds numbers.
-pub fn text_table(columns: &'static [(&'static str, bool)], rows: Vec<Vec<String>>) -> String {
-    let rows = rows.into_iter().map(|row| row.iter().map(|cell| tidy(cell)).collect()).collect();
-    let table = Table { title: String::new(), columns, rows, strong: None, note: None };
-    lines_of(&table).iter().flat_map(|line| [line.trim_end(), "\n"]).collect()
-}
-
 /// Text that grows downwards.
 struct Page {
     text: String,
@@ -84,7 +77,7 @@ impl Page {
         if !self.text.is_empty() {
             self.line("");
         }
-        for line in wrap(text, usize::from(WIDTH)) {
+        for line in wrap(&plain(text), usize::from(WIDTH)) {
             self.styled("1", &line);
         }
     }
@@ -154,7 +147,7 @@ fn drawn(table: &Table, gap: u16, arrangement: ContentArrangement) -> Vec<String
 
 fn hanging(mark: &str, text: &str) -> Vec<String> {
     let indent = mark.chars().count();
-    wrap(text, usize::from(WIDTH) - indent)
+    wrap(&plain(text), usize::from(WIDTH) - indent)
         .iter()
         .enumerate()
         .map(
@@ -163,33 +156,6 @@ fn hanging(mark: &str, text: &str) -> Vec<String> {
             },
         )
         .collect()
-}
-
-/// Lines of at most `width` columns, broken at spaces where there are any.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines = Vec::new();
-    let (mut line, mut used) = (String::new(), 0);
-    for word in plain(text).split_whitespace() {
-        let gap = usize::from(used > 0);
-        if used > 0 && used + gap + word.width() > width {
-            lines.push(std::mem::take(&mut line));
-            used = 0;
-        } else if gap > 0 {
-            line.push(' ');
-            used += 1;
-        }
-        for c in word.chars() {
-            let columns = c.width().unwrap_or(0);
-            if used + columns > width && used > 0 {
-                lines.push(std::mem::take(&mut line));
-                used = 0;
-            }
-            line.push(c);
-            used += columns;
-        }
-    }
-    lines.push(line);
-    lines
 }
 
 /// Text from a file must not move the cursor: control characters become spaces.
@@ -229,25 +195,12 @@ mod tests {
         assert!(text.contains("a [2Jb c") && !text.contains('\x1b'), "{text}");
     }
 
-    #[test]
-    fn text_is_wrapped_at_words_and_broken_only_where_it_must() {
-        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
-        assert_eq!(wrap("abcdefghij", 4), ["abcd", "efgh", "ij"]);
-        assert_eq!(wrap("", 4), [""]);
-    }
-
     proptest! {
         #[test]
         fn no_line_is_wider_than_a_hundred_columns(report in sample::arbitrary()) {
             for line in rank_text(&report, false).lines() {
                 prop_assert!(line.width() <= 100, "{line}");
             }
-        }
-
-        #[test]
-        fn wrapping_keeps_every_character(text in "[a-z ]{0,80}", width in 1_usize..20) {
-            let kept: String = wrap(&text, width).concat().split(' ').collect();
-            prop_assert_eq!(kept, text.split(' ').collect::<String>());
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::files::{create_folder, write_atomic};
 use crate::plan::outcome::RankReport;
 use crate::report::{csv, html, plot};
 
-/// Writes every plot (SVG and PNG), the decision maps as CSV, and `report.html` into `out`, replacing
+/// Writes every plot (SVG and PNG), candidates and decision maps as CSV, and `report.html` into `out`, replacing
 /// older ones; returns the paths written. `rank.json` itself is not written here.
 ///
 /// # Errors
@@ -17,6 +17,7 @@ pub fn write_all(report: &RankReport, out: &Path) -> Result<Vec<PathBuf>> {
     let figures = plot::figures(report)?;
     let maps = &report.decision_map;
     let mut files: Vec<(String, Vec<u8>)> = vec![
+        ("candidates.csv".into(), csv::candidates(&report.candidates).into_bytes()),
         ("decision_map_traffic.csv".into(), csv::decision_map(&maps.traffic).into_bytes()),
         ("decision_map_budget.csv".into(), csv::decision_map(&maps.budget).into_bytes()),
         ("report.html".into(), html::page(report, &figures).into_bytes()),
@@ -51,8 +52,8 @@ mod tests {
         let old = fs::read(out.join("report.html")).unwrap();
         let second = write_all(&sample::report(), &out).unwrap();
         assert_eq!(first, second);
-        assert_eq!(second.len(), 13);
-        assert_eq!(fs::read_dir(&out).unwrap().count(), 13, "no temporary file stays");
+        assert_eq!(second.len(), 14);
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 14, "no temporary file stays");
         assert!(second.iter().all(|path| fs::metadata(path).unwrap().len() > 0));
         assert_ne!(fs::read(out.join("report.html")).unwrap(), old);
     }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use crate::cli::output::{Output, warn};
 use crate::cli::profile::{ProfileArgs, Sources, origin_in};
+use crate::cli::repeat::recorded;
 use crate::config::hf_write::to_hf_json;
 use crate::config::{DType, DeviceSpec};
 use crate::files::{ResultFolder, write_atomic};
@@ -39,6 +40,7 @@ use machine::Machine;
 pub fn run(args: &RankArgs, output: Output) -> Result<()> {
     let folder = ResultFolder::begin(&args.out, &["rank.json"], args.overwrite)?;
     let Ranking { report: mut answer, models } = answer(args)?;
+    answer.arguments = Some(recorded());
     for warning in &answer.warnings {
         warn(warning);
     }

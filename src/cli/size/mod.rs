@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use crate::cli::Output;
+use crate::cli::emit::EmitArgs;
 use crate::cli::estimate::{calibrate_all, costs_of, resolve};
 use crate::cli::parse::{duration, positive_whole, quantity, simulated_requests, tokens};
 use crate::cli::profile::{ProfileArgs, Sources, price};
@@ -33,7 +34,8 @@ use text::text;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   moe-frontier size --model mixtral-8x7b --device h100 --rate 20 --isl 1000 --osl 200 \\
-      --ttft-p99 2s --tpot-p99 60ms")]
+      --ttft-p99 2s --tpot-p99 60ms
+  moe-frontier size --model mixtral-8x7b --device h100 --rate 20 --emit vllm >serve.sh")]
 pub struct SizeArgs {
     /// Model preset or a config.json of the Hub.
     #[arg(long, value_name = "NAME|FILE")]
@@ -129,6 +131,9 @@ pub struct SizeArgs {
     /// Take --out even where it holds files of others; those stay.
     #[arg(long, requires = "out")]
     pub overwrite: bool,
+    /// What to print instead of figures.
+    #[command(flatten)]
+    pub emit: EmitArgs,
 }
 
 /// Runs the command.
@@ -139,7 +144,7 @@ pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
     let folder =
         args.out.as_deref().map(|out| ResultFolder::begin(out, &["size.json"], args.overwrite));
     let folder = folder.transpose()?;
-    let sources = Sources::read(&args.source)?;
+    let sources = Sources::read(&args.emit.source(&args.source)?)?;
     let calibrations = match &args.calibrate {
         Some(path) => calibrate_all(&points::read(path)?, &sources)?,
         None => Vec::new(),
@@ -153,6 +158,10 @@ pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
         write_atomic(&folder.path().join("size.json"), &json, true)?;
         serving_plot::write_all(folder.path(), &asked.inputs, &answer)?;
         folder.finish()?;
+    }
+    let asked = (&asked.inputs, &answer);
+    if let Some(printed) = args.emit.print(&args.model, &sources, asked, output) {
+        return printed;
     }
     output.result(&document, || text(&document))
 }

@@ -145,6 +145,7 @@ impl CpuBackend {
 
     /// Routes and runs the layer once in a workspace that the caller keeps: tokens, `x` and logits in,
     /// the layer's output out.
+    #[cfg(feature = "candle")]
     pub(crate) fn route_and_forward<'w>(
         &self,
         weights: &LayerWeights,
