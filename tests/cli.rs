@@ -207,7 +207,7 @@ fn wrong_flags_end_with_two_and_say_what_is_meant() {
         ("measure --device tpu", "gpu:N"),
         ("measure --mode warm", "cold, stream and hot"),
         ("measure --device cpu --mode stream", "only GPUs are timed as"),
-        ("measure --device cpu --isolate --mode cold,hot", "only GPUs are timed as"),
+        ("measure --device cpu --mode cold,hot", "only GPUs are timed as"),
         ("device show h10", "h100"),
         ("preset show mixtral", "Mixtral-8x7B"),
         ("compare one.json", "<NEW>"),

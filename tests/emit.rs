@@ -11,7 +11,8 @@ use moe_frontier::latency::{LatencyModel, RooflineModel};
 use moe_frontier::plan::emit::{Command, Engine, Launch, dynamo, kubernetes};
 use moe_frontier::plan::size::{Limit, Metric, SizeAnswer, SizeInputs, Statistic, size};
 use moe_frontier::serving::{
-    Deployment, EngineCosts, Layout, Lengths, LoadModel, MemoryBudget, Served, Spread, Traffic,
+    Deployment, EngineCosts, Layout, Lengths, LoadModel, MemoryBudget, Router, Served, Spread,
+    Traffic,
 };
 use moe_frontier::units::Seconds;
 
@@ -40,6 +41,7 @@ fn inputs(name: &str, device: &str, engine: &str, weights: Option<DType>) -> Siz
         rate: 30.0,
         peak_over_mean: 1.0,
         burstiness: 1.0,
+        router: Router::default(),
         limits: vec![limit(Metric::Ttft, 4.0), limit(Metric::Tpot, 0.1)],
         spare: 0,
         max_gpus: 512,

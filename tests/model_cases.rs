@@ -59,25 +59,6 @@ fn every_config_at_hand_is_within_two_percent_and_its_cache_exact() {
 }
 
 #[test]
-fn a_long_list_of_kept_modules_is_read_in_time() {
-    let folder = tempfile::tempdir().unwrap();
-    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/configs");
-    let text = std::fs::read_to_string(base.join("a13_kept_norms_config.json")).unwrap();
-    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let names = (0..94).flat_map(|layer| {
-        (0..256).map(move |e| format!("model.layers.{layer}.mlp.experts.{e}.gate_up_proj.weight_x"))
-    });
-    let kept: Vec<String> = names.collect();
-    config["quantization_config"]["modules_to_not_convert"] = kept.into();
-    let path = folder.path().join("config.json");
-    std::fs::write(&path, config.to_string()).unwrap();
-    let started = Instant::now();
-    load_model(path.to_str().unwrap()).unwrap();
-    let ms = started.elapsed().as_secs_f64() * 1e3;
-    eprintln!("{:.1} MB in {ms:.1} ms", config.to_string().len() as f64 / 1e6);
-}
-
-#[test]
 fn deepseek_routers_without_a_scoring_function_have_that_of_their_family() {
     let Some(data) = data() else { return };
     let folder = tempfile::tempdir().unwrap();

@@ -229,7 +229,7 @@ fn a_report_survives_its_json() {
 #[test]
 fn a_report_becomes_a_table_and_a_page_and_is_read_back() {
     let report = report(&inputs());
-    let bytes = serde_json::to_vec_pretty(&report).unwrap();
+    let bytes = report.to_bytes().unwrap();
     assert_eq!(RankReport::from_bytes(Path::new("rank.json"), &bytes).unwrap(), report);
     let text = rank_text(&report, false);
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");

@@ -218,9 +218,9 @@ fn a_measurement_in_a_worker_measures_the_same_cells() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     for (out, more, faults) in [
-        ("here.json", None, "crash@1"),
-        ("worker.json", Some("--isolate"), ""),
-        ("crashed.json", Some("--isolate"), "crash@1"),
+        ("here.json", Some("--in-process"), "crash@1"),
+        ("worker.json", None, ""),
+        ("crashed.json", None, "crash@1"),
     ] {
         let extra: Vec<&str> = ["--out", out].into_iter().chain(more).collect();
         let output = measured(at, &extra, faults);

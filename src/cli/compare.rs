@@ -1,27 +1,47 @@
-//! `compare`: two stored profiles, a verdict per cell.
+//! `compare`: two stored profiles, or two commands in turns, a verdict per cell.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde::Serialize;
 
+use crate::cli::output::warn;
+use crate::cli::parse::duration;
 use crate::cli::{Output, output};
 use crate::error::{shown, tidy};
 use crate::latency::measured::compare::{CellComparison, Comparison, compare};
 use crate::latency::measured::format;
+use crate::latency::measured::validate::doubts;
 use crate::report::grid::{Column, grid, hanging};
 use crate::stats::paired::Verdict;
+use crate::units::Seconds;
 use crate::{Error, Result};
 
-/// Two stored profiles: FASTER, SLOWER, SAME or AMBIGUOUS per cell.
+mod turns;
+
+/// Compare two stored profiles, or two commands in turns: FASTER, SLOWER, SAME or AMBIGUOUS per cell.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: moe-frontier compare old.json new.json --fail-on slower")]
+#[command(
+    after_help = "Examples:\n  moe-frontier compare old.json new.json --fail-on slower\n  moe-frontier \
+                  compare --run 'moe-frontier preset list' 'moe-frontier preset list --json'"
+)]
 pub struct Args {
     /// The profile that the other is compared with.
-    pub old: PathBuf,
+    #[arg(required_unless_present = "run")]
+    pub old: Option<PathBuf>,
 
     /// The profile whose cells are called faster or slower.
-    pub new: PathBuf,
+    #[arg(required_unless_present = "run")]
+    pub new: Option<PathBuf>,
+
+    /// Run two shell commands in turns (A B B A, then B A A B) and compare the cells of the profiles that they
+    /// print (`measure --json`), or else how long they take.
+    #[arg(long, num_args = 2, value_names = ["CMD_A", "CMD_B"], conflicts_with_all = ["old", "new"])]
+    pub run: Option<Vec<String>>,
+
+    /// Time for the rounds of --run, which end before it once every interval is narrower than 2 % on either side.
+    #[arg(long, default_value = "120s", value_parser = duration, requires = "run")]
+    pub time_budget: Seconds,
 
     /// End with exit code 1 when any cell has this verdict.
     #[arg(long, value_name = "VERDICT")]
@@ -56,19 +76,33 @@ struct Document<'a> {
 /// Runs the command.
 ///
 /// # Errors
-/// What reading a profile reports; [`Error::Unfit`] when device or recipe differ; [`Error::Gate`]
-/// when `--fail-on` finds what it looks for, after the result was printed.
+/// What reading a profile reports; [`Error::Unfit`] when device or recipe differ, or a command fails;
+/// [`Error::Gate`] when `--fail-on` finds what it looks for, after the result was printed.
 pub fn run(args: &Args, output: Output) -> Result<()> {
-    let comparison = compare(&format::read(&args.old)?, &format::read(&args.new)?)?;
-    output.result(&document(&comparison), || text(&comparison, output::width()))?;
-    let slower = comparison.count(Verdict::Slower);
+    let (slower, cells) = match (&args.run, &args.old, &args.new) {
+        (Some(pair), _, _) => turns::run(pair, args.time_budget, output)?,
+        (None, Some(old), Some(new)) => stored(old, new, output)?,
+        _ => return Err(Error::usage("compare", "name two profiles, or two commands with --run")),
+    };
     match args.fail_on {
         Some(FailOn::Slower) if slower > 0 => {
-            let cells = comparison.cells.len();
             Err(Error::Gate(format!("{slower} of {cells} cells are slower")))
         }
         _ => Ok(()),
     }
+}
+
+/// Compares two stored profiles. Returns how many cells are slower, and of how many.
+fn stored(old: &Path, new: &Path, output: Output) -> Result<(usize, usize)> {
+    let (old, new) = (format::read(old)?, format::read(new)?);
+    for (which, profile) in [("old", &old), ("new", &new)] {
+        for doubt in doubts(profile) {
+            warn(&format!("the {which} profile: {doubt}"));
+        }
+    }
+    let comparison = compare(&old, &new)?;
+    output.result(&document(&comparison), || text(&comparison, output::width()))?;
+    Ok((comparison.count(Verdict::Slower), comparison.cells.len()))
 }
 
 fn document(comparison: &Comparison) -> Document<'_> {
@@ -188,7 +222,9 @@ mod tests {
         let (fast, slow) =
             (stored(folder.path(), "fast.json", 1), stored(folder.path(), "slow.json", 2));
         let attempt = |old: &PathBuf, new: &PathBuf, fail_on| {
-            run(&Args { old: old.clone(), new: new.clone(), fail_on }, Output::new(true))
+            let (old, new) = (Some(old.clone()), Some(new.clone()));
+            let args = Args { old, new, run: None, time_budget: Seconds(1.0), fail_on };
+            run(&args, Output::new(true))
         };
         assert!(attempt(&fast, &slow, None).is_ok());
         assert!(attempt(&slow, &fast, Some(FailOn::Slower)).is_ok());

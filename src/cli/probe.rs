@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::cli::measure::open_gpu;
 use crate::cli::output::{Output, warn};
+use crate::cli::signals;
 use crate::gpu::libraries::CudaLibrary;
 use crate::gpu::{CudaDevice, GpuFacts, Launcher, NoGpu, driver, images};
 use crate::kernels::gpu::MoeOptions;
@@ -21,6 +22,8 @@ use crate::{Error, Result};
 const LISTING: Duration = Duration::from_secs(20);
 /// How long it may take to open them and to load every kernel.
 const DETAILS: Duration = Duration::from_secs(120);
+/// How often a waiting parent looks whether it was asked to end.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Longest answer, in bytes.
 const LONGEST: u64 = 1 << 20;
 
@@ -61,7 +64,7 @@ pub(super) fn gpus() -> &'static [GpuFacts] {
     static FOUND: OnceLock<Vec<GpuFacts>> = OnceLock::new();
     FOUND.get_or_init(|| {
         let probed = ask(false);
-        if probed.is_trouble {
+        if probed.is_trouble && !signals::is_raised() {
             warn(&format!("the GPU is not used: {}", probed.unused_because));
         }
         probed.gpus
@@ -85,7 +88,7 @@ fn ask(details: bool) -> Probed {
         nvrtc: "not looked for".into(),
         ..Probed::default()
     };
-    match child(details).and_then(|child| answer(child, limit)) {
+    match child(details).and_then(|child| answer(child, limit, signals::is_raised)) {
         Ok(text) => serde_json::from_slice(&text)
             .unwrap_or_else(|_| trouble("the driver's answer makes no sense".into())),
         Err(reason) => trouble(reason),
@@ -101,7 +104,7 @@ fn child(details: bool) -> Result<Child, String> {
 }
 
 /// What a child prints until it ends well, within the limit.
-fn answer(mut child: Child, limit: Duration) -> Result<Vec<u8>, String> {
+fn answer(mut child: Child, limit: Duration, is_over: fn() -> bool) -> Result<Vec<u8>, String> {
     let start = Instant::now();
     let Some(output) = child.stdout.take() else { return Err("it has no output".into()) };
     let (sender, texts) = channel();
@@ -112,13 +115,16 @@ fn answer(mut child: Child, limit: Duration) -> Result<Vec<u8>, String> {
         let _ = sender.send(read.map(|_| text));
     });
     let text = match reading {
-        Ok(_) => texts.recv_timeout(limit).ok().and_then(std::io::Result::ok),
+        Ok(_) => heard(&texts, limit, is_over),
         Err(_) => None,
     };
     let Some(text) = text else {
         // One inside a call of its driver may not end; it is not waited for.
         let _ = child.kill();
-        return Err(format!("the CUDA driver did not answer in {} s", limit.as_secs()));
+        return Err(format!(
+            "the CUDA driver did not answer in {:.0} s",
+            start.elapsed().as_secs_f64()
+        ));
     };
     let left = limit.saturating_sub(start.elapsed()).max(Duration::from_secs(1));
     match wait(&mut child, left) {
@@ -131,6 +137,22 @@ fn answer(mut child: Child, limit: Duration) -> Result<Vec<u8>, String> {
             Err("the CUDA driver did not end".into())
         }
     }
+}
+
+/// The text of a child within the limit, unless this process is asked to end.
+fn heard(
+    texts: &Receiver<std::io::Result<Vec<u8>>>,
+    limit: Duration,
+    is_over: fn() -> bool,
+) -> Option<Vec<u8>> {
+    let start = Instant::now();
+    while start.elapsed() < limit && !is_over() {
+        match texts.recv_timeout(LOOK_EVERY) {
+            Err(RecvTimeoutError::Timeout) => {}
+            read => return read.ok()?.ok(),
+        }
+    }
+    None
 }
 
 fn wait(child: &mut Child, limit: Duration) -> Option<std::process::ExitStatus> {
@@ -199,7 +221,7 @@ mod tests {
     fn asked(script: &str, limit_ms: u64) -> Result<Vec<u8>, String> {
         let mut command = Command::new("sh");
         command.args(["-c", script]).stdout(Stdio::piped());
-        answer(command.spawn().unwrap(), Duration::from_millis(limit_ms))
+        answer(command.spawn().unwrap(), Duration::from_millis(limit_ms), || false)
     }
 
     #[cfg(unix)]
@@ -211,5 +233,10 @@ mod tests {
         let start = Instant::now();
         assert!(asked("exec sleep 100", 200).unwrap_err().contains("did not answer"));
         assert!(start.elapsed() < Duration::from_secs(20));
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec sleep 100"]).stdout(Stdio::piped());
+        let start = Instant::now();
+        answer(command.spawn().unwrap(), Duration::from_secs(20), || true).unwrap_err();
+        assert!(start.elapsed() < Duration::from_secs(10), "an interruption does not wait");
     }
 }

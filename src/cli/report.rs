@@ -72,7 +72,7 @@ mod tests {
     fn a_page_stands_beside_its_ranking_or_where_it_was_asked_for() {
         let folder = tempfile::tempdir().unwrap();
         let rank = folder.path().join("rank.json");
-        fs::write(&rank, serde_json::to_vec(&sample::report()).unwrap()).unwrap();
+        fs::write(&rank, sample::report().to_bytes().unwrap()).unwrap();
         run(&Args { rank: rank.clone(), out: None, overwrite: false }, Output::new(true)).unwrap();
         assert!(folder.path().join("report.html").is_file());
         let out = folder.path().join("page");
@@ -87,7 +87,7 @@ mod tests {
         let args = || Args { rank: rank.clone(), out: Some(out.clone()), overwrite: false };
         let attempt = || run(&args(), Output::new(true));
         assert_eq!(attempt().unwrap_err().exit_code(), 7);
-        let bytes = serde_json::to_vec(&sample::report()).unwrap();
+        let bytes = sample::report().to_bytes().unwrap();
         fs::write(&rank, &bytes[..bytes.len() / 2]).unwrap();
         assert_eq!(attempt().unwrap_err().exit_code(), 3);
         assert!(!out.exists());

@@ -61,6 +61,12 @@ fn receive(signal: i32) {
     std::process::exit(128 + signal);
 }
 
+/// Whether a command listens and was asked to stop.
+pub(super) fn is_raised() -> bool {
+    let listener = LISTENER.lock().unwrap_or_else(PoisonError::into_inner);
+    listener.as_ref().is_some_and(|raised| raised.flag.load(Ordering::Relaxed))
+}
+
 /// Whether a signal was set to be ignored before this process began.
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -9,7 +9,8 @@ use etcetera::{BaseStrategy, choose_base_strategy};
 
 use crate::cli::output::warn;
 use crate::files::create_folder;
-use crate::latency::measured::format;
+use crate::files::quiet::without_message;
+use crate::latency::measured::{format, validate};
 use crate::measure::record::Profile;
 use crate::{Error, Result};
 
@@ -29,16 +30,37 @@ pub fn folder() -> Result<PathBuf> {
     Ok(base.data_dir().join("moe-frontier").join("profiles"))
 }
 
-/// Writes a profile into the folder under a name that tells when and on what it was measured.
+/// Writes a profile into the folder under a name that tells when and on what it was measured. A profile of
+/// another run that ended in the same second keeps its file.
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be written.
 pub fn save(folder: &Path, profile: &Profile) -> Result<PathBuf> {
     create_folder(folder)?;
     let device = &profile.key.device_sha256[..8];
-    let path = folder.join(format!("{}-{device}.json", profile.provenance.end_unix_s));
-    format::write(&path, profile, true)?;
-    Ok(path)
+    let name = format!("{}-{device}", profile.provenance.end_unix_s);
+    for number in 1.. {
+        let further = if number == 1 { String::new() } else { format!("-{number}") };
+        let path = folder.join(format!("{name}{further}.json"));
+        match format::write(&path, profile, false) {
+            Err(Error::Io { .. }) if number < MOST_IN_A_SECOND && path.exists() => {
+                if is_of_run(&path, profile) {
+                    format::write(&path, profile, true)?;
+                    return Ok(path);
+                }
+            }
+            written => return written.map(|()| path),
+        }
+    }
+    Err(Error::unfit("profiles", "too many that ended in one second"))
+}
+
+/// Profiles that may have ended in one second.
+const MOST_IN_A_SECOND: u32 = 1000;
+
+/// Whether what lies at `path` is an earlier profile of the same run.
+pub fn is_of_run(path: &Path, profile: &Profile) -> bool {
+    format::read(path).is_ok_and(|before| before.run.id == profile.run.id)
 }
 
 /// The newest profile in the folder that was measured on this device with these kernels and
@@ -64,6 +86,14 @@ pub fn newest(
         .filter(|(_, p)| p.cells.iter().all(|c| c.kernel_sha256 == kernel_sha256))
         .filter(|(_, p)| fits(p))
         .max_by_key(|(_, p)| p.provenance.end_unix_s)
+        .inspect(|(path, profile)| warn_of(path, profile))
+}
+
+/// Says what a reader of a profile should know.
+pub fn warn_of(path: &Path, profile: &Profile) {
+    for doubt in validate::doubts(profile) {
+        warn(&format!("{}: {doubt}", path.display()));
+    }
 }
 
 /// How long a run in the store may lie before it counts as given up.
@@ -112,7 +142,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Reads a profile; a reader that fails on it is an error of the file.
 fn read_caught(path: &Path) -> Result<Profile> {
-    std::panic::catch_unwind(|| format::read(path))
+    without_message(|| std::panic::catch_unwind(|| format::read(path)))
         .unwrap_or_else(|_| Err(Error::bad_file(path, "makes the reader fail")))
 }
 
@@ -130,7 +160,8 @@ mod tests {
         assert!(newest(folder.path(), &device, &kernel, |_| true).is_none());
         for end in [5, 9, 7] {
             profile.provenance.end_unix_s = end;
-            save(folder.path(), &profile).unwrap();
+            let path = save(folder.path(), &profile).unwrap();
+            assert_eq!(save(folder.path(), &profile).unwrap(), path, "it is the same run");
         }
         fs::write(folder.path().join("cut.json"), "{\"schema\": \"moe-frontier/profile\"").unwrap();
         let (path, found) = newest(folder.path(), &device, &kernel, |_| true).unwrap();
@@ -139,10 +170,17 @@ mod tests {
         assert!(newest(folder.path(), "another", &kernel, |_| true).is_none());
         assert!(newest(folder.path(), &device, "another", |_| true).is_none());
         assert!(newest(folder.path(), &device, &kernel, |_| false).is_none());
+        let other = Profile {
+            run: crate::measure::record::RunInfo { id: "0x77".into(), ..profile.run.clone() },
+            ..profile.clone()
+        };
+        let beside = save(folder.path(), &other).unwrap();
+        assert!(beside.to_string_lossy().ends_with("-2.json"), "{}", beside.display());
+        assert_eq!(format::read(&beside).unwrap().run.id, "0x77");
         fs::write(folder.path().join("notes.json"), "{\"mine\": true}").unwrap();
         let removed = prune(folder.path()).unwrap();
         assert_eq!(removed.len(), 1, "{removed:?}");
         assert!(removed[0].0.ends_with("cut.json") && removed[0].1.contains("cut.json"));
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 5);
     }
 }

@@ -11,7 +11,7 @@ use crate::bounds::Quantity;
 use crate::config::DType;
 use crate::config::nearest::unknown_name;
 use crate::error::positive;
-use crate::files::read_capped;
+use crate::files::{read_capped, strict};
 use crate::units::UsdPerHour;
 use crate::{Error, Result};
 
@@ -262,8 +262,8 @@ impl DeviceSpec {
 
     fn parse(location: &str, text: &str) -> Result<Self> {
         Self::refuse_missing(location, text)?;
-        let device: Self =
-            toml::from_str(text).map_err(|e| Error::bad_file(location, one_line(&e, text)))?;
+        let device: Self = strict::from_toml(text, CAP)
+            .map_err(|e| Error::bad_file(location, one_line(&e, text)))?;
         let numbers = [
             ("memory_bytes", device.memory_bytes, Quantity::MemoryBytes),
             ("read_bytes_per_s", device.read_bytes_per_s, Quantity::BytesPerSecond),

@@ -23,9 +23,11 @@ pub enum Kind {
     Full,
     /// The device reports an error.
     Broken,
+    /// The file system has no locks. Strikes at every lock and at no step.
+    NoLocks,
 }
 
-/// A planted fault: `kill@3`, `enospc@3`, `eio@3`; `enospc@3+` also strikes every later step.
+/// A planted fault: `kill@3`, `enospc@3`, `eio@3`; `enospc@3+` also strikes every later step; `nolocks`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// What happens.
@@ -40,7 +42,11 @@ impl FromStr for Fault {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::usage(FAULT_VARIABLE, "write kill@N, enospc@N, enospc@N+ or eio@N");
+        let wrong =
+            || Error::usage(FAULT_VARIABLE, "write kill@N, enospc@N, enospc@N+, eio@N or nolocks");
+        if text == "nolocks" {
+            return Ok(Self { kind: Kind::NoLocks, at: 0, lasting: false });
+        }
         let (kind, at) = text.split_once('@').ok_or_else(wrong)?;
         let kind = match kind {
             "kill" => Kind::Kill,
@@ -61,6 +67,7 @@ impl Fault {
             // ENOSPC and EIO have these numbers on every Unix.
             Kind::Full => io::Error::from_raw_os_error(28),
             Kind::Broken => io::Error::from_raw_os_error(5),
+            Kind::NoLocks => io::Error::from(io::ErrorKind::Unsupported),
         }
     }
 }
@@ -98,6 +105,15 @@ fn struck() -> Option<Fault> {
     })
 }
 
+/// Locking a file; no step, because it changes nothing that lasts.
+///
+/// # Errors
+/// The planted one.
+pub fn lock() -> io::Result<()> {
+    let fault = STATE.with_borrow(|state| state.fault);
+    fault.filter(|f| f.kind == Kind::NoLocks).map_or(Ok(()), |fault| Err(fault.error()))
+}
+
 /// One step that creates, synchronises, renames, cuts or removes.
 ///
 /// # Errors
@@ -131,6 +147,7 @@ mod tests {
         let full = Fault { kind: Kind::Full, at: 3, lasting: false };
         assert_eq!("enospc@3".parse::<Fault>().unwrap(), full);
         assert_eq!("enospc@3+".parse::<Fault>().unwrap(), Fault { lasting: true, ..full });
+        assert_eq!("nolocks".parse::<Fault>().unwrap().kind, Kind::NoLocks);
         for wrong in ["", "kill", "kill@", "kill@x", "burn@1", "kill@1++"] {
             assert_eq!(wrong.parse::<Fault>().unwrap_err().exit_code(), 2, "{wrong}");
         }

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::whole::{create_folder, folder_of, sync_folder};
+use super::whole::{Registered, create_folder, folder_of, moving, sync_folder};
 use super::{fault, write_atomic};
 use crate::{Error, Result};
 
@@ -22,6 +22,8 @@ pub struct ResultFolder {
     /// Whether somebody stands in the folder: then its files are replaced one by one.
     in_place: bool,
     temporary: Option<tempfile::TempDir>,
+    /// Removes the temporary folder when the process ends early.
+    registered: Option<Registered>,
 }
 
 impl ResultFolder {
@@ -46,7 +48,8 @@ impl ResultFolder {
             .map_err(failed)?;
         open_to_others(temporary.path()).map_err(failed)?;
         let known = known.iter().map(|name| (*name).to_owned()).collect();
-        Ok(Self { place, known, in_place, temporary: Some(temporary) })
+        let registered = Some(Registered::new(temporary.path()));
+        Ok(Self { place, known, in_place, temporary: Some(temporary), registered })
     }
 
     /// The folder to write into.
@@ -63,6 +66,8 @@ impl ResultFolder {
         write_atomic(&self.path().join(MARK), format!("{names}\n").as_bytes(), true)?;
         let failed = |source| Error::io("write", &self.place, source);
         let Some(temporary) = self.temporary.take() else { return Ok(self.place.clone()) };
+        let _moving = moving();
+        self.registered = None;
         if self.in_place {
             for name in names_in(temporary.path())? {
                 let moved = fault::step().and_then(|()| {
@@ -81,8 +86,9 @@ impl ResultFolder {
     }
 }
 
-/// Renames `new` to `place`. What stands there steps aside first and comes back when the renaming fails;
-/// files in it that we did not write move over.
+/// Renames `new` to `place`. What is there changes places with it where the system can do that in one step;
+/// elsewhere it steps aside first and comes back when the renaming fails. Files in it that we did not write
+/// move over.
 fn put(new: &Path, place: &Path, known: &[String]) -> io::Result<()> {
     fault::step()?;
     if !place.exists() {
@@ -91,10 +97,15 @@ fn put(new: &Path, place: &Path, known: &[String]) -> io::Result<()> {
     let ours = fs::read_to_string(place.join(MARK)).unwrap_or_default();
     let aside = tempfile::Builder::new().prefix(".moe-frontier-").tempdir_in(folder_of(place))?;
     let old = aside.path().join("old");
-    fs::rename(place, &old)?;
-    if let Err(error) = fault::step().and_then(|()| fs::rename(new, place)) {
-        fs::rename(&old, place)?;
-        return Err(error);
+    fault::step()?;
+    if exchange(new, place) {
+        fs::rename(new, &old)?;
+    } else {
+        fs::rename(place, &old)?;
+        if let Err(error) = fs::rename(new, place) {
+            fs::rename(&old, place)?;
+            return Err(error);
+        }
     }
     for entry in fs::read_dir(&old)? {
         let name = entry?.file_name();
@@ -111,6 +122,18 @@ fn put(new: &Path, place: &Path, known: &[String]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Lets two folders change places in one step; whether the system could.
+#[cfg(target_os = "linux")]
+fn exchange(one: &Path, other: &Path) -> bool {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_one: &Path, _other: &Path) -> bool {
+    false
 }
 
 /// Whether the working folder of this process is `place` or lies in it: renaming it would leave the shell

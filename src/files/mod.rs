@@ -8,8 +8,11 @@ pub mod csv;
 pub mod fault;
 pub mod folder;
 mod literals;
+pub mod parquet;
+pub(crate) mod quiet;
 pub mod read;
 pub mod seal;
+pub mod strict;
 pub mod whole;
 
 pub use folder::ResultFolder;

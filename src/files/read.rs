@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::seal;
+use super::strict::Elements;
 use crate::{Error, Result};
 
 /// How long opening a pipe may take: one without a writer opens when the writer comes, or never.
@@ -100,35 +101,38 @@ fn send_chunks(path: &Path, chunks: &SyncSender<io::Result<Vec<u8>>>) {
 
 /// Checks a JSON document before it is read into types: one document, an object at its root, no key
 /// twice in any object, nesting of at most 64. Maps and trees would keep the last of two keys in
-/// silence, and a struct would take an array for its fields.
+/// silence, and a struct would take an array for its fields. A reader that takes at most `cap` bytes also
+/// bounds the number of elements.
 ///
 /// # Errors
 /// [`Error::BadFile`] with line and column.
-pub fn check_json(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn check_json(path: &Path, bytes: &[u8], cap: u64) -> Result<()> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(Error::bad_file(path, "empty"));
     }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let root = Checked { depth: 0 };
+    let left = Elements::within(cap);
+    let root = Checked { depth: 0, left: &left };
     root.deserialize(&mut reader).and_then(|()| reader.end()).map_err(|e| seal::at(path, &e))
 }
 
 /// A value whose objects have every key once.
 #[derive(Clone, Copy)]
-struct Checked {
+struct Checked<'a> {
     depth: usize,
+    left: &'a Elements,
 }
 
-impl Checked {
+impl Checked<'_> {
     fn below<E: serde::de::Error>(self) -> Result<Self, E> {
         if self.depth >= DEPTH {
             return Err(E::custom(format!("nested deeper than {DEPTH}")));
         }
-        Ok(Self { depth: self.depth + 1 })
+        Ok(Self { depth: self.depth + 1, ..self })
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Checked {
+impl<'de> DeserializeSeed<'de> for Checked<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<(), D::Error> {
@@ -136,7 +140,7 @@ impl<'de> DeserializeSeed<'de> for Checked {
     }
 }
 
-impl<'de> Visitor<'de> for Checked {
+impl<'de> Visitor<'de> for Checked<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -148,6 +152,7 @@ impl<'de> Visitor<'de> for Checked {
         let mut keys = HashSet::new();
         while let Some(key) = map.next_key::<String>()? {
             map.next_value_seed(below)?;
+            self.left.count()?;
             if let Some(twice) = keys.replace(key) {
                 let shown = crate::error::shown(&twice);
                 return Err(A::Error::custom(format!("duplicate field `{shown}`")));
@@ -158,7 +163,9 @@ impl<'de> Visitor<'de> for Checked {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         let below = self.below()?;
-        while seq.next_element_seed(below)?.is_some() {}
+        while seq.next_element_seed(below)?.is_some() {
+            self.left.count()?;
+        }
         Ok(())
     }
 
@@ -241,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_document_has_every_key_once_and_is_not_deep() {
-        let check = |text: &str| check_json(Path::new("a.json"), text.as_bytes());
+        let check = |text: &str| check_json(Path::new("a.json"), text.as_bytes(), 1 << 20);
         check(r#"{"a": [1, -2, 3.5, true, null, "x", {"a": 1}], "b": {"a": 1}}"#).unwrap();
         for (text, word) in [
             ("", "empty"),

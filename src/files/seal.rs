@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
+use super::strict;
 use crate::{Error, Result};
 
 pub(crate) const SEAL: &str = ",\n  \"sha256\": \"";
@@ -25,6 +26,18 @@ pub fn sha256_hex(bytes: impl AsRef<[u8]>) -> String {
     })
 }
 
+/// The sealed document of a value that serialises as a JSON object and is not read back. `what` names it in
+/// messages.
+///
+/// # Errors
+/// [`Error::Unfit`] when it is not an object.
+pub fn sealed<T: Serialize>(what: &str, value: &T) -> Result<Vec<u8>> {
+    let unfit = |reason: String| Error::unfit(what, reason);
+    let body = serde_json::to_string_pretty(value).map_err(|e| unfit(e.to_string()))?;
+    let body = body.strip_suffix("\n}").ok_or_else(|| unfit("it is not a JSON object".into()))?;
+    Ok(format!("{body}{SEAL}{}{END}", sha256_hex(body)).into_bytes())
+}
+
 /// The sealed document of a value that serialises as a JSON object. `what` names it in messages.
 ///
 /// # Errors
@@ -34,31 +47,34 @@ pub fn to_sealed<T: Serialize + DeserializeOwned + PartialEq>(
     value: &T,
 ) -> Result<Vec<u8>> {
     let unfit = |reason: String| Error::unfit(what, reason);
-    let body = serde_json::to_string_pretty(value).map_err(|e| unfit(e.to_string()))?;
-    let body = body.strip_suffix("\n}").ok_or_else(|| unfit("it is not a JSON object".into()))?;
-    let document = format!("{body}{SEAL}{}{END}", sha256_hex(body)).into_bytes();
+    let document = sealed(what, value)?;
     // serde_json writes NaN as null without a word; reading back is the only complete check.
-    match from_sealed::<T>(Path::new(what), &document) {
+    match from_sealed::<T>(Path::new(what), document.clone(), u64::MAX) {
         Ok(read) if read == *value => Ok(document),
         Ok(_) => Err(unfit("it reads back as another value".into())),
         Err(error) => Err(unfit(format!("it cannot be read back: {error}"))),
     }
 }
 
-/// Reads a sealed document; `path` is for messages only.
+/// Reads a sealed document, of a reader that takes at most `cap` bytes; `path` is for messages only.
 ///
 /// # Errors
 /// [`Error::BadFile`] with line and column.
-pub fn from_sealed<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+pub fn from_sealed<T: DeserializeOwned>(path: &Path, bytes: Vec<u8>, cap: u64) -> Result<T> {
     if bytes.is_empty() {
         return Err(Error::bad_file(path, "empty"));
     }
-    let bytes: Vec<u8> = bytes.iter().copied().filter(|b| *b != b'\r').collect();
-    serde_json::from_slice(&unseal(path, &bytes)?).map_err(|e| at(path, &e))
+    strict::from_slice(&unseal(path, without_returns(bytes))?, cap).map_err(|e| at(path, &e))
+}
+
+/// The bytes without carriage returns.
+pub(crate) fn without_returns(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.retain(|byte| *byte != b'\r');
+    bytes
 }
 
 /// The document without its seal, after checking it. Positions in it are those of the file.
-pub(crate) fn unseal(path: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn unseal(path: &Path, mut bytes: Vec<u8>) -> Result<Vec<u8>> {
     let last_line = bytes.split(|b| *b == b'\n').count();
     let broken = |reason: &str| Error::bad_file_at(path, last_line, 1, reason);
     let head_len = bytes.len().checked_sub(SEAL.len() + 64 + END.len());
@@ -70,7 +86,10 @@ pub(crate) fn unseal(path: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
     if sha256_hex(body).as_bytes() != hash {
         return Err(broken("checksum mismatch: the file was edited or damaged"));
     }
-    Ok([body, b"\n}"].concat())
+    let length = body.len();
+    bytes.truncate(length);
+    bytes.extend(b"\n}");
+    Ok(bytes)
 }
 
 /// An error of the JSON reader as one of this file, with its position.
@@ -97,7 +116,7 @@ mod tests {
     fn a_sealed_value_is_read_back_and_nothing_else_is() {
         let point = Point { x: 0.1, name: "a".into() };
         let bytes = to_sealed("point", &point).unwrap();
-        let read = |bytes: &[u8]| from_sealed::<Point>(Path::new("p"), bytes);
+        let read = |bytes: &[u8]| from_sealed::<Point>(Path::new("p"), bytes.to_vec(), 1 << 20);
         assert_eq!(read(&bytes).unwrap(), point);
         for length in 0..bytes.len() {
             assert_eq!(read(&bytes[..length]).unwrap_err().exit_code(), 3, "{length}");

@@ -6,14 +6,17 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::NamedTempFile;
 
 use super::fault;
 use crate::{Error, Result};
 
-/// Temporary files that exist now, for whoever ends the process early.
+/// Held while a result moves into its place in more than one step, and by whoever ends the process early.
+static MOVING: Mutex<()> = Mutex::new(());
+
+/// Temporary files and folders that exist now, for whoever ends the process early.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// Writes `content` to `path` as one step.
@@ -37,20 +40,28 @@ pub fn write_atomic(path: &Path, content: &[u8], force: bool) -> Result<()> {
     sync_folder(folder_of(path)).map_err(failed)
 }
 
-/// Removes the temporary files that exist now: the process is about to end without unwinding.
+/// Removes the temporary files and folders that exist now: the process is about to end without unwinding. A
+/// result that is on its way into its place arrives there first, and none follows.
 pub fn remove_temporary() {
+    std::mem::forget(moving());
     let paths = std::mem::take(&mut *TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner));
     for path in paths {
         // It may have been renamed meanwhile; there is nobody to tell.
-        let _ = fs::remove_file(path);
+        let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
     }
 }
 
-/// A temporary file that is known to [`remove_temporary`] while this exists.
-struct Registered(PathBuf);
+/// While this is held, nobody ends the process early.
+pub(super) fn moving() -> MutexGuard<'static, ()> {
+    MOVING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A temporary file or folder that is known to [`remove_temporary`] while this exists.
+#[derive(Debug)]
+pub(super) struct Registered(PathBuf);
 
 impl Registered {
-    fn new(path: &Path) -> Self {
+    pub(super) fn new(path: &Path) -> Self {
         TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).push(path.to_owned());
         Self(path.to_owned())
     }

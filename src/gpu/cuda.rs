@@ -249,28 +249,7 @@ impl CudaDevice {
 
     /// Machine code for this device: built in, else compiled here, else portable.
     fn code(&self, source: &images::Source) -> Result<(Ptx, Origin)> {
-        let on: Capability = self.facts.compute_capability;
-        if let Some(image) = images::prebuilt(source.stem, on) {
-            return Ok((Ptx::from_binary(image.image.to_vec()), Origin::Prebuilt(image.arch)));
-        }
-        if !source.runs_on(on) {
-            let (major, minor) = on;
-            return Err(self.error(format!(
-                "{}.cu runs on compute capability 9.0 alone, this device has {major}.{minor}",
-                source.stem
-            )));
-        }
-        let reason = match nvrtc::compile(source, on) {
-            Ok(image) => return Ok((Ptx::from_binary(image), Origin::Compiled)),
-            Err(reason) => reason,
-        };
-        match images::portable(source.stem) {
-            Some(ptx) => {
-                let text = String::from_utf8_lossy(ptx.image).into_owned();
-                Ok((Ptx::from_src(text), Origin::Portable))
-            }
-            None => Err(self.error(format!("no code for {}.cu: {reason}", source.stem))),
-        }
+        code_for(source, self.facts.compute_capability).map_err(|reason| self.error(reason))
     }
 
     fn failed(&self, what: &str, error: DriverError) -> Error {
@@ -312,6 +291,34 @@ fn each_once(mut names: Vec<&'static str>) -> Vec<&'static str> {
 /// The bits of a C character, whose sign differs between platforms.
 const fn c_char_bits(c: std::ffi::c_char) -> u8 {
     c.to_ne_bytes()[0]
+}
+
+/// The code of a source on a device of this capability, or why there is none: its image, else what the
+/// run-time compiler makes of it, else portable code.
+fn code_for(source: &images::Source, on: Capability) -> Result<(Ptx, Origin), String> {
+    if let Some(image) = images::prebuilt(source.stem, on) {
+        return Ok((Ptx::from_binary(image.image.to_vec()), Origin::Prebuilt(image.arch)));
+    }
+    let (major, minor) = on;
+    let needs =
+        |what: &str| Err(format!("{}.cu {what}, this device has {major}.{minor}", source.stem));
+    if major < 8 {
+        return needs("needs compute capability 8.0 or higher");
+    }
+    if !source.runs_on(on) {
+        return needs("runs on compute capability 9.0 alone");
+    }
+    let reason = match nvrtc::compile(source, on) {
+        Ok(image) => return Ok((Ptx::from_binary(image), Origin::Compiled)),
+        Err(reason) => reason,
+    };
+    match images::portable(source.stem) {
+        Some(ptx) => {
+            let text = String::from_utf8_lossy(ptx.image).into_owned();
+            Ok((Ptx::from_src(text), Origin::Portable))
+        }
+        None => Err(format!("no code for {}.cu: {reason}", source.stem)),
+    }
 }
 
 /// A driver error in one line.
@@ -549,6 +556,23 @@ mod tests {
                 assert!(!reason.to_string().contains('\n'), "{reason}");
                 None
             }
+        }
+    }
+
+    #[test]
+    fn a_device_without_code_for_a_kernel_is_told_which_one_it_needs() {
+        let code = |stem: &str, on| {
+            let source = images::SOURCES.iter().find(|s| s.stem == stem).unwrap();
+            code_for(source, on).map(|(_, origin)| origin.to_string())
+        };
+        assert_eq!(code("align", (9, 0)).unwrap(), "built in for sm_90a");
+        for (stem, on, word) in [
+            ("align", (7, 5), "needs compute capability 8.0"),
+            ("swap_ab_sm90", (8, 0), "9.0 alone"),
+            ("swap_ab_sm90", (12, 0), "9.0 alone"),
+        ] {
+            let reason = code(stem, on).unwrap_err();
+            assert!(reason.contains(word) && !reason.contains('\n'), "{reason}");
         }
     }
 

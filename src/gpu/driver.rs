@@ -109,6 +109,27 @@ pub fn probe() -> Result<Vec<GpuFacts>, NoGpu> {
     devices(&Api::load()?)
 }
 
+/// Files of NVIDIA's libraries that this process has loaded, whoever named their folder: `LD_LIBRARY_PATH` can
+/// put another one in front of the driver's.
+pub fn loaded_libraries() -> Vec<String> {
+    libraries_in(&std::fs::read_to_string("/proc/self/maps").unwrap_or_default())
+}
+
+/// The same out of the kernel's list of mappings: address, rights, offset, device, inode, file.
+fn libraries_in(maps: &str) -> Vec<String> {
+    const NAMES: [&str; 5] =
+        ["libcuda.so", "libnvidia-ml", "libnvrtc", "libcublas", "libnvidia-ptxjit"];
+    let file = |line: &str| line.splitn(6, ' ').nth(5).map(|file| file.trim().to_owned());
+    let is_theirs = |file: &String| {
+        let name = file.rsplit('/').next().unwrap_or_default();
+        NAMES.iter().any(|start| name.starts_with(start))
+    };
+    let mut files: Vec<String> = maps.lines().filter_map(file).filter(is_theirs).collect();
+    files.sort();
+    files.dedup();
+    files
+}
+
 type Status = c_int;
 
 /// Most devices of one machine that are believed.
@@ -318,6 +339,18 @@ mod tests {
         assert_eq!(reason(Api { count: none, ..working() }), NoGpu::NoDevice);
         let too_old = reason(Api { driver_version: old, ..working() });
         assert_eq!(too_old.to_string(), "the driver supports CUDA 12.4; at least 13.0 is needed");
+    }
+
+    #[test]
+    fn the_file_of_the_loaded_driver_is_known() {
+        let maps = "7f10-7f20 r--p 00000000 fe:00 11 /usr/lib/x/libcuda.so.580.65\n\
+                    7f20-7f30 r-xp 00010000 fe:00 11 /usr/lib/x/libcuda.so.580.65\n\
+                    7f30-7f40 rw-p 00000000 00:00 0 \n\
+                    7f40-7f50 r-xp 00000000 fe:00 12 /home/a b/libnvrtc.so.13\n\
+                    7f50-7f60 r-xp 00000000 fe:00 13 /usr/lib/libc.so.6\n";
+        let expected = ["/home/a b/libnvrtc.so.13", "/usr/lib/x/libcuda.so.580.65"];
+        assert_eq!(libraries_in(maps), expected);
+        assert!(libraries_in("").is_empty());
     }
 
     #[test]

@@ -15,6 +15,8 @@ use nvml_wrapper::error::NvmlError;
 const LIBRARY: &str = "libnvidia-ml.so.1";
 /// 20 readings a second: a few in each block, each some 10 us of the host's time.
 const INTERVAL: Duration = Duration::from_millis(50);
+/// Readings between two looks at who computes on the device.
+const PROCESSES_EVERY: u32 = 4;
 
 /// What slows a device down for a reason that has nothing to do with the kernel.
 const SLOWDOWN: ThrottleReasons = ThrottleReasons::HW_SLOWDOWN
@@ -29,6 +31,8 @@ pub struct Condition {
     pub throttled: bool,
     /// The clock was held by the power limit, as it is in nearly every busy moment of large cards.
     pub power_limited: bool,
+    /// Another process computed on the device.
+    pub shared: bool,
     /// Clock of the multiprocessors at the last reading, in MHz.
     pub sm_clock_mhz: Option<u32>,
 }
@@ -49,6 +53,7 @@ pub struct Standing {
 struct Readings {
     reasons: AtomicU64,
     clock_mhz: AtomicU32,
+    shared: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -59,6 +64,7 @@ impl Readings {
         Condition {
             throttled: seen.intersects(SLOWDOWN),
             power_limited: seen.contains(ThrottleReasons::SW_POWER_CAP),
+            shared: self.shared.swap(false, Ordering::Relaxed),
             sm_clock_mhz: (clock > 0).then_some(clock),
         }
     }
@@ -122,6 +128,7 @@ fn standing(nvml: &Nvml, uuid: &str) -> Result<Standing, NvmlError> {
 
 fn watch(nvml: &Nvml, uuid: &str, readings: &Readings) {
     let Ok(device) = nvml.device_by_uuid(uuid) else { return };
+    let mut reading = 0_u32;
     while !readings.stop.load(Ordering::Relaxed) {
         if let Ok(reasons) = device.current_throttle_reasons() {
             readings.reasons.fetch_or(reasons.bits(), Ordering::Relaxed);
@@ -129,6 +136,14 @@ fn watch(nvml: &Nvml, uuid: &str, readings: &Readings) {
         if let Ok(clock) = device.clock_info(Clock::SM) {
             readings.clock_mhz.store(clock, Ordering::Relaxed);
         }
+        // The list of processes takes longer to get than the other readings.
+        if reading.is_multiple_of(PROCESSES_EVERY)
+            && let Ok(processes) = device.running_compute_processes()
+        {
+            // This process has a context of its own on the device.
+            readings.shared.fetch_or(processes.len() > 1, Ordering::Relaxed);
+        }
+        reading = reading.wrapping_add(1);
         std::thread::sleep(INTERVAL);
     }
 }
@@ -153,6 +168,15 @@ mod tests {
         readings.reasons.fetch_or(ThrottleReasons::HW_SLOWDOWN.bits(), Ordering::Relaxed);
         assert!(readings.take().throttled);
         assert!(!readings.take().throttled, "a reading counts once");
+    }
+
+    #[test]
+    fn another_process_on_the_device_is_seen_once() {
+        let readings = Readings::default();
+        readings.shared.store(true, Ordering::Relaxed);
+        let seen = readings.take();
+        assert!(seen.shared && !seen.throttled);
+        assert!(!readings.take().shared, "a reading counts once");
     }
 
     #[test]

@@ -22,8 +22,8 @@ use serde_json::{Map, Value};
 
 use crate::bounds::Quantity;
 use crate::law::{
-    Inputs, LawInfo, LossLaw, Question, Range, abnar2025, ask, clark2022, dense, krajewski2024,
-    ludziejewski2025, yun2024, zhao2025,
+    Inputs, LawInfo, LossLaw, Question, Range, Variable, abnar2025, ask, clark2022, dense,
+    krajewski2024, ludziejewski2025, yun2024, zhao2025,
 };
 use crate::{Error, Result, files};
 
@@ -79,8 +79,8 @@ pub struct LawFile {
 /// [`Error::Io`] when it cannot be read, [`Error::BadFile`] when it is no such file.
 pub fn load_file(path: &Path) -> Result<Box<dyn LossLaw>> {
     let bytes = files::read_capped(path, MAX_BYTES)?;
-    files::read::check_json(path, &bytes)?;
-    let file: LawFile = serde_json::from_slice(&bytes).map_err(|e| {
+    files::read::check_json(path, &bytes, MAX_BYTES)?;
+    let file: LawFile = files::strict::from_slice(&bytes, MAX_BYTES).map_err(|e| {
         let text = e.to_string();
         let reason = text.split(" at line ").next().unwrap_or(&text).to_owned();
         Error::bad_file_at(path, e.line(), e.column(), reason)
@@ -211,10 +211,12 @@ impl LawFile {
     }
 }
 
-/// Checks that a law gives a loss that can be, at the corners of the ranges that it names.
+/// Checks that a law gives a loss that can be, at the corners of the ranges that it names, and that more
+/// parameters and more tokens do not raise it, as an exponent with the wrong sign would have it.
 fn plausible(law: &dyn LossLaw) -> Result<(), String> {
     let ranges: Vec<&Range> = law.info().ranges.iter().take(MOST_CORNER_VARIABLES).collect();
-    for corner in 0..1_usize << ranges.len() {
+    let mut losses = vec![None; 1_usize << ranges.len()];
+    for (corner, found) in losses.iter_mut().enumerate() {
         let at = |(i, range): (usize, &&Range)| {
             let high = (corner >> i) & 1 == 1;
             Some((range.variable, if high { range.high? } else { range.low? }))
@@ -230,9 +232,32 @@ fn plausible(law: &dyn LossLaw) -> Result<(), String> {
                 Quantity::LossNats
                     .check(loss)
                     .map_err(|e| format!("at a corner of its ranges, {e}"))?;
+                *found = Some(loss);
             }
             Err(Error::Usage { .. } | Error::Unfit { .. }) => {}
             Err(error) => return Err(error.to_string()),
+        }
+    }
+    falling(&ranges, &losses)
+}
+
+/// Checks losses at the corners of ranges: bit i of a corner's number says whether variable i is at its high end.
+fn falling(ranges: &[&Range], losses: &[Option<f64>]) -> Result<(), String> {
+    for (i, range) in ranges.iter().enumerate() {
+        if !matches!(range.variable, Variable::Tokens | Variable::NActive) {
+            continue;
+        }
+        for low in (0..losses.len()).filter(|corner| (corner >> i) & 1 == 0) {
+            let (Some(at_low), Some(at_high)) = (losses[low], losses[low | 1 << i]) else {
+                continue;
+            };
+            if at_high > at_low {
+                return Err(format!(
+                    "the loss rises with {}, from {at_low:.4} to {at_high:.4} nats over its range: an \
+                     exponent has the wrong sign",
+                    range.variable.name()
+                ));
+            }
         }
     }
     Ok(())
@@ -265,7 +290,7 @@ pub fn named<T: Serialize>(coefficients: &T) -> Result<BTreeMap<String, f64>, St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::law::{Variable, load, load_scaling};
+    use crate::law::{load, load_scaling};
 
     fn file(form: &str, coefficients: BTreeMap<String, f64>) -> LawFile {
         LawFile {
@@ -345,6 +370,26 @@ mod tests {
         std::fs::write(at.path(), b"{\"schema\": \"moe-frontier/law\", ").unwrap();
         assert_eq!(load_file(at.path()).err().unwrap().exit_code(), 3);
         assert_eq!(load_file(Path::new("/no/such/file.json")).err().unwrap().exit_code(), 7);
+    }
+
+    #[test]
+    fn an_exponent_with_the_wrong_sign_is_refused() {
+        let names = ["e", "a", "b", "alpha", "beta"];
+        let with = |(a, alpha): (f64, f64), (b, beta): (f64, f64)| {
+            let values = [1.8, a, b, alpha, beta];
+            let named = names.iter().map(ToString::to_string).zip(values).collect();
+            let range = |variable, low, high| Range { variable, low: Some(low), high: Some(high) };
+            let ranges =
+                vec![range(Variable::NActive, 1e8, 1e10), range(Variable::Tokens, 1e9, 1e11)];
+            let law = LawFile { ranges, ..file("hoffmann2022", named) };
+            load_file(written(&law).path()).err().map(|error| error.to_string())
+        };
+        let (sizes, tokens, rising) = ((480.0, 0.35), (2000.0, 0.37), (0.5, -0.05));
+        assert_eq!(with(sizes, tokens), None);
+        let reason = with(rising, tokens).unwrap_or_default();
+        assert!(reason.contains("the loss rises with n_active"), "{reason}");
+        let reason = with(sizes, rising).unwrap_or_default();
+        assert!(reason.contains("the loss rises with tokens"), "{reason}");
     }
 
     #[test]

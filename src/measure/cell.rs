@@ -100,7 +100,7 @@ impl CellState {
     /// Adds a comparison with the reference.
     pub(super) fn add_check(&mut self, check: CheckRecord, ns: u64) {
         self.check = Some(self.check.map_or(check, |before| check::both(before, check)));
-        self.checking_ns += ns;
+        self.checking_ns = self.checking_ns.saturating_add(ns);
     }
 
     /// (max - min) / median over the medians of the draws; `None` unless each of two draws or more

@@ -143,20 +143,24 @@ pub struct Planned {
 
 impl RunFolder {
     /// Makes sure, before anything is measured, that a run can be kept in `path`: the folder is created
-    /// and a file in it is tried. With `overwrite` an earlier run in it is removed.
+    /// and a file in it is tried, and locks where they are wanted. With `overwrite` an earlier run in it is
+    /// removed.
     ///
     /// # Errors
-    /// [`Error::Io`] when the folder cannot be written, holds a run that was not finished, or holds
-    /// files of others.
-    pub fn prepare(path: &Path, overwrite: bool) -> Result<Self> {
+    /// [`Error::Io`] when the folder cannot be written, has no locks, holds a run that was not finished, or
+    /// holds files of others.
+    pub fn prepare(path: &Path, overwrite: bool, locking: Locking) -> Result<Self> {
         let folder = Self { path: path.to_owned() };
         let refused = |why: String| Err(Error::io("write", path, io::Error::other(why)));
         if path.is_file() {
             return refused("it is a file; a run is kept in a folder".into());
         }
-        if !path.is_dir() {
+        let is_new = !path.is_dir();
+        if is_new {
             // Parents are the user's to create: a mistyped path must not grow folders.
             fs::create_dir(path).map_err(|e| Error::io("create", path, e))?;
+            // Else a power cut could take the folder, with a synchronised journal in it.
+            whole::sync_folder(whole::folder_of(path)).map_err(|e| Error::io("create", path, e))?;
         }
         let is_run = folder.file(PLAN_FILE).exists() || folder.file(JOURNAL_FILE).exists();
         if is_run && !overwrite {
@@ -184,7 +188,17 @@ impl RunFolder {
         if is_run {
             folder.remove_run()?;
         }
-        check_writable(&folder.file(PLAN_FILE), true)?;
+        let tried = check_writable(&folder.file(PLAN_FILE), true).and_then(|()| match locking {
+            Locking::Locked => journal::check_locks(path),
+            Locking::Unlocked => Ok(()),
+        });
+        if let Err(error) = tried {
+            if is_new {
+                // Made for nothing.
+                let _ = fs::remove_dir(path);
+            }
+            return Err(error);
+        }
         Ok(folder)
     }
 
@@ -224,7 +238,8 @@ impl RunFolder {
         let folder = Self { path: path.to_owned() };
         let file = folder.file(PLAN_FILE);
         let bytes = read_capped(&file, CAP)?;
-        let read: PlanFile = from_sealed(&file, &bytes)?;
+        let plan_sha256 = sha256_hex(&bytes);
+        let read: PlanFile = from_sealed(&file, bytes, CAP)?;
         let refused = |reason: String| Err(Error::bad_file(&file, reason));
         if read.schema != PLAN_SCHEMA || read.schema_version != VERSION {
             return refused(format!(
@@ -243,7 +258,7 @@ impl RunFolder {
         if !plan.cells.iter().all(known) || plan.shapes.iter().any(|s| !(1..=4096).contains(&s.1)) {
             return refused("its cells and its layers differ".into());
         }
-        Ok(Planned { folder, place, destination, plan, plan_sha256: sha256_hex(bytes) })
+        Ok(Planned { folder, place, destination, plan, plan_sha256 })
     }
 
     /// Removes the run and the folder, once the profile lies elsewhere. What cannot be removed stays.
@@ -255,10 +270,9 @@ impl RunFolder {
     }
 
     fn remove_run(&self) -> Result<()> {
-        // A run that is being measured keeps its files.
-        if self.file(JOURNAL_FILE).exists() {
-            drop(Journal::take(&self.file(JOURNAL_FILE))?);
-        }
+        // A run that is being measured keeps its files, and none begins while they go.
+        let journal = self.file(JOURNAL_FILE);
+        let _held = journal.exists().then(|| Journal::take(&journal)).transpose()?;
         for name in [JOURNAL_FILE, "journal.torn", "journal.pid", PLAN_FILE, PROFILE_FILE] {
             match fs::remove_file(self.file(name)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -347,10 +361,13 @@ impl Planned {
 /// # Errors
 /// [`Error::Io`] when a file fails or `to` exists. Returns the number of lines kept.
 pub fn repair(from: &Path, to: &Path) -> Result<usize> {
-    fs::create_dir(to).map_err(|e| Error::io("create", to, e))?;
+    // Everything is read before anything is created.
     let plan = read_capped(&from.join(PLAN_FILE), CAP)?;
+    let (lines, kept) = journal::whole_lines(&from.join(JOURNAL_FILE))?;
+    let failed = |source| Error::io("create", to, source);
+    fs::create_dir(to).map_err(failed)?;
+    whole::sync_folder(whole::folder_of(to)).map_err(failed)?;
     write_atomic(&to.join(PLAN_FILE), &plan, false)?;
-    let kept = journal::repair(&from.join(JOURNAL_FILE), &to.join(JOURNAL_FILE))?;
-    whole::sync_folder(to.to_owned()).map_err(|e| Error::io("write", to, e))?;
+    write_atomic(&to.join(JOURNAL_FILE), &lines, false)?;
     Ok(kept)
 }

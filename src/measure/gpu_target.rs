@@ -9,7 +9,7 @@ use super::sampling::{BlockRule, GPU_WIDTH};
 use super::target::{CeilingTests, Target};
 use super::timing::{Launch, MonotonicClock};
 use crate::config::DType;
-use crate::gpu::{Condition, Cublas, CudaDevice, Launcher, Monitor, Product, Region};
+use crate::gpu::{Condition, Cublas, CudaDevice, Launcher, Monitor, Product, Region, driver};
 use crate::kernels::gpu::GpuBackend;
 use crate::kernels::gpu::launches::{ReadStream, clock_stamp, flush, read_stream};
 use crate::kernels::{LayerWeights, MoeBackend, MoeShape};
@@ -107,6 +107,10 @@ impl Target for GpuTarget<'_> {
             notes.push(format!("the dense ceiling is that of our own kernels alone: {reason}"));
         }
         notes
+    }
+
+    fn libraries(&self) -> Vec<String> {
+        driver::loaded_libraries()
     }
 
     fn peer(&self) -> (&'static str, DType) {

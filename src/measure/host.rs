@@ -5,6 +5,7 @@ use std::fs;
 
 use sysinfo::System;
 
+use super::cgroup;
 use super::record::CpuDevice;
 
 /// The processor that kernels run on with `threads` threads.
@@ -31,7 +32,7 @@ pub fn os() -> String {
 /// Memory that this process may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Installed, or what the control group allows if that is less.
+    /// Installed, or what the control groups allow if that is less.
     pub total_bytes: u64,
     /// Of it, what can be had now without swapping.
     pub available_bytes: u64,
@@ -42,9 +43,9 @@ pub fn memory() -> Memory {
     let mut system = System::new();
     system.refresh_memory();
     let (mut total, mut available) = (system.total_memory(), system.available_memory());
-    if let Some(group) = system.cgroup_limits() {
-        total = total.min(group.total_memory);
-        available = available.min(group.free_memory);
+    if let Some(group) = cgroup::memory() {
+        total = total.min(group.limit);
+        available = available.min(group.left).min(total);
     }
     Memory { total_bytes: total, available_bytes: available }
 }

@@ -9,18 +9,23 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use flate2::Crc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::files::{fault, whole};
+use crate::files::{fault, strict, whole};
 use crate::{Error, Result};
 
 /// Longest line, in bytes: the samples of one block are some kilobytes.
 const LONGEST_LINE: u64 = 64 << 20;
 /// Longest journal that is read.
 const CAP: u64 = 2 << 30;
+
+/// Attempts at a lock that somebody has, and the pause between them.
+const LOCK_ATTEMPTS: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Whether a journal is locked while it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +45,9 @@ pub struct Journal {
     seq: u64,
     /// Bytes of whole lines.
     length: u64,
+    /// The file that names this process as the writer, removed at the end.
+    #[expect(dead_code, reason = "it is removed when it is dropped")]
+    named: Option<PidFile>,
 }
 
 /// What a journal holds.
@@ -67,9 +75,9 @@ impl Journal {
             .create_new(true)
             .open(path)
             .map_err(failed)?;
-        lock(&file, path, locking)?;
+        let named = lock(&file, path, locking)?;
         whole::sync_folder(whole::folder_of(path)).map_err(failed)?;
-        Ok(Self { path: path.to_owned(), file, seq: 1, length: 0 })
+        Ok(Self { path: path.to_owned(), file, seq: 1, length: 0, named })
     }
 
     /// Opens a journal to go on with it, and what it holds. A damaged last line moves to `journal.torn`.
@@ -79,13 +87,14 @@ impl Journal {
     pub fn open<T: DeserializeOwned>(path: &Path, locking: Locking) -> Result<(Self, Vec<T>)> {
         let failed = |source| Error::io("open", path, source);
         let file = OpenOptions::new().append(true).read(true).open(path).map_err(failed)?;
-        lock(&file, path, locking)?;
+        let named = lock(&file, path, locking)?;
         let contents: Contents<T> = read(path)?;
         let mut journal = Self {
             path: path.to_owned(),
             file,
             seq: contents.records.len() as u64 + 1,
             length: contents.length,
+            named,
         };
         if !contents.torn.is_empty() {
             journal.set_aside(&contents.torn)?;
@@ -93,15 +102,15 @@ impl Journal {
         Ok((journal, contents.records))
     }
 
-    /// Opens a journal that is about to be removed, whatever it holds.
+    /// Opens a journal that is about to be removed, whatever it holds. Nobody else has it while this exists.
     ///
     /// # Errors
     /// [`Error::Io`] when another process has it open.
     pub(super) fn take(path: &Path) -> Result<Self> {
         let file = OpenOptions::new().append(true).open(path);
         let file = file.map_err(|source| Error::io("open", path, source))?;
-        lock(&file, path, Locking::Locked)?;
-        Ok(Self { path: path.to_owned(), file, seq: 1, length: 0 })
+        let named = lock(&file, path, Locking::Locked)?;
+        Ok(Self { path: path.to_owned(), file, seq: 1, length: 0, named })
     }
 
     /// Appends one record. After an error the journal holds what it held before.
@@ -146,10 +155,14 @@ impl Journal {
     }
 }
 
-impl Drop for Journal {
+/// A file that names this process as the writer of a journal. Whoever writes without a lock names nobody.
+#[derive(Debug)]
+struct PidFile(PathBuf);
+
+impl Drop for PidFile {
     fn drop(&mut self) {
         // It names nobody any more.
-        let _ = std::fs::remove_file(pid_file(&self.path));
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -206,7 +219,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Contents<T>> {
                           before it";
             return Err(Error::bad_file_at(path, number, 1, reason));
         };
-        let record = serde_json::from_slice(record).map_err(|e| {
+        let record = strict::from_slice(record, LONGEST_LINE).map_err(|e| {
             Error::bad_file_at(path, number, 1, format!("not a record of a run: {e}"))
         })?;
         contents.records.push(record);
@@ -214,13 +227,13 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Contents<T>> {
     }
 }
 
-/// Copies the whole lines before the first damage to a new journal. Returns how many.
+/// The whole lines before the first damage, and how many they are.
 ///
 /// # Errors
-/// [`Error::Io`] when either file fails or `to` exists.
-pub fn repair(from: &Path, to: &Path) -> Result<usize> {
+/// [`Error::Io`] when the file cannot be read.
+pub(super) fn whole_lines(from: &Path) -> Result<(Vec<u8>, usize)> {
     let failed = |source| Error::io("read", from, source);
-    let bytes = crate::files::read_capped(from, CAP)?;
+    let mut bytes = crate::files::read_capped(from, CAP)?;
     let mut input = BufReader::new(bytes.as_slice());
     let (mut good, mut line) = (0, Vec::new());
     let mut end = 0;
@@ -233,29 +246,59 @@ pub fn repair(from: &Path, to: &Path) -> Result<usize> {
         end += line.len();
         line.clear();
     }
-    crate::files::write_atomic(to, &bytes[..end], false)?;
-    Ok(good)
+    bytes.truncate(end);
+    Ok((bytes, good))
 }
 
-fn lock(file: &File, path: &Path, locking: Locking) -> Result<()> {
+fn lock(file: &File, path: &Path, locking: Locking) -> Result<Option<PidFile>> {
     if locking == Locking::Unlocked {
-        return Ok(());
+        return Ok(None);
     }
-    let why = match file.try_lock() {
+    let why = match try_lock(file) {
         Ok(()) => {
             // Only for the message of who comes second: the lock is what holds.
-            let _ = std::fs::write(pid_file(path), format!("{}\n", std::process::id()));
-            return Ok(());
+            let named = pid_file(path);
+            let _ = std::fs::write(&named, format!("{}\n", std::process::id()));
+            return Ok(Some(PidFile(named)));
         }
         Err(TryLockError::WouldBlock) => match holder(path) {
             Some(pid) => format!("locked by process {pid}, which measures into it"),
             None => "locked by another process, which measures into it".to_owned(),
         },
-        Err(TryLockError::Error(error)) => {
-            format!("cannot be locked ({error}); --no-lock goes on without")
-        }
+        Err(TryLockError::Error(error)) => no_locks(&error),
     };
     Err(Error::io("open", path, io::Error::other(why)))
+}
+
+fn try_lock(file: &File) -> Result<(), TryLockError> {
+    fault::lock().map_err(TryLockError::Error)?;
+    // A process that another thread is starting has copies of all open files, locks included, for a moment.
+    for _ in 0..LOCK_ATTEMPTS {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            tried => return tried,
+        }
+    }
+    file.try_lock()
+}
+
+fn no_locks(error: &io::Error) -> String {
+    format!("cannot be locked ({error}); --no-lock goes on without")
+}
+
+/// Finds out before long work whether a journal in `folder` can be locked.
+///
+/// # Errors
+/// [`Error::Io`] when its file system has no locks.
+pub(super) fn check_locks(folder: &Path) -> Result<()> {
+    let failed = |source| Error::io("create", folder, source);
+    let file = tempfile::Builder::new().prefix(".moe-frontier-").tempfile_in(folder);
+    match try_lock(file.map_err(failed)?.as_file()) {
+        Err(TryLockError::Error(error)) => {
+            Err(Error::io("open", folder, io::Error::other(no_locks(&error))))
+        }
+        Ok(()) | Err(TryLockError::WouldBlock) => Ok(()),
+    }
 }
 
 /// File beside a journal that names the process that writes it.
@@ -342,7 +385,9 @@ mod tests {
             assert_eq!(fs::read(&path).unwrap(), bytes, "nothing was changed");
         }
         let repaired = folder.path().join("repaired.jsonl");
-        assert_eq!(repair(&path, &repaired).unwrap(), 1);
+        let (lines, kept) = whole_lines(&path).unwrap();
+        assert_eq!((lines.as_slice(), kept), (&good[..first], 1));
+        fs::write(&repaired, lines).unwrap();
         assert_eq!(open(&repaired).unwrap().1, ["one"]);
         // A whole line with the wrong number is damage as well: a line was lost or repeated.
         let second = first + good[first..].iter().position(|b| *b == b'\n').unwrap() + 1;
@@ -362,6 +407,10 @@ mod tests {
         assert!(error.to_string().contains(&pid), "{error}");
         let (_, records) = Journal::open::<String>(&path, Locking::Unlocked).unwrap();
         assert_eq!(records, ["one"]);
+        let error = open(&path).unwrap_err().to_string();
+        assert!(error.contains(&pid), "who looked without a lock changed nothing: {error}");
+        drop(journal);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "the writer is named no more");
     }
 
     #[test]

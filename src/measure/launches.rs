@@ -306,7 +306,7 @@ impl CellLaunches {
         };
         // Waiting threads are counted while ours sleep, stolen time while they worked.
         let during = Load { ticks: Load::read().ticks, ..before };
-        let contended = during.is_contended(&before, bed.threads, bed.cores);
+        let contended = condition.shared || during.is_contended(&before, bed.threads, bed.cores);
         let draws = self.inputs.draws.len();
         let first = self.cursor.prepared - samples.samples_ns.len();
         let numbered = samples.per_launch_ps().enumerate();

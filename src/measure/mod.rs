@@ -3,6 +3,7 @@
 mod aa;
 pub mod ceilings;
 mod cell;
+mod cgroup;
 pub mod check;
 pub mod data;
 pub mod folder;
@@ -11,15 +12,20 @@ pub mod host;
 pub mod journal;
 mod launches;
 pub mod ledger;
+pub mod pairs;
 pub mod plan;
 pub mod preflight;
 pub mod record;
 #[cfg(test)]
 mod resume_tests;
 pub mod run;
+#[cfg(test)]
+mod run_tests;
 pub mod sampling;
 mod session;
 pub mod target;
+#[cfg(test)]
+mod testing;
 pub mod timing;
 pub mod work;
 pub mod worker;

@@ -15,10 +15,10 @@ pub const PROFILE_SCHEMA: &str = "moe-frontier/profile";
 /// Version of the profile format that this program writes: a new major means old readers must refuse.
 /// 1.1 added what is known of GPUs: clocks and throttling, error correction, power limit. 1.2 added
 /// the timing mode `hot`. 1.3 added why a run ended early.
-pub const PROFILE_VERSION: &str = "1.3";
+pub const PROFILE_VERSION: &str = "1.4";
 
 /// Versions that this program reads.
-pub const READABLE_VERSIONS: [&str; 4] = ["1.0", "1.1", "1.2", PROFILE_VERSION];
+pub const READABLE_VERSIONS: [&str; 5] = ["1.0", "1.1", "1.2", "1.3", PROFILE_VERSION];
 
 /// Version of the measuring protocol. A change that moves numbers raises the major.
 pub const PROTOCOL_VERSION: &str = "1.0";
@@ -184,6 +184,9 @@ pub struct Provenance {
     pub load_1min: Option<f64>,
     /// Share of processor time that the hypervisor gave to others during the run, where known.
     pub steal_rel: Option<f64>,
+    /// Files of the driver's libraries that the kernels ran by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub libraries: Vec<String>,
 }
 
 /// The run as a whole.

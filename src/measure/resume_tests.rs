@@ -4,19 +4,19 @@
 use std::cell::Cell as Counter;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use super::ceilings::CeilingSamples;
 use super::folder::{Destination, PROFILE_FILE, Place, Planned, RunFolder};
 use super::journal::Locking;
 use super::launches::{Drawn, Taken};
-use super::plan::{Machine, Plan, Request};
+use super::plan::Plan;
 use super::preflight::Load;
 use super::record::{
     Block, CheckOutcome, CheckRecord, CpuDevice, Device, Profile, Status, TimingMode,
 };
 use super::run::{Beginning, Clocks, Measured, Run, rounds};
 use super::sampling::{BlockRule, CPU_WIDTH};
+use super::testing;
 use super::timing::Clock;
 use super::timing::fake::FakeClock;
 use super::worker::{Answer, Ask, Facts, Trouble, Worker};
@@ -63,6 +63,7 @@ impl Fake {
             cache_bytes: 1e6,
             host_threads: 2,
             notes: vec![],
+            libraries: vec!["/usr/lib/libcuda.so.1".into()],
         };
         let drawn = plan.cells.iter().map(|cell| {
             let active = cell.shape.experts.min(cell.tokens) as f64;
@@ -155,26 +156,7 @@ impl Worker for Fake {
 }
 
 fn plan() -> Plan {
-    let request = Request {
-        widths: vec![(64, 192)],
-        experts: vec![4],
-        top_k: 1,
-        gated: true,
-        tokens: Some(vec![1, 3, 16]),
-        dtype: DType::Bf16,
-        routing: "uniform".parse().unwrap(),
-        seed: 9,
-        budget: Duration::from_secs(20),
-        rule: BlockRule::QUICK,
-        modes: vec![TimingMode::Cpu],
-    };
-    let machine = Machine {
-        cache_bytes: 1e6,
-        available_bytes: 1e9,
-        read_bytes_per_s: 1e10,
-        gemm_flops_per_s: 1e11,
-    };
-    Plan::new(request, &machine).unwrap()
+    testing::plan(&[(64, 192)], &[4], &[1, 3, 16], BlockRule::QUICK)
 }
 
 fn place() -> Place {
@@ -219,7 +201,11 @@ fn measure(planned: &Planned, fake: &mut Fake) -> Result<Profile> {
 }
 
 fn begin(path: &Path, fake: &mut Fake) -> Result<Profile> {
-    let planned = RunFolder::prepare(path, false)?.plan(place(), Destination::Folder, plan())?;
+    let planned = RunFolder::prepare(path, false, Locking::Locked)?.plan(
+        place(),
+        Destination::Folder,
+        plan(),
+    )?;
     measure(&planned, fake)
 }
 
@@ -242,6 +228,7 @@ fn whole() -> (Vec<u8>, usize, u64) {
     assert_eq!(profile.cells.len(), 3);
     assert_eq!(profile.cells[1].status, Status::Failed, "the crash is part of the run");
     assert!(profile.run.rounds > 6, "an open cell takes more rounds");
+    assert_eq!(profile.provenance.libraries, ["/usr/lib/libcuda.so.1"]);
     (std::fs::read(folder.path().join("run/profile.json")).unwrap(), fake.blocks.get(), steps)
 }
 
@@ -348,7 +335,10 @@ fn another_device_plan_or_program_is_refused_with_the_difference() {
     // Another plan under the same journal.
     let other = folder.path().join("other");
     let longer = Plan { left_out: vec!["x".into()], ..plan() };
-    RunFolder::prepare(&other, false).unwrap().plan(place(), Destination::Folder, longer).unwrap();
+    RunFolder::prepare(&other, false, Locking::Locked)
+        .unwrap()
+        .plan(place(), Destination::Folder, longer)
+        .unwrap();
     std::fs::copy(other.join("plan.json"), path.join("plan.json")).unwrap();
     refused(|_| {}, "another plan");
     std::fs::write(path.join("plan.json"), "{}").unwrap();
@@ -361,14 +351,14 @@ fn a_folder_with_a_run_or_with_files_of_others_is_not_taken() {
     let path = folder.path().join("run");
     begin(&path, &mut Fake::new(&plan())).unwrap();
     let refused = |path: &Path, word: &str| {
-        let error = RunFolder::prepare(path, false).unwrap_err();
+        let error = RunFolder::prepare(path, false, Locking::Locked).unwrap_err();
         assert!(error.exit_code() == 7 && error.to_string().contains(word), "{error}");
     };
     refused(&path, "--resume");
     refused(folder.path(), "other files");
     refused(&path.join("profile.json"), "it is a file");
     refused(&folder.path().join("no/run"), "no/run");
-    RunFolder::prepare(&path, true).unwrap();
+    RunFolder::prepare(&path, true, Locking::Locked).unwrap();
     assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
 }
 

@@ -217,9 +217,12 @@ pub struct CellRouting {
 /// The routings that a plan's cells are measured with.
 ///
 /// # Errors
-/// [`Error::Usage`] when the routing does not fit a shape.
-pub fn routings(plan: &Plan) -> Result<Vec<CellRouting>> {
+/// [`Error::Usage`] when the routing does not fit a shape, [`Error::Interrupted`] when `stop` is raised.
+pub fn routings(plan: &Plan, stop: &AtomicBool) -> Result<Vec<CellRouting>> {
     let of_cell = |spec: &CellSpec| {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted { signal: 2, hint: String::new() });
+        }
         let draws = inputs(plan, spec)?.draws.into_iter().map(|draw| draw.ids).collect();
         let MoeShape { hidden, inter, experts, top_k, .. } = spec.shape;
         Ok(CellRouting { hidden, inter, experts, top_k, tokens: spec.tokens, draws })
@@ -388,6 +391,7 @@ impl Rounds<'_> {
                 end_unix_s: clocks.unix_s().max(beginning.unix_s),
                 load_1min: beginning.load.load_1min,
                 steal_rel: clocks.load().steal_since(&beginning.load),
+                libraries: facts.libraries.clone(),
             },
             run: RunInfo {
                 id: beginning.id.clone(),
@@ -585,199 +589,4 @@ fn beside_the_point() -> Error {
 
 fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::DType;
-    use crate::kernels::cpu::CpuBackend;
-    use crate::kernels::{Arithmetic, LayerWeights, LoadedLayer, MoeBackend, RouterSpec, Stage};
-    use crate::measure::Session;
-    use crate::measure::ceilings::Sizes;
-    use crate::measure::plan::{Machine, Request};
-    use crate::measure::record::{Status, TimingMode};
-    use crate::measure::sampling::BlockRule;
-    use crate::measure::target::CpuTarget;
-
-    /// Blocks of a few milliseconds: what is tested here is the bookkeeping, not the times.
-    const RULE: BlockRule = BlockRule {
-        min_samples: 3,
-        min_busy_ns: 1_000_000,
-        cap_ns: 2_000_000,
-        shortest_sample_ns: 20_000,
-    };
-
-    fn plan() -> Plan {
-        let request = Request {
-            widths: vec![(64, 192), (128, 384)],
-            experts: vec![1, 4],
-            top_k: 1,
-            gated: true,
-            tokens: Some(vec![1, 9]),
-            dtype: DType::Bf16,
-            routing: "uniform".parse().unwrap(),
-            seed: 9,
-            budget: Duration::from_secs(20),
-            rule: RULE,
-            modes: vec![TimingMode::Cpu],
-        };
-        let machine = Machine {
-            cache_bytes: 1e6,
-            available_bytes: 1e9,
-            read_bytes_per_s: 1e10,
-            gemm_flops_per_s: 1e11,
-        };
-        Plan::new(request, &machine).unwrap()
-    }
-
-    fn invocation() -> Invocation {
-        Invocation { program: "test".into(), argv: vec![] }
-    }
-
-    /// This processor with ceilings that take milliseconds, also without optimisation.
-    fn target() -> CpuTarget {
-        let mut target = CpuTarget { read_at_least: 4e6, ..CpuTarget::default() };
-        target.device.l3_bytes = Some(1 << 20);
-        target.sizes = Sizes {
-            read_bytes: 1 << 20,
-            dense: MoeShape { hidden: 128, inter: 128, ..Sizes::USUAL.dense },
-            dense_tokens: 64,
-            square: 64,
-        };
-        target
-    }
-
-    #[test]
-    fn a_run_leaves_a_profile_that_its_own_reader_accepts() {
-        let (backend, target) = (CpuBackend::new(), target());
-        let session = Session::new(&backend, &target);
-        let stop = AtomicBool::new(false);
-        let profile = session.run(&plan(), invocation(), &mut (), &stop).unwrap();
-        crate::latency::measured::validate::validate("test", &profile).unwrap();
-        crate::latency::measured::format::to_bytes(&profile).unwrap();
-        assert_eq!(profile.cells.len(), 8);
-        assert!(profile.run.rounds >= ROUNDS);
-        for cell in &profile.cells {
-            assert!(matches!(cell.status, Status::Valid | Status::Noisy | Status::Refused));
-            assert!(cell.blocks.len() >= 6, "{cell:?}");
-            assert!(cell.routing.realisations >= 8);
-            assert!(cell.check.worst_ratio_to_bound.unwrap() <= 1.0);
-        }
-    }
-
-    #[test]
-    fn the_routing_written_for_others_is_the_one_that_is_measured() {
-        let plan = plan();
-        for (routing, spec) in routings(&plan).unwrap().iter().zip(&plan.cells) {
-            let measured = inputs(&plan, spec).unwrap();
-            assert_eq!(routing.draws.len(), measured.draws.len());
-            assert_eq!(routing.draws[0], measured.draws[0].ids);
-            assert_eq!(routing.draws[0].len(), routing.tokens * routing.top_k);
-        }
-    }
-
-    #[test]
-    fn a_raised_stop_flag_ends_the_run_without_a_profile() {
-        let (backend, target) = (CpuBackend::new(), target());
-        let session = Session::new(&backend, &target);
-        let stop = AtomicBool::new(true);
-        let error = session.run(&plan(), invocation(), &mut (), &stop).unwrap_err();
-        assert_eq!(error.exit_code(), 130);
-    }
-
-    /// Keeps what it is told.
-    #[derive(Default)]
-    struct Listener(Vec<String>);
-
-    impl Observer for Listener {
-        fn step(&mut self, _done: usize, _total: usize, _what: &str) {}
-
-        fn notice(&mut self, message: &str) {
-            self.0.push(message.to_owned());
-        }
-    }
-
-    #[test]
-    fn cells_that_turn_out_too_slow_are_dropped_aloud() {
-        let (backend, target) = (CpuBackend::new(), target());
-        let session = Session::new(&backend, &target);
-        let mut plan = plan();
-        plan.request.budget = Duration::from_millis(1);
-        let mut heard = Listener::default();
-        let stop = AtomicBool::new(false);
-        let profile = session.run(&plan, invocation(), &mut heard, &stop).unwrap();
-        assert!(profile.cells.len() < plan.cells.len());
-        let dropped = plan.cells.len() - profile.cells.len();
-        assert_eq!(heard.0.len(), 1);
-        assert!(heard.0[0].contains(&format!("the {dropped} least wanted")), "{:?}", heard.0);
-        assert!(profile.cells.iter().all(|c| c.blocks.len() >= 6));
-    }
-
-    /// The processor with one wrong value in every output.
-    struct Wrong(CpuBackend);
-
-    impl MoeBackend for Wrong {
-        fn name(&self) -> &'static str {
-            "wrong"
-        }
-        fn description(&self) -> String {
-            self.0.description()
-        }
-        fn kernel(&self, stage: Stage) -> &'static str {
-            self.0.kernel(stage)
-        }
-        fn arithmetic(&self, weights: DType) -> Arithmetic {
-            self.0.arithmetic(weights)
-        }
-        fn kernel_sha256(&self) -> String {
-            self.0.kernel_sha256()
-        }
-        fn load<'a>(
-            &'a self,
-            sets: &'a [LayerWeights],
-            router: &RouterSpec,
-            max_tokens: usize,
-        ) -> Result<Box<dyn LoadedLayer + 'a>> {
-            Ok(Box::new(WrongLayer(self.0.load(sets, router, max_tokens)?)))
-        }
-    }
-
-    struct WrongLayer<'a>(Box<dyn LoadedLayer + 'a>);
-
-    impl LoadedLayer for WrongLayer<'_> {
-        fn set_input(&mut self, x: &[f32], logits: &[f32]) -> Result<()> {
-            self.0.set_input(x, logits)
-        }
-        fn run(&mut self, stage: Stage, set: usize) -> Result<()> {
-            self.0.run(stage, set)
-        }
-        fn routed(&mut self) -> Result<crate::kernels::Routed> {
-            self.0.routed()
-        }
-        fn output(&mut self) -> Result<Vec<f32>> {
-            let mut output = self.0.output()?;
-            output[0] += 1.0;
-            Ok(output)
-        }
-        fn poison(&mut self) -> Result<()> {
-            self.0.poison()
-        }
-    }
-
-    #[test]
-    fn a_kernel_with_a_wrong_output_is_refused_and_not_timed() {
-        let (backend, target) = (Wrong(CpuBackend::new()), target());
-        let session = Session::new(&backend, &target);
-        let stop = AtomicBool::new(false);
-        let profile = session.run(&plan(), invocation(), &mut (), &stop).unwrap();
-        for cell in &profile.cells {
-            // With many tokens the spoilt one may not be among those compared.
-            if cell.tokens == 1 {
-                assert_eq!((cell.status, cell.blocks.len()), (Status::Refused, 0));
-                assert!(cell.latency.interval().is_none());
-            }
-        }
-        crate::latency::measured::validate::validate("test", &profile).unwrap();
-    }
 }

@@ -47,6 +47,7 @@ impl<'a> Session<'a> {
             cache_bytes: target.cache_bytes(),
             host_threads: target.host_threads(),
             notes: target.notes(),
+            libraries: target.libraries(),
         }
     }
 
@@ -132,19 +133,36 @@ impl<'a> Session<'a> {
         work(&mut Loaded { facts, drawn, sets: &sets, layers, ceilings, cells, bed })
     }
 
+    /// The layers of a plan. One that the device has no room for costs its own cells; without any there is
+    /// nothing to measure.
     fn layers<'s>(
         &'s self,
         plan: &Plan,
         sets: &'s [(MoeShape, Vec<LayerWeights>)],
-    ) -> Result<Vec<Box<dyn LoadedLayer + 's>>> {
-        sets.iter()
-            .map(|(shape, sets)| {
-                let tokens = plan.cells.iter().filter(|c| c.shape == *shape).map(|c| c.tokens);
-                self.backend.load(sets, &RouterSpec::softmax(), tokens.max().unwrap_or(1))
-            })
-            .collect()
+    ) -> Result<Vec<Layer<'s>>> {
+        let mut layers = Vec::with_capacity(sets.len());
+        let mut refused = None;
+        for (shape, sets) in sets {
+            let tokens = plan.cells.iter().filter(|c| c.shape == *shape).map(|c| c.tokens);
+            let tokens = tokens.max().unwrap_or(1);
+            match self.backend.load(sets, &RouterSpec::softmax(), tokens) {
+                Ok(layer) => layers.push(Ok(layer)),
+                Err(error @ Error::Device { .. }) => {
+                    layers.push(Err(error.to_string()));
+                    refused = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match refused {
+            Some(error) if layers.iter().all(Result::is_err) => Err(error),
+            _ => Ok(layers),
+        }
     }
 }
+
+/// A loaded layer, or why the device does not take it.
+type Layer<'a> = Result<Box<dyn LoadedLayer + 'a>, String>;
 
 fn draw_sets(plan: &Plan) -> Result<Vec<(MoeShape, Vec<LayerWeights>)>> {
     let request = &plan.request;
@@ -164,7 +182,7 @@ pub(super) struct Loaded<'a> {
     facts: Facts,
     drawn: Vec<Drawn>,
     sets: &'a [(MoeShape, Vec<LayerWeights>)],
-    layers: Vec<Box<dyn LoadedLayer + 'a>>,
+    layers: Vec<Layer<'a>>,
     ceilings: Box<dyn CeilingTests + 'a>,
     /// Each with the number of its layer.
     cells: Vec<(usize, CellLaunches)>,
@@ -216,13 +234,15 @@ impl Loaded<'_> {
 /// A cell with its layer and the layer's weights.
 fn place<'c, 's>(
     cells: &'c mut [(usize, CellLaunches)],
-    layers: &'c mut [Box<dyn LoadedLayer + 's>],
+    layers: &'c mut [Layer<'s>],
     sets: &'s [(MoeShape, Vec<LayerWeights>)],
     number: usize,
 ) -> Result<(&'c mut CellLaunches, &'c mut (dyn LoadedLayer + 's), &'s [LayerWeights])> {
     let unknown = || Error::usage("cell", format!("there is none with number {number}"));
     let (place, cell) = cells.get_mut(number).ok_or_else(unknown)?;
     let layer = layers.get_mut(*place).ok_or_else(unknown)?;
+    let layer =
+        layer.as_mut().map_err(|why| Error::unfit("layer", format!("not loaded: {why}")))?;
     let (_, sets) = sets.get(*place).ok_or_else(unknown)?;
     Ok((cell, layer.as_mut(), sets))
 }

@@ -54,6 +54,11 @@ pub trait Target {
         Vec::new()
     }
 
+    /// Files of the driver's libraries that kernels run by. The default has none.
+    fn libraries(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// The dense product by somebody else: its name and number format.
     fn peer(&self) -> (&'static str, DType);
 

@@ -5,6 +5,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use crate::files::seal::{sealed, unseal, without_returns};
+use crate::files::strict;
 use crate::plan::outcome::{DecisionMap, RankReport, SCHEMA, SCHEMA_VERSION};
 use crate::{Error, Result};
 
@@ -18,12 +20,30 @@ impl RankReport {
         if bytes.is_empty() {
             return Err(Error::bad_file(path, "empty"));
         }
-        check_header(path, bytes)?;
-        let report: Self = serde_json::from_slice(bytes).map_err(|e| at(path, &e))?;
+        let bytes = without_returns(bytes.to_vec());
+        check_header(path, &bytes)?;
+        let body = unseal(path, bytes)?;
+        let report: Self = strict::from_slice(&body, CAP).map_err(|e| at(path, &e))?;
         check_parts(&report).map_err(|reason| Error::bad_file(path, reason))?;
         Ok(report)
     }
+
+    /// The document of a `rank.json`, sealed as [`crate::files::seal`] says.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] when it would not be read back: a number is not finite, or parts do not fit together.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let bytes = sealed("rank.json", self)?;
+        match Self::from_bytes(Path::new("rank.json"), &bytes) {
+            Ok(read) if read == *self => Ok(bytes),
+            Ok(_) => Err(Error::unfit("rank.json", "it reads back as another ranking")),
+            Err(error) => Err(Error::unfit("rank.json", error.to_string())),
+        }
+    }
 }
+
+/// Longest `rank.json` that is read, in bytes.
+const CAP: u64 = 64 << 20;
 
 /// What every version carries, whatever else it holds.
 #[derive(Deserialize)]
@@ -92,6 +112,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::files::seal::{END, SEAL};
+    use crate::files::sha256_hex;
     use crate::plan::sample;
 
     fn parse(bytes: &[u8]) -> Result<RankReport> {
@@ -101,7 +123,9 @@ mod tests {
     fn edited(from: &str, to: &str) -> Error {
         let text = serde_json::to_string_pretty(&sample::report()).unwrap();
         assert!(text.contains(from), "{from}");
-        let error = parse(text.replacen(from, to, 1).as_bytes()).unwrap_err();
+        let body = text.replacen(from, to, 1);
+        let body = body.strip_suffix("\n}").unwrap();
+        let error = parse(format!("{body}{SEAL}{}{END}", sha256_hex(body)).as_bytes()).unwrap_err();
         assert_eq!(error.exit_code(), 3);
         assert!(!error.to_string().contains('\n'));
         error
@@ -110,12 +134,17 @@ mod tests {
     #[test]
     fn what_was_written_is_read_back_exactly() {
         let report = sample::report();
-        assert_eq!(parse(&serde_json::to_vec_pretty(&report).unwrap()).unwrap(), report);
+        let bytes = report.to_bytes().unwrap();
+        assert_eq!(parse(&bytes).unwrap(), report);
+        let text = String::from_utf8(bytes).unwrap();
+        let edited = text.replacen("2.1234", "2.1235", 1);
+        assert!(edited != text && parse(edited.as_bytes()).unwrap_err().exit_code() == 3);
+        assert_eq!(parse(text.replace('\n', "\r\n").as_bytes()).unwrap(), report);
     }
 
     #[test]
     fn every_prefix_is_refused() {
-        let bytes = serde_json::to_vec(&sample::empty()).unwrap();
+        let bytes = sample::empty().to_bytes().unwrap();
         assert!(parse(&[]).unwrap_err().to_string().contains("empty"));
         for length in 1..bytes.len() {
             assert_eq!(parse(&bytes[..length]).unwrap_err().exit_code(), 3, "{length}");
@@ -153,7 +182,7 @@ mod tests {
         let broken = |edit: fn(&mut RankReport)| {
             let mut report = sample::report();
             edit(&mut report);
-            let error = parse(&serde_json::to_vec(&report).unwrap()).unwrap_err();
+            let error = parse(&sealed("test", &report).unwrap()).unwrap_err();
             assert_eq!(error.exit_code(), 3);
             error.to_string()
         };
@@ -165,7 +194,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_finite_report_survives_its_json(report in sample::arbitrary()) {
-            prop_assert_eq!(parse(&serde_json::to_vec(&report).unwrap()).unwrap(), report);
+            prop_assert_eq!(parse(&report.to_bytes().unwrap()).unwrap(), report);
         }
 
         #[test]

@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
-use crate::files::read_capped;
+use crate::files::{read_capped, strict};
 use crate::latency::tables::flat_table::{FlatTable, Row};
 use crate::serving::{Lengths, Spread};
 use crate::{Error, Result};
@@ -261,8 +261,7 @@ fn zone_seconds(zone: &str) -> Option<f64> {
 /// Requests of JSON lines.
 fn json_requests(location: &str, bytes: &[u8]) -> Result<Vec<(f64, f64, f64)>> {
     let mut rows: Vec<(f64, f64, f64)> = Vec::new();
-    let stream = serde_json::Deserializer::from_slice(bytes).into_iter::<JsonRequest>();
-    for request in stream {
+    for request in strict::values::<JsonRequest>(bytes, CAP) {
         let request = request.map_err(|e| {
             let place = format!("{location}:{}:{}", e.line(), e.column());
             let text = e.to_string();

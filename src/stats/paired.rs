@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::interval::median;
+use super::interval::{MedianInterval, median, median_interval};
 
 /// What a comparison allows to be said about B against A.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -89,6 +89,13 @@ pub fn paired_effect(log_ratios: &[f64]) -> Option<PairedEffect> {
     })
 }
 
+/// The median block with its distribution-free interval, for whole processes: on a machine that others use
+/// some of them take much longer, and a t interval assumes that none does. `None` below six blocks.
+pub fn median_effect(log_ratios: &[f64]) -> Option<PairedEffect> {
+    let MedianInterval { median, lo, hi, .. } = median_interval(log_ratios)?;
+    Some(PairedEffect { effect: median.exp_m1(), lo: lo.exp_m1(), hi: hi.exp_m1() })
+}
+
 /// The 0.975 quantile of Student's t: tabulated up to 4 degrees of freedom, above that the
 /// expansion of Abramowitz and Stegun, 26.7.5, good to 1e-3 there.
 pub fn t_quantile_975(degrees: usize) -> f64 {
@@ -169,6 +176,18 @@ mod tests {
             let share = false_alarms as f64 / 2000.0;
             assert!((0.03..=0.06).contains(&share), "n = {n}: {share}");
         }
+    }
+
+    #[test]
+    fn outliers_do_not_hide_a_difference_from_the_median_block() {
+        let mut ratios = vec![0.03, 0.032, 0.028, 0.031, 0.029, 0.03, 0.03, 0.033, 0.027];
+        ratios.push(-0.9);
+        let t = paired_effect(&ratios).unwrap();
+        assert!(t.lo < 0.0 && t.hi > 0.0, "{t:?}");
+        let free = median_effect(&ratios).unwrap();
+        assert!((free.effect - 0.03_f64.exp_m1()).abs() < 1e-3, "{free:?}");
+        assert_eq!(free.verdict(0.0), Verdict::Slower);
+        assert_eq!(median_effect(&ratios[..5]), None);
     }
 
     #[test]

@@ -9,6 +9,9 @@ use crate::{Error, Result};
 
 /// Largest trace that is read.
 const CAP: u64 = 256 << 20;
+/// Most layers and most experts of one: some dozen times those of any model.
+const MOST_LAYERS: usize = 4096;
+const MOST_EXPERTS: usize = 1 << 14;
 
 /// Most tokens of one expert: their sums stay far from the end of 64 bits.
 const MOST_TOKENS: u64 = 1 << 40;
@@ -34,9 +37,13 @@ impl Trace {
             std::str::from_utf8(&bytes).map_err(|_| Error::bad_file(path, "is not UTF-8"))?;
         let layers = text
             .lines()
+            .take(MOST_LAYERS + 1)
             .enumerate()
             .map(|(line, text)| layer(path, line + 1, text))
             .collect::<Result<Vec<_>>>()?;
+        if layers.len() > MOST_LAYERS {
+            return Err(Error::bad_file(path, format!("more than {MOST_LAYERS} layers")));
+        }
         let Some(experts) = layers.first().map(Vec::len) else {
             return Err(Error::bad_file(path, "empty"));
         };
@@ -72,6 +79,10 @@ fn layer(path: &Path, line: usize, text: &str) -> Result<Vec<u64>> {
             Error::bad_file_at(path, line, column, reason)
         })?;
         counts.push(count);
+        if counts.len() > MOST_EXPERTS {
+            let reason = format!("more than {MOST_EXPERTS} experts");
+            return Err(Error::bad_file_at(path, line, column, reason));
+        }
         column += field.len() + 1;
     }
     if counts.iter().all(|&c| c == 0) {

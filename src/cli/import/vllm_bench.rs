@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::cli::Output;
+use crate::files::csv::inert;
 use crate::files::{check_writable, write_atomic};
 use crate::plan::points;
 use crate::plan::results::vllm_bench::{self, Average, COLUMNS, Server};
@@ -101,7 +102,8 @@ pub fn run(args: &VllmBench, output: Output) -> Result<()> {
     writer.write_record(COLUMNS).map_err(failed)?;
     for file in &args.files {
         for row in vllm_bench::read(file, &server, average)? {
-            writer.write_record(row).map_err(failed)?;
+            // Names come from the files: none becomes a formula of a spreadsheet.
+            writer.write_record(row.iter().map(|cell| inert(cell))).map_err(failed)?;
         }
     }
     let text = writer.into_inner().map_err(|e| Error::unfit("points", e.to_string()))?;

@@ -1,12 +1,14 @@
 //! `measure`: times MoE layers on a device and writes a latency profile.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Args;
 
 use crate::cli::output::{Output, warn, write_stdout};
 use crate::cli::parse::{CountList, count_list, duration};
+use crate::cli::signals::Stop;
 use crate::config::DType;
 use crate::files::{check_writable, write_atomic};
 use crate::kernels::cpu::simd::Isa;
@@ -97,7 +99,7 @@ pub struct MeasureArgs {
     /// Go on with the run that is kept in this folder, with its plan.
     #[arg(long, value_name = "DIR", conflicts_with_all = [
         "device", "experts", "top_k", "hidden", "inter", "tokens", "dtype", "routing", "time_budget",
-        "quick", "threads", "isa", "prepack", "modes", "seed", "out", "kernels", "routing_out", "isolate",
+        "quick", "threads", "isa", "prepack", "modes", "seed", "out", "kernels", "routing_out", "in_process",
     ])]
     pub resume: Option<PathBuf>,
     /// With --resume: copy the run up to the first damaged line of its journal into this new folder, and
@@ -117,9 +119,9 @@ pub struct MeasureArgs {
     /// Replace existing files, and a run that is kept in --out.
     #[arg(long)]
     pub overwrite: bool,
-    /// Measure in a process of its own, as on a GPU.
+    /// Measure on the CPU in this process instead of one of its own.
     #[arg(long, hide = true)]
-    pub isolate: bool,
+    pub in_process: bool,
 }
 
 fn gpu_mode(text: &str) -> Result<TimingMode, String> {
@@ -207,15 +209,17 @@ fn measure_new(args: &MeasureArgs, locking: Locking) -> Result<Delivered> {
             },
         })
     };
-    let MeasureArgs { device, threads, isolate, .. } = args;
+    let MeasureArgs { device, threads, in_process, .. } = args;
     let kernels = KernelChoice { products: &args.kernels, isa: args.isa, packed: args.prepack };
-    let place = Place { device: *device, kernels, threads: *threads, isolate: *isolate };
-    let home = Home::prepare(args.out.as_deref(), args.overwrite)?;
+    let place = Place { device: *device, kernels, threads: *threads, isolate: !in_process };
+    // From here on a signal is asked for, so that no folder of a run that never began stays.
+    let stop = Stop::listen()?;
+    let home = Home::prepare(args.out.as_deref(), args.overwrite, locking)?;
     let planned = |plan: &Plan| match &args.routing_out {
-        Some(path) => write_routing(path, plan, args.overwrite),
+        Some(path) => write_routing(path, plan, args.overwrite, stop.flag()),
         None => Ok(()),
     };
-    place::measure_new(&place, &home, request, planned, locking)
+    place::measure_new(&place, &home, request, planned, locking, &stop)
 }
 
 /// Measures this machine for another command, with the file in the folder of measured profiles. The run
@@ -231,15 +235,16 @@ pub(super) fn measure(
 ) -> Result<(Profile, Option<PathBuf>)> {
     let place = Place { device, ..Place::default() };
     let request = |facts: &Facts| Ok(request(facts));
-    let (profile, path, failure) = match Home::prepare(None, false) {
+    let stop = Stop::listen()?;
+    let (profile, path, failure) = match Home::prepare(None, false, Locking::Locked) {
         Ok(home) => {
             let Delivered { profile, path, failure } =
-                place::measure_new(&place, &home, request, |_| Ok(()), Locking::Locked)?;
+                place::measure_new(&place, &home, request, |_| Ok(()), Locking::Locked, &stop)?;
             (profile, Some(path), failure)
         }
         Err(error) => {
             warn(&format!("measured without a journal, an interruption loses it: {error}"));
-            let measured = place::measure_unkept(&place, request)?;
+            let measured = place::measure_unkept(&place, request, &stop)?;
             (measured.profile, None, measured.failure)
         }
     };
@@ -268,9 +273,9 @@ fn widths(args: &MeasureArgs) -> Result<Vec<(usize, usize)>> {
 }
 
 /// Writes the routings of a plan's cells.
-fn write_routing(path: &Path, plan: &Plan, force: bool) -> Result<()> {
-    let mut document =
-        serde_json::to_vec(&routings(plan)?).map_err(|e| Error::unfit("routing", e.to_string()))?;
+fn write_routing(path: &Path, plan: &Plan, force: bool, stop: &AtomicBool) -> Result<()> {
+    let mut document = serde_json::to_vec(&routings(plan, stop)?)
+        .map_err(|e| Error::unfit("routing", e.to_string()))?;
     document.push(b'\n');
     write_atomic(path, &document, force)
 }

@@ -46,26 +46,34 @@ impl Default for Place<'_> {
             device: DeviceChoice::Auto,
             kernels: KernelChoice::default(),
             threads: None,
-            isolate: false,
+            isolate: true,
         }
     }
 }
 
 impl Place<'_> {
-    /// Who launches the kernels: on a GPU always another process, because a kernel that breaks the
-    /// context takes its process along; on the CPU a thread of this one.
+    /// Who launches the kernels: another process. A kernel that breaks a GPU's context, or that the system
+    /// ends for want of memory, takes its process along; and this one ends at once when it is asked to,
+    /// without first giving back gigabytes of weights.
     pub(super) fn worker(&self, stop: &AtomicBool) -> Result<Process> {
-        let gpu = self.device.gpu(self.kernels);
-        if gpu.is_none() && !self.isolate {
+        let Some(gpu) = self.device.gpu(self.kernels) else { return self.on_cpu(stop) };
+        match Process::start(self.command(Some(gpu))?, Limits::default(), stop) {
+            Err(error @ Error::Device { .. }) if self.device == DeviceChoice::Auto => {
+                warn(&format!("the GPU is not used: {error}"));
+                self.on_cpu(stop)
+            }
+            started => started,
+        }
+    }
+
+    fn on_cpu(&self, stop: &AtomicBool) -> Result<Process> {
+        // The program of a unit test is its harness, which has no such command.
+        if cfg!(test) || !self.isolate {
             return Process::in_thread(self.serve_here(), stop);
         }
-        match Process::start(self.command(gpu)?, Limits::default(), stop) {
-            Err(error @ Error::Device { .. })
-                if self.device == DeviceChoice::Auto && gpu.is_some() =>
-            {
-                warn(&format!("the GPU is not used: {error}"));
-                Process::in_thread(self.serve_here(), stop)
-            }
+        match self.command(None).and_then(|it| Process::start(it, Limits::NONE, stop)) {
+            // Without another process the CPU is still there.
+            Err(Error::Device { .. }) => Process::in_thread(self.serve_here(), stop),
             started => started,
         }
     }
@@ -138,23 +146,23 @@ impl Home {
     /// # Errors
     /// [`Error::Io`] when it cannot be written or holds something; [`Error::Usage`] when no folder is
     /// known.
-    pub(super) fn prepare(out: Option<&Path>, overwrite: bool) -> Result<Self> {
-        let Some(out) = out else { return Self::in_store() };
+    pub(super) fn prepare(out: Option<&Path>, overwrite: bool, locking: Locking) -> Result<Self> {
+        let Some(out) = out else { return Self::in_store(locking) };
         if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
             check_writable(out, overwrite)?;
-            let folder = RunFolder::prepare(&out.with_extension("journal"), overwrite)?;
+            let folder = RunFolder::prepare(&out.with_extension("journal"), overwrite, locking)?;
             return Ok(Self { folder, destination: Destination::Beside, overwrite });
         }
-        let folder = RunFolder::prepare(out, overwrite)?;
+        let folder = RunFolder::prepare(out, overwrite, locking)?;
         Ok(Self { folder, destination: Destination::Folder, overwrite })
     }
 
-    fn in_store() -> Result<Self> {
+    fn in_store(locking: Locking) -> Result<Self> {
         let runs = store::folder()?.join("runs");
         create_folder(&runs)?;
         let unix_s = MonotonicClock::default().unix_s();
         let name = format!("{unix_s}-{}", std::process::id());
-        let folder = RunFolder::prepare(&runs.join(name), false)?;
+        let folder = RunFolder::prepare(&runs.join(name), false, locking)?;
         Ok(Self { folder, destination: Destination::Store, overwrite: false })
     }
 
@@ -191,18 +199,18 @@ pub(super) fn measure_new(
     request: impl FnOnce(&Facts) -> Result<Request>,
     planned: impl FnOnce(&Plan) -> Result<()>,
     locking: Locking,
+    stop: &Stop,
 ) -> Result<Delivered> {
-    let stop = Stop::listen()?;
     let begun = place.worker(stop.flag()).and_then(|mut process| {
         let plan = plan_on(&mut process, request, stop.flag())?;
         planned(&plan)?;
         let record = place.record(process.facts());
         let planned = home.folder.clone().plan(record, home.destination, plan)?;
-        let measured = measure_planned(&mut process, &planned, locking, &stop)?;
+        let measured = measure_planned(&mut process, &planned, locking, stop)?;
         Ok((planned, measured))
     });
     match begun {
-        Ok((planned, measured)) => deliver(&planned, measured, home.overwrite, &stop),
+        Ok((planned, measured)) => deliver(&planned, measured, home.overwrite, stop),
         Err(error) => {
             home.abandon();
             Err(stop.explain(error, "; nothing was written"))
@@ -242,8 +250,8 @@ fn run_folder(path: &Path) -> PathBuf {
 pub(super) fn measure_unkept(
     place: &Place,
     request: impl FnOnce(&Facts) -> Result<Request>,
+    stop: &Stop,
 ) -> Result<Measured> {
-    let stop = Stop::listen()?;
     let measure = || {
         let mut process = place.worker(stop.flag())?;
         let plan = plan_on(&mut process, request, stop.flag())?;
@@ -345,7 +353,7 @@ fn deliver(
     let Some(failure) = failure else {
         let path = match planned.profile_path() {
             Some(path) => {
-                format::write(&path, &profile, overwrite || is_of_run(&path, &profile))?;
+                format::write(&path, &profile, overwrite || store::is_of_run(&path, &profile))?;
                 path
             }
             None => store::save(&store::folder()?, &profile)?,
@@ -357,7 +365,7 @@ fn deliver(
     };
     let path = planned.profile_path().unwrap_or_else(|| planned.folder.file(PROFILE_FILE));
     let whole = profile.cells.iter().filter(|c| c.status != Status::Incomplete).count();
-    let is_ours = overwrite || is_of_run(&path, &profile);
+    let is_ours = overwrite || store::is_of_run(&path, &profile);
     let kept = match format::write(&path, &profile, is_ours) {
         Ok(()) => format!(
             "{whole} of {} cells are whole, in {}",
@@ -376,11 +384,6 @@ fn deliver(
 
 fn go_on(planned: &Planned) -> String {
     format!("go on with: moe-frontier measure --resume {}", planned.folder.path().display())
-}
-
-/// Whether what lies at `path` is an earlier profile of the same run.
-fn is_of_run(path: &Path, profile: &Profile) -> bool {
-    format::read(path).is_ok_and(|before| before.run.id == profile.run.id)
 }
 
 /// Held while a device is measured, so that a second measurement of it can be warned.

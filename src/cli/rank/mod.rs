@@ -12,7 +12,7 @@ pub(super) use serving_cost::ServingCost;
 
 use std::sync::Arc;
 
-use crate::cli::output::{Output, warn};
+use crate::cli::output::{Output, warn, write_stdout};
 use crate::cli::profile::{ProfileArgs, Sources, origin_in};
 use crate::cli::repeat::recorded;
 use crate::config::hf_write::to_hf_json;
@@ -56,21 +56,20 @@ pub fn run(args: &RankArgs, output: Output) -> Result<()> {
         }
     }
     let configs = answer.candidates.iter().filter(|c| c.config.is_some()).count();
-    let mut document = serde_json::to_vec_pretty(&answer)
-        .map_err(|e| Error::io("serialise", args.out.join("rank.json"), e.into()))?;
-    document.push(b'\n');
+    let document = answer.to_bytes()?;
     write_atomic(&folder.path().join("rank.json"), &document, true)?;
     let written = report::write_all(&answer, folder.path())?;
     folder.finish()?;
-    output.result(&answer, || {
-        let colour = crate::cli::output::colour();
-        format!(
-            "{}\nwritten to {}: rank.json, report.html and {} more files\n",
-            report::rank_text(&answer, colour),
-            args.out.display(),
-            written.len() + configs - 1
-        )
-    })
+    if output.is_json() {
+        // The file itself: `report` reads what was kept from here as well.
+        return write_stdout(&String::from_utf8_lossy(&document));
+    }
+    write_stdout(&format!(
+        "{}\nwritten to {}: rank.json, report.html and {} more files\n",
+        report::rank_text(&answer, crate::cli::output::colour()),
+        args.out.display(),
+        written.len() + configs - 1
+    ))
 }
 
 /// Everything up to the answer.

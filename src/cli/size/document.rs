@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::{Asked, SizeArgs, given};
 use crate::cli::profile::Sources;
+use crate::plan::request_trace::RequestTrace;
 use crate::plan::size::{Choice, Failure, SizeAnswer, SizeInputs, Window, windows};
 use crate::serving::{Percentiles, Router, usd_per_million_output};
 use crate::units::TokensPerSecond;
@@ -237,7 +238,7 @@ fn assumptions(args: &SizeArgs, sources: &Sources, asked: &Asked, best: &Choice)
         constants: inputs.costs.clone(),
         model_assumed: asked.assumed.clone(),
         trace: args.trace.as_ref().map(|p| p.display().to_string()),
-        trace_left_out: inputs.trace.as_ref().map(|t| t.left_out()),
+        trace_left_out: inputs.trace.as_ref().map(RequestTrace::left_out),
         isl: inputs.lengths.input,
         osl: inputs.lengths.output,
         length_cv: args.trace.is_none().then_some(args.length_cv),

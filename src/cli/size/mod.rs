@@ -8,10 +8,12 @@ use clap::Args;
 use crate::cli::Output;
 use crate::cli::emit::EmitArgs;
 use crate::cli::estimate::{calibrate_all, costs_of, resolve};
+use crate::cli::output::write_stdout;
 use crate::cli::parse::{duration, positive_whole, quantity, simulated_requests, tokens};
 use crate::cli::profile::{ProfileArgs, Sources, price};
 use crate::config::device::PriceKind;
 use crate::config::{DeviceSpec, Loaded, load_model};
+use crate::files::seal::sealed;
 use crate::files::{ResultFolder, write_atomic};
 use crate::latency::tables::shipped;
 use crate::plan::calibrate::Calibration;
@@ -152,9 +154,8 @@ pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
     let asked = asked(args, &sources, &calibrations)?;
     let answer = size(&asked.inputs, &sources.latency_of())?;
     let document = document(args, &sources, &asked, &answer);
+    let json = sealed("size.json", &document)?;
     if let Some(folder) = folder {
-        let json = serde_json::to_vec_pretty(&document)
-            .map_err(|e| Error::unfit("size.json", e.to_string()))?;
         write_atomic(&folder.path().join("size.json"), &json, true)?;
         serving_plot::write_all(folder.path(), &asked.inputs, &answer)?;
         folder.finish()?;
@@ -162,6 +163,9 @@ pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
     let asked = (&asked.inputs, &answer);
     if let Some(printed) = args.emit.print(&args.model, &sources, asked, output) {
         return printed;
+    }
+    if output.is_json() {
+        return write_stdout(&String::from_utf8_lossy(&json));
     }
     output.result(&document, || text(&document))
 }

@@ -3,11 +3,12 @@
 //! Literals that JSON does not know are kept as such: a field that nobody reads may hold one, a field
 //! that is read refuses it.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-use crate::files::{masked_literal, without_literals};
+use crate::files::{masked_literal, strict, without_literals};
 
 /// A JSON value.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +26,7 @@ pub(super) enum Json {
 impl Json {
     /// Parses text; the error has its line and column.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(&without_literals(bytes))
+        strict::from_slice(&without_literals(bytes), super::CAP)
     }
 
     /// A field of an object.
@@ -140,11 +141,10 @@ impl<'de> Visitor<'de> for Tree {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
-        /// Fields of a block that is checked for repetition; longer ones list modules.
-        const CHECKED: usize = 512;
         let mut fields: Vec<(String, Json)> = Vec::new();
+        let mut known = HashSet::new();
         while let Some((name, value)) = map.next_entry::<String, Json>()? {
-            if fields.len() < CHECKED && fields.iter().any(|(known, _)| *known == name) {
+            if !known.insert(name.clone()) {
                 return Err(A::Error::custom(format!("duplicate field `{name}`")));
             }
             fields.push((name, value));

@@ -126,7 +126,7 @@ fn matches(regex: &Regex, module: &str) -> bool {
 
 /// A module, those above it, and all of these without parts of the path in front.
 fn spans(module: &str) -> impl Iterator<Item = &str> {
-    let dots = || module.match_indices('.').map(|(at, _)| at);
+    let dots = move || module.match_indices('.').map(|(at, _)| at);
     let starts = [0].into_iter().chain(dots().map(|at| at + 1));
     starts.flat_map(move |start| {
         let ends = dots().chain([module.len()]);

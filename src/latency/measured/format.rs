@@ -10,8 +10,9 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::validate;
+use crate::files::seal::without_returns;
 pub(crate) use crate::files::seal::{END, SEAL, at, unseal};
-use crate::files::{read_capped, write_atomic};
+use crate::files::{read_capped, strict, write_atomic};
 use crate::measure::record::{
     PROFILE_SCHEMA, PROFILE_VERSION, Profile, READABLE_VERSIONS, sha256_hex,
 };
@@ -26,7 +27,7 @@ const CAP: u64 = 256 << 20;
 /// [`Error::Io`] when it cannot be read, [`Error::BadFile`] when it is not what the writer
 /// produces, [`Error::Unfit`] when it is well-formed but cannot be true.
 pub fn read(path: &Path) -> Result<Profile> {
-    let profile = from_bytes(path, &read_capped(path, CAP)?)?;
+    let profile = from_owned(path, read_capped(path, CAP)?)?;
     validate::validate(&path.display().to_string(), &profile)?;
     Ok(profile)
 }
@@ -64,13 +65,17 @@ pub fn to_bytes(profile: &Profile) -> Result<Vec<u8>> {
 /// # Errors
 /// [`Error::BadFile`] with line and column.
 pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Profile> {
+    from_owned(path, bytes.to_vec())
+}
+
+/// The same without a second copy of a long file.
+fn from_owned(path: &Path, bytes: Vec<u8>) -> Result<Profile> {
     if bytes.is_empty() {
         return Err(Error::bad_file(path, "empty"));
     }
-    let bytes: Vec<u8> = bytes.iter().copied().filter(|b| *b != b'\r').collect();
+    let bytes = without_returns(bytes);
     check_header(path, &bytes)?;
-    let body = unseal(path, &bytes)?;
-    serde_json::from_slice(&body).map_err(|e| at(path, &e))
+    strict::from_slice(&unseal(path, bytes)?, CAP).map_err(|e| at(path, &e))
 }
 
 /// What every version must carry, whatever else it holds.
@@ -168,14 +173,14 @@ mod tests {
             text(edited("moe-frontier/profile", "moe-frontier/plan")).contains("moe-frontier/plan")
         );
         assert!(
-            text(edited("\"schema_version\": \"1.3\"", "\"schema_version\": \"2.0\""))
-                .contains("reads 1.3")
+            text(edited("\"schema_version\": \"1.4\"", "\"schema_version\": \"2.0\""))
+                .contains("reads 1.4")
         );
     }
 
     #[test]
     fn files_of_the_versions_before_are_read() {
-        for version in ["1.0", "1.1", "1.2"] {
+        for version in ["1.0", "1.1", "1.2", "1.3"] {
             let older = Profile { schema_version: version.into(), ..small() };
             assert_eq!(parse(&to_bytes(&older).unwrap()).unwrap(), older);
         }

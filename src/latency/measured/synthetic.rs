@@ -136,6 +136,7 @@ pub(crate) fn profile(widths: &[(usize, usize)], noise: f64) -> Profile {
             start_unix_s: 0,
             end_unix_s: 1,
             load_1min: Some(0.1),
+            libraries: Vec::new(),
             steal_rel: None,
         },
         run: RunInfo {

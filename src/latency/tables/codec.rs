@@ -23,7 +23,7 @@ use super::narrow::{level, single, whole};
 use super::series::{
     EngineTables, ImportedFile, Kernel, LeftOut, Origin, Point, Series, Sizes, Table,
 };
-use crate::files::{read_capped, write_atomic};
+use crate::files::{read_capped, strict, write_atomic};
 use crate::{Error, Result};
 
 /// First bytes of a file.
@@ -33,6 +33,8 @@ const SEAL: usize = 32;
 const CAP: u64 = 256 << 20;
 /// Cells of one file at most, so that a damaged count cannot ask for all memory.
 const MAXIMUM_CELLS: usize = 1 << 26;
+/// Most series of them.
+const MAXIMUM_SERIES: usize = 1 << 20;
 /// A spread is kept in units of this in quantised files.
 const SPREAD_UNIT: f32 = 1e-3;
 
@@ -242,8 +244,8 @@ impl Neighbours {
 fn parse(body: &[u8]) -> Option<EngineTables> {
     let mut cursor = Cursor { rest: body };
     let length = u32::from_le_bytes(cursor.take(4)?.try_into().ok()?) as usize;
-    let header: Header = serde_json::from_slice(cursor.take(length)?).ok()?;
-    if header.cells > MAXIMUM_CELLS || header.series > header.cells {
+    let header: Header = strict::from_slice(cursor.take(length)?, CAP).ok()?;
+    if header.cells > MAXIMUM_CELLS || header.series > header.cells.min(MAXIMUM_SERIES) {
         return None;
     }
     let mut tables = EngineTables {

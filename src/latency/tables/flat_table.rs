@@ -5,17 +5,18 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::Field;
+use ::parquet::file::reader::FileReader;
+use ::parquet::record::Field;
 
-use crate::files::read_capped;
+use crate::files::{parquet, read_capped};
 use crate::{Error, Result};
 
 /// Longest file that is read, in bytes.
 const CAP: u64 = 256 << 20;
 
-/// First and last bytes of a Parquet file.
-const PARQUET_MAGIC: &[u8] = b"PAR1";
+/// Most cells of a table, and most that differ.
+const MOST_CELLS: usize = 32 << 20;
+const MOST_TEXTS: usize = 2 << 20;
 
 /// A table with a header.
 #[derive(Clone, Debug)]
@@ -51,7 +52,7 @@ impl FlatTable {
         if bytes.is_empty() {
             return Err(Error::bad_file(location, "empty"));
         }
-        if bytes.starts_with(PARQUET_MAGIC) {
+        if bytes.starts_with(parquet::MAGIC) {
             Self::parquet(&location, bytes)
         } else {
             Self::csv(&location, bytes)
@@ -76,6 +77,7 @@ impl FlatTable {
             let record = record.map_err(|e| bad(&e))?;
             record.iter().for_each(|cell| cells.push(cell.trim()));
             rows += 1;
+            cells.check(location)?;
         }
         let Interned { texts, cells, .. } = cells;
         let location = location.to_owned();
@@ -83,22 +85,20 @@ impl FlatTable {
     }
 
     fn parquet(location: &str, bytes: Vec<u8>) -> Result<Self> {
-        let bad = |e: parquet::errors::ParquetError| {
-            Error::bad_file(location, format!("no readable Parquet file: {e}").replace('\n', " "))
-        };
-        let reader = SerializedFileReader::new(bytes::Bytes::from(bytes.clone())).map_err(bad)?;
+        let reader = parquet::open(location, &bytes::Bytes::from(bytes.clone()), CAP)?;
         let schema = reader.metadata().file_metadata().schema_descr();
         let names: Vec<String> = schema.columns().iter().map(|c| c.name().to_owned()).collect();
         let columns = columns(location, names.iter().map(String::as_str))?;
         let mut cells = Interned::default();
         let mut rows = 0;
-        for row in reader.get_row_iter(None).map_err(bad)? {
-            let row = row.map_err(bad)?;
+        let mut lines = parquet::caught(location, || reader.get_row_iter(None))?;
+        while let Some(row) = parquet::caught(location, || lines.next().transpose())? {
             row.get_column_iter().for_each(|(_, cell)| cells.push_field(cell));
             rows += 1;
             if cells.cells.len() != rows * names.len() {
                 return Err(Error::bad_file(location, "nested columns are not a flat table"));
             }
+            cells.check(location)?;
         }
         let Interned { texts, cells, .. } = cells;
         let location = location.to_owned();
@@ -138,6 +138,15 @@ impl Interned {
             next
         });
         self.cells.push(index);
+    }
+
+    /// Refuses what only a made-up file has: each cell takes four bytes, each distinct text some hundred.
+    fn check(&self, location: &str) -> Result<()> {
+        if self.cells.len() > MOST_CELLS || self.texts.len() > MOST_TEXTS {
+            let reason = format!("more than {MOST_CELLS} cells, or {MOST_TEXTS} that differ");
+            return Err(Error::bad_file(location, reason));
+        }
+        Ok(())
     }
 
     fn push_field(&mut self, cell: &Field) {

@@ -47,6 +47,9 @@ pub struct Facts {
     pub host_threads: usize,
     /// What a reader of the results should know of the device.
     pub notes: Vec<String>,
+    /// Files of the driver's libraries that were loaded.
+    #[serde(default)]
+    pub libraries: Vec<String>,
 }
 
 impl Facts {

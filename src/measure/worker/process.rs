@@ -1,6 +1,6 @@
-//! The parent's side: a worker process, how long it may take, and the next one after it. Where kernels
-//! cannot take the process along, a thread of this process does a worker's work ([`Process::in_thread`]);
-//! it is left behind when the run is stopped, so that a stop never waits for a kernel.
+//! The parent's side: a worker process, how long it may take, and the next one after it. Where no other process
+//! can be had, a thread of this one does a worker's work ([`Process::in_thread`]); it is left behind when the
+//! run is stopped, so that a stop never waits for a kernel.
 //!
 //! A worker that ends, says what is no answer, or does not answer in time is done away with; what it was
 //! asked is lost, and another one is started with the same plan. Three that come to nothing in a row end
@@ -25,8 +25,8 @@ const ATTEMPTS: usize = 3;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long a killed process may take to end; one inside a call of its driver may never.
 const DYING: Duration = Duration::from_secs(10);
-/// The same once the run was stopped: the user waits for the end of this process.
-const DYING_STOPPED: Duration = Duration::from_millis(300);
+/// The same when nothing follows on its device: the user waits for the end of this process.
+const DYING_ALONE: Duration = Duration::from_millis(200);
 /// Longest answer; samples of a block are some kilobytes.
 const LONGEST_LINE: u64 = 64 << 20;
 /// Characters that are shown of a line that is no answer.
@@ -65,6 +65,16 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// No limits, for a CPU: a busy one may take any time, and its kernels end.
+    pub const NONE: Self = Self {
+        block: Duration::MAX,
+        factor: 1,
+        pauses: Duration::ZERO,
+        other: Duration::MAX,
+        gigabyte: Duration::ZERO,
+        pause: Duration::from_secs(1),
+    };
+
     fn of(&self, ask: Ask, plan: &Plan) -> Duration {
         let spec = ask.cell().and_then(|cell| plan.cells.get(cell));
         match (ask, spec) {
@@ -142,10 +152,7 @@ impl Process {
     /// # Errors
     /// As [`Self::start`].
     pub fn in_thread(serve: Arc<Serve>, stop: &AtomicBool) -> Result<Self> {
-        let never = Duration::MAX;
-        let limits =
-            Limits { block: never, other: never, pauses: Duration::ZERO, ..Limits::default() };
-        Self::begin(Origin::Thread(serve), limits, stop)
+        Self::begin(Origin::Thread(serve), Limits::NONE, stop)
     }
 
     fn begin(mut origin: Origin, limits: Limits, stop: &AtomicBool) -> Result<Self> {
@@ -156,7 +163,7 @@ impl Process {
                 Ok((running, facts)) => {
                     return Ok(Self { origin, limits, facts, plan: None, running: Some(running) });
                 }
-                Err(Gone::Found(_)) if left > 0 => std::thread::sleep(limits.pause),
+                Err(Gone::Found(_)) if left > 0 => pause(limits.pause, stop)?,
                 Err(gone) => return Err(gone.into_error()),
             }
         }
@@ -223,7 +230,7 @@ impl Process {
                 match self.again(stop).err() {
                     None => break,
                     Some(Gone::Told(error @ Error::Interrupted { .. })) => return Err(error),
-                    Some(_) if left > 0 => std::thread::sleep(self.limits.pause),
+                    Some(_) if left > 0 => pause(self.limits.pause, stop)?,
                     Some(gone) => return Err(gone.into_error()),
                 }
             }
@@ -258,7 +265,9 @@ impl Worker for Process {
                 Ok(_) => another_answer(),
                 Err(gone) => gone,
             };
-        self.running = None;
+        if let Some(running) = self.running.take() {
+            running.end(DYING, stop);
+        }
         match gone {
             Gone::Told(error @ Error::Interrupted { .. }) => Err(Trouble::Over(error)),
             gone => Err(Trouble::Lost(gone.reason())),
@@ -270,8 +279,6 @@ impl Worker for Process {
 struct Running {
     link: Link,
     lines: Receiver<Line>,
-    /// Whether the run was stopped.
-    stopped: bool,
 }
 
 /// The way to a worker.
@@ -309,7 +316,7 @@ impl Running {
             Origin::Command(command) => start_process(command)?,
             Origin::Thread(serve) => start_thread(Arc::clone(serve))?,
         };
-        let mut running = Self { link, lines, stopped: false };
+        let mut running = Self { link, lines };
         match running.reply(limits.other, stop)? {
             Reply::Ready(facts) => Ok((running, *facts)),
             Reply::Failed { code, what, reason, .. } => {
@@ -323,7 +330,7 @@ impl Running {
     fn told(&mut self, order: &Order, limit: Duration, stop: &AtomicBool) -> Result<Reply, Gone> {
         let line = serde_json::to_string(order).map_err(|e| Gone::Found(e.to_string()))?;
         if !self.link.send(line) {
-            return Err(Gone::Found(self.ended(0)));
+            return Err(Gone::Found(self.ended(0, stop)));
         }
         match self.reply(limit, stop)? {
             Reply::Failed { code, what, reason, over: true } => {
@@ -338,13 +345,14 @@ impl Running {
         let line = loop {
             match self.lines.recv_timeout(LOOK_EVERY) {
                 Ok(Line::Whole(line)) => break line,
-                Ok(Line::End(bytes)) => return Err(Gone::Found(self.ended(bytes))),
-                Err(RecvTimeoutError::Disconnected) => return Err(Gone::Found(self.ended(0))),
+                Ok(Line::End(bytes)) => return Err(Gone::Found(self.ended(bytes, stop))),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Gone::Found(self.ended(0, stop)));
+                }
                 Err(RecvTimeoutError::Timeout) => {}
             }
             if stop.load(Ordering::Relaxed) {
-                self.stopped = true;
-                return Err(Gone::Told(Error::Interrupted { signal: 2, hint: String::new() }));
+                return Err(Gone::Told(interrupted()));
             }
             if start.elapsed() >= limit {
                 let seconds = limit.as_secs_f64();
@@ -357,10 +365,19 @@ impl Running {
         })
     }
 
+    /// Ends the worker and waits until it has released its device, at most `limit` and until `stop` is
+    /// raised.
+    fn end(mut self, limit: Duration, stop: &AtomicBool) {
+        if let Link::Child(child, _) = &mut self.link {
+            let _ = child.kill();
+            let _ = wait(child, limit, stop);
+        }
+    }
+
     /// How a worker ended whose output is at its end, `bytes` bytes into a line.
-    fn ended(&mut self, bytes: usize) -> String {
+    fn ended(&mut self, bytes: usize, stop: &AtomicBool) -> String {
         let how = match &mut self.link {
-            Link::Child(child, _) => match wait(child, DYING) {
+            Link::Child(child, _) => match wait(child, DYING, stop) {
                 Some(status) => describe(status),
                 None => "closed its output".to_owned(),
             },
@@ -371,11 +388,12 @@ impl Running {
 }
 
 impl Drop for Running {
+    /// Ends the worker without waiting long: whoever needs its device again calls [`Running::end`].
     fn drop(&mut self) {
         if let Link::Child(child, _) = &mut self.link {
             // It may have ended by itself; there is nobody to tell of one that cannot be killed.
             let _ = child.kill();
-            let _ = wait(child, if self.stopped { DYING_STOPPED } else { DYING });
+            let _ = wait(child, DYING_ALONE, &AtomicBool::new(false));
         }
     }
 }
@@ -434,17 +452,40 @@ impl Write for Answers {
     }
 }
 
-/// Waits for the end of a process that should be near.
-fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+/// Waits for the end of a process that should be near, until `stop` is raised.
+fn wait(child: &mut Child, limit: Duration, stop: &AtomicBool) -> Option<ExitStatus> {
     let start = Instant::now();
-    while start.elapsed() < limit {
+    loop {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),
-            Ok(None) => std::thread::sleep(LOOK_EVERY),
-            Err(_) => return None,
+            Ok(None) if start.elapsed() < limit && !stop.load(Ordering::Relaxed) => {
+                std::thread::sleep(LOOK_EVERY);
+            }
+            Ok(None) | Err(_) => return None,
         }
     }
-    None
+}
+
+/// Sleeps.
+///
+/// # Errors
+/// [`Error::Interrupted`] as soon as `stop` is raised.
+fn pause(length: Duration, stop: &AtomicBool) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            return Err(interrupted());
+        }
+        let left = length.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(LOOK_EVERY));
+    }
+}
+
+const fn interrupted() -> Error {
+    Error::Interrupted { signal: 2, hint: String::new() }
 }
 
 fn describe(status: ExitStatus) -> String {

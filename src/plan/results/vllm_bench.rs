@@ -13,7 +13,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{Fields, normalised};
-use crate::files::{masked_literal, read_capped, without_literals};
+use crate::files::{masked_literal, read_capped, strict, without_literals};
 use crate::{Error, Result};
 
 /// Longest file that is read, in bytes: detailed results hold every request.
@@ -82,7 +82,7 @@ pub fn read(path: &Path, server: &Server, average: Average) -> Result<Vec<Vec<St
     let bytes = without_literals(&read_capped(path, CAP)?);
     let location = path.display().to_string();
     let mut runs: Vec<Fields> = Vec::new();
-    for value in serde_json::Deserializer::from_slice(&bytes).into_iter::<Value>() {
+    for value in strict::values::<Value>(&bytes, CAP) {
         let value = value.map_err(|e| Error::bad_file(&location, format!("no JSON: {e}")))?;
         let place = place_of(&location, runs.len());
         runs.extend(normalised(value).map_err(|reason| Error::bad_file(place, reason))?);

@@ -2,7 +2,6 @@
 
 use super::candidate::Candidate;
 use super::replicas::{Miss, Trial, counted};
-
 use super::{Failure, SizeInputs};
 use crate::Result;
 use crate::units::Seconds;

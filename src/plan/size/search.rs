@@ -340,13 +340,12 @@ fn replicas(peak: f64, capacity: f64) -> usize {
 
 /// What would have to give way for the plan to become cheaper.
 fn binding(best: &Choice, inputs: &SizeInputs) -> String {
+    /// Below this use of its only replica a deployment is there to hold the weights.
+    const IDLE_SHARE: f64 = 0.5;
     if let Some(miss) = &best.below {
         return miss.constraint.clone();
     }
-    // One replica: its size is what holds the weights and keeps the limits.
-    /// Below this use of its only replica a deployment is there to hold the weights.
-    const IDLE: f64 = 0.5;
-    if best.utilisation(inputs) * inputs.peak_over_mean < IDLE {
+    if best.utilisation(inputs) * inputs.peak_over_mean < IDLE_SHARE {
         return "min_gpus".into();
     }
     // A little above its capacity, which limit is missed first?

@@ -1,0 +1,214 @@
+//! `compare --run`: two commands in turns.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::Result;
+use crate::cli::progress::Progress;
+use crate::cli::signals::Stop;
+use crate::cli::{Output, output};
+use crate::error::{shown, tidy};
+use crate::latency::measured::format;
+use crate::latency::measured::validate::{describe, validate};
+use crate::measure::Observer;
+use crate::measure::pairs::{self, Paired, PairedCell, Shell};
+use crate::report::grid::{Column, grid};
+use crate::stats::paired::{SMALLEST_EFFECT, Verdict};
+use crate::units::Seconds;
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    schema: &'static str,
+    schema_version: &'static str,
+    paired: bool,
+    command_a: &'a str,
+    command_b: &'a str,
+    rounds: u32,
+    /// Whether the cells are those of the profiles that the commands print.
+    by_profile: bool,
+    bound_rel: f64,
+    faster: usize,
+    slower: usize,
+    same: usize,
+    ambiguous: usize,
+    cells: Vec<Cell<'a>>,
+    left_out: &'a [String],
+}
+
+/// One cell of both commands; times of B against A.
+#[derive(Debug, Serialize)]
+struct Cell<'a> {
+    name: &'a str,
+    a_s: f64,
+    b_s: f64,
+    rounds: usize,
+    effect_rel: Option<f64>,
+    effect_lo_rel: Option<f64>,
+    effect_hi_rel: Option<f64>,
+    verdict: Verdict,
+}
+
+/// Compares two commands. Returns how many cells are slower, and of how many.
+pub(super) fn run(pair: &[String], budget: Seconds, output: Output) -> Result<(usize, usize)> {
+    let [a, b] = pair else {
+        return Err(crate::Error::usage("--run", "takes two commands"));
+    };
+    let stop = Stop::listen()?;
+    let mut bar = Bar(Progress::new("comparing two commands in turns", 1));
+    let budget = Duration::from_secs_f64(budget.0);
+    let compared = pairs::compare(&mut Shell { cells_of }, [a, b], budget, &mut bar, stop.flag());
+    bar.0.finish();
+    let paired = compared.map_err(|error| stop.explain(error, ""))?;
+    let document = document([a, b], &paired);
+    output.result(&document, || text(&document, output::width()))?;
+    Ok((document.slower, document.cells.len()))
+}
+
+/// Median times of the cells of a profile, when the output is one.
+fn cells_of(output: &[u8]) -> Option<BTreeMap<String, f64>> {
+    let profile = format::from_bytes(Path::new("output"), output).ok()?;
+    validate("output", &profile).ok()?;
+    let timed = profile.cells.iter().filter_map(|cell| {
+        let interval = cell.latency.interval()?;
+        Some((describe(cell), interval.median_ps as f64 * 1e-12))
+    });
+    Some(timed.collect())
+}
+
+/// The bar of the rounds.
+struct Bar(Progress);
+
+impl Observer for Bar {
+    fn step(&mut self, done: usize, total: usize, what: &str) {
+        self.0.update(done as u64, total as u64, what);
+    }
+
+    fn notice(&mut self, message: &str) {
+        self.0.aside(|| crate::cli::output::warn(message));
+    }
+}
+
+/// Without an interval nothing is told apart.
+fn verdict(cell: &PairedCell) -> Verdict {
+    cell.effect.map_or(Verdict::Ambiguous, |effect| effect.verdict(0.0))
+}
+
+fn document<'a>([a, b]: [&'a str; 2], paired: &'a Paired) -> Document<'a> {
+    let count = |wanted| paired.cells.iter().filter(|cell| verdict(cell) == wanted).count();
+    let cell = |cell: &'a PairedCell| Cell {
+        name: &cell.name,
+        a_s: cell.a_s,
+        b_s: cell.b_s,
+        rounds: cell.rounds,
+        effect_rel: cell.effect.map(|e| e.effect),
+        effect_lo_rel: cell.effect.map(|e| e.lo),
+        effect_hi_rel: cell.effect.map(|e| e.hi),
+        verdict: verdict(cell),
+    };
+    Document {
+        schema: "moe-frontier/compare-run",
+        schema_version: "1.0",
+        paired: true,
+        command_a: a,
+        command_b: b,
+        rounds: paired.rounds,
+        by_profile: paired.by_profile,
+        bound_rel: SMALLEST_EFFECT,
+        faster: count(Verdict::Faster),
+        slower: count(Verdict::Slower),
+        same: count(Verdict::Same),
+        ambiguous: count(Verdict::Ambiguous),
+        cells: paired.cells.iter().map(cell).collect(),
+        left_out: &paired.left_out,
+    }
+}
+
+fn text(d: &Document, width: usize) -> String {
+    use std::fmt::Write;
+    let percent = |v: Option<f64>| v.map_or_else(|| "-".into(), |v| format!("{:+.1}%", v * 100.0));
+    let seconds = |v: f64| Seconds(v).to_string();
+    let row = |c: &Cell| {
+        vec![
+            tidy(c.name),
+            seconds(c.a_s),
+            seconds(c.b_s),
+            percent(c.effect_rel),
+            format!("{} to {}", percent(c.effect_lo_rel), percent(c.effect_hi_rel)),
+            c.verdict.to_string(),
+        ]
+    };
+    let mut text = format!("A: {}\nB: {}\n\n", shown(d.command_a), shown(d.command_b));
+    let rows: Vec<_> = d.cells.iter().map(row).collect();
+    text += &grid(
+        &[
+            Column::words("cell"),
+            Column::numbers("A").left_out(2),
+            Column::numbers("B").left_out(2),
+            Column::numbers("change"),
+            Column::numbers("95 % interval").left_out(1),
+            Column::words("verdict"),
+        ],
+        &rows,
+        width,
+    );
+    let _ = writeln!(
+        text,
+        "\n{} faster, {} slower, {} same, {} ambiguous (paired: true; {} rounds; bound {:.1} %)",
+        d.faster,
+        d.slower,
+        d.same,
+        d.ambiguous,
+        d.rounds,
+        d.bound_rel * 100.0
+    );
+    for left in d.left_out {
+        let _ = writeln!(text, "not compared: {}", tidy(left));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::latency::measured::synthetic;
+    use crate::stats::paired::PairedEffect;
+
+    #[test]
+    fn a_profile_on_stdout_gives_its_cells_and_other_output_none() {
+        let profile = synthetic::profile(&[(512, 1536)], 0.01);
+        let cells = cells_of(&format::to_bytes(&profile).unwrap()).unwrap();
+        assert_eq!(cells.len(), profile.cells.len());
+        assert!(cells.values().all(|seconds| *seconds > 0.0));
+        assert_eq!(cells_of(b"{\"schema\": \"moe-frontier/profile\"}"), None);
+        assert_eq!(cells_of(b""), None);
+    }
+
+    #[test]
+    fn the_text_has_a_row_a_cell_and_says_that_turns_were_taken() {
+        let cell = |name: &str, effect| PairedCell {
+            name: name.into(),
+            a_s: 0.010,
+            b_s: 0.011,
+            rounds: 6,
+            effect,
+        };
+        let slower = Some(PairedEffect { effect: 0.1, lo: 0.08, hi: 0.12 });
+        let paired = Paired {
+            rounds: 6,
+            by_profile: false,
+            cells: vec![cell("one", slower), cell("two", None)],
+            left_out: vec!["three: only by A".into()],
+        };
+        let document = document(["true", "false"], &paired);
+        assert_eq!((document.slower, document.ambiguous), (1, 1));
+        let text = text(&document, 100);
+        assert!(text.contains("SLOWER") && text.contains("+8.0% to +12.0%"), "{text}");
+        assert!(text.contains("paired: true") && text.contains("not compared: three"), "{text}");
+        let json = serde_json::to_string(&document).unwrap();
+        assert!(json.contains("\"verdict\":\"SLOWER\"") && json.contains("\"effect_rel\":null"));
+    }
+}
