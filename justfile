@@ -89,6 +89,11 @@ rank *flags:
 report ranking='out/rank.json' *flags:
     cargo run --release -- report {{ ranking }} {{ flags }}
 
+# P(best) against made-up truths: reports/calibration_of_rank
+[group('report')]
+calibration-of-rank:
+    cargo test --release --test rank_calibration -- --ignored
+
 # The compact tables of five devices that the program embeds, from the Parquet files of DATA
 [group('report')]
 tables data=env('MOE_FRONTIER_DATA', '../shared/data'):

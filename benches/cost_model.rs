@@ -22,8 +22,9 @@ use chain::{Sketch, provenance};
 use criterion::{Criterion, Throughput};
 use moe_frontier::config::{DType, DeviceSpec, preset};
 use moe_frontier::latency::{GemmQuery, LatencyModel, MoeQuery, Operation, Query};
-use moe_frontier::law::{self, ExpertScaling};
+use moe_frontier::law::{self, Scaling};
 use moe_frontier::plan::inputs::{Demand, Lifetime, RankInputs, Target};
+use moe_frontier::plan::mixture::Member;
 use moe_frontier::plan::points::{Setup, predict};
 use moe_frontier::plan::rank::rank;
 use moe_frontier::plan::size::{
@@ -56,7 +57,7 @@ fn tables() -> Arc<dyn LatencyModel> {
     serving::shipped(&h100(), "vllm").expect("shipped")
 }
 
-fn parts(c: &mut Criterion, law: &dyn ExpertScaling) {
+fn parts(c: &mut Criterion, law: &Scaling) {
     let mut group = c.benchmark_group("parts, elements are evaluations");
     group.throughput(Throughput::Elements(1));
     group.bench_function("law, loss", |b| {
@@ -129,7 +130,8 @@ fn on_h100(
     });
 }
 
-fn whole(c: &mut Criterion, law: &dyn ExpertScaling) {
+fn whole(c: &mut Criterion, law: &Scaling) {
+    let laws = [Member { law: law.clone(), weight: 1.0 }];
     let mut group = c.benchmark_group("ranking, 5 expert counts, 1,000 draws");
     group.throughput(Throughput::Elements(1));
     let engine = EngineCosts::of("vllm");
@@ -143,7 +145,7 @@ fn whole(c: &mut Criterion, law: &dyn ExpertScaling) {
         group.bench_function(name, |b| {
             b.iter(|| {
                 let latency = Arc::clone(&latency);
-                rank(law, (latency, &origin), black_box(&inputs), provenance()).expect("feasible")
+                rank(&laws, (latency, &origin), black_box(&inputs), provenance()).expect("feasible")
             });
         });
     }
@@ -227,8 +229,8 @@ fn serving(c: &mut Criterion) {
 fn main() {
     let law = law::load_scaling("ludziejewski2025").expect("published");
     let mut criterion = common::settings();
-    parts(&mut criterion, law.as_ref());
-    whole(&mut criterion, law.as_ref());
+    parts(&mut criterion, &law);
+    whole(&mut criterion, &law);
     serving(&mut criterion);
     criterion.final_summary();
 }

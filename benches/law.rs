@@ -7,13 +7,13 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use moe_frontier::law::{self, ExpertScaling, Inputs, Question, Variable};
+use moe_frontier::law::{self, Inputs, Question, Scaling, Variable};
 use moe_frontier::units::Flops;
 
 /// Candidates in the large case.
 const CANDIDATES: u32 = 1_000_000;
 
-fn default_law() -> Option<Box<dyn ExpertScaling>> {
+fn default_law() -> Option<Scaling> {
     law::load_scaling("ludziejewski2025").ok()
 }
 

@@ -114,7 +114,8 @@ fn each_expert_count_has_one_best_and_their_probabilities_sum_to_one() {
         }
     }
     assert!(best.values().all(|n| *n == 1), "{best:?}");
-    assert!((sum - 1.0).abs() < 1e-9, "sum of p_best is {sum}");
+    let all = sum + report.p_none;
+    assert!((all - 1.0).abs() < 1e-9, "p_best and p_none sum to {all}");
     for map in [&report.decision_map.traffic, &report.decision_map.budget] {
         assert!(map.p_best.iter().flatten().all(|p| (0.0..=1.0).contains(p)));
         assert!(map.x.is_sorted() && map.y.is_sorted());

@@ -11,18 +11,19 @@ use std::sync::Arc;
 use common::{ARITHMETIC, LAYER, LINK, READ, Sketch, inputs};
 use moe_frontier::config::{Attention, KindBytes, MoeModel, TensorKind};
 use moe_frontier::latency::LatencyModel;
-use moe_frontier::law;
+use moe_frontier::law::{self, Template};
 use moe_frontier::plan::candidates::Density;
 use moe_frontier::plan::inputs::{Demand, Lifetime, Limits, RankInputs, Target};
 use moe_frontier::plan::market::Market;
-use moe_frontier::plan::outcome::{Candidate, CandidateKind, RankReport};
+use moe_frontier::plan::mixture::{Member, mixture};
+use moe_frontier::plan::outcome::{Candidate, CandidateKind, LawAnswer, Mixture, RankReport};
 use moe_frontier::plan::price::Book;
 use moe_frontier::report::{rank_text, write_all};
 use moe_frontier::serving::{Layout, ServiceLevel, StepFactors};
-use moe_frontier::units::{Nats, Seconds};
+use moe_frontier::units::{Flops, Nats, Seconds};
 
 fn answer(inputs: &RankInputs) -> moe_frontier::Result<RankReport> {
-    common::report(law::load_scaling("ludziejewski2025")?.as_ref(), inputs)
+    common::report(&law::load_scaling("ludziejewski2025")?, inputs)
 }
 
 fn report(inputs: &RankInputs) -> RankReport {
@@ -72,8 +73,8 @@ fn step_by_hand(model: &MoeModel, devices: f64, batch: f64) -> f64 {
 fn costs_agree_with_a_computation_by_hand() {
     let law = law::load_scaling("ludziejewski2025").unwrap();
     let inputs = inputs();
-    let book = Book::new(law.as_ref(), Arc::new(Sketch) as Arc<dyn LatencyModel>, &inputs).unwrap();
-    let market = Market::new(&book, &inputs, Density::COARSE).unwrap();
+    let book = Book::new(Arc::new(Sketch) as Arc<dyn LatencyModel>, &inputs).unwrap();
+    let market = Market::new(&book, &law, &inputs, Density::COARSE).unwrap();
     let mut checked = 0;
     for entry in &market.entries {
         let model = &entry.priced.model;
@@ -255,4 +256,83 @@ fn a_target_loss_below_the_law_is_refused() {
     let target = Target::Loss { loss: Nats(1.3), experts: 4 };
     let error = answer(&RankInputs { target, ..inputs() }).unwrap_err();
     assert_eq!(error.exit_code(), 5, "{error}");
+}
+
+/// Every published law that ranks, in some order.
+fn members(ids: &[&str]) -> Vec<Member> {
+    ids.iter().map(|id| Member { law: law::load_scaling(id).unwrap(), weight: 1.0 }).collect()
+}
+
+fn over_laws(ids: &[&str], inputs: &RankInputs) -> (Vec<LawAnswer>, Mixture) {
+    let book = Book::new(Arc::new(Sketch) as Arc<dyn LatencyModel>, inputs).unwrap();
+    mixture(&book, &members(ids), inputs).unwrap()
+}
+
+#[test]
+fn the_order_of_laws_changes_nothing_and_shares_sum_to_one() {
+    let inputs = RankInputs { draws: 60, ..inputs() };
+    let mut ids = law::SCALING_IDS.to_vec();
+    let (answers, mixture) = over_laws(&ids, &inputs);
+    ids.reverse();
+    let (mut reversed, again) = over_laws(&ids, &inputs);
+    reversed.sort_by_key(|a| law::SCALING_IDS.iter().position(|id| *id == a.law));
+    let weights: f64 = answers.iter().map(|a| a.weight).sum();
+    assert!((weights - 1.0).abs() < 1e-12 && answers.len() == ids.len());
+    for (a, b) in answers.iter().zip(&reversed) {
+        assert_eq!((a.winner, &a.p_best, a.p_none), (b.winner, &b.p_best, b.p_none), "{}", a.law);
+        let sum: f64 = a.p_best.iter().map(|s| s.p).sum();
+        assert!(a.refused.is_some() || (sum + a.p_none - 1.0).abs() < 1e-9, "{}: {sum}", a.law);
+    }
+    let sum: f64 = mixture.choices.iter().map(|c| c.p_best).sum();
+    assert!((sum + mixture.p_none - 1.0).abs() < 1e-9, "{sum} and {}", mixture.p_none);
+    for (a, b) in mixture.choices.iter().zip(&again.choices) {
+        assert_eq!(
+            (a.experts, a.hidden_size, a.num_layers),
+            (b.experts, b.hidden_size, b.num_layers)
+        );
+        assert!((a.p_best - b.p_best).abs() < 1e-12);
+        let (a, b) = (a.expected_regret_usd.unwrap(), b.expected_regret_usd.unwrap());
+        assert!(a >= 0.0 && (a - b).abs() <= 1e-9 * a.max(1.0));
+    }
+}
+
+#[test]
+fn the_first_law_says_the_same_in_the_list_and_among_all() {
+    let report = report(&RankInputs { draws: 100, ..inputs() });
+    let alone = &report.laws[0];
+    let best: Vec<&Candidate> = report.candidates.iter().filter(|c| c.best_of_experts).collect();
+    for share in &alone.p_best {
+        let candidate = best.iter().find(|c| c.experts == share.experts).unwrap();
+        assert!((candidate.p_best.unwrap() - share.p).abs() < 1e-12);
+    }
+    assert!((alone.p_none - report.p_none).abs() < 1e-12);
+}
+
+#[test]
+fn a_corpus_that_has_to_be_repeated_costs_training_and_never_saves() {
+    let total = |unique_tokens: Option<f64>| {
+        let limits = Limits { unique_tokens, ..inputs().limits };
+        let inputs = RankInputs { limits, draws: 1, experts: vec![4, 8], ..inputs() };
+        let report = report(&inputs);
+        let best = report.candidates.iter().filter(|c| c.best_of_experts);
+        best.filter_map(|c| c.total_usd).fold(f64::INFINITY, f64::min)
+    };
+    let (endless, some, few) = (total(None), total(Some(1e12)), total(Some(2e11)));
+    assert!(endless <= some * (1.0 + 1e-9) && some < few, "{endless} {some} {few}");
+}
+
+#[test]
+fn fine_experts_and_shared_ones_are_ranked() {
+    for name in ["qwen3-30b-a3b", "glm-4.5-air"] {
+        let model = moe_frontier::config::preset::load(name).unwrap().model;
+        let template = Arc::new(Template::of(&model).unwrap());
+        let experts = vec![64, 128, 256];
+        let target = Target::Budget { budget: Flops(1e23), experts: 64 };
+        let level = ServiceLevel { tpot: Some(Seconds::from_ms(60.0)), ttft: None };
+        let inputs = RankInputs { template, experts, target, level, draws: 20, ..inputs() };
+        let ids = ["ludziejewski2025", "tian2025", "zhao2025", "clark2022"];
+        let (answers, mixture) = over_laws(&ids, &inputs);
+        assert!(answers.iter().all(|a| a.refused.is_none() && a.winner.is_some()), "{answers:?}");
+        assert_eq!(mixture.choices.iter().map(|c| c.experts).collect::<Vec<_>>(), [64, 128, 256]);
+    }
 }

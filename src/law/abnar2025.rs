@@ -5,14 +5,18 @@
 //! token, no logarithms. N counts all parameters; S = (E - K)/E is the sparsity; lambda is negative
 //! as printed. At fixed N and D more sparsity is worse: gains appear at fixed compute only.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::law::scaling::ExpertScaling;
+use crate::law::scaling::{ArchitectureLaw, Extrapolation, state};
 use crate::law::surface::{SizeAndTokens, Sizes, Surface};
-use crate::law::{Inputs, LawInfo, LossLaw, Range, Variable, embedded};
+use crate::law::{Closure, Inputs, LawInfo, LossLaw, Range, TokenCurve, Variable, embedded};
 use crate::{Error, Result};
 
 const PUBLISHED: &str = include_str!("../config/presets/laws/abnar2025.toml");
+/// Root of the mean squared error of the fit (0.00056, the paper's table).
+const RESIDUAL_NATS: f64 = 0.0237;
 
 /// The coefficients.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +54,10 @@ pub struct Abnar2025 {
     pub(crate) info: LawInfo,
     /// Its coefficients.
     pub coefficients: Coefficients,
+    #[serde(skip)]
+    pub(crate) residual_nats: f64,
+    #[serde(skip)]
+    pub(crate) draws: Vec<Coefficients>,
 }
 
 impl Abnar2025 {
@@ -58,7 +66,8 @@ impl Abnar2025 {
     /// # Errors
     /// [`Error::BadFile`] if the embedded coefficients are damaged, which a test excludes.
     pub fn published() -> Result<Self> {
-        embedded("abnar2025.toml", PUBLISHED)
+        let law: Self = embedded("abnar2025.toml", PUBLISHED)?;
+        Ok(Self { residual_nats: RESIDUAL_NATS, ..law })
     }
 }
 
@@ -94,12 +103,52 @@ impl LossLaw for Abnar2025 {
         Ok(Box::new(AtSparsity { law: self.clone(), sparsity }))
     }
 
-    fn scaling(&self) -> Result<Box<dyn ExpertScaling>> {
-        Err(Error::unfit(
-            &self.info.id,
-            "it has no rule from sizes to an architecture, so that nothing could be served; it can \
-             compare sparsities at a budget, see law optimal",
-        ))
+    fn ranks(&self) -> Result<Arc<dyn ArchitectureLaw>> {
+        Ok(Arc::new(self.clone()))
+    }
+}
+
+impl ArchitectureLaw for Abnar2025 {
+    fn mapping(&self) -> &'static str {
+        "N is all parameters, S is 1 minus the active over the total feed-forward width; 6 N_act D FLOPs"
+    }
+
+    fn admits(&self, at: &Closure) -> std::result::Result<(), String> {
+        /// The sparsest runs, held out by the paper.
+        const SPARSEST: f64 = 0.98;
+        let sparsity = 1.0 - 1.0 / at.expansion();
+        if sparsity > SPARSEST {
+            return Err(format!(
+                "its runs end at a sparsity of {SPARSEST}; {sparsity:.3} is beyond"
+            ));
+        }
+        Ok(())
+    }
+
+    fn curve(&self, at: &Closure) -> TokenCurve {
+        let Coefficients { b, beta, .. } = self.coefficients;
+        let floor = self.coefficients.loss(at.n_total, f64::INFINITY, 1.0 - 1.0 / at.expansion());
+        TokenCurve::new(floor, (b, -beta))
+    }
+
+    fn extrapolation(&self, at: &Closure, tokens: f64) -> Extrapolation {
+        let sparsest = self.info.ranges.iter().find(|r| r.variable == Variable::Sparsity);
+        // Compared as total over active, like expert counts.
+        let most = sparsest.and_then(|r| r.high).map_or(f64::INFINITY, |s| 1.0 / (1.0 - s));
+        let experts = at.expansion() / most;
+        Extrapolation { experts, ..Extrapolation::of(&self.info, &state(at, tokens)) }
+    }
+
+    fn residual_nats(&self) -> f64 {
+        self.residual_nats
+    }
+
+    fn drawn(&self) -> Vec<Arc<dyn ArchitectureLaw>> {
+        let with = |&coefficients: &Coefficients| {
+            Arc::new(Self { coefficients, draws: Vec::new(), ..self.clone() })
+                as Arc<dyn ArchitectureLaw>
+        };
+        self.draws.iter().map(with).collect()
     }
 }
 

@@ -4,7 +4,7 @@
 //! What serving costs is the caller's business: measured, modelled, or the total size as a stand-in.
 //! Costs jump where one more device is needed, so they are compared and never solved for equality.
 
-use crate::law::{ExpertScaling, Optimum, PowerLawSlice};
+use crate::law::{Optimum, Scaling, Slice};
 use crate::units::Flops;
 use crate::{Error, Result};
 
@@ -59,7 +59,7 @@ impl Bounded {
 /// # Errors
 /// [`Error::Infeasible`] when more experts do not reach that loss, or a model cannot be served.
 pub fn bounded_loss(
-    law: &dyn ExpertScaling,
+    law: &Scaling,
     (base, experts): (usize, usize),
     budget: Flops,
     cost: Cost,
@@ -83,13 +83,13 @@ pub fn bounded_loss(
     let (mut low, mut high) = (optimum.n_active * 1e-6, optimum.n_active);
     for _ in 0..HALVINGS {
         let middle = (low * high).sqrt();
-        if at_budget(&slice, middle, budget).loss > reference.loss {
+        if at_budget(slice.as_ref(), middle, budget).loss > reference.loss {
             low = middle;
         } else {
             high = middle;
         }
     }
-    let model = at_budget(&slice, high, budget);
+    let model = at_budget(slice.as_ref(), high, budget);
     result(law, (base, experts), (reference, model), budget, cost)
 }
 
@@ -99,7 +99,7 @@ pub fn bounded_loss(
 /// # Errors
 /// [`Error::Infeasible`] when no model is as cheap, or the base cannot be served.
 pub fn bounded_cost(
-    law: &dyn ExpertScaling,
+    law: &Scaling,
     (base, experts): (usize, usize),
     budget: Flops,
     cost: Cost,
@@ -113,7 +113,7 @@ pub fn bounded_cost(
 /// # Errors
 /// As [`bounded_cost`].
 pub fn bounded_cost_at(
-    law: &dyn ExpertScaling,
+    law: &Scaling,
     (base, experts): (usize, usize),
     budget: Flops,
     (cost, most): (Cost, f64),
@@ -128,7 +128,7 @@ pub fn bounded_cost_at(
                 "raise the bound, or the training budget",
             )
         })?;
-    let model = at_budget(&slice, largest, budget);
+    let model = at_budget(slice.as_ref(), largest, budget);
     result(law, (base, experts), (reference, model), budget, cost)
 }
 
@@ -138,7 +138,7 @@ pub fn bounded_cost_at(
 /// # Errors
 /// [`Error::Infeasible`] when no such model exists.
 pub fn budget_for_both(
-    law: &dyn ExpertScaling,
+    law: &Scaling,
     (base, experts): (usize, usize),
     budget: Flops,
     cost: Cost,
@@ -152,7 +152,7 @@ pub fn budget_for_both(
 /// # Errors
 /// As [`budget_for_both`].
 pub fn budget_for_both_at(
-    law: &dyn ExpertScaling,
+    law: &Scaling,
     (base, experts): (usize, usize),
     budget: Flops,
     (cost, most): (Cost, f64),
@@ -173,13 +173,13 @@ pub fn budget_for_both_at(
 }
 
 /// The model of a size that spends a whole budget.
-fn at_budget(slice: &PowerLawSlice, n_active: f64, budget: Flops) -> Optimum {
+fn at_budget(slice: &dyn Slice, n_active: f64, budget: Flops) -> Optimum {
     let tokens = budget.0 / 6.0 / n_active;
     Optimum { n_active, tokens, loss: slice.loss(n_active, tokens) }
 }
 
 fn result(
-    law: &dyn ExpertScaling,
+    law: &Scaling,
     (base, experts): (usize, usize),
     (reference, model): (Optimum, Optimum),
     budget: Flops,
@@ -232,20 +232,20 @@ mod tests {
     use super::*;
     use crate::law::load_scaling;
 
-    fn proxy(law: &dyn ExpertScaling) -> impl Fn(usize, f64) -> Option<f64> + '_ {
+    fn proxy(law: &Scaling) -> impl Fn(usize, f64) -> Option<f64> + '_ {
         |experts, n| law.closure(experts, n).ok().map(|c| c.n_total)
     }
 
     #[test]
     fn a_bounded_loss_is_that_loss_with_a_smaller_model() {
         let law = load_scaling("ludziejewski2025").unwrap();
-        let cost = proxy(law.as_ref());
-        let got = bounded_loss(law.as_ref(), (4, 16), Flops(5.15e21), &cost).unwrap();
+        let cost = proxy(&law);
+        let got = bounded_loss(&law, (4, 16), Flops(5.15e21), &cost).unwrap();
         assert!((got.model.loss.0 - got.base.loss.0).abs() < 1e-9);
         assert!(got.size_over_optimal < 1.0 && got.cost_ratio().unwrap() < 1.0);
         assert!((6.0 * got.model.n_active * got.model.tokens / 5.15e21 - 1.0).abs() < 1e-9);
         assert!((got.base_budget_ratio - 1.0).abs() < 1e-6);
-        let error = bounded_loss(law.as_ref(), (16, 4), Flops(5.15e21), &cost).unwrap_err();
+        let error = bounded_loss(&law, (16, 4), Flops(5.15e21), &cost).unwrap_err();
         assert_eq!(error.exit_code(), 5);
     }
 
@@ -254,27 +254,27 @@ mod tests {
         let law = load_scaling("ludziejewski2025").unwrap();
         // One more device for every 5B parameters.
         let jumps = |experts, n| law.closure(experts, n).ok().map(|c| (c.n_total / 5e9).ceil());
-        let got = bounded_cost(law.as_ref(), (4, 8), Flops(5.15e21), &jumps).unwrap();
+        let got = bounded_cost(&law, (4, 8), Flops(5.15e21), &jumps).unwrap();
         assert!(got.cost_ratio().unwrap() <= 1.0);
         let more = got.model.n_active * 1.001;
         assert!(jumps(8, more).unwrap() > jumps(4, got.base.n_active).unwrap());
         let flat = |_: usize, _: f64| Some(1.0);
-        let free = bounded_cost(law.as_ref(), (4, 8), Flops(5.15e21), &flat).unwrap();
+        let free = bounded_cost(&law, (4, 8), Flops(5.15e21), &flat).unwrap();
         assert!((free.size_over_optimal - 1.0).abs() < 1e-12);
     }
 
     #[test]
     fn a_bound_given_outright_is_kept_and_its_own_cost_gives_the_same_model() {
         let law = load_scaling("ludziejewski2025").unwrap();
-        let cost = proxy(law.as_ref());
+        let cost = proxy(&law);
         let budget = Flops(5.15e21);
-        let own = bounded_cost(law.as_ref(), (4, 8), budget, &cost).unwrap();
+        let own = bounded_cost(&law, (4, 8), budget, &cost).unwrap();
         let most = cost(4, own.base.n_active).unwrap();
-        assert_eq!(bounded_cost_at(law.as_ref(), (4, 8), budget, (&cost, most)).unwrap(), own);
-        let tight = bounded_cost_at(law.as_ref(), (4, 8), budget, (&cost, most / 3.0)).unwrap();
+        assert_eq!(bounded_cost_at(&law, (4, 8), budget, (&cost, most)).unwrap(), own);
+        let tight = bounded_cost_at(&law, (4, 8), budget, (&cost, most / 3.0)).unwrap();
         assert!(cost(8, tight.model.n_active).unwrap() <= most / 3.0);
         assert!(tight.model.loss.0 > own.model.loss.0);
-        let error = bounded_cost_at(law.as_ref(), (4, 8), budget, (&cost, 1.0)).unwrap_err();
+        let error = bounded_cost_at(&law, (4, 8), budget, (&cost, 1.0)).unwrap_err();
         assert_eq!(error.exit_code(), 5);
     }
 
@@ -283,9 +283,9 @@ mod tests {
         let law = load_scaling("ludziejewski2025").unwrap();
         let none = |_: usize, _: f64| None;
         for error in [
-            bounded_loss(law.as_ref(), (4, 8), Flops(1e21), &none).unwrap_err(),
-            bounded_cost(law.as_ref(), (4, 8), Flops(1e21), &none).unwrap_err(),
-            budget_for_both(law.as_ref(), (4, 8), Flops(1e21), &none).unwrap_err(),
+            bounded_loss(&law, (4, 8), Flops(1e21), &none).unwrap_err(),
+            bounded_cost(&law, (4, 8), Flops(1e21), &none).unwrap_err(),
+            budget_for_both(&law, (4, 8), Flops(1e21), &none).unwrap_err(),
         ] {
             assert_eq!(error.exit_code(), 5);
         }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::law::bounded::{Bounded, Cost, bounded_cost, bounded_loss, budget_for_both};
 use crate::law::zhao2025::Zhao2025;
-use crate::law::{ExpertScaling, Optimum};
+use crate::law::{Optimum, Scaling};
 use crate::units::Flops;
 use crate::{Error, Result};
 
@@ -200,7 +200,7 @@ struct Answer {
 ///
 /// # Errors
 /// [`crate::Error::BadFile`] if the embedded coefficients of Zhao et al. are damaged.
-pub fn claims(law: &dyn ExpertScaling, name: &str, costing: Costing) -> Result<Claims> {
+pub fn claims(law: &Scaling, name: &str, costing: Costing) -> Result<Claims> {
     let desk = Desk { law, cost: costing.cost, is_priced: costing.is_priced };
     let mut claims = desk.yun_costs();
     claims.extend(desk.yun_sizes());
@@ -215,7 +215,7 @@ pub fn claims(law: &dyn ExpertScaling, name: &str, costing: Costing) -> Result<C
 
 /// Where claims are answered.
 struct Desk<'a> {
-    law: &'a dyn ExpertScaling,
+    law: &'a Scaling,
     cost: Cost<'a>,
     is_priced: bool,
 }
@@ -677,7 +677,7 @@ mod tests {
         let law = load_scaling("ludziejewski2025").unwrap();
         let proxy = |experts, n| law.closure(experts, n).ok().map(|c| c.n_total);
         let costing = Costing { cost: &proxy, name: "total parameters", is_priced: false };
-        claims(law.as_ref(), "ludziejewski2025", costing).unwrap()
+        claims(&law, "ludziejewski2025", costing).unwrap()
     }
 
     #[test]
@@ -735,7 +735,7 @@ mod tests {
         let law = load_scaling("ludziejewski2025").unwrap();
         let none = |_: usize, _: f64| None;
         let costing = Costing { cost: &none, name: "none", is_priced: true };
-        let claims = claims(law.as_ref(), "ludziejewski2025", costing).unwrap().claims;
+        let claims = claims(&law, "ludziejewski2025", costing).unwrap().claims;
         let verdict = |id| claims.iter().find(|c| c.id == id).unwrap().verdict;
         assert_eq!(verdict("Y6"), Verdict::NotComputable);
         assert_eq!(verdict("Y3"), Verdict::SameDirection);
@@ -748,7 +748,7 @@ mod tests {
         let first = |favourite: usize| {
             let price = |experts: usize, n: f64| Some(if experts == favourite { n } else { 2e20 });
             let costing = Costing { cost: &price, name: "made up", is_priced: true };
-            claims(law.as_ref(), "l", costing).unwrap().claims[0].verdict
+            claims(&law, "l", costing).unwrap().claims[0].verdict
         };
         assert_eq!(first(8), Verdict::SameDirection);
         assert_eq!(first(32), Verdict::OppositeDirection);

@@ -7,11 +7,12 @@
 //! have 64 experts, 6 of them and 2 shared ones active.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::unknown_name;
-use crate::law::scaling::ExpertScaling;
+use crate::law::scaling::ArchitectureLaw;
 use crate::law::surface::{SizeAndTokens, Sizes, Surface};
 use crate::law::{Inputs, LawInfo, LossLaw, PowerLawSlice, Range, Variable, embedded};
 use crate::units::{Flops, Nats};
@@ -129,7 +130,7 @@ impl LossLaw for DenseLaw {
         Ok(Box::new(self.clone()))
     }
 
-    fn scaling(&self) -> Result<Box<dyn ExpertScaling>> {
+    fn ranks(&self) -> Result<Arc<dyn ArchitectureLaw>> {
         Err(Error::unfit(
             &self.info.id,
             "the number of experts is not varied in it and it cannot rank expert counts; \

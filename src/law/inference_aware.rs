@@ -5,7 +5,7 @@
 //! FLOPs alone flatter large expert counts: memory and bandwidth follow all parameters. A ranking
 //! therefore prices serving by measured cost, and shows this answer only beside it.
 
-use crate::law::PowerLawSlice;
+use crate::law::Slice;
 use crate::law::surface::{SizeAndTokens, Surface, minimum};
 use crate::units::{Flops, Nats};
 use crate::{Error, Result, error};
@@ -65,7 +65,7 @@ pub struct Lifetime {
 /// # Errors
 /// [`Error::Infeasible`] when the law cannot reach the loss; [`Error::Usage`] for a number of served
 /// tokens that is negative or not finite.
-pub fn cheapest(slice: &PowerLawSlice, loss: Nats, serving: Serving) -> Result<Lifetime> {
+pub fn cheapest(slice: &dyn Slice, loss: Nats, serving: Serving) -> Result<Lifetime> {
     serving.check()?;
     let largest = slice.optimum(slice.budget_for_loss(loss)?).n_active;
     let tokens = |n: f64| slice.tokens_for_loss(n, loss);
@@ -78,7 +78,7 @@ pub fn cheapest(slice: &PowerLawSlice, loss: Nats, serving: Serving) -> Result<L
 ///
 /// # Errors
 /// [`Error::Usage`] for a budget or a number of tokens that is not positive.
-pub fn best(slice: &PowerLawSlice, budget: Flops, serving: Serving) -> Result<Lifetime> {
+pub fn best(slice: &dyn Slice, budget: Flops, serving: Serving) -> Result<Lifetime> {
     error::positive("budget", budget.0)?;
     serving.check()?;
     let largest = slice.optimum(budget).n_active;
@@ -154,6 +154,7 @@ fn lowest(largest: f64, tokens: impl Fn(f64) -> f64, loss: impl Fn(f64, f64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::law::PowerLawSlice;
     use crate::law::load_scaling;
 
     /// Coefficients that the paper's own examples need: two-digit exponents give 9 % for the first.
@@ -240,7 +241,7 @@ mod tests {
         for (served, cells) in rows {
             for (experts, (n, d, flops)) in [1, 4, 8, 16, 32].into_iter().zip(cells) {
                 let slice = law.slice(experts).unwrap();
-                let best = cheapest(&slice, loss, Serving::in_flops(served)).unwrap();
+                let best = cheapest(slice.as_ref(), loss, Serving::in_flops(served)).unwrap();
                 close(best.n_active, n * 1e9, 5e-3);
                 close(best.tokens, d * 1e9, 5e-3);
                 close(best.flops.0, flops, 5e-3);
@@ -255,7 +256,7 @@ mod tests {
             [(1, 1.633, 68.7, 2.4077), (4, 1.478, 79.45, 2.3640), (16, 1.307, 94.2, 2.3087)];
         for (experts, n, d, loss) in cases {
             let slice = law.slice(experts).unwrap();
-            let got = best(&slice, Flops(1e21), Serving::in_flops(1e11)).unwrap();
+            let got = best(slice.as_ref(), Flops(1e21), Serving::in_flops(1e11)).unwrap();
             close(got.n_active, n * 1e9, 5e-3);
             close(got.tokens, d * 1e9, 5e-3);
             assert!((got.loss.0 - loss).abs() <= 1e-4, "{}", got.loss);
@@ -269,11 +270,11 @@ mod tests {
         let surface = law.surface(&inputs).unwrap();
         let slice = load_scaling("ludziejewski2025").unwrap().slice(8).unwrap();
         let serving = Serving::in_flops(1e12);
-        let whole = cheapest(&slice, Nats(2.3), serving).unwrap();
+        let whole = cheapest(slice.as_ref(), Nats(2.3), serving).unwrap();
         let at = cheapest_on(surface.as_ref(), Nats(2.3), serving).unwrap();
         close(at.n, whole.n_active, 1e-6);
         close(life_flops(surface.as_ref(), at.n, at.tokens, serving), whole.flops.0, 1e-9);
-        let whole = best(&slice, Flops(1e21), serving).unwrap();
+        let whole = best(slice.as_ref(), Flops(1e21), serving).unwrap();
         let at = best_on(surface.as_ref(), Flops(1e21), serving).unwrap();
         close(at.n, whole.n_active, 1e-6);
         close(life_flops(surface.as_ref(), at.n, at.tokens, serving), 1e21, 1e-9);

@@ -9,12 +9,13 @@
 //! `N = (8 E + 4)/12 N_act` that is 43 times as many parameters, not 64.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::law::scaling::ExpertScaling;
+use crate::law::scaling::{ArchitectureLaw, Extrapolation, state};
 use crate::law::surface::{Sizes, Surface};
-use crate::law::{Inputs, LawInfo, LossLaw, Range, Variable, embedded};
+use crate::law::{Closure, Inputs, LawInfo, LossLaw, Range, TokenCurve, Variable, embedded};
 use crate::{Error, Result};
 
 const PUBLISHED: &str = include_str!("../config/presets/laws/krajewski2024.toml");
@@ -27,6 +28,11 @@ const ROUTER_FLOPS: f64 = 14.0;
 const ASPECT: f64 = 64.0;
 /// Largest granularity, as a power of two, that an optimum considers.
 const MAX_POWER: i32 = 10;
+/// Error of the fit in nats (0.019 on the validation runs), the paper's section 5.
+const RESIDUAL_NATS: f64 = 0.015;
+/// FFN width of the paper's dense blocks over the hidden size, and that of a gated block of as many
+/// parameters over it.
+const WIDTH_RATIO: f64 = 8.0 / 3.0;
 
 /// The coefficients; `g` and `gamma` are zero in the dense set.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,6 +100,8 @@ struct Set {
 pub struct Krajewski2024 {
     info: LawInfo,
     sets: Vec<Set>,
+    residual_nats: f64,
+    draws: Vec<Coefficients>,
 }
 
 impl Krajewski2024 {
@@ -116,12 +124,18 @@ impl Krajewski2024 {
             _ => true,
         };
         let sets = file.sets.iter().filter(|(name, _)| kept(name)).map(|(_, &set)| set).collect();
-        Ok(Self { info: file.info, sets })
+        let residual_nats = RESIDUAL_NATS;
+        Ok(Self { info: file.info, sets, residual_nats, draws: Vec::new() })
     }
 
     /// A law of one expansion rate, for coefficients from a fit.
-    pub(crate) fn fitted(info: LawInfo, expansion: f64, coefficients: Coefficients) -> Self {
-        Self { info, sets: vec![Set { expansion, coefficients }] }
+    pub(crate) fn fitted(
+        info: LawInfo,
+        expansion: f64,
+        (coefficients, draws): (Coefficients, Vec<Coefficients>),
+        residual_nats: f64,
+    ) -> Self {
+        Self { info, sets: vec![Set { expansion, coefficients }], residual_nats, draws }
     }
 
     fn at(&self, expansion: f64, granularity: f64) -> Result<AtGranularity> {
@@ -166,12 +180,80 @@ impl LossLaw for Krajewski2024 {
             .collect()
     }
 
-    fn scaling(&self) -> Result<Box<dyn ExpertScaling>> {
-        Err(Error::unfit(
-            &self.info.id,
-            "it has coefficients for expansion rates of 16 and 64 only and cannot rank 4, 8, 16 and \
-             32 experts; it can say which granularity is best, see law optimal",
-        ))
+    fn ranks(&self) -> Result<Arc<dyn ArchitectureLaw>> {
+        Ok(Arc::new(self.clone()))
+    }
+}
+
+impl Krajewski2024 {
+    /// The sets of coefficients around an expansion rate with their weights; `None` outside of them.
+    fn around(&self, expansion: f64) -> Option<[(Set, f64); 2]> {
+        /// An expansion is a ratio of widths.
+        const ROUNDING: f64 = 1e-6;
+        let mut sets = self.sets.clone();
+        sets.sort_by(|a, b| a.expansion.total_cmp(&b.expansion));
+        let near = |s: &&Set| (s.expansion / expansion - 1.0).abs() < ROUNDING;
+        if let Some(&set) = sets.iter().find(near) {
+            return Some([(set, 1.0), (set, 0.0)]);
+        }
+        let above = sets.iter().position(|s| s.expansion > expansion).filter(|i| *i > 0)?;
+        let (low, high) = (sets[above - 1], sets[above]);
+        let share = (expansion / low.expansion).ln() / (high.expansion / low.expansion).ln();
+        Some([(low, 1.0 - share), (high, share)])
+    }
+}
+
+impl ArchitectureLaw for Krajewski2024 {
+    fn mapping(&self) -> &'static str {
+        "G is 8/3 of the hidden size over an expert's width (4 in the paper's ungated blocks), at least \
+         1; between its expansion rates of 1, 16 and 64 the loss at equal active parameters is linear in \
+         ln E; FLOPs are 6 N_act D, routing left out"
+    }
+
+    fn admits(&self, at: &Closure) -> std::result::Result<(), String> {
+        let rates: Vec<String> = self.sets.iter().map(|s| s.expansion.to_string()).collect();
+        self.around(at.expansion()).map(|_| ()).ok_or_else(|| {
+            format!(
+                "its coefficients exist for expansion rates of {}; {:.1} is outside",
+                rates.join(", "),
+                at.expansion()
+            )
+        })
+    }
+
+    fn curve(&self, at: &Closure) -> TokenCurve {
+        let Some(around) = self.around(at.expansion()) else {
+            return TokenCurve::new(f64::NAN, (0.0, -1.0));
+        };
+        let body = at.n_active - at.n_vocab;
+        let granularity = (WIDTH_RATIO * at.hidden / at.inter).max(1.0);
+        let mut curve = TokenCurve::new(0.0, (0.0, -1.0));
+        for ((set, weight), term) in around.into_iter().zip(&mut curve.terms) {
+            let shape = FineGrained { expansion: set.expansion, granularity };
+            let n_total = body * shape.total_over_active();
+            let Coefficients { b, beta, .. } = set.coefficients;
+            curve.floor += weight * set.coefficients.loss(n_total, f64::INFINITY, granularity);
+            *term = (weight * b, -beta);
+        }
+        curve
+    }
+
+    fn extrapolation(&self, at: &Closure, tokens: f64) -> Extrapolation {
+        let body = at.n_total - at.n_vocab;
+        let counted = state(at, tokens).with(Variable::NTotal, body);
+        Extrapolation::of(&self.info, &counted)
+    }
+
+    fn residual_nats(&self) -> f64 {
+        self.residual_nats
+    }
+
+    fn drawn(&self) -> Vec<Arc<dyn ArchitectureLaw>> {
+        let with = |&coefficients: &Coefficients| {
+            let sets = self.sets.iter().map(|s| Set { coefficients, ..*s }).collect();
+            Arc::new(Self { sets, draws: Vec::new(), ..self.clone() }) as Arc<dyn ArchitectureLaw>
+        };
+        self.draws.iter().map(with).collect()
     }
 }
 

@@ -9,13 +9,16 @@
 //! literally it gives the inverse. Its table 4 was printed from coefficients with more digits than
 //! table 3, so that the two differ by up to 0.3 %.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::law::scaling::{Closure, ExpertScaling, Extrapolation};
+use crate::law::scaling::{ArchitectureLaw, Extrapolation};
 use crate::law::step_law::step_law;
 use crate::law::surface::{SizeAndTokens, Sizes, Surface};
 use crate::law::{
-    Inputs, LawInfo, LossLaw, PowerLawSlice, Range, Variable, effective_experts, embedded,
+    Closure, Inputs, LawInfo, LossLaw, PowerLawSlice, Range, Slice, Template, TokenCurve, Variable,
+    effective_experts, embedded,
 };
 use crate::units::{Flops, Nats};
 use crate::{Error, Result, error};
@@ -124,13 +127,20 @@ impl Ludziejewski2025 {
     }
 
     /// The largest listed run of the nearest expert count at or below the one asked for.
-    fn largest_run(&self, experts: usize) -> Option<&LargestRun> {
-        self.runs.iter().filter(|r| r.experts <= experts).max_by_key(|r| r.experts)
+    fn largest_run(&self, experts: f64) -> Option<&LargestRun> {
+        /// An expansion is a ratio of widths.
+        const ROUNDING: f64 = 1e-9;
+        let below = |r: &&LargestRun| r.experts as f64 <= experts * (1.0 + ROUNDING);
+        self.runs.iter().filter(below).max_by_key(|r| r.experts)
     }
 }
 
-impl ExpertScaling for Ludziejewski2025 {
-    fn slice(&self, experts: usize) -> Result<PowerLawSlice> {
+impl Ludziejewski2025 {
+    /// The law at one expert count of its own models.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an expert count that the law does not define.
+    pub fn slice(&self, experts: usize) -> Result<PowerLawSlice> {
         if !(1..=MAX_EXPERTS).contains(&experts) {
             return Err(Error::usage(
                 "--experts",
@@ -140,27 +150,33 @@ impl ExpertScaling for Ludziejewski2025 {
         Ok(self.coefficients.slice(experts as f64))
     }
 
-    /// Layers and heads are d / 64, FFN width 3 d: `N_act = 2 d V + 13 d^3 / 64`,
-    /// `N_total = 2 d V + (4 + 9 E) d^3 / 64`. Routers are not counted.
-    fn closure(&self, experts: usize, n_active: f64) -> Result<Closure> {
-        let n_active = error::positive("--n-active", n_active)?;
-        let hidden = width(n_active, 4.0 + 3.0 * FFN_RATIO);
-        let layers = hidden / HEAD_DIM;
-        let per_expert = 3.0 * FFN_RATIO;
-        Ok(Closure {
-            hidden,
-            inter: FFN_RATIO * hidden,
-            layers,
-            vocab: VOCAB,
-            moe_layers: layers,
-            top_k: 1,
-            n_total: 2.0 * hidden * VOCAB
-                + (4.0 + per_expert * experts as f64) * layers * hidden * hidden,
-        })
+    /// The paper's own models: layers and heads are d / 64, FFN width 3 d:
+    /// `N_act = 2 d V + 13 d^3 / 64`, `N_total = 2 d V + (4 + 9 E) d^3 / 64`. Routers are not counted.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for sizes without a meaning.
+    pub fn closure(&self, experts: usize, n_active: f64) -> Result<Closure> {
+        Template::ludziejewski2025().at_size(experts, n_active)
+    }
+}
+
+impl ArchitectureLaw for Ludziejewski2025 {
+    fn mapping(&self) -> &'static str {
+        "E is the total over the active feed-forward width: the expert count of its own top-1 models; \
+         N is active parameters"
     }
 
-    fn extrapolation(&self, experts: usize, n_active: f64, tokens: f64) -> Extrapolation {
-        let run = self.largest_run(experts);
+    fn admits(&self, _at: &Closure) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
+    fn curve(&self, at: &Closure) -> TokenCurve {
+        self.coefficients.slice(at.expansion()).curve(at.n_active)
+    }
+
+    fn extrapolation(&self, at: &Closure, tokens: f64) -> Extrapolation {
+        let (expansion, n_active) = (at.expansion(), at.n_active);
+        let run = self.largest_run(expansion);
         // A law from a file has ranges for the whole set instead of one an expert count; a variable
         // without any is never outside.
         let over = |of: fn(&LargestRun) -> f64, variable: Variable, value: f64| {
@@ -177,7 +193,7 @@ impl ExpertScaling for Ludziejewski2025 {
                 Variable::TokensPerParam,
                 tokens / n_active,
             ),
-            experts: self.high(Variable::Experts).map_or(0.0, |most| experts as f64 / most),
+            experts: self.high(Variable::Experts).map_or(0.0, |most| expansion / most),
         }
     }
 
@@ -185,8 +201,16 @@ impl ExpertScaling for Ludziejewski2025 {
         self.residual_nats
     }
 
-    fn drawn_slices(&self, experts: usize) -> Vec<PowerLawSlice> {
-        self.draws.iter().map(|draw| draw.slice(experts as f64)).collect()
+    fn drawn(&self) -> Vec<Arc<dyn ArchitectureLaw>> {
+        let with = |&coefficients: &Coefficients| {
+            Arc::new(Self { coefficients, draws: Vec::new(), ..self.clone() })
+                as Arc<dyn ArchitectureLaw>
+        };
+        self.draws.iter().map(with).collect()
+    }
+
+    fn power_law(&self, expansion: f64) -> Option<PowerLawSlice> {
+        Some(self.coefficients.slice(expansion))
     }
 }
 
@@ -200,8 +224,8 @@ impl LossLaw for Ludziejewski2025 {
         Ok(Box::new(AtExperts { law: self.clone(), experts, slice: self.slice(experts)? }))
     }
 
-    fn scaling(&self) -> Result<Box<dyn ExpertScaling>> {
-        Ok(Box::new(self.clone()))
+    fn ranks(&self) -> Result<Arc<dyn ArchitectureLaw>> {
+        Ok(Arc::new(self.clone()))
     }
 }
 
@@ -261,7 +285,7 @@ impl Surface for AtExperts {
 
     fn ranges(&self) -> Vec<Range> {
         let mut ranges = self.law.info.ranges.clone();
-        if let Some(run) = self.law.largest_run(self.experts) {
+        if let Some(run) = self.law.largest_run(self.experts as f64) {
             ranges.extend([
                 Range::up_to(Variable::NActive, run.n_active),
                 Range::up_to(Variable::Tokens, run.tokens),
@@ -279,7 +303,7 @@ impl Surface for AtExperts {
     fn notes(&self, at: SizeAndTokens) -> Vec<String> {
         let ratio = at.tokens / at.n;
         let mut notes = self.hyperparameters(at);
-        if let Some(run) = self.law.largest_run(self.experts)
+        if let Some(run) = self.law.largest_run(self.experts as f64)
             && run.experts != self.experts
         {
             notes.push(format!(
@@ -546,12 +570,13 @@ mod tests {
 
     #[test]
     fn extrapolation_is_named_per_expert_count() {
-        let four = law().extrapolation(4, 1e9, 1.667e11);
+        let law = law().scaling().unwrap();
+        let four = law.extrapolation(4, 1e9, 1.667e11);
         close(four.train_flops, 1e21 / 5.3e20, 1e-3);
-        let thirty_two = law().extrapolation(32, 1e9, 1.667e11);
+        let thirty_two = law.extrapolation(32, 1e9, 1.667e11);
         close(thirty_two.train_flops, 1e21 / 3.1e19, 1e-3);
-        assert!(law().extrapolation(4, 1e9, 2e10).in_fit_range());
-        assert!(!law().extrapolation(64, 1e8, 1e9).in_fit_range());
+        assert!(law.extrapolation(4, 1e9, 2e10).in_fit_range());
+        assert!(!law.extrapolation(64, 1e8, 1e9).in_fit_range());
     }
 
     #[test]

@@ -3,11 +3,15 @@
 //! Losses of two laws are never compared: tokenizer and corpus differ.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::config::unknown_name;
 use crate::{Error, Result};
 
 pub mod abnar2025;
+#[cfg(test)]
+mod adapters;
+pub mod beyond;
 pub mod bounded;
 pub mod claims;
 pub mod clark2022;
@@ -24,9 +28,11 @@ mod power_law;
 #[cfg(test)]
 mod properties;
 mod scaling;
+mod slice;
 pub mod step_law;
 pub mod surface;
 pub mod sweep;
+mod template;
 pub mod tian2025;
 mod variable;
 pub mod yun2024;
@@ -36,8 +42,10 @@ pub use evaluation::{Evaluation, Question, ask, evaluate};
 pub use file::load_file;
 pub use info::{LawInfo, Outside, Range, VariableInfo};
 pub use power_law::{Optimum, PowerLawSlice};
-pub use scaling::{Closure, ExpertScaling, Extrapolation};
+pub use scaling::{ArchitectureLaw, Extrapolation, Scaling};
+pub use slice::{Slice, TokenCurve};
 pub use surface::Surface;
+pub use template::{AttentionTemplate, Closure, Template};
 pub use variable::{Inputs, Variable};
 
 /// A published or fitted law: named variables to nats per token, with a stated domain.
@@ -68,11 +76,25 @@ pub trait LossLaw: Send + Sync {
         evaluation::answer(self, inputs, question)
     }
 
-    /// The law as something that can rank expert counts.
+    /// The law as something that can rank architectures.
     ///
     /// # Errors
     /// [`Error::Unfit`] with what the law lacks for that.
-    fn scaling(&self) -> Result<Box<dyn ExpertScaling>>;
+    fn ranks(&self) -> Result<Arc<dyn ArchitectureLaw>>;
+
+    /// The architecture that the law's sizes stand for; laws without one of their own take the default
+    /// law's.
+    fn template(&self) -> Template {
+        Template::ludziejewski2025()
+    }
+
+    /// The law on its own architecture, or the default one.
+    ///
+    /// # Errors
+    /// As [`Self::ranks`].
+    fn scaling(&self) -> Result<Scaling> {
+        Ok(Scaling::new(&self.info().id, self.ranks()?, self.template()))
+    }
 }
 
 /// `1 / (1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max)`: the expert count that several laws use.
@@ -83,8 +105,9 @@ pub fn effective_experts(experts: f64, e_start: f64, e_max: f64) -> f64 {
     1.0 / (1.0 / (experts - 1.0 + offset) + 1.0 / e_max)
 }
 
-/// Laws that can rank expert counts, by identifier.
-pub const SCALING_IDS: [&str; 1] = ["ludziejewski2025"];
+/// Published laws that can rank expert counts, by identifier; the first is the default.
+pub const SCALING_IDS: [&str; 6] =
+    ["ludziejewski2025", "abnar2025", "krajewski2024", "tian2025", "zhao2025", "clark2022"];
 
 /// All laws that come with coefficients, by identifier.
 pub const IDS: [&str; 9] = [
@@ -169,7 +192,7 @@ fn embedded<T: serde::de::DeserializeOwned>(name: impl AsRef<Path>, text: &str) 
 /// # Errors
 /// [`Error::Usage`] for an unknown identifier, naming those there are; [`Error::Unfit`] for a law that
 /// lacks something a ranking needs; whatever [`load_file`] refuses.
-pub fn load_scaling(id: &str) -> Result<Box<dyn ExpertScaling>> {
+pub fn load_scaling(id: &str) -> Result<Scaling> {
     if IDS.contains(&id) || id == "yun2024" || is_path(id) {
         return load(id, None)?.scaling();
     }

@@ -6,6 +6,7 @@
 //! arXiv 2203.15556, equation 4). With a factor `N^k` (Yun et al. 2024) it is searched.
 
 use crate::Result;
+use crate::law::slice::{Slice, TokenCurve};
 use crate::law::surface::{BUDGETS, SIZES, falling_root, minimum, out_of_reach};
 use crate::units::{Flops, Nats};
 
@@ -127,6 +128,33 @@ impl PowerLawSlice {
         power_inverse(loss.0 - self.c, reducible, -p * q / (p + q))
             .map(|work| Flops(work * TRAIN_FLOPS))
             .ok_or_else(|| out_of_reach(loss, self.c, "raise the target loss"))
+    }
+}
+
+impl Slice for PowerLawSlice {
+    fn curve(&self, n_active: f64) -> TokenCurve {
+        let floor = self.m * n_active.powf(self.mu) + self.c;
+        TokenCurve { factor: self.factor(n_active), ..TokenCurve::new(floor, (self.n, self.nu)) }
+    }
+
+    fn loss(&self, n_active: f64, tokens: f64) -> Nats {
+        Self::loss(self, n_active, tokens)
+    }
+
+    fn optimum(&self, budget: Flops) -> Optimum {
+        Self::optimum(self, budget)
+    }
+
+    fn tokens_for_loss(&self, n_active: f64, loss: Nats) -> Result<f64> {
+        Self::tokens_for_loss(self, n_active, loss)
+    }
+
+    fn n_for_loss(&self, tokens: f64, loss: Nats) -> Result<f64> {
+        Self::n_for_loss(self, tokens, loss)
+    }
+
+    fn budget_for_loss(&self, loss: Nats) -> Result<Flops> {
+        Self::budget_for_loss(self, loss)
     }
 }
 

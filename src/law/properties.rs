@@ -162,7 +162,14 @@ proptest! {
         power in 0..6_u32,
     ) {
         for id in SCALING_IDS {
-            let slice = load_scaling(id).unwrap().slice(1 << power).unwrap();
+            let slice = match load_scaling(id).unwrap().slice(1 << power) {
+                Ok(slice) => slice,
+                // The one law without dense models.
+                Err(refused) => {
+                    prop_assert!(id == "zhao2025" && power == 0, "{id}: {refused}");
+                    continue;
+                }
+            };
             let best = slice.optimum(Flops(10f64.powf(log_budget)));
             let back = slice.n_for_loss(best.tokens, best.loss).unwrap();
             prop_assert!((back / best.n_active - 1.0).abs() < 1e-9, "{id}");

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::law::fit::spread;
 use crate::law::surface::falling_root;
-use crate::law::{ExpertScaling, Optimum, PowerLawSlice};
+use crate::law::{Optimum, Scaling, Slice};
 use crate::units::Flops;
 use crate::{Error, Result};
 
@@ -69,12 +69,7 @@ pub struct Sweep {
 ///
 /// # Errors
 /// [`Error::Usage`] for an expert count that the law does not define, or without any budget.
-pub fn sweep(
-    law: &dyn ExpertScaling,
-    name: &str,
-    experts: &[usize],
-    budgets: &[f64],
-) -> Result<Sweep> {
+pub fn sweep(law: &Scaling, name: &str, experts: &[usize], budgets: &[f64]) -> Result<Sweep> {
     let (low, high) = ends(budgets)?;
     let ratio = high / low;
     let steps: Vec<f64> =
@@ -115,11 +110,7 @@ fn bands(drawn: usize, residual: f64) -> String {
     )
 }
 
-fn best_at(
-    law: &dyn ExpertScaling,
-    (first, experts): (usize, usize),
-    budget: Flops,
-) -> Result<BestAt> {
+fn best_at(law: &Scaling, (first, experts): (usize, usize), budget: Flops) -> Result<BestAt> {
     let slice = law.slice(experts)?;
     let best = slice.optimum(budget);
     let draws: Vec<Optimum> =
@@ -127,7 +118,7 @@ fn best_at(
     let residual = law.residual_nats();
     let (loss_nats, n_active, tokens) = if draws.is_empty() {
         let (loss, half) = (best.loss.0, Z90 * residual);
-        let (lo, hi) = flat_part(&slice, best, budget, residual);
+        let (lo, hi) = flat_part(slice.as_ref(), best, budget, residual);
         let tokens = |n: f64| budget.0 / 6.0 / n;
         (
             Band { value: loss, lo: loss - half, hi: loss + half },
@@ -163,7 +154,7 @@ fn best_at(
 /// Loss of the first expert count minus that of another, draw by draw where there are draws; otherwise
 /// the residuals of two expert counts are independent.
 fn gain(
-    law: &dyn ExpertScaling,
+    law: &Scaling,
     first: usize,
     (best, draws): (Optimum, &[Optimum]),
     budget: Flops,
@@ -185,7 +176,7 @@ fn gain(
 }
 
 /// Smallest and largest size that spend the budget and lose less than `slack` nats.
-fn flat_part(slice: &PowerLawSlice, best: Optimum, budget: Flops, slack: f64) -> (f64, f64) {
+fn flat_part(slice: &dyn Slice, best: Optimum, budget: Flops, slack: f64) -> (f64, f64) {
     let limit = best.loss.0 + slack;
     let at = |n: f64| slice.loss(n, budget.0 / 6.0 / n).0;
     let n = best.n_active;
@@ -202,7 +193,7 @@ mod tests {
 
     fn published() -> Sweep {
         let law = load_scaling("ludziejewski2025").unwrap();
-        sweep(law.as_ref(), "ludziejewski2025", &[1, 4, 32], &[1e20, 1e22]).unwrap()
+        sweep(&law, "ludziejewski2025", &[1, 4, 32], &[1e20, 1e22]).unwrap()
     }
 
     #[test]
@@ -232,7 +223,7 @@ mod tests {
         let law = load_scaling("ludziejewski2025").unwrap();
         let slice = law.slice(8).unwrap();
         let best = slice.optimum(Flops(1e21));
-        let (low, high) = flat_part(&slice, best, Flops(1e21), 0.004);
+        let (low, high) = flat_part(slice.as_ref(), best, Flops(1e21), 0.004);
         for n in [low, high] {
             let lost = slice.loss(n, 1e21 / 6.0 / n).0 - best.loss.0;
             assert!((lost - 0.004).abs() < 1e-9, "{lost}");
@@ -246,7 +237,7 @@ mod tests {
         let (low, high) = ends(&[1e21]).unwrap();
         assert!(low < 2e20 && high > 9e21);
         let law = load_scaling("ludziejewski2025").unwrap();
-        assert_eq!(sweep(law.as_ref(), "l", &[0], &[1e21]).unwrap_err().exit_code(), 2);
-        assert_eq!(sweep(law.as_ref(), "l", &[], &[1e21]).unwrap_err().exit_code(), 2);
+        assert_eq!(sweep(&law, "l", &[0], &[1e21]).unwrap_err().exit_code(), 2);
+        assert_eq!(sweep(&law, "l", &[], &[1e21]).unwrap_err().exit_code(), 2);
     }
 }

@@ -9,17 +9,24 @@
 //! gives its printed leverage (above 7 at A = 3.1 %, G = 12, 1e22) and its best granularity (8 to 12).
 //! The text calls d positive where the table has it negative; leverage grows with C since Ah < 1.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::law::abnar2025::sparsity;
 use crate::law::dense::{self, DenseLaw};
-use crate::law::scaling::ExpertScaling;
+use crate::law::scaling::{ArchitectureLaw, Extrapolation, state};
 use crate::law::surface::{Surface, falling_root, out_of_reach};
-use crate::law::{Evaluation, Inputs, LawInfo, LossLaw, Outside, Question, Variable, embedded};
+use crate::law::{
+    Closure, Evaluation, Inputs, LawInfo, LossLaw, Outside, Question, TokenCurve, Variable,
+    embedded,
+};
 use crate::units::Flops;
 use crate::{Error, Result};
 
 const PUBLISHED: &str = include_str!("../config/presets/laws/tian2025.toml");
+/// The paper prints no error of its fit; that of the fit of Krajewski et al. 2024 stands in.
+const RESIDUAL_NATS: f64 = 0.015;
 
 /// The coefficients.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,6 +77,13 @@ impl Coefficients {
         let exponent =
             self.a + self.d * budget.0.log10() + self.gamma * fine * fine + self.beta * fine;
         effective.powf(exponent)
+    }
+
+    /// Factor and exponent of `EL = factor C^exponent` at an activation ratio and a granularity.
+    fn power(&self, activation_ratio: f64, granularity: f64) -> Power {
+        let factor = self.leverage(activation_ratio, granularity, Flops(1.0));
+        let ten = self.leverage(activation_ratio, granularity, Flops(10.0));
+        Power { factor, exponent: (ten / factor).log10() }
     }
 
     /// The granularity of highest leverage: `2^(-beta / (2 gamma))`.
@@ -211,12 +225,51 @@ impl LossLaw for Tian2025 {
         }
     }
 
-    fn scaling(&self) -> Result<Box<dyn ExpertScaling>> {
-        Err(Error::unfit(
-            &self.info.id,
-            "it gives compute leverage and must be combined with a dense law; it has no size of its \
-             own to serve; law eval and law optimal combine it",
-        ))
+    fn ranks(&self) -> Result<Arc<dyn ArchitectureLaw>> {
+        self.baseline()?;
+        Ok(Arc::new(self.clone()))
+    }
+}
+
+impl ArchitectureLaw for Tian2025 {
+    fn mapping(&self) -> &'static str {
+        "a model of leverage EL at its training FLOPs is as good as a dense one of EL times its active \
+         parameters on the same tokens (the paper's own comparison); dense loss by besiroglu2024, G is 2 \
+         hidden sizes over an expert's width"
+    }
+
+    fn admits(&self, _at: &Closure) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
+    /// With `EL = K C^k` and `C = 6 N D` the size term `A / (EL N)^alpha` is a power of D as well.
+    fn curve(&self, at: &Closure) -> TokenCurve {
+        let Some(baseline) = &self.baseline else {
+            return TokenCurve::new(f64::NAN, (0.0, -1.0));
+        };
+        let dense = baseline.slice;
+        if at.is_dense() {
+            return crate::law::Slice::curve(&dense, at.n_active);
+        }
+        let leverage = self.coefficients.power(1.0 / at.expansion(), 2.0 * at.hidden / at.inter);
+        let at_one_token = leverage.factor * (6.0 * at.n_active).powf(leverage.exponent);
+        let size = dense.m * (at_one_token * at.n_active).powf(dense.mu);
+        TokenCurve {
+            factor: 1.0,
+            floor: dense.c,
+            terms: [(dense.n, dense.nu), (size, leverage.exponent * dense.mu)],
+        }
+    }
+
+    fn extrapolation(&self, at: &Closure, tokens: f64) -> Extrapolation {
+        /// Expansion of the sparsest pilot model (384 experts and a shared one, 12 and 1 active).
+        const SPARSEST: f64 = 385.0 / 13.0;
+        let experts = at.expansion() / SPARSEST;
+        Extrapolation { experts, ..Extrapolation::of(&self.info, &state(at, tokens)) }
+    }
+
+    fn residual_nats(&self) -> f64 {
+        RESIDUAL_NATS
     }
 }
 

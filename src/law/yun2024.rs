@@ -9,18 +9,25 @@
 //! Every second layer has E experts of which a token visits two. With a gated feed-forward block of
 //! two thirds of a dense layer, all parameters are `(1 + (E-1)/3) N` and 4/3 N are active, whatever E.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::law::scaling::{Closure, ExpertScaling, Extrapolation};
+use crate::law::scaling::{ArchitectureLaw, Extrapolation, state};
 use crate::law::surface::{Sizes, Surface};
-use crate::law::{Inputs, LawInfo, LossLaw, PowerLawSlice, Range, Variable, effective_experts};
+use crate::law::{
+    Closure, Inputs, LawInfo, LossLaw, PowerLawSlice, Range, Slice, Template, TokenCurve, Variable,
+    effective_experts,
+};
 use crate::units::Nats;
-use crate::{Error, Result, error};
+use crate::{Error, Result};
 
 pub(crate) const INFO: &str = include_str!("../config/presets/laws/yun2024.toml");
 
 /// Feed-forward share of a dense layer's parameters.
 const FFN_SHARE: f64 = 2.0 / 3.0;
+/// FFN width of one block over the hidden size.
+const FFN_RATIO: f64 = 8.0 / 3.0;
 /// Share of the layers that have experts.
 const MOE_LAYERS: f64 = 0.5;
 /// Experts that a token visits.
@@ -29,7 +36,7 @@ const TOP_K: usize = 2;
 /// corrected to match its counts, spans 0.048 to 0.056.
 const MU: f64 = 0.052;
 /// Vocabulary of the Llama tokenizer, which the paper's serving stack uses; not in its N.
-const VOCAB: f64 = 32_000.0;
+const VOCAB: usize = 32_000;
 
 /// The coefficients.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,20 +83,6 @@ impl Coefficients {
             coupling: self.d * effective.ln(),
         }
     }
-
-    /// The law at one expert count, over the active size `n = dense / share`:
-    /// `(s n)^k (m (s n)^mu + ...)` with every power of s drawn into its factor.
-    pub fn active_slice(&self, experts: usize) -> PowerLawSlice {
-        let share = 1.0 / active_over_dense(experts);
-        let slice = self.dense_slice(experts as f64);
-        let common = share.powf(slice.coupling);
-        PowerLawSlice {
-            m: slice.m * share.powf(slice.mu) * common,
-            n: slice.n * common,
-            c: slice.c * common,
-            ..slice
-        }
-    }
 }
 
 /// Active over dense-equivalent parameters: 4/3 with any experts.
@@ -127,56 +120,75 @@ impl LossLaw for Yun2024 {
         }))
     }
 
-    fn scaling(&self) -> Result<Box<dyn ExpertScaling>> {
-        Ok(Box::new(self.clone()))
+    fn ranks(&self) -> Result<Arc<dyn ArchitectureLaw>> {
+        Ok(Arc::new(self.clone()))
+    }
+
+    /// Every second layer has experts, two of which a token visits; `hidden x layers = mu N^(2/3)` and
+    /// `N = 12 hidden^2 layers` fix hidden over layers.
+    fn template(&self) -> Template {
+        Template {
+            name: "models of yun2024".into(),
+            top_k: TOP_K,
+            expert_ratio: FFN_RATIO,
+            moe_share: MOE_LAYERS,
+            dense_ratio: FFN_RATIO,
+            aspect: 12.0 / (12.0 * MU).powi(3),
+            vocab: VOCAB,
+            ..Template::ludziejewski2025()
+        }
     }
 }
 
-impl ExpertScaling for Yun2024 {
-    fn slice(&self, experts: usize) -> Result<PowerLawSlice> {
-        error::positive(Variable::Experts.flag(), experts as f64)?;
-        Ok(self.coefficients.active_slice(experts))
+impl ArchitectureLaw for Yun2024 {
+    fn mapping(&self) -> &'static str {
+        "N is 12 hidden^2 layers, the dense model of the same depth and width; E is twice the total over \
+         the active feed-forward width, the expert count of its own top-2 models"
     }
 
-    /// `hidden x layers = mu N^(2/3)` and `N = 12 hidden^2 layers`: width `N^(1/3) / (12 mu)`.
-    /// Embeddings come on top of the law's N.
-    fn closure(&self, experts: usize, n_active: f64) -> Result<Closure> {
-        let n = error::positive(Variable::NActive.flag(), n_active)? / active_over_dense(experts);
-        let hidden = n.cbrt() / (12.0 * MU);
-        let layers = n / (12.0 * hidden * hidden);
-        Ok(Closure {
-            hidden,
-            inter: 8.0 / 3.0 * hidden,
-            layers,
-            vocab: VOCAB,
-            moe_layers: MOE_LAYERS * layers,
-            top_k: TOP_K.min(experts),
-            n_total: total_over_dense(experts as f64) * n + 2.0 * hidden * VOCAB,
-        })
+    fn admits(&self, _at: &Closure) -> std::result::Result<(), String> {
+        Ok(())
     }
 
-    fn extrapolation(&self, experts: usize, n_active: f64, tokens: f64) -> Extrapolation {
-        let n = n_active / active_over_dense(experts);
-        let high = |variable, value: f64| {
-            let range = self.info.ranges.iter().find(|r| r.variable == variable);
-            range.and_then(|r| r.high).map_or(0.0, |high| value / high)
-        };
-        Extrapolation {
-            train_flops: high(Variable::TrainFlops, 6.0 * n * tokens),
-            n_active: high(Variable::NDense, n),
-            tokens: high(Variable::Tokens, tokens),
-            tokens_per_param: high(Variable::TokensPerParam, tokens / n),
-            experts: high(Variable::Experts, experts as f64),
-        }
+    fn curve(&self, at: &Closure) -> TokenCurve {
+        self.coefficients.dense_slice(equivalent_experts(at)).curve(dense_size(at))
+    }
+
+    fn extrapolation(&self, at: &Closure, tokens: f64) -> Extrapolation {
+        let n = dense_size(at);
+        let counted = state(at, tokens)
+            .with(Variable::Experts, equivalent_experts(at))
+            .with(Variable::NDense, n)
+            .with(Variable::TrainFlops, 6.0 * n * tokens)
+            .with(Variable::TokensPerParam, tokens / n);
+        Extrapolation::of(&self.info, &counted)
     }
 
     fn residual_nats(&self) -> f64 {
         self.residual_nats
     }
 
-    fn drawn_slices(&self, experts: usize) -> Vec<PowerLawSlice> {
-        self.draws.iter().map(|draw| draw.active_slice(experts)).collect()
+    fn drawn(&self) -> Vec<Arc<dyn ArchitectureLaw>> {
+        let with = |&coefficients: &Coefficients| {
+            Arc::new(Self { coefficients, draws: Vec::new(), ..self.clone() })
+                as Arc<dyn ArchitectureLaw>
+        };
+        self.draws.iter().map(with).collect()
     }
+}
+
+/// Parameters of the dense model of the same depth and width, without embeddings; a dense model is its
+/// own.
+fn dense_size(at: &Closure) -> f64 {
+    if at.is_dense() {
+        return at.n_active - at.n_vocab;
+    }
+    12.0 * at.hidden * at.hidden * at.layers
+}
+
+/// The expert count of a top-2 model of the same expansion.
+fn equivalent_experts(at: &Closure) -> f64 {
+    if at.is_dense() { 1.0 } else { TOP_K as f64 * at.expansion() }
 }
 
 /// The law at one expert count; its N counts the dense model of the same depth and width.
@@ -283,13 +295,17 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_active_slice_is_the_same_law() {
+    fn a_ranking_asks_the_same_law() {
+        let scaling = law().scaling().unwrap();
         for experts in [1, 4, 32] {
-            let dense = DEMONSTRATION.loss(1e9, 1e11, f64::from(experts));
-            let experts = usize::try_from(experts).unwrap();
-            let active = DEMONSTRATION.active_slice(experts);
-            let got = active.loss(1e9 * active_over_dense(experts), 1e11);
-            assert!((got.0 - dense.0).abs() < 1e-12);
+            let at = scaling.template().at_width(experts, 2048.0);
+            let n = dense_size(&at);
+            let wanted = DEMONSTRATION.loss(n, 1e11, experts as f64);
+            let got = scaling.slice(experts).unwrap().loss(at.n_active, 1e11);
+            assert!((got.0 - wanted.0).abs() < 1e-9, "{experts}: {got} against {wanted}");
+            // Embeddings come on top of the law's size.
+            let active = at.n_active - at.n_vocab;
+            assert!((active / (n * active_over_dense(experts)) - 1.0).abs() < 1e-9);
         }
     }
 
@@ -306,8 +322,9 @@ pub(crate) mod tests {
             let optima: Vec<_> = [1_usize, 4, 8, 16, 32]
                 .into_iter()
                 .map(|experts| {
-                    let best = law().slice(experts).unwrap().optimum(Flops(budget));
-                    (best.loss, law().closure(experts, best.n_active).unwrap().n_total)
+                    let law = law().scaling().unwrap();
+                    let best = law.slice(experts).unwrap().optimum(Flops(budget));
+                    (best.loss, law.closure(experts, best.n_active).unwrap().n_total)
                 })
                 .collect();
             assert!(optima.windows(2).all(|w| w[1].0 < w[0].0 && w[1].1 > w[0].1), "{budget}");
@@ -316,13 +333,17 @@ pub(crate) mod tests {
 
     #[test]
     fn the_architecture_has_the_laws_parameters() {
-        let closure = law().closure(8, 4.0 / 3.0 * 1e9).unwrap();
+        let closure = law().template().at_width(8, 2048.0);
+        let n = 12.0 * closure.hidden * closure.hidden * closure.layers;
         let attention = 4.0 * closure.hidden * closure.hidden * closure.layers;
         let ffn = 3.0 * closure.hidden * closure.inter;
         let dense = (closure.layers - closure.moe_layers) * ffn;
         let body = attention + dense + closure.moe_layers * 8.0 * ffn;
         let vocab = 2.0 * closure.vocab * closure.hidden;
-        assert!((body / 1e9 - 10.0 / 3.0).abs() < 1e-9, "{body}");
+        assert!((body / n - 10.0 / 3.0).abs() < 1e-9, "{body}");
+        // The paper's hidden x layers = mu N^(2/3).
+        let product = closure.hidden * closure.layers;
+        assert!((product / (MU * n.powf(2.0 / 3.0)) - 1.0).abs() < 1e-9, "{product}");
         assert!(((body + vocab) / closure.n_total - 1.0).abs() < 1e-12);
     }
 }

@@ -12,14 +12,18 @@
 //! The coefficients reached this project through documents that quote the paper; they reproduce the
 //! optima that the paper prints.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::law::scaling::ExpertScaling;
+use crate::Result;
+use crate::law::scaling::{ArchitectureLaw, Extrapolation, state};
 use crate::law::surface::{SizeAndTokens, Sizes, Surface};
-use crate::law::{Inputs, LawInfo, LossLaw, Range, Variable, embedded};
-use crate::{Error, Result};
+use crate::law::{Closure, Inputs, LawInfo, LossLaw, Range, TokenCurve, Variable, embedded};
 
 const PUBLISHED: &str = include_str!("../config/presets/laws/zhao2025.toml");
+/// The paper prints no error of its fit; that of the fit of Krajewski et al. 2024 stands in.
+const RESIDUAL_NATS: f64 = 0.015;
 
 /// The coefficients.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,6 +95,10 @@ pub struct Zhao2025 {
     pub(crate) info: LawInfo,
     /// Its coefficients.
     pub coefficients: Coefficients,
+    #[serde(skip)]
+    pub(crate) residual_nats: f64,
+    #[serde(skip)]
+    pub(crate) draws: Vec<Coefficients>,
 }
 
 impl Zhao2025 {
@@ -99,7 +107,8 @@ impl Zhao2025 {
     /// # Errors
     /// [`Error::BadFile`] if the embedded coefficients are damaged, which a test excludes.
     pub fn published() -> Result<Self> {
-        embedded("zhao2025.toml", PUBLISHED)
+        let law: Self = embedded("zhao2025.toml", PUBLISHED)?;
+        Ok(Self { residual_nats: RESIDUAL_NATS, ..law })
     }
 }
 
@@ -127,12 +136,50 @@ impl LossLaw for Zhao2025 {
         Ok(Box::new(AtTotal { law: self.clone(), n_total, activation, notes }))
     }
 
-    fn scaling(&self) -> Result<Box<dyn ExpertScaling>> {
-        Err(Error::unfit(
-            &self.info.id,
-            "the number of experts is no variable of it and it has no rule from sizes to an \
-             architecture; it can say what active share and activated experts are best, see law eval",
-        ))
+    fn ranks(&self) -> Result<Arc<dyn ArchitectureLaw>> {
+        Ok(Arc::new(self.clone()))
+    }
+}
+
+impl ArchitectureLaw for Zhao2025 {
+    fn mapping(&self) -> &'static str {
+        "N is all, Na active parameters; G counts the experts a token visits, shared ones included, S \
+         their shared share; the number of experts enters through N alone"
+    }
+
+    fn admits(&self, at: &Closure) -> std::result::Result<(), String> {
+        if at.is_dense() {
+            return Err(
+                "it has no dense models: every one of its terms counts activated experts".into()
+            );
+        }
+        Ok(())
+    }
+
+    fn curve(&self, at: &Closure) -> TokenCurve {
+        let Coefficients { b, beta, .. } = self.coefficients;
+        let activation = Activation {
+            active_experts: at.active_experts(),
+            shared_ratio: at.shared_experts as f64 / at.active_experts(),
+        };
+        let floor = self.coefficients.loss(at.n_total, f64::INFINITY, at.n_active, activation);
+        TokenCurve::new(floor, (b, -beta))
+    }
+
+    fn extrapolation(&self, at: &Closure, tokens: f64) -> Extrapolation {
+        Extrapolation::of(&self.info, &state(at, tokens))
+    }
+
+    fn residual_nats(&self) -> f64 {
+        self.residual_nats
+    }
+
+    fn drawn(&self) -> Vec<Arc<dyn ArchitectureLaw>> {
+        let with = |&coefficients: &Coefficients| {
+            Arc::new(Self { coefficients, draws: Vec::new(), ..self.clone() })
+                as Arc<dyn ArchitectureLaw>
+        };
+        self.draws.iter().map(with).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 //! whose loss-optimal models all fit the device.
 
 use crate::config::MoeModel;
-use crate::law::ExpertScaling;
+use crate::law::Scaling;
 use crate::plan::candidates::{Density, families, model, nearest};
 use crate::plan::inputs::RankInputs;
 use crate::serving::Layout;
@@ -17,7 +17,7 @@ const POWERS: std::ops::RangeInclusive<i32> = 15..=26;
 ///
 /// # Errors
 /// [`Error::Infeasible`] when not even the smallest fits; whatever the law reports.
-pub fn largest_fitting(law: &dyn ExpertScaling, inputs: &RankInputs) -> Result<Flops> {
+pub fn largest_fitting(law: &Scaling, inputs: &RankInputs) -> Result<Flops> {
     for power in POWERS.rev() {
         let budget = Flops(10f64.powi(power));
         if all_fit(law, inputs, budget)? {
@@ -30,12 +30,14 @@ pub fn largest_fitting(law: &dyn ExpertScaling, inputs: &RankInputs) -> Result<F
     ))
 }
 
-fn all_fit(law: &dyn ExpertScaling, inputs: &RankInputs, budget: Flops) -> Result<bool> {
+fn all_fit(law: &Scaling, inputs: &RankInputs, budget: Flops) -> Result<bool> {
     for &experts in &inputs.experts {
         let optimum = law.slice(experts)?.optimum(budget);
         // Sizes off the lattice are toys or giants: neither decides which budget fits.
-        let Ok((shape, _)) = nearest(law, experts, optimum.n_active) else { return Ok(false) };
-        if !fits(&model(law, &shape, inputs)?, inputs) {
+        let Ok((shape, _)) = nearest(&inputs.template, experts, optimum.n_active) else {
+            return Ok(false);
+        };
+        if !fits(&model(&shape, inputs)?, inputs) {
             return Ok(false);
         }
     }
@@ -54,14 +56,14 @@ fn fits(model: &MoeModel, inputs: &RankInputs) -> bool {
 ///
 /// # Errors
 /// Whatever the law reports.
-pub fn layer_widths(law: &dyn ExpertScaling, inputs: &RankInputs) -> Result<[(usize, usize); 2]> {
+pub fn layer_widths(law: &Scaling, inputs: &RankInputs) -> Result<[(usize, usize); 2]> {
     let (_, families) = families(law, inputs, Density::ALL)?;
     let shapes = || families.iter().flat_map(|f| f.curve.iter().map(|p| p.shape));
     let none = || Error::infeasible("no candidate to measure for", "raise --max-train-factor");
     let narrow = shapes().min_by_key(|s| s.hidden).ok_or_else(none)?;
     let wide = shapes().max_by_key(|s| s.hidden).ok_or_else(none)?;
     let layer = |shape| {
-        let model = model(law, &shape, inputs)?;
+        let model = model(&shape, inputs)?;
         Ok((model.hidden_size, model.moe_intermediate_size))
     };
     Ok([layer(narrow)?, layer(wide)?])

@@ -4,8 +4,11 @@
 //! The lattice of shapes is the same for every question: a more permissive limit only adds
 //! candidates to it. A law says how long each must be trained to reach the target loss.
 
-use crate::config::{Attention, DType, MoeModel, RouterConfig};
-use crate::law::{Closure, ExpertScaling, PowerLawSlice};
+use std::sync::Arc;
+
+use crate::config::{Attention, DType, MoeModel, SharedExperts};
+use crate::law::beyond::{Data, REALISED, Standing};
+use crate::law::{AttentionTemplate, Scaling, Slice, Template};
 use crate::plan::inputs::{Limits, RankInputs, Target};
 use crate::plan::outcome::CandidateKind;
 use crate::serving::training_flops;
@@ -71,9 +74,9 @@ pub struct Family {
     /// Experts per layer.
     pub experts: usize,
     /// The law at this expert count.
-    pub slice: PowerLawSlice,
+    pub slice: Arc<dyn Slice>,
     /// The law at this expert count in every joint draw of its coefficients; empty without draws.
-    pub drawn: Vec<PowerLawSlice>,
+    pub drawn: Vec<Arc<dyn Slice>>,
     /// The shape nearest to the loss-optimal model at the reference budget, trained with it.
     pub reference: Point,
     /// The equal-loss candidates, cheapest training first, then by falling size.
@@ -111,7 +114,7 @@ impl Density {
 ///
 /// # Errors
 /// [`Error::Infeasible`] when a target loss lies below what the law can reach.
-pub fn reference(law: &dyn ExpertScaling, target: &Target) -> Result<Reference> {
+pub fn reference(law: &Scaling, target: &Target) -> Result<Reference> {
     match *target {
         Target::Budget { budget, experts } => {
             let optimum = law.slice(experts)?.optimum(budget);
@@ -130,7 +133,7 @@ pub fn reference(law: &dyn ExpertScaling, target: &Target) -> Result<Reference> 
 /// # Errors
 /// When the law does not cover an expert count or the target.
 pub fn families(
-    law: &dyn ExpertScaling,
+    law: &Scaling,
     inputs: &RankInputs,
     density: Density,
 ) -> Result<(Reference, Vec<Family>)> {
@@ -153,7 +156,7 @@ pub fn families(
 }
 
 fn family(
-    law: &dyn ExpertScaling,
+    law: &Scaling,
     experts: usize,
     reference: &Reference,
     inputs: &RankInputs,
@@ -161,7 +164,7 @@ fn family(
 ) -> Result<Family> {
     let slice = law.slice(experts)?;
     let optimum = slice.optimum(reference.budget);
-    let (shape, n_active) = nearest(law, experts, optimum.n_active)?;
+    let (shape, n_active) = nearest(&inputs.template, experts, optimum.n_active)?;
     let reference_point = Point {
         shape,
         n_active,
@@ -169,7 +172,7 @@ fn family(
         kind: CandidateKind::LossOptimal,
     };
     let (curve, unreachable) =
-        match equal_loss(law, &slice, experts, (reference, &inputs.limits), density)? {
+        match equal_loss(law, inputs, (slice.as_ref(), experts), reference, density)? {
             Ok(curve) => (curve, None),
             Err(reason) => (Vec::new(), Some(reason)),
         };
@@ -177,29 +180,54 @@ fn family(
     Ok(Family { experts, slice, drawn, reference: reference_point, curve, unreachable })
 }
 
+/// What one expert count needs for the loss of the reference, and what it may spend.
+struct Reach<'a> {
+    slice: &'a dyn Slice,
+    reference: &'a Reference,
+    limits: &'a Limits,
+    data: Data,
+    /// Tokens per active parameter at which the law's runs end.
+    ratio_limit: f64,
+}
+
+impl Reach<'_> {
+    /// Training tokens with which a size reaches the loss.
+    fn tokens(&self, n_active: f64) -> Option<f64> {
+        let curve = self.slice.curve(n_active);
+        self.data.tokens_for(&curve, (n_active, self.ratio_limit), self.reference.loss.0)
+    }
+
+    /// The same within the limits.
+    fn allowed(&self, n_active: f64) -> Option<f64> {
+        let most = self.reference.budget * self.limits.max_train_factor;
+        self.tokens(n_active).filter(|&tokens| {
+            tokens / n_active <= self.limits.max_tokens_per_param
+                && training_flops(n_active, tokens) <= most
+        })
+    }
+}
+
 /// The shapes that reach the loss within the limits, cheapest training first; the inner error says
 /// why there are none.
 fn equal_loss(
-    law: &dyn ExpertScaling,
-    slice: &PowerLawSlice,
-    experts: usize,
-    (reference, limits): (&Reference, &Limits),
+    law: &Scaling,
+    inputs: &RankInputs,
+    (slice, experts): (&dyn Slice, usize),
+    reference: &Reference,
     density: Density,
 ) -> Result<Result<Vec<Point>, String>> {
+    let limits = &inputs.limits;
     let budget = match slice.budget_for_loss(reference.loss) {
         Ok(budget) => budget,
         Err(reason) => return Ok(Err(reason.to_string())),
     };
     let largest = slice.optimum(budget).n_active;
-    let most = reference.budget * limits.max_train_factor;
+    let standing = Standing::of(law, experts, largest, inputs.target.base_experts());
+    let data = inputs.data(REALISED.0);
+    let reach = Reach { slice, reference, limits, data, ratio_limit: standing.ratio_limit };
     let mut points: Vec<Point> = Vec::new();
-    let span =
-        (largest * smallest_share(slice, reference, limits, largest), largest * ABOVE_OPTIMAL);
-    for (shape, n_active) in shapes(law, experts, span, density)? {
-        let Ok(tokens) = slice.tokens_for_loss(n_active, reference.loss) else { continue };
-        let allowed = tokens / n_active <= limits.max_tokens_per_param
-            && training_flops(n_active, tokens) <= most;
-        if allowed {
+    for (shape, n_active) in shapes(&inputs.template, experts, span(&reach, largest), density)? {
+        if let Some(tokens) = reach.allowed(n_active) {
             points.push(Point { shape, n_active, tokens, kind: CandidateKind::OverTrained });
         }
     }
@@ -226,48 +254,42 @@ fn equal_loss(
     Ok(Ok(points))
 }
 
-/// The smallest allowed size over the largest. Below the cheapest training both limits tighten with
-/// falling size, so bisection in ln N finds it.
-fn smallest_share(
-    slice: &PowerLawSlice,
-    reference: &Reference,
-    limits: &Limits,
-    largest: f64,
-) -> f64 {
-    let most = reference.budget * limits.max_train_factor;
-    let allowed = |share: f64| {
-        let n = share * largest;
-        slice.tokens_for_loss(n, reference.loss).is_ok_and(|tokens| {
-            tokens / n <= limits.max_tokens_per_param && training_flops(n, tokens) <= most
-        })
-    };
-    let (mut ok, mut bad): (f64, f64) = (1.0, 1e-6);
+/// Sizes that can be within the limits. Below the cheapest training both limits tighten with falling
+/// size, so bisection in ln N finds the smallest; where a corpus has to be repeated, larger models
+/// than the law's optimum may be cheaper to train.
+fn span(reach: &Reach, largest: f64) -> (f64, f64) {
+    /// A corpus too small for the optimum moves the size at most this far.
+    const SHORT_OF_DATA: f64 = 8.0;
+    let upper = if reach.limits.unique_tokens.is_some() { SHORT_OF_DATA } else { ABOVE_OPTIMAL };
+    let start = [1.0, 2.0, 4.0, SHORT_OF_DATA].into_iter().filter(|s| *s <= upper);
+    let start = start.map(|s| s * largest).find(|&n| reach.allowed(n).is_some()).unwrap_or(largest);
+    let (mut ok, mut bad): (f64, f64) = (start, start * 1e-6);
     for _ in 0..40 {
         let middle = (ok * bad).sqrt();
-        if allowed(middle) { ok = middle } else { bad = middle }
+        if reach.allowed(middle).is_some() { ok = middle } else { bad = middle }
     }
-    bad
+    (bad, largest * upper)
 }
 
 /// All shapes whose active parameters lie in `span`, with their number, by rising width.
 fn shapes(
-    law: &dyn ExpertScaling,
+    template: &Template,
     experts: usize,
     (low, high): (f64, f64),
     density: Density,
 ) -> Result<Vec<(Shape, f64)>> {
     let mut found = Vec::new();
-    let start = law.closure(experts, low)?.hidden;
-    let end = law.closure(experts, high)?.hidden;
+    let start = template.at_size(experts, low)?.hidden;
+    let end = template.at_size(experts, high)?.hidden;
     // A layer more or less moves the width of the same size by less than a third.
     let mut hidden = below(start * 0.7);
     while hidden as f64 <= end * 1.3 && hidden <= WIDTHS.1 {
         if is_walked(hidden, density) {
-            let closure = closure_at(law, experts, hidden)?;
-            for layers in depths(closure.layers) {
-                let n_active = law_params(&closure, hidden, layers);
+            for layers in depths(hidden as f64 / template.aspect) {
+                let shape = Shape { experts, hidden, layers };
+                let n_active = counted(&built(template, &shape));
                 if (low..=high).contains(&n_active) {
-                    found.push((Shape { experts, hidden, layers }, n_active));
+                    found.push((shape, n_active));
                 }
             }
         }
@@ -277,22 +299,19 @@ fn shapes(
 }
 
 /// Shapes of any size with their active parameters, rising, one a walked width.
-///
-/// # Errors
-/// When the law's closure has no such size.
-pub fn ladder(law: &dyn ExpertScaling, experts: usize) -> Result<Vec<(f64, Shape)>> {
+pub fn ladder(template: &Template, experts: usize) -> Vec<(f64, Shape)> {
     let mut rungs = Vec::new();
     let mut hidden = WIDTHS.0;
     while hidden <= WIDTHS.1 {
         if is_walked(hidden, Density::COARSE) {
-            let closure = closure_at(law, experts, hidden)?;
-            let layers = whole(closure.layers);
-            rungs.push((law_params(&closure, hidden, layers), Shape { experts, hidden, layers }));
+            let layers = whole(hidden as f64 / template.aspect);
+            let shape = Shape { experts, hidden, layers };
+            rungs.push((counted(&built(template, &shape)), shape));
         }
         hidden += width_step(hidden);
     }
     rungs.dedup_by(|b, a| b.0 <= a.0);
-    Ok(rungs)
+    rungs
 }
 
 /// The width of the lattice at or below `hidden`.
@@ -323,74 +342,136 @@ fn depths(layers: f64) -> std::ops::RangeInclusive<usize> {
     middle.saturating_sub(1).max(1)..=middle + 1
 }
 
-/// The law's architecture at a width, by bisection of its size.
-fn closure_at(law: &dyn ExpertScaling, experts: usize, hidden: usize) -> Result<Closure> {
-    let (mut low, mut high) = (1e3_f64, 1e15_f64);
-    let mut closure = law.closure(experts, low)?;
-    for _ in 0..80 {
-        let middle = (low * high).sqrt();
-        closure = law.closure(experts, middle)?;
-        if closure.hidden < hidden as f64 {
-            low = middle;
-        } else {
-            high = middle;
-        }
-        if (closure.hidden / hidden as f64 - 1.0).abs() < 1e-9 {
-            break;
-        }
-    }
-    Ok(Closure { hidden: hidden as f64, ..closure })
-}
-
-/// Active parameters as the laws count them: embedding and head, attention with as many key/value as
-/// query heads, active experts, dense layers.
-fn law_params(closure: &Closure, hidden: usize, layers: usize) -> f64 {
-    let (heads, head_dim) = heads(hidden);
-    let width = hidden as f64;
-    let ffn = 3.0 * width * intermediate(closure, hidden) as f64;
-    let dense = dense_layers(closure, layers) as f64;
-    let routed = (layers as f64 - dense) * closure.top_k as f64;
-    let attention = layers as f64 * 4.0 * width * (heads * head_dim) as f64;
-    2.0 * width * closure.vocab.round() + attention + (routed + dense) * ffn
+/// Active parameters as the laws count them: everything that a token meets but routers and norms.
+fn counted(model: &MoeModel) -> f64 {
+    let params = model.params();
+    params.active() - params.router - params.norms
 }
 
 /// Query heads and their size: heads of 128 where the ranks of a replica can share them, else the
-/// number of heads of 64 nearest to the width that they can. Models wider than 4,096 are served on two
-/// nodes' sixteen ranks, others on one node's eight.
-fn heads(hidden: usize) -> (usize, usize) {
-    let plain = hidden / WIDTH_STEP;
-    let ranks = match plain {
+/// number of heads of 64 nearest to the width that they can; or heads of the template's own size.
+fn heads(template: &Template, hidden: usize) -> (usize, usize) {
+    let (ratio, head_dim) = match template.attention {
+        AttentionTemplate::Grouped { width_ratio, head_dim, .. } => (width_ratio, head_dim),
+        AttentionTemplate::Latent { hidden_per_head, v_head_dim, .. } => {
+            (v_head_dim as f64 / hidden_per_head, Some(v_head_dim))
+        }
+    };
+    let size = head_dim.unwrap_or(WIDTH_STEP);
+    let plain = ratio * hidden as f64 / size as f64;
+    let ranks = ranks(hidden);
+    let (large, multiple) = LARGE_HEAD;
+    if head_dim.is_none()
+        && hidden.is_multiple_of(multiple)
+        && (hidden / large).is_multiple_of(ranks)
+    {
+        return (hidden / large, large);
+    }
+    (whole(plain / ranks as f64) * ranks, size)
+}
+
+/// Ranks of a replica that heads must divide over: models wider than 4,096 are served on two nodes'
+/// sixteen, others on one node's eight.
+const fn ranks(hidden: usize) -> usize {
+    match hidden / WIDTH_STEP {
         65.. => 16,
         16..=64 => 8,
         8..=15 => 4,
         4..=7 => 2,
         _ => 1,
-    };
-    let (large, multiple) = LARGE_HEAD;
-    if hidden.is_multiple_of(multiple) && (hidden / large).is_multiple_of(ranks) {
-        return (hidden / large, large);
     }
-    (whole(plain as f64 / ranks as f64) * ranks, WIDTH_STEP)
 }
 
-/// Intermediate size of an expert, in whole steps.
-fn intermediate(closure: &Closure, hidden: usize) -> usize {
-    let step = if hidden >= WIDE { WIDE_INTER_STEP } else { WIDTH_STEP };
-    whole(closure.inter / step as f64) * step
+/// A feed-forward width in whole steps, coarser for wide blocks of wide models.
+fn intermediate(ratio: f64, hidden: usize) -> usize {
+    let width = ratio * hidden as f64;
+    let step = match (hidden >= WIDE, width >= WIDE as f64) {
+        (true, true) => WIDE_INTER_STEP,
+        (true, false) => 2 * WIDTH_STEP,
+        (false, _) => WIDTH_STEP,
+    };
+    whole(width / step as f64) * step
 }
 
-/// Layers without experts, in the law's proportion.
-fn dense_layers(closure: &Closure, layers: usize) -> usize {
-    layers - whole(layers as f64 * closure.moe_layers / closure.layers).min(layers)
+/// Layers without experts, in the template's proportion.
+fn dense_layers(template: &Template, layers: usize) -> usize {
+    layers - whole(layers as f64 * template.moe_share).min(layers)
+}
+
+/// The attention of a width.
+fn attention(template: &Template, hidden: usize) -> Attention {
+    let (heads, head_dim) = heads(template, hidden);
+    match template.attention {
+        AttentionTemplate::Grouped { group, .. } => Attention::Gqa {
+            heads,
+            kv_heads: kv_heads(heads, group),
+            head_dim,
+            bias: false,
+            sliding_window: None,
+        },
+        AttentionTemplate::Latent {
+            q_lora_rank,
+            kv_lora_rank,
+            qk_nope_head_dim,
+            qk_rope_head_dim,
+            v_head_dim,
+            ..
+        } => Attention::Mla {
+            heads,
+            q_lora_rank,
+            kv_lora_rank,
+            qk_nope_head_dim,
+            qk_rope_head_dim,
+            v_head_dim,
+        },
+    }
+}
+
+/// The model of a shape in 16 bits.
+fn built(template: &Template, shape: &Shape) -> MoeModel {
+    let &Shape { experts, hidden, layers } = shape;
+    let is_dense = experts == 1;
+    let dense_layers = if is_dense { 0 } else { dense_layers(template, layers) };
+    let ratio = if is_dense { template.active_ratio() } else { template.expert_ratio };
+    let shared = template.shared_experts > 0 && !is_dense;
+    MoeModel {
+        name: format!("e{experts}-d{hidden}-l{layers}"),
+        hidden_size: hidden,
+        num_layers: layers,
+        dense_layers,
+        dense_intermediate_size: if dense_layers > 0 {
+            intermediate(template.dense_ratio, hidden)
+        } else {
+            0
+        },
+        attention: attention(template, hidden),
+        num_experts: experts,
+        top_k: template.top_k.min(experts),
+        moe_intermediate_size: intermediate(ratio, hidden),
+        shared_experts: shared.then(|| SharedExperts {
+            count: template.shared_experts,
+            intermediate_size: intermediate(template.shared_ratio, hidden),
+        }),
+        gated: true,
+        vocab_size: template.vocab,
+        tied_embeddings: template.tied_embeddings,
+        router: template.router,
+        expert_dtype: DType::Bf16,
+        expert_bits: None,
+        dense_dtype: DType::Bf16,
+        kv_dtype: DType::Bf16,
+        groups: Vec::new(),
+        bits: None,
+    }
 }
 
 /// The shape whose active parameters are nearest to `n_active` in the logarithm.
 ///
 /// # Errors
 /// When the law's closure has no such size.
-pub fn nearest(law: &dyn ExpertScaling, experts: usize, n_active: f64) -> Result<(Shape, f64)> {
+pub fn nearest(template: &Template, experts: usize, n_active: f64) -> Result<(Shape, f64)> {
     let span = (n_active * 0.5, n_active * 2.0);
-    let all = shapes(law, experts, span, Density::ALL)?;
+    let all = shapes(template, experts, span, Density::ALL)?;
     let distance = |n: f64| (n / n_active).ln().abs();
     all.into_iter().min_by(|a, b| distance(a.1).total_cmp(&distance(b.1))).ok_or_else(|| {
         let size = crate::units::count(n_active);
@@ -404,39 +485,13 @@ pub fn nearest(law: &dyn ExpertScaling, experts: usize, n_active: f64) -> Result
 /// The model of a shape in the formats of `inputs`.
 ///
 /// # Errors
-/// When the law's closure has no such size.
-pub fn model(law: &dyn ExpertScaling, shape: &Shape, inputs: &RankInputs) -> Result<MoeModel> {
-    let closure = closure_at(law, shape.experts, shape.hidden)?;
-    let (heads, head_dim) = heads(shape.hidden);
-    let inter = intermediate(&closure, shape.hidden);
-    let dense_layers = dense_layers(&closure, shape.layers);
+/// [`Error::Usage`] for a shape that is no model.
+pub fn model(shape: &Shape, inputs: &RankInputs) -> Result<MoeModel> {
     let model = MoeModel {
-        name: format!("e{}-d{}-l{}", shape.experts, shape.hidden, shape.layers),
-        hidden_size: shape.hidden,
-        num_layers: shape.layers,
-        dense_layers,
-        dense_intermediate_size: if dense_layers > 0 { inter } else { 0 },
-        attention: Attention::Gqa {
-            heads,
-            kv_heads: kv_heads(heads, inputs.kv_group),
-            head_dim,
-            bias: false,
-            sliding_window: None,
-        },
-        num_experts: shape.experts,
-        top_k: closure.top_k,
-        moe_intermediate_size: inter,
-        shared_experts: None,
-        gated: true,
-        vocab_size: whole(closure.vocab),
-        tied_embeddings: false,
-        router: RouterConfig { renormalize: false, ..RouterConfig::SOFTMAX },
         expert_dtype: inputs.expert_dtype,
         expert_bits: inputs.expert_bits,
         dense_dtype: inputs.dense_dtype,
-        kv_dtype: DType::Bf16,
-        groups: Vec::new(),
-        bits: None,
+        ..built(&inputs.template, shape)
     };
     model.validate()?;
     Ok(model)

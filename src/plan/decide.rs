@@ -36,7 +36,7 @@ pub fn best_of_families(
     lifetime: f64,
 ) -> Vec<Option<(usize, f64)>> {
     let mut best: Vec<Option<(usize, f64)>> = vec![None; market.families.len()];
-    for (i, entry) in market.entries.iter().enumerate() {
+    for (i, entry) in market.entries.iter().enumerate().filter(|(_, e)| !e.is_guest) {
         let total = total(costs[i], lifetime);
         let slot = &mut best[entry.family];
         if total.is_finite() && slot.is_none_or(|(_, lowest)| total < lowest) {

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::Result;
+use crate::law::Scaling;
 use crate::plan::candidates::{Density, Reference};
 use crate::plan::decide::{
     CostTable, best_of_families, cost_table, cost_table_of, win_shares, winner,
@@ -85,7 +86,7 @@ pub fn traffic(
 /// # Errors
 /// Whatever the law or the latency model refuses.
 pub fn budget(
-    book: &Book,
+    (book, law): (&Book, &Scaling),
     market: &Market,
     inputs: &RankInputs,
     (tpot, draws, headline): (Seconds, &[Draw], Cell),
@@ -106,7 +107,7 @@ pub fn budget(
             let experts = inputs.target.base_experts();
             let target = Target::Budget { budget: Flops(flops), experts };
             let inputs = RankInputs { target, ..inputs.clone() };
-            match Market::new(book, &inputs, Density::COARSE) {
+            match Market::new(book, law, &inputs, Density::COARSE) {
                 Ok(market) => Ok(column(&market, &inputs, &y, few)),
                 // A budget at which no candidate exists is an empty column, not a failed ranking.
                 Err(e) if e.exit_code() == 5 => Ok(vec![(None, 0.0); y.len()]),

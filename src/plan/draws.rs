@@ -9,6 +9,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 
+use crate::law::beyond::ErrorDraw;
 use crate::plan::inputs::Ranges;
 use crate::serving::StepFactors;
 
@@ -19,8 +20,10 @@ const SHARED_KERNEL_VARIANCE: f64 = 0.5;
 /// One draw of the world.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draw {
-    /// Training MFU.
+    /// Training MFU that all expert counts share.
     pub mfu: f64,
+    /// Multiplier on it of each expert count, in the order of the inputs.
+    pub own_mfu: Vec<f64>,
     /// Serving price relative to the given one.
     pub price: f64,
     /// Error of the serving model: multiplier on the step of each expert count, in the order of the
@@ -30,8 +33,8 @@ pub struct Draw {
     pub skew: f64,
     /// Standard normal of the kernel-time error of each expert count, in the order of the inputs.
     pub kernel: Vec<f64>,
-    /// Loss residual of each expert count in nats, in the order of the inputs.
-    pub loss: Vec<f64>,
+    /// Error of the law; its own parts are in the order of the inputs.
+    pub law: ErrorDraw,
     /// Which joint draw of the law's coefficients holds, for laws that have them; `None` in the
     /// nominal world.
     pub coefficients: Option<usize>,
@@ -42,11 +45,12 @@ impl Draw {
     pub fn nominal(mfu: f64, expert_counts: usize) -> Self {
         Self {
             mfu,
+            own_mfu: vec![1.0; expert_counts],
             price: 1.0,
             step: vec![1.0; expert_counts],
             skew: 0.0,
             kernel: vec![0.0; expert_counts],
-            loss: vec![0.0; expert_counts],
+            law: ErrorDraw::none(expert_counts),
             coefficients: None,
         }
     }
@@ -84,7 +88,14 @@ fn draw(rng: &mut ChaCha8Rng, ranges: &Ranges, expert_counts: usize) -> Draw {
         // Both ways about the nominal routing, so that value and interval share one centre.
         skew: uniform(rng, (-1.0, 1.0)),
         kernel: (0..expert_counts).map(|_| shared_kernel + own_share * normal(rng)).collect(),
-        loss: (0..expert_counts).map(|_| normal(rng) * ranges.loss_sigma).collect(),
+        law: ErrorDraw {
+            size: normal(rng),
+            slope: normal(rng),
+            reference: normal(rng),
+            realised: normal(rng),
+            own: (0..expert_counts).map(|_| normal(rng)).collect(),
+        },
+        own_mfu: (0..expert_counts).map(|_| (normal(rng) * ranges.mfu_log_sigma).exp()).collect(),
         coefficients: None,
     }
 }
@@ -103,11 +114,11 @@ mod tests {
 
     const RANGES: Ranges = Ranges {
         mfu: (0.3, 0.5),
+        mfu_log_sigma: 0.1,
         price: (0.8, 1.2),
         zipf: 0.5,
         shared_log_sigma: 0.1,
         own_log_sigma: 0.05,
-        loss_sigma: 0.004,
     };
 
     #[test]
@@ -123,7 +134,7 @@ mod tests {
             let mean = all.iter().map(f).sum::<f64>() / all.len() as f64;
             (all.iter().map(|d| (f(d) - mean).powi(2)).sum::<f64>() / all.len() as f64).sqrt()
         };
-        assert!((sd(&|d| d.loss[1]) - 0.004).abs() < 2e-4);
+        assert!((sd(&|d| d.law.own[1]) - 1.0).abs() < 0.05);
         assert!((sd(&|d| d.kernel[0]) - 1.0).abs() < 0.05);
         assert!((sd(&|d| d.kernel[0] - d.kernel[1]) - 1.0).abs() < 0.05, "half is shared");
         assert!(all.iter().all(|d| (0.3..=0.5).contains(&d.mfu) && (0.8..=1.2).contains(&d.price)));

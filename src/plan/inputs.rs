@@ -1,6 +1,10 @@
 //! Everything that a ranking depends on, resolved: no defaults are filled in after this point.
 
+use std::sync::Arc;
+
 use crate::config::{DType, DeviceSpec};
+use crate::law::Template;
+use crate::law::beyond::Data;
 use crate::serving::{EngineCosts, Lengths, MemoryBudget, ServiceLevel, TrainingPrice};
 use crate::units::{Flops, Nats, UsdPerHour, UsdPerMillionTokens};
 use crate::workload::RoutingKind;
@@ -48,6 +52,8 @@ pub struct Limits {
     pub max_tokens_per_param: f64,
     /// Most training FLOPs, as a multiple of the reference budget.
     pub max_train_factor: f64,
+    /// Tokens of the training corpus that are not repeated; `None` is endless data.
+    pub unique_tokens: Option<f64>,
 }
 
 /// How much traffic there is.
@@ -91,6 +97,8 @@ pub struct ServingDevice {
 pub struct Ranges {
     /// Lowest and highest training MFU.
     pub mfu: (f64, f64),
+    /// Standard deviation of ln(training MFU) of each expert count by itself.
+    pub mfu_log_sigma: f64,
     /// Serving price relative to the given one, lowest and highest.
     pub price: (f64, f64),
     /// Routing skew at the far end of its range, as the exponent of a Zipf law; 0 is no range.
@@ -100,8 +108,6 @@ pub struct Ranges {
     pub shared_log_sigma: f64,
     /// The same of each expert count by itself.
     pub own_log_sigma: f64,
-    /// Standard deviation of the loss residual of one expert count, in nats.
-    pub loss_sigma: f64,
 }
 
 /// All inputs of a ranking.
@@ -125,8 +131,13 @@ pub struct RankInputs {
     pub lifetime: Lifetime,
     /// The serving device.
     pub device: ServingDevice,
+    /// Bits that expert weights are rounded to after training; `None` serves them as they were trained.
+    pub rounded_bits: Option<f64>,
     /// The training device.
     pub training: TrainingPrice,
+    /// Training MFU by expert count, ascending; between them linear in ln(experts). Empty where the one
+    /// of `training` holds for all.
+    pub mfu_by_experts: Vec<(usize, f64)>,
     /// Storage of the experts' weights.
     pub expert_dtype: DType,
     /// Their bits on average where precisions are mixed.
@@ -135,12 +146,38 @@ pub struct RankInputs {
     pub dense_dtype: DType,
     /// Nominal routing.
     pub routing: RoutingKind,
-    /// Query heads per cached key/value head: 1 is multi-head attention, as the default law's models have.
-    pub kv_group: f64,
+    /// The architecture whose expert count and size vary.
+    pub template: Arc<Template>,
     /// What is drawn.
     pub ranges: Ranges,
     /// Random draws for the probabilities.
     pub draws: usize,
     /// Seed of the draws.
     pub seed: u64,
+}
+
+impl RankInputs {
+    /// How training data and rounding turn into loss, with a share of over-training that pays.
+    pub const fn data(&self, realised: f64) -> Data {
+        Data { realised, unique_tokens: self.limits.unique_tokens, rounded_bits: self.rounded_bits }
+    }
+
+    /// The training device with the MFU that an expert count reaches.
+    pub fn training_of(&self, experts: usize) -> TrainingPrice {
+        let known = &self.mfu_by_experts;
+        let (Some(first), Some(last)) = (known.first(), known.last()) else {
+            return self.training;
+        };
+        let after = known.partition_point(|(e, _)| *e < experts);
+        let mfu = match (after.checked_sub(1).and_then(|i| known.get(i)), known.get(after)) {
+            (Some(low), Some(high)) => {
+                let ln = |e: usize| (e as f64).ln();
+                let share = (ln(experts) - ln(low.0)) / (ln(high.0) - ln(low.0));
+                low.1 + share * (high.1 - low.1)
+            }
+            (None, _) => first.1,
+            (_, None) => last.1,
+        };
+        TrainingPrice { mfu, ..self.training }
+    }
 }

@@ -5,13 +5,18 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::law::PowerLawSlice;
-use crate::plan::candidates::{Density, Family, Point, Reference, families};
+use crate::law::beyond::{REALISED, Standing};
+use crate::law::{Scaling, Slice, TokenCurve};
+use crate::plan::candidates::{Density, Family, Point, Reference, Shape, families};
 use crate::plan::draws::Draw;
 use crate::plan::inputs::{Demand, RankInputs};
+use crate::plan::outcome::CandidateKind;
 use crate::plan::price::{Book, Priced, replicas};
 use crate::serving::{StepFactors, TrainingPrice, training_flops, usd_per_million_output};
-use crate::units::{Nats, TokensPerSecond};
+use crate::units::TokensPerSecond;
+
+/// A training at its limit is within it.
+const ROUNDING: f64 = 1e-9;
 
 /// One candidate of the equal-loss comparison.
 #[derive(Clone, Debug)]
@@ -24,6 +29,12 @@ pub struct Entry {
     pub priced: Arc<Priced>,
     /// Standard deviation of ln(time of the routed experts) at its operating point.
     pub experts_log_sigma: f64,
+    /// The law at its size.
+    pub curve: TokenCurve,
+    /// Where it stands against the law's runs.
+    pub standing: Standing,
+    /// Whether it is priced only to be compared: no recommendation of this market.
+    pub is_guest: bool,
 }
 
 /// All candidates of a ranking.
@@ -35,6 +46,10 @@ pub struct Market {
     pub families: Vec<Family>,
     /// Equal-loss candidates, grouped by expert count in the order of `families`.
     pub entries: Vec<Entry>,
+    /// Standard deviation of the law's residual within its runs, in nats.
+    residual_nats: f64,
+    /// Where the model that sets the loss stands against the law's runs.
+    reference_standing: Option<Standing>,
 }
 
 /// What one candidate costs in one draw.
@@ -62,8 +77,9 @@ impl Market {
     ///
     /// # Errors
     /// When the law does not cover an expert count, or no latency model a layer.
-    pub fn new(book: &Book, inputs: &RankInputs, density: Density) -> Result<Self> {
-        let (reference, families) = families(book.law(), inputs, density)?;
+    pub fn new(book: &Book, law: &Scaling, inputs: &RankInputs, density: Density) -> Result<Self> {
+        let law = &law.on(&inputs.template);
+        let (reference, families) = families(law, inputs, density)?;
         let points: Vec<(usize, Point)> = families
             .iter()
             .enumerate()
@@ -72,15 +88,48 @@ impl Market {
         let entries = points
             .into_par_iter()
             .map(|(family, point)| {
-                let priced = book.get(&point.shape)?;
-                let deployed = priced.deploy(inputs, &StepFactors::ONE);
-                let experts_log_sigma = deployed.map_or(0.0, |d| {
-                    priced.options[d.option].curve.parts(d.capacity.batch).moe.log_sigma
-                });
-                Ok(Entry { family, point, priced, experts_log_sigma })
+                let slice = families[family].slice.as_ref();
+                entry((book, law), (family, point), slice, inputs)
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self { reference, families, entries })
+        let reference_standing = inputs.target.reference_experts().map(|experts| {
+            let set = families.iter().find(|f| f.experts == experts);
+            let n_active = set.map_or(1.0, |f| f.slice.optimum(reference.budget).n_active);
+            Standing::of(law, experts, n_active, experts)
+        });
+        let residual_nats = law.residual_nats();
+        Ok(Self { reference, families, entries, residual_nats, reference_standing })
+    }
+
+    /// Prices a shape that this market does not recommend, to compare it; returns its entry, or `None`
+    /// when no training of it reaches the loss.
+    ///
+    /// # Errors
+    /// When no latency model answers.
+    pub fn invite(
+        &mut self,
+        (book, law): (&Book, &Scaling),
+        inputs: &RankInputs,
+        (shape, n_active): (Shape, f64),
+    ) -> Result<Option<usize>> {
+        let known = |e: &Entry| e.point.shape == shape;
+        if let Some(found) = self.entries.iter().position(known) {
+            return Ok(Some(found));
+        }
+        let Some(family) = self.families.iter().position(|f| f.experts == shape.experts) else {
+            return Ok(None);
+        };
+        let law = &law.on(&inputs.template);
+        let slice = Arc::clone(&self.families[family].slice);
+        let standing = Standing::of(law, shape.experts, n_active, inputs.target.base_experts());
+        let data = inputs.data(REALISED.0);
+        let at = (n_active, standing.ratio_limit);
+        let reached = data.tokens_for(&slice.curve(n_active), at, self.reference.loss.0);
+        let Some(tokens) = reached else { return Ok(None) };
+        let point = Point { shape, n_active, tokens, kind: CandidateKind::OverTrained };
+        let guest = entry((book, law), (family, point), slice.as_ref(), inputs)?;
+        self.entries.push(Entry { is_guest: true, ..guest });
+        Ok(Some(self.entries.len() - 1))
     }
 
     /// What every candidate costs with nothing drawn.
@@ -100,9 +149,9 @@ impl Market {
         draw: &Draw,
         asked: &dyn Fn(usize) -> bool,
     ) -> World {
-        let training = TrainingPrice { mfu: draw.mfu, ..inputs.training };
-        let loss_of_reference = reference_residual(inputs, draw);
-        let reference_loss = self.reference_loss(inputs, draw);
+        let target = self.target(inputs, draw);
+        let most = self.reference.budget * inputs.limits.max_train_factor;
+        let data = inputs.data(draw.law.realised_share());
         let costs = self
             .entries
             .iter()
@@ -111,14 +160,21 @@ impl Market {
                 if !asked(index) {
                     return Costs { train: f64::INFINITY, capacity: Vec::new() };
                 }
-                let shift = loss_of_reference - draw.loss[entry.family];
-                let target = Nats(reference_loss.0 + shift);
-                let slice = drawn(&self.families[entry.family], draw);
-                let train = slice
-                    .tokens_for_loss(entry.point.n_active, target)
-                    .map_or(f64::INFINITY, |tokens| {
-                        training.cost(training_flops(entry.point.n_active, tokens)).0
-                    });
+                let n_active = entry.point.n_active;
+                let usual = inputs.training_of(entry.point.shape.experts);
+                let drawn_mfu = draw.own_mfu[entry.family] * draw.mfu / inputs.training.mfu;
+                let training = TrainingPrice { mfu: (usual.mfu * drawn_mfu).min(1.0), ..usual };
+                let own = draw.law.own[entry.family];
+                let error = entry.standing.error(&draw.law, own, self.residual_nats);
+                let curve = drawn(&self.families[entry.family], draw)
+                    .map_or(entry.curve, |slice| slice.curve(n_active));
+                let at = (n_active, entry.standing.ratio_limit);
+                // What does not fit the training limit misses the loss in this draw.
+                let train = data
+                    .tokens_for(&curve, at, target - error)
+                    .map(|tokens| training_flops(n_active, tokens))
+                    .filter(|work| work.0 <= most.0 * (1.0 + ROUNDING))
+                    .map_or(f64::INFINITY, |work| training.cost(work).0);
                 let factors = draw.factors(entry.family, entry.experts_log_sigma);
                 let capacity = entry
                     .priced
@@ -132,30 +188,51 @@ impl Market {
         World { price: inputs.device.price * draw.price, max_serve, costs }
     }
 
-    /// Loss that the candidates must reach in a draw: the given one, or what the reference model
-    /// has under the draw's coefficients. Errors that all expert counts share cancel this way.
-    fn reference_loss(&self, inputs: &RankInputs, draw: &Draw) -> Nats {
+    /// Loss that the candidates must reach in a draw: the given one, or what the reference model has
+    /// under the draw's coefficients and with its own error. It is another run than any candidate, so
+    /// that its residual never cancels.
+    fn target(&self, inputs: &RankInputs, draw: &Draw) -> f64 {
         let experts = inputs.target.reference_experts();
         let family = experts.and_then(|e| self.families.iter().find(|f| f.experts == e));
-        family.filter(|f| !f.drawn.is_empty()).map_or(self.reference.loss, |family| {
-            // The law's own optimum set the loss; its drawn twin moves it.
+        let (Some(family), Some(standing)) = (family, self.reference_standing) else {
+            return self.reference.loss.0;
+        };
+        // The law's own optimum set the loss; its drawn twin moves it.
+        let loss = drawn(family, draw).map_or(self.reference.loss.0, |slice| {
             let optimum = family.slice.optimum(self.reference.budget);
-            drawn(family, draw).loss(optimum.n_active, optimum.tokens)
-        })
+            slice.loss(optimum.n_active, optimum.tokens).0
+        });
+        loss + standing.error(&draw.law, draw.law.reference, self.residual_nats)
     }
 }
 
-/// The law of one family in a draw: that of the draw's coefficients, if the law has draws.
-fn drawn<'a>(family: &'a Family, draw: &Draw) -> &'a PowerLawSlice {
-    let slice = draw.coefficients.and_then(|i| family.drawn.get(i % family.drawn.len().max(1)));
-    slice.unwrap_or(&family.slice)
+/// One candidate with its prices and its place against the law's runs.
+fn entry(
+    (book, law): (&Book, &Scaling),
+    (family, point): (usize, Point),
+    slice: &dyn Slice,
+    inputs: &RankInputs,
+) -> Result<Entry> {
+    let priced = book.get(&point.shape)?;
+    let deployed = priced.deploy(inputs, &StepFactors::ONE);
+    let experts_log_sigma = deployed
+        .map_or(0.0, |d| priced.options[d.option].curve.parts(d.capacity.batch).moe.log_sigma);
+    let experts = point.shape.experts;
+    Ok(Entry {
+        family,
+        point,
+        priced,
+        experts_log_sigma,
+        curve: slice.curve(point.n_active),
+        standing: Standing::of(law, experts, point.n_active, inputs.target.base_experts()),
+        is_guest: false,
+    })
 }
 
-/// Residual of the expert count that sets the target loss; none when the loss was given outright.
-fn reference_residual(inputs: &RankInputs, draw: &Draw) -> f64 {
-    let reference = inputs.target.reference_experts();
-    let index = reference.and_then(|experts| inputs.experts.iter().position(|&e| e == experts));
-    index.map_or(0.0, |i| draw.loss[i])
+/// The law of one family in a draw of its coefficients, if the law has draws.
+fn drawn<'a>(family: &'a Family, draw: &Draw) -> Option<&'a dyn Slice> {
+    let index = draw.coefficients? % family.drawn.len().max(1);
+    family.drawn.get(index).map(AsRef::as_ref)
 }
 
 impl World {

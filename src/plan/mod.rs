@@ -13,6 +13,7 @@ pub mod frontier;
 pub mod inputs;
 pub mod latency_curve;
 pub mod market;
+pub mod mixture;
 pub mod operating;
 pub mod outcome;
 pub mod over_training;

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::law::bounded::{Bounded, bounded_cost_at, bounded_loss, budget_for_both_at};
 use crate::law::inference_aware::{Serving, cheapest};
-use crate::law::{ExpertScaling, Optimum};
+use crate::law::{Optimum, Scaling};
 use crate::plan::decide::CostTable;
 use crate::plan::inputs::RankInputs;
 use crate::plan::market::Market;
@@ -46,12 +46,11 @@ pub fn against_cheapest_training(
 /// # Errors
 /// When the law does not cover an expert count.
 pub fn report(
-    book: &Book,
+    (book, law): (&Book, &Scaling),
     market: &Market,
     inputs: &RankInputs,
     lifetime: f64,
 ) -> Result<OverTrainingReport> {
-    let law = book.law();
     let base_experts = inputs.target.base_experts();
     let budget = market.reference.budget;
     let base = law.slice(base_experts)?.optimum(budget);
@@ -63,7 +62,7 @@ pub fn report(
         .par_iter()
         // Without a bound of its own the base is its own answer.
         .filter(|&&experts| experts != base_experts || given.is_some())
-        .map(|&experts| at_budget(book, (base_experts, experts), market, bound))
+        .map(|&experts| at_budget((book, law), (base_experts, experts), market, bound))
         .collect();
     let processed_tokens =
         lifetime * (inputs.lengths.input + inputs.lengths.output) / inputs.lengths.output;
@@ -79,8 +78,13 @@ pub fn report(
     })
 }
 
-fn at_budget(book: &Book, pair: (usize, usize), market: &Market, bound: Option<f64>) -> AtBudget {
-    let (law, budget, experts) = (book.law(), market.reference.budget, pair.1);
+fn at_budget(
+    (book, law): (&Book, &Scaling),
+    pair: (usize, usize),
+    market: &Market,
+    bound: Option<f64>,
+) -> AtBudget {
+    let (budget, experts) = (market.reference.budget, pair.1);
     let cost = |experts: usize, n: f64| book.cost(experts, n);
     let no_bound = || {
         crate::Error::infeasible(
@@ -118,7 +122,7 @@ fn parts<T>(result: Result<T>) -> (Option<T>, Option<String>) {
     }
 }
 
-fn smaller(law: &dyn ExpertScaling, experts: usize, bounded: &Bounded) -> SmallerModel {
+fn smaller(law: &Scaling, experts: usize, bounded: &Bounded) -> SmallerModel {
     let Optimum { n_active, tokens, loss } = bounded.model;
     SmallerModel {
         n_active,
@@ -133,10 +137,10 @@ fn smaller(law: &dyn ExpertScaling, experts: usize, bounded: &Bounded) -> Smalle
 }
 
 /// The least FLOPs over the model's life of each expert count that reaches the target loss.
-fn by_flops(law: &dyn ExpertScaling, market: &Market, processed_tokens: f64) -> Vec<ByFlops> {
+fn by_flops(law: &Scaling, market: &Market, processed_tokens: f64) -> Vec<ByFlops> {
     let serving = Serving::in_flops(processed_tokens);
     let models = market.families.iter().filter_map(|family| {
-        let best = cheapest(&family.slice, market.reference.loss, serving).ok()?;
+        let best = cheapest(family.slice.as_ref(), market.reference.loss, serving).ok()?;
         Some(ByFlops {
             experts: family.experts,
             n_active: best.n_active,

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::MoeModel;
 use crate::latency::LatencyModel;
-use crate::law::ExpertScaling;
 use crate::plan::candidates::{Shape, ladder, model};
 use crate::plan::inputs::{Demand, RankInputs};
 use crate::serving::{
@@ -98,8 +97,7 @@ impl Routing {
 type Ladder = Arc<Vec<(f64, Shape)>>;
 
 /// Prices shapes, each once, for one set of inputs that step times depend on.
-pub struct Book<'a> {
-    law: &'a dyn ExpertScaling,
+pub struct Book {
     latency: Arc<dyn LatencyModel>,
     inputs: RankInputs,
     routings: Arc<Vec<(usize, Routing)>>,
@@ -107,25 +105,18 @@ pub struct Book<'a> {
     ladders: Mutex<HashMap<usize, Ladder>>,
 }
 
-impl<'a> Book<'a> {
+impl Book {
     /// A book for the expert counts, lengths, formats, device and service level of `inputs`.
     ///
     /// # Errors
-    /// When the law does not cover an expert count.
-    pub fn new(
-        law: &'a dyn ExpertScaling,
-        latency: Arc<dyn LatencyModel>,
-        inputs: &RankInputs,
-    ) -> Result<Self> {
-        /// Any size will do to ask a law's architecture for its routing.
-        const ANY_SIZE: f64 = 1e9;
+    /// [`Error::Usage`] for a routing that the sizes do not allow.
+    pub fn new(latency: Arc<dyn LatencyModel>, inputs: &RankInputs) -> Result<Self> {
         let of = |&experts: &usize| {
-            let top_k = law.closure(experts, ANY_SIZE)?.top_k;
+            let top_k = inputs.template.top_k.min(experts);
             Ok((experts, Routing::new(inputs, experts, top_k)?))
         };
         let routings = inputs.experts.iter().map(of).collect::<Result<Vec<_>>>()?;
         Ok(Self {
-            law,
             latency,
             inputs: inputs.clone(),
             routings: Arc::new(routings),
@@ -137,7 +128,6 @@ impl<'a> Book<'a> {
     /// An empty book for other lengths, formats or limits of the same expert counts and routing.
     pub fn with(&self, inputs: &RankInputs) -> Self {
         Self {
-            law: self.law,
             latency: Arc::clone(&self.latency),
             inputs: inputs.clone(),
             routings: Arc::clone(&self.routings),
@@ -150,7 +140,7 @@ impl<'a> Book<'a> {
     /// around it, linear in the logarithms. `None` when one of them cannot be served within the
     /// service level. A bound on cost does not count here: it is what the cost is compared with.
     pub fn cost(&self, experts: usize, n_active: f64) -> Option<f64> {
-        let ladder = self.ladder(experts).ok()?;
+        let ladder = self.ladder(experts);
         let after = ladder.partition_point(|(n, _)| *n < n_active).clamp(1, ladder.len() - 1);
         let (low, high) = (ladder.get(after - 1)?, ladder.get(after)?);
         let of = |shape: &Shape| {
@@ -163,18 +153,13 @@ impl<'a> Book<'a> {
     }
 
     /// Shapes by rising size, one a width.
-    fn ladder(&self, experts: usize) -> Result<Arc<Vec<(f64, Shape)>>> {
+    fn ladder(&self, experts: usize) -> Ladder {
         let lock = || self.ladders.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = lock().get(&experts).cloned() {
-            return Ok(known);
+            return known;
         }
-        let ladder = Arc::new(ladder(self.law, experts)?);
-        Ok(Arc::clone(lock().entry(experts).or_insert(ladder)))
-    }
-
-    /// The law behind the shapes.
-    pub fn law(&self) -> &'a dyn ExpertScaling {
-        self.law
+        let ladder = Arc::new(ladder(&self.inputs.template, experts));
+        Arc::clone(lock().entry(experts).or_insert(ladder))
     }
 
     /// The latencies behind the prices.
@@ -201,7 +186,7 @@ impl<'a> Book<'a> {
         if let Some(priced) = known() {
             return Ok(priced);
         }
-        let model = model(self.law, shape, &self.inputs)?;
+        let model = model(shape, &self.inputs)?;
         let routing = self.routing(shape.experts)?;
         let priced = Arc::new(Priced::new(model, routing, self.latency.as_ref(), &self.inputs)?);
         let mut all = self.priced.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,7 +10,8 @@ use rayon::prelude::*;
 
 use crate::config::{Attention, MoeModel};
 use crate::latency::{LatencyModel, Operation};
-use crate::law::{ExpertScaling, step_law};
+use crate::law::beyond::{REALISED, Standing};
+use crate::law::{Scaling, step_law};
 use crate::plan::candidates::{Density, Point};
 use crate::plan::decide::{
     CostTable, best_of_families, changes, cost_table, interval, pair_crossing, win_shares, winner,
@@ -20,6 +21,7 @@ use crate::plan::draws::{Draw, draws};
 use crate::plan::frontier::pareto;
 use crate::plan::inputs::{Demand, RankInputs};
 use crate::plan::market::{Market, World};
+use crate::plan::mixture::{Member, mixture};
 use crate::plan::operating::{Operating, operate};
 use crate::plan::outcome::{
     Assumption, Basis, Candidate, CandidateKind, Crossover, DecisionMaps, Interval, LawUsed,
@@ -64,19 +66,27 @@ pub struct Ranking {
     pub models: Vec<(usize, MoeModel)>,
 }
 
-/// Ranks the expert counts of `inputs`. `origin` names who answered an operation.
+/// Ranks the expert counts of `inputs` under each law and under their mixture; the first law is the one
+/// whose candidates are listed. `origin` names who answered an operation.
 ///
 /// # Errors
 /// [`Error::Infeasible`] when no expert count can be trained and served within the limits;
 /// whatever the law or the latency model refuses.
 pub fn rank(
-    law: &dyn ExpertScaling,
+    members: &[Member],
     (latency, origin): (Arc<dyn LatencyModel>, &OriginOf),
     inputs: &RankInputs,
     provenance: Provenance,
 ) -> Result<Ranking> {
-    let book = Book::new(law, latency, inputs)?;
-    let market = Market::new(&book, inputs, Density::ALL)?;
+    let members: Vec<Member> = members
+        .iter()
+        .map(|m| Member { law: m.law.on(&inputs.template), weight: m.weight })
+        .collect();
+    let Some(Member { law, .. }) = members.first() else {
+        return Err(Error::usage("--law", "no law to rank with"));
+    };
+    let book = Book::new(latency, inputs)?;
+    let market = Market::new(&book, law, inputs, Density::ALL)?;
     let lifetime = lifetime(inputs, &market.reference);
     // Whether anything can be had is known before anything is drawn.
     let nominal = market.nominal(inputs);
@@ -85,11 +95,12 @@ pub fn rank(
     let first = winner(&best).ok_or_else(|| infeasible(&market, inputs))?;
     let (winning_entry, _) = best[first].ok_or_else(|| infeasible(&market, inputs))?;
     let drawn = draws(inputs.draws, inputs.seed, &inputs.ranges, inputs.experts.len());
-    let question = Question { book: &book, market: &market, inputs, lifetime };
+    let question = Question { book: &book, law, market: &market, inputs, lifetime };
     let costs = question.costs(&nominal, &drawn);
     let (candidates, p_none) = question.candidates(&costs, &best)?;
     let offset = candidates.len() - market.entries.len();
     let operations = question.operations(winning_entry, origin)?;
+    let (laws, mixture) = mixture(&book, &members, inputs)?;
     let maps = question.maps(&candidates[offset + winning_entry], &costs, &drawn)?;
     let models = best
         .iter()
@@ -112,9 +123,9 @@ pub fn rank(
             (lifetime / span, lifetime * span),
         ),
         total_cost: total_cost(&market, &costs.nominal, lifetime),
-        over_training: over_training::report(&book, &market, inputs, lifetime)?,
+        over_training: over_training::report((&book, law), &market, inputs, lifetime)?,
         decision_map: maps,
-        sensitivity: sensitivity::sensitivities((&book, &market), inputs, first)?,
+        sensitivity: sensitivity::sensitivities((&book, law, &market), inputs, first)?,
         layer_latency: latency_curve::curves(&book, &market, &best),
         profile: ProfileUsed { operations, ..provenance.profile },
         law: LawUsed {
@@ -124,6 +135,8 @@ pub fn rank(
             target_loss_nats: market.reference.loss.0,
             target_from_experts: inputs.target.reference_experts(),
         },
+        laws,
+        mixture: Some(mixture),
         assumptions: provenance.assumptions,
         warnings: provenance.warnings,
         arguments: None,
@@ -154,7 +167,8 @@ struct AllCosts {
 /// A ranking under way.
 #[derive(Clone, Copy)]
 struct Question<'a> {
-    book: &'a Book<'a>,
+    book: &'a Book,
+    law: &'a Scaling,
     market: &'a Market,
     inputs: &'a RankInputs,
     lifetime: f64,
@@ -219,7 +233,7 @@ impl Question<'_> {
 
     /// One candidate with its nominal costs; intervals and probabilities are filled in later.
     fn candidate(&self, point: &Point, priced: &Priced) -> Candidate {
-        let (law, inputs, experts) = (self.book.law(), self.inputs, point.shape.experts);
+        let (law, inputs, experts) = (self.law, self.inputs, point.shape.experts);
         let (operating, infeasible) = match operate(self.book, priced, inputs) {
             Ok(operating) => (Some(operating), None),
             Err(reason) => (None, Some(reason.to_string())),
@@ -246,14 +260,14 @@ impl Question<'_> {
             config: None,
             tokens: point.tokens,
             tokens_per_param: point.tokens_per_param(),
-            loss_nats: law_loss(law, experts, point),
+            loss_nats: law_loss(law, inputs, point),
             extrapolation: law.extrapolation(experts, point.n_active, point.tokens).worst(),
             train_flops: training_flops(point.n_active, point.tokens).0,
             learning_rate: advice.as_ref().ok().map(|(step, _)| step.learning_rate),
             batch_tokens: advice.as_ref().ok().map(|(step, _)| step.batch_tokens),
             hyperparameter_extrapolation: advice.as_ref().ok().map(|(_, factor)| *factor),
             hyperparameters_missing: advice.err(),
-            train_usd: inputs.training.cost(point.train_flops()).0,
+            train_usd: inputs.training_of(experts).cost(point.train_flops()).0,
             train_usd_interval: None,
             serve_usd_per_million_output_tokens: of(|o| o.deployed.cost.0),
             serve_usd_per_million_output_tokens_at_scale: None,
@@ -307,7 +321,12 @@ impl Question<'_> {
         let tpot = tpot.unwrap_or(Seconds(0.1));
         Ok(DecisionMaps {
             traffic: decision_map::traffic(self.market, worlds, inputs, (rate, self.lifetime)),
-            budget: decision_map::budget(self.book, self.market, inputs, (tpot, drawn, headline))?,
+            budget: decision_map::budget(
+                (self.book, self.law),
+                self.market,
+                inputs,
+                (tpot, drawn, headline),
+            )?,
         })
     }
 }
@@ -320,8 +339,14 @@ const fn heads(model: &MoeModel) -> (usize, usize) {
     }
 }
 
-fn law_loss(law: &dyn ExpertScaling, experts: usize, point: &Point) -> f64 {
-    law.slice(experts).map_or(f64::NAN, |s| s.loss(point.n_active, point.tokens).0)
+/// What a model's training comes to: over-training worth its share, repeated data what it is worth.
+fn law_loss(law: &Scaling, inputs: &RankInputs, point: &Point) -> f64 {
+    let (experts, n_active) = (point.shape.experts, point.n_active);
+    let standing = Standing::of(law, experts, n_active, inputs.target.base_experts());
+    let data = inputs.data(REALISED.0);
+    law.slice(experts).map_or(f64::NAN, |slice| {
+        data.loss(&slice.curve(n_active), (n_active, standing.ratio_limit), point.tokens)
+    })
 }
 
 /// Total cost and 95 % intervals of one equal-loss candidate over the draws.

@@ -4,10 +4,10 @@ use proptest::prelude::*;
 
 use crate::latency::Source;
 use crate::plan::outcome::{
-    Assumption, AtBudget, Basis, Binding, ByFlops, Candidate, CandidateKind, Crossover,
-    DecisionMap, DecisionMaps, Interval, LatencyCurve, LatencyPoint, LawUsed, OperationSource,
-    OverTraining, OverTrainingReport, ProfileUsed, RankReport, SCHEMA, SCHEMA_VERSION, Sensitivity,
-    SmallerModel, TotalCostCurve, TotalCostPoint,
+    Assumption, AtBudget, Basis, Binding, ByFlops, Candidate, CandidateKind, Choice, Crossover,
+    DecisionMap, DecisionMaps, ExpertShare, Interval, LatencyCurve, LatencyPoint, LawAnswer,
+    LawUsed, Mixture, OperationSource, OverTraining, OverTrainingReport, ProfileUsed, RankReport,
+    SCHEMA, SCHEMA_VERSION, Sensitivity, SmallerModel, TotalCostCurve, TotalCostPoint,
 };
 use crate::serving::Layout;
 
@@ -25,6 +25,8 @@ pub(crate) fn report() -> RankReport {
             report.candidates.push(candidate(experts, kind, index as f64, step as f64));
         }
     }
+    report.laws = laws();
+    report.mixture = Some(mixture());
     report.frontier = vec![4, 5];
     report.crossovers = vec![
         Crossover {
@@ -140,6 +142,8 @@ pub(crate) fn empty() -> RankReport {
             target_loss_nats: 2.1234,
             target_from_experts: Some(4),
         },
+        laws: vec![],
+        mixture: None,
         assumptions: vec![],
         warnings: vec![],
     }
@@ -201,6 +205,48 @@ fn candidate(experts: usize, kind: CandidateKind, index: f64, step: f64) -> Cand
         binding: serve.map(|_| Binding::WeightStream),
         latency_source: serve.map(|_| Source::Transferred),
         infeasible: serve.is_none().then(|| "weights do not fit".into()),
+    }
+}
+
+fn laws() -> Vec<LawAnswer> {
+    let answer = |law: &str, winner: Option<usize>| LawAnswer {
+        law: law.into(),
+        mapping: "as it stands".into(),
+        weight: if winner.is_some() { 1.0 / 3.0 } else { 0.0 },
+        refused: winner.is_none().then(|| "no dense models in it".into()),
+        silent_on: if law == "second" { vec![1] } else { vec![] },
+        target_loss_nats: winner.map(|_| 2.1234),
+        winner,
+        total_usd: winner.map(|_| 5.4e5),
+        tokens_per_param: winner.map(|_| 310.0),
+        extrapolation: winner.map(|_| 41.0),
+        p_best: winner.map_or_else(Vec::new, |w| {
+            let share = |experts| ExpertShare { experts, p: if experts == w { 0.7 } else { 0.2 } };
+            vec![share(1), share(4)]
+        }),
+        p_none: if winner.is_some() { 0.1 } else { 0.0 },
+    };
+    vec![
+        answer("made-up", Some(4)),
+        answer("second", Some(4)),
+        answer("third", Some(1)),
+        answer("fourth", None),
+    ]
+}
+
+fn mixture() -> Mixture {
+    let choice = |experts, p_best, regret| Choice {
+        experts,
+        n_active: 7.2e9,
+        hidden_size: 3584,
+        num_layers: 56,
+        p_best,
+        expected_regret_usd: Some(regret),
+    };
+    Mixture {
+        winner: Some(4),
+        choices: vec![choice(1, 0.37, 3.1e4), choice(4, 0.53, 1.2e4)],
+        p_none: 0.1,
     }
 }
 

@@ -1,10 +1,13 @@
 //! Which single assumption, moved to the ends of its range, changes the winner.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use crate::Result;
+use crate::law::Scaling;
+use crate::law::beyond::REALISED;
 use crate::plan::candidates::Density;
 use crate::plan::decide::{best_of_families, cost_table, winner};
 use crate::plan::decision_map::lifetime;
@@ -40,15 +43,15 @@ enum Changes {
 /// # Errors
 /// When a changed market cannot be priced.
 pub fn sensitivities(
-    (book, market): (&Book, &Market),
+    (book, law, market): (&Book, &Scaling, &Market),
     inputs: &RankInputs,
     today: usize,
 ) -> Result<Vec<Sensitivity>> {
-    cases(inputs, today)
+    cases(inputs, today, market.reference.tokens)
         .into_par_iter()
         .map(|(assumption, low, high)| {
-            let (winner_at_low, margin_at_low) = outcome((book, market), &low, today)?;
-            let (winner_at_high, margin_at_high) = outcome((book, market), &high, today)?;
+            let (winner_at_low, margin_at_low) = outcome((book, law, market), &low, today)?;
+            let (winner_at_high, margin_at_high) = outcome((book, law, market), &high, today)?;
             let now = Some(inputs.experts[today]);
             Ok(Sensitivity {
                 assumption: assumption.into(),
@@ -66,15 +69,17 @@ pub fn sensitivities(
 
 /// The winner at one end, and the cheapest other total over today's winner's.
 fn outcome(
-    (book, market): (&Book, &Market),
+    (book, law, market): (&Book, &Scaling, &Market),
     end: &End,
     today: usize,
 ) -> Result<(Option<usize>, Option<f64>)> {
     let inputs = &end.inputs;
     let market = match end.changes {
         Changes::Nothing => Ok(Cow::Borrowed(market)),
-        Changes::Candidates => Market::new(book, inputs, Density::ALL).map(Cow::Owned),
-        Changes::Steps => Market::new(&book.with(inputs), inputs, Density::COARSE).map(Cow::Owned),
+        Changes::Candidates => Market::new(book, law, inputs, Density::ALL).map(Cow::Owned),
+        Changes::Steps => {
+            Market::new(&book.with(inputs), law, inputs, Density::COARSE).map(Cow::Owned)
+        }
     };
     let market = match market {
         Ok(market) => market,
@@ -91,14 +96,17 @@ fn outcome(
 }
 
 /// The assumptions with their two ends.
-fn cases(inputs: &RankInputs, today: usize) -> Vec<(&'static str, End, End)> {
+fn cases(
+    inputs: &RankInputs,
+    today: usize,
+    reference_tokens: f64,
+) -> Vec<(&'static str, End, End)> {
     let still = Draw::nominal(inputs.training.mfu, inputs.experts.len());
     let with = |text: String, change: &dyn Fn(&mut RankInputs, &mut Draw)| {
         let mut end =
             End { text, inputs: inputs.clone(), draw: still.clone(), changes: Changes::Nothing };
         change(&mut end.inputs, &mut end.draw);
-        let same = end.inputs.lengths == inputs.lengths
-            && (end.inputs.kv_group - inputs.kv_group).abs() < 1e-9;
+        let same = end.inputs.lengths == inputs.lengths && end.inputs.template == inputs.template;
         end.changes = match end.inputs.limits == inputs.limits {
             _ if !same => Changes::Steps,
             false => Changes::Candidates,
@@ -113,7 +121,6 @@ fn cases(inputs: &RankInputs, today: usize) -> Vec<(&'static str, End, End)> {
     };
     let limits = |max_tokens_per_param| Limits { max_tokens_per_param, ..inputs.limits };
     let own = ranges.own_log_sigma;
-    let only = |z: f64| move |values: &mut Vec<f64>| values[today] = z;
     vec![
         (
             "lifetime output tokens",
@@ -137,8 +144,8 @@ fn cases(inputs: &RankInputs, today: usize) -> Vec<(&'static str, End, End)> {
         ),
         (
             "key/value heads",
-            with("one per query head".into(), &|i, _| i.kv_group = 1.0),
-            with("one per 8 query heads".into(), &|i, _| i.kv_group = 8.0),
+            with("one per query head".into(), &|i, _| regroup(i, 1.0)),
+            with("one per 8 query heads".into(), &|i, _| regroup(i, 8.0)),
         ),
         (
             "tokens per parameter limit",
@@ -155,16 +162,65 @@ fn cases(inputs: &RankInputs, today: usize) -> Vec<(&'static str, End, End)> {
             with("2.5th percentile".into(), &|_, d| d.step[today] = (-Z95 * own).exp()),
             with("97.5th percentile".into(), &|_, d| d.step[today] = (Z95 * own).exp()),
         ),
+    ]
+    .into_iter()
+    .chain(law_cases(&with, today, reference_tokens))
+    .chain(service_cases(&with, inputs))
+    .collect()
+}
+
+/// One end of a range, from a word for it and what it changes.
+type With<'a> = &'a dyn Fn(String, &dyn Fn(&mut RankInputs, &mut Draw)) -> End;
+
+/// What is not known of the law and the data.
+fn law_cases(with: With, today: usize, reference_tokens: f64) -> Vec<(&'static str, End, End)> {
+    vec![
         (
-            "law residual of the winner",
-            with(format!("-{:.4} nats", Z95 * ranges.loss_sigma), &|_, d| {
-                only(-Z95 * ranges.loss_sigma)(&mut d.loss);
+            "law error of the winner",
+            with("2.5th percentile".into(), &|_, d| d.law.own[today] = -Z95),
+            with("97.5th percentile".into(), &|_, d| d.law.own[today] = Z95),
+        ),
+        (
+            "law slope in experts",
+            with("2.5th percentile".into(), &|_, d| d.law.slope = -Z95),
+            with("97.5th percentile".into(), &|_, d| d.law.slope = Z95),
+        ),
+        (
+            "share of over-training that pays",
+            with(format!("{:.2}", REALISED.0 - REALISED.1), &|_, d| d.law.realised = -1.0),
+            with(format!("{:.2}", REALISED.0 + REALISED.1), &|_, d| d.law.realised = 1.0),
+        ),
+        (
+            "unique training tokens",
+            with("as many as the reference is trained on".into(), &|i, _| {
+                i.limits.unique_tokens = Some(reference_tokens);
             }),
-            with(format!("+{:.4} nats", Z95 * ranges.loss_sigma), &|_, d| {
-                only(Z95 * ranges.loss_sigma)(&mut d.loss);
-            }),
+            with("no limit".into(), &|i, _| i.limits.unique_tokens = None),
         ),
     ]
+}
+
+/// What is promised to the users of the model.
+fn service_cases(with: With, inputs: &RankInputs) -> Vec<(&'static str, End, End)> {
+    let mut cases = Vec::new();
+    if let Some(limit) = inputs.level.tpot {
+        let to = |by: f64| move |i: &mut RankInputs, _: &mut Draw| i.level.tpot = Some(limit * by);
+        cases.push((
+            "limit on TPOT",
+            with("half".into(), &to(0.5)),
+            with("double".into(), &to(2.0)),
+        ));
+    }
+    if let Some(rate) = inputs.demand.rate {
+        let to = |by: f64| move |i: &mut RankInputs, _: &mut Draw| i.demand.rate = Some(rate * by);
+        let (low, high) = (with("a tenth".into(), &to(0.1)), with("ten times".into(), &to(10.0)));
+        cases.push(("request rate", low, high));
+    }
+    cases
+}
+
+fn regroup(inputs: &mut RankInputs, heads: f64) {
+    inputs.template = Arc::new(inputs.template.as_ref().clone().with_kv_group(heads));
 }
 
 fn scale_lengths(inputs: &mut RankInputs, by: f64) {

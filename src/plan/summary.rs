@@ -1,11 +1,17 @@
 //! The answer in sentences, and the warnings that belong to it.
 
+use std::collections::BTreeMap;
+
 use crate::latency::Source;
-use crate::plan::outcome::{Binding, Candidate, RankReport};
+use crate::plan::outcome::{
+    Binding, Candidate, Choice, LawAnswer, Mixture, RankReport, Sensitivity,
+};
 use crate::units::{Tokens, Usd, UsdPerMillionTokens, count};
 
 /// Below this probability nothing is called the winner.
 const CLEAR: f64 = 0.5;
+/// Two expected regrets within this factor of each other are told as one.
+const CLOSE_REGRET: f64 = 1.3;
 /// The law's listed runs end at this many training tokens per active parameter.
 const LISTED_TOKENS_PER_PARAM: f64 = 73.0;
 /// Shares of draws below this are not told.
@@ -21,7 +27,15 @@ pub fn sentences(report: &RankReport, lifetime: f64) -> Vec<String> {
     let Some(&first) = best.first() else {
         return Vec::new();
     };
-    let mut lines = vec![verdict(first, &best, lifetime)];
+    let mut lines = over_laws(report);
+    let alone = verdict(first, &best, lifetime);
+    lines.push(if report.laws.len() > 1 {
+        format!("Under {} alone: {}{}", report.law.id, alone[..1].to_lowercase(), &alone[1..])
+    } else {
+        alone
+    });
+    lines.extend(limits(report, first));
+    lines.extend(deciding(report));
     if report.p_none >= SHOWN {
         lines.push(format!(
             "In {:.0}% of the draws none of these models reaches the loss and keeps the service level.",
@@ -44,6 +58,135 @@ pub fn sentences(report: &RankReport, lifetime: f64) -> Vec<String> {
         )
     }));
     lines
+}
+
+/// How far the laws agree, and what their mixture says.
+fn over_laws(report: &RankReport) -> Vec<String> {
+    let answered: Vec<&LawAnswer> = report.laws.iter().filter(|l| l.winner.is_some()).collect();
+    let Some(mixture) = report.mixture.as_ref().filter(|_| report.laws.len() > 1) else {
+        return Vec::new();
+    };
+    let mut votes: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+    for law in &answered {
+        if let Some(winner) = law.winner {
+            votes.entry(winner).or_default().push(&law.law);
+        }
+    }
+    let mut votes: Vec<(usize, Vec<&str>)> = votes.into_iter().collect();
+    votes.sort_by_key(|(_, laws)| std::cmp::Reverse(laws.len()));
+    let mut lines = Vec::new();
+    if let Some((first, others)) = votes.split_first() {
+        let others: Vec<String> = others
+            .iter()
+            .map(|(experts, laws)| format!("{} by {}", name(*experts), laws.join(", ")))
+            .collect();
+        let rest =
+            if others.is_empty() { String::new() } else { format!(" ({})", others.join("; ")) };
+        let (votes, all) = (first.1.len(), answered.len());
+        lines.push(format!("{votes} of {all} laws: {}{rest}.", name(first.0)));
+    }
+    lines.extend(mixed(mixture));
+    lines
+}
+
+/// The mixture's probabilities and what a choice is expected to lose.
+fn mixed(mixture: &Mixture) -> Option<String> {
+    let mut choices = mixture.choices.clone();
+    choices.sort_by(|a, b| b.p_best.total_cmp(&a.p_best));
+    let first = choices.first()?;
+    let shares: Vec<String> =
+        choices.iter().map(|c| format!("{} {:.2}", name(c.experts), c.p_best)).collect();
+    let none = if mixture.p_none >= SHOWN {
+        format!(", none of them {:.2}", mixture.p_none)
+    } else {
+        String::new()
+    };
+    let regret = |c: &Choice| c.expected_regret_usd.map(|usd| (c.experts, usd));
+    let mut regrets: Vec<(usize, f64)> = choices.iter().filter_map(regret).collect();
+    regrets.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let advice = match regrets.as_slice() {
+        [a, b, ..] if b.1 <= CLOSE_REGRET * a.1 => format!(
+            " Either {} or {}: at most {} is lost on average.",
+            name(a.0),
+            name(b.0),
+            Usd(b.1)
+        ),
+        [a, b, ..] => format!(
+            " {} loses {} on average against the cheapest, {} {}.",
+            capital(&name(a.0)),
+            Usd(a.1),
+            name(b.0),
+            Usd(b.1)
+        ),
+        _ => String::new(),
+    };
+    let model = format!("{} active", count(first.n_active));
+    Some(format!(
+        "Cheapest over all laws: {} ({model}); P(best) {}{none}.{advice}",
+        name(first.experts),
+        shares.join(", ")
+    ))
+}
+
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |c| c.to_uppercase().chain(letters).collect())
+}
+
+/// Which single fact would decide the answer.
+fn deciding(report: &RankReport) -> Option<String> {
+    let mut winners: Vec<usize> = report.laws.iter().filter_map(|l| l.winner).collect();
+    winners.sort_unstable();
+    winners.dedup();
+    let mut facts = Vec::new();
+    if winners.len() > 1 {
+        let names: Vec<String> = winners.iter().map(|&w| name(w)).collect();
+        facts.push(format!("which loss law holds ({})", names.join(", ")));
+    }
+    // The lower the margin, the more clearly another count wins there.
+    let margin = |s: &Sensitivity| {
+        let of = |m: Option<f64>| m.unwrap_or(f64::INFINITY);
+        of(s.margin_at_low).min(of(s.margin_at_high))
+    };
+    let strongest = report
+        .sensitivity
+        .iter()
+        .filter(|s| s.flips && margin(s) < 1.0)
+        .min_by(|a, b| margin(a).total_cmp(&margin(b)));
+    if let Some(s) = strongest {
+        let is_low = s.margin_at_low.is_some_and(|m| m <= margin(s));
+        let (end, winner) =
+            if is_low { (&s.low, s.winner_at_low) } else { (&s.high, s.winner_at_high) };
+        if let Some(winner) = winner {
+            facts.push(format!("{} ({} at {end})", s.assumption, name(winner)));
+        }
+    }
+    (!facts.is_empty()).then(|| format!("What would decide it: {}.", facts.join(", then ")))
+}
+
+/// Whether the recommendation stands on a limit rather than on a trade.
+fn limits(report: &RankReport, first: &Candidate) -> Option<String> {
+    /// Neighbouring shapes differ by this much in tokens per parameter.
+    const AT: f64 = 0.93;
+    let value = |flag: &str| {
+        let assumed = report.assumptions.iter().find(|a| a.name == flag)?;
+        assumed.value.split_whitespace().next()?.parse::<f64>().ok()
+    };
+    let mut on = Vec::new();
+    if value("--max-tokens-per-param").is_some_and(|most| first.tokens_per_param > AT * most) {
+        on.push("--max-tokens-per-param");
+    }
+    let budget = report.over_training.budget_flops;
+    if value("--max-train-factor").is_some_and(|most| first.train_flops > AT * most * budget) {
+        on.push("--max-train-factor");
+    }
+    (!on.is_empty()).then(|| {
+        format!(
+            "{} lies on a limit ({}): an assumption decides its size.",
+            capital(&name(first.experts)),
+            on.join(", ")
+        )
+    })
 }
 
 fn verdict(first: &Candidate, best: &[&Candidate], lifetime: f64) -> String {

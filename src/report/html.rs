@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use crate::plan::outcome::RankReport;
 use crate::report::escape::escape;
-use crate::report::over_training_view;
 use crate::report::plot::Figure;
 use crate::report::view::{self, Table};
+use crate::report::{laws_view, over_training_view};
 
 /// Light and dark by the reader's setting; wide tables and figures scroll inside themselves on a phone.
 const STYLE: &str = "\
@@ -49,7 +49,7 @@ pub(super) fn page(report: &RankReport, figures: &[Figure]) -> String {
     push(&mut html, format_args!("<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n"));
     push(&mut html, format_args!("<body>\n<h1>{title}</h1>\n"));
     let basis = format!(
-        "{} on {}; loss law {}",
+        "{} on {}; candidates under loss law {}",
         report.profile.origin, report.profile.device, report.law.id
     );
     push(&mut html, format_args!("<p class=\"soft\">{}</p>\n", escape(&basis)));
@@ -58,6 +58,8 @@ pub(super) fn page(report: &RankReport, figures: &[Figure]) -> String {
         push(&mut html, format_args!("<p{class}>{}</p>\n", escape(line)));
     }
     warnings(&mut html, report);
+    table(&mut html, &laws_view::by_law(report));
+    table(&mut html, &laws_view::mixture(report));
     table(&mut html, &view::best(report));
     table(&mut html, &view::totals(report));
     for figure in figures {

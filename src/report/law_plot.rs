@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn six_files_are_written_and_a_file_in_place_of_the_folder_is_refused() {
         let law = load_scaling("ludziejewski2025").unwrap();
-        let sweep = sweep(law.as_ref(), "ludziejewski2025", &[1, 8], &[1e20, 1e21]).unwrap();
+        let sweep = sweep(&law, "ludziejewski2025", &[1, 8], &[1e20, 1e21]).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let written = write_law_plots(&sweep, folder.path(), false).unwrap();
         assert_eq!(written.len(), 6);

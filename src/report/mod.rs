@@ -6,6 +6,7 @@ mod csv;
 mod escape;
 mod html;
 mod law_plot;
+mod laws_view;
 mod over_training_view;
 mod plot;
 mod table;

@@ -5,8 +5,8 @@ use unicode_width::UnicodeWidthStr;
 
 use crate::plan::outcome::RankReport;
 use crate::report::grid::wrap;
-use crate::report::over_training_view;
 use crate::report::view::{self, Table};
+use crate::report::{laws_view, over_training_view};
 
 /// Widest line.
 const WIDTH: u16 = 100;
@@ -18,6 +18,8 @@ const WIDTH: u16 = 100;
 pub fn rank_text(report: &RankReport, colour: bool) -> String {
     let mut page = Page { text: String::new(), colour };
     let tables = [
+        laws_view::by_law(report),
+        laws_view::mixture(report),
         view::best(report),
         view::totals(report),
         view::references(report),

@@ -10,10 +10,11 @@ use moe_frontier::config::{DType, DeviceSpec};
 use moe_frontier::latency::{
     Absent, Answer, Latency, LatencyModel, MlaPart, Operation, Query, Source,
 };
-use moe_frontier::law::ExpertScaling;
+use moe_frontier::law::{Scaling, Template};
 use moe_frontier::plan::inputs::{
     Demand, Lifetime, Limits, Ranges, RankInputs, ServingDevice, Target,
 };
+use moe_frontier::plan::mixture::Member;
 use moe_frontier::plan::outcome::{ProfileUsed, RankReport};
 use moe_frontier::plan::rank::{Provenance, rank};
 use moe_frontier::serving::{EngineCosts, Lengths, MemoryBudget, ServiceLevel, TrainingPrice};
@@ -66,7 +67,7 @@ pub(crate) fn inputs() -> RankInputs {
     RankInputs {
         experts: vec![1, 4, 8, 16, 32],
         target: Target::Budget { budget: Flops(1e23), experts: 4 },
-        limits: Limits { max_tokens_per_param: 414.0, max_train_factor: 3.5 },
+        limits: Limits { max_tokens_per_param: 414.0, max_train_factor: 3.5, unique_tokens: None },
         lengths: Lengths { input: 1000.0, output: 1000.0 },
         demand: Demand { rate: Some(100.0), utilisation: 1.0 },
         level: ServiceLevel { tpot: Some(Seconds::from_ms(20.0)), ttft: None },
@@ -86,18 +87,20 @@ pub(crate) fn inputs() -> RankInputs {
             price: UsdPerHour(1.69),
             overhead: 0.0,
         },
+        mfu_by_experts: Vec::new(),
+        rounded_bits: None,
         expert_dtype: DType::Bf16,
         expert_bits: None,
         dense_dtype: DType::Bf16,
         routing: RoutingKind::Uniform,
-        kv_group: 1.0,
+        template: Arc::new(Template::ludziejewski2025()),
         ranges: Ranges {
             mfu: (0.3, 0.5),
+            mfu_log_sigma: 0.1,
             price: (0.8, 1.25),
             zipf: 0.5,
             shared_log_sigma: 0.1,
             own_log_sigma: 0.1,
-            loss_sigma: 0.004,
         },
         draws: 300,
         seed: 1,
@@ -132,8 +135,9 @@ pub(crate) fn provenance() -> Provenance {
 ///
 /// # Errors
 /// As [`rank`].
-pub(crate) fn report(law: &dyn ExpertScaling, inputs: &RankInputs) -> Result<RankReport> {
+pub(crate) fn report(law: &Scaling, inputs: &RankInputs) -> Result<RankReport> {
     let sketch = Arc::new(Sketch) as Arc<dyn LatencyModel>;
     let origin = |operation: Operation, _: u8| Sketch.provenance(operation);
-    Ok(rank(law, (sketch, &origin), inputs, provenance())?.report)
+    let alone = [Member { law: law.clone(), weight: 1.0 }];
+    Ok(rank(&alone, (sketch, &origin), inputs, provenance())?.report)
 }

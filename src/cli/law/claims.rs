@@ -7,8 +7,8 @@ use crate::Result;
 use crate::cli::law::wrapped;
 use crate::cli::rank::ServingCost;
 use crate::cli::{Output, output, parse};
+use crate::law;
 use crate::law::claims::{self, Claims, Costing};
-use crate::law::{self, ExpertScaling};
 use crate::plan::outcome::Assumption;
 use crate::units::Seconds;
 
@@ -86,7 +86,7 @@ struct Document {
 
 pub(super) fn run(args: &ClaimsArgs, output: Output) -> Result<()> {
     let law = law::load_scaling(&args.law)?;
-    let law: &dyn ExpertScaling = law.as_ref();
+    let law = &law;
     let (claims, assumptions) = match &args.profile {
         None => {
             let total = |experts, n| law.closure(experts, n).ok().map(|c| c.n_total);

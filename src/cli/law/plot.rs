@@ -55,7 +55,7 @@ pub(super) fn run(args: &PlotArgs, output: Output) -> Result<()> {
     experts.dedup();
     // Tried before the work; dropped, it leaves nothing.
     drop(files::ResultFolder::begin(&args.out, &["law_loss_by_experts.csv"], args.overwrite)?);
-    let sweep = sweep(law.as_ref(), &args.law, &experts, &args.train_flops)?;
+    let sweep = sweep(&law, &args.law, &experts, &args.train_flops)?;
     let outside = sweep.by_experts.iter().flatten().filter(|p| !p.in_fit_range).count();
     if outside > 0 {
         output::warn(&format!(

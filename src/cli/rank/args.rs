@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::cli::parse::{CountList, count_list, duration, non_negative, price, quantity, share};
 use crate::cli::profile::ProfileArgs;
+use crate::cli::rank::mfu::Mfu;
 use crate::units::Seconds;
 use crate::workload::RoutingKind;
 
@@ -30,9 +31,18 @@ pub struct RankArgs {
     #[arg(long, help_heading = "Measurements")]
     pub measure_again: bool,
 
-    /// Loss law: an identifier that `law list` shows, or a file that `law fit` wrote.
-    #[arg(long, default_value = "ludziejewski2025", help_heading = "What is compared")]
+    /// Loss laws, the first of which lists its candidates: identifiers that `law list` shows, files that
+    /// `law fit` wrote, or all for every published law that ranks.
+    #[arg(
+        long,
+        default_value = "all",
+        value_name = "NAMES|FILES",
+        help_heading = "What is compared"
+    )]
     pub law: String,
+    /// Weights of laws in their mixture, such as abnar2025:2,zhao2025:0 [default: 1 each].
+    #[arg(long, value_name = "NAME:WEIGHT", help_heading = "What is compared")]
+    pub law_weights: Option<String>,
     /// Expert counts; 1 is the dense model beside them [default: 1,4,8,16,32].
     #[arg(long, value_parser = count_list, help_heading = "What is compared")]
     pub experts: Option<CountList>,
@@ -46,7 +56,11 @@ pub struct RankArgs {
     /// Expert count whose loss-optimal model at the budget sets the loss [default: 4, or the fewest].
     #[arg(long, help_heading = "What is compared")]
     pub reference_experts: Option<usize>,
-    /// Maximum training tokens per active parameter [default: 414].
+    /// Tokens of the training corpus; beyond them it is repeated, which is worth less [default: no
+    /// limit].
+    #[arg(long, value_parser = quantity, help_heading = "What is compared")]
+    pub unique_tokens: Option<f64>,
+    /// Maximum training tokens per active parameter [default: 1000].
     #[arg(long, value_parser = quantity, help_heading = "What is compared")]
     pub max_tokens_per_param: Option<f64>,
     /// Maximum training FLOPs, as a multiple of the budget [default: 3.5].
@@ -57,12 +71,29 @@ pub struct RankArgs {
     #[arg(long, value_name = "FORMAT", help_heading = "What is compared")]
     pub weights: Option<String>,
     /// Average bits of an expert weight where precisions are mixed, such as 2.54: bytes follow,
-    /// latencies are rooflines, the loss is not moved.
+    /// latencies are rooflines, and the loss as served rises with the tokens trained on.
     #[arg(long, value_parser = quantity, value_name = "BITS", help_heading = "What is compared")]
     pub weight_bits: Option<f64>,
-    /// Query heads per key/value head of the models [default: 1, as the law's models have].
-    #[arg(long, value_parser = quantity, help_heading = "What is compared")]
+    /// Architecture whose size and expert count vary: a preset, a config.json, a folder or a Hub id
+    /// [default: the law's own models].
+    #[arg(long, value_name = "NAME|FILE|ID", help_heading = "Architecture")]
+    pub model: Option<String>,
+    /// Routed experts per token, at most the expert count [default: the architecture's].
+    #[arg(long, help_heading = "Architecture")]
+    pub top_k: Option<usize>,
+    /// Experts into which the width of a feed-forward block is divided: `--top-k 8 --granularity 8` is
+    /// as wide for a token as top-1 [default: the architecture's].
+    #[arg(long, value_parser = quantity, help_heading = "Architecture")]
+    pub granularity: Option<f64>,
+    /// Experts of the same width that every token visits [default: the architecture's].
+    #[arg(long, help_heading = "Architecture")]
+    pub shared: Option<usize>,
+    /// Query heads per key/value head; 1 is multi-head attention [default: 8, or the model's].
+    #[arg(long, value_parser = quantity, help_heading = "Architecture")]
     pub kv_group: Option<f64>,
+    /// Hidden size over layers [default: the architecture's].
+    #[arg(long, value_parser = quantity, help_heading = "Architecture")]
+    pub aspect: Option<f64>,
 
     /// Prompt tokens of a request [default: 1000].
     #[arg(long, value_parser = quantity, help_heading = "Traffic and promises")]
@@ -105,9 +136,10 @@ pub struct RankArgs {
     /// Dollars per training device and hour [default: that device's known price].
     #[arg(long, value_parser = quantity, help_heading = "Money")]
     pub train_price: Option<f64>,
-    /// Share of the training device's peak that training reaches [default: 0.4].
-    #[arg(long, value_parser = share, help_heading = "Money")]
-    pub mfu: Option<f64>,
+    /// Share of the training device's peak that training reaches, for all or by expert count, such as
+    /// 1:0.45,8:0.38,32:0.30; between them linear in ln(experts) [default: 0.4].
+    #[arg(long, value_name = "SHARE|E:SHARE,...", value_parser = Mfu::parse, help_heading = "Money")]
+    pub mfu: Option<Mfu>,
     /// Devices that one replica may use [default: 1,2,4,8, and 16,32,64 where those do not do; 1 on a
     /// CPU].
     #[arg(long, value_parser = count_list, help_heading = "Money")]

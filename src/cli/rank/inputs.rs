@@ -1,12 +1,14 @@
 //! From flags to the inputs of a ranking: defaults filled in, each noted with its reason.
 
 use crate::cli::profile::{memory_rule, price};
-use crate::cli::rank::RankArgs;
 use crate::cli::rank::assumptions::Ledger;
+use crate::cli::rank::mfu::Mfu;
+use crate::cli::rank::{RankArgs, architecture};
 use crate::config::device::DeviceKind;
 use crate::config::{DType, DeviceSpec};
 use crate::constants::residual;
-use crate::law::ExpertScaling;
+use crate::law::Scaling;
+use crate::law::beyond::{OWN_NATS, REALISED, SIZE_NATS, SLOPE_NATS};
 use crate::plan::budget;
 use crate::plan::inputs::{Demand, Lifetime, Limits, Ranges, RankInputs, ServingDevice, Target};
 use crate::plan::points::precision;
@@ -24,6 +26,9 @@ const REPLICA_SIZES: [usize; 4] = [1, 2, 4, 8];
 const WIDE_SIZES: [usize; 3] = [16, 32, 64];
 /// Training MFU: range reported for large runs.
 const MFU: (f64, f64, f64) = (0.4, 0.3, 0.5);
+/// Spread of the MFU of each expert count about what all share, in the logarithm; no published runs
+/// differ in expert count alone, and a tenth is what imbalance and exchange cost or save.
+const MFU_LOG_SIGMA: f64 = 0.1;
 /// Prices move by this factor between offers of one device.
 const PRICE_RANGE: (f64, f64) = (0.8, 1.25);
 /// The device that serves, as it is known before anything is measured on it.
@@ -57,13 +62,12 @@ pub(super) struct Resolved {
 /// # Errors
 /// [`Error::Usage`] for values that contradict each other, [`Error::Unfit`] for a device without a
 /// price.
-pub(super) fn resolve(
-    args: &RankArgs,
-    law: &dyn ExpertScaling,
-    serving: &Serving,
-) -> Result<Resolved> {
+pub(super) fn resolve(args: &RankArgs, law: &Scaling, serving: &Serving) -> Result<Resolved> {
     let mut ledger = Ledger::default();
     let experts = experts(args, &mut ledger)?;
+    let own = law.template().as_ref().clone();
+    let architecture = architecture::resolve(args, own, &mut ledger)?;
+    let law = &law.on(&architecture.template);
     let reference = reference_experts(args, &experts, &mut ledger)?;
     let lengths = Lengths {
         input: ledger.take("--isl", args.isl, (1000.0, "a long chat turn"), tokens),
@@ -77,7 +81,10 @@ pub(super) fn resolve(
         max_tokens_per_param: ledger.take(
             "--max-tokens-per-param",
             args.max_tokens_per_param,
-            (414.0, "beyond it the law's paper calls its own fit unreliable; its runs end at 73"),
+            (
+                1000.0,
+                "no run behind a law has more; the law's error and --unique-tokens limit before",
+            ),
             |v| format!("{v}"),
         ),
         max_train_factor: ledger.take(
@@ -86,17 +93,15 @@ pub(super) fn resolve(
             (3.5, "range of arXiv 2404.02852"),
             |v| format!("{v} x the budget"),
         ),
+        unique_tokens: args.unique_tokens,
     };
+    let supply = args.unique_tokens.map_or_else(|| "no limit".to_owned(), tokens);
+    let why = "beyond them data are repeated (arXiv 2305.16264, R* = 15.39)";
+    ledger.note("--unique-tokens", &supply, None, why, args.unique_tokens.is_none());
     let device = device(args, serving, &mut ledger)?;
     let training = training(args, &mut ledger)?;
-    let (expert_dtype, dense_dtype) = formats(args, serving, &mut ledger)?;
+    let (expert_dtype, dense_dtype) = formats(args, serving, architecture.formats, &mut ledger)?;
     let expert_bits = expert_bits(args, &mut ledger)?;
-    let kv_group = ledger.take(
-        "--kv-group",
-        args.kv_group,
-        (1.0, "multi-head attention, as the law's models have"),
-        |v| format!("{v} query heads per key/value head"),
-    );
     let zipf =
         ledger.take("--skew", args.skew, (1.2, "routers of served models lie around 0.8"), |v| {
             format!("{} routing; up to zipf:{v}, and as much more even", args.routing)
@@ -113,10 +118,12 @@ pub(super) fn resolve(
         lifetime,
         device,
         training,
+        mfu_by_experts: args.mfu.as_ref().map(Mfu::by_experts).unwrap_or_default(),
+        rounded_bits: rounded_bits(args, expert_dtype, expert_bits),
         expert_dtype,
         expert_bits,
         dense_dtype,
-        kv_group,
+        template: architecture.template,
         routing: args.routing.clone(),
         ranges,
         draws: args.draws as usize,
@@ -130,7 +137,7 @@ pub(super) fn resolve(
 
 impl Resolved {
     /// Finds the budget if none was given, and notes what is compared.
-    fn settle_budget(&mut self, args: &RankArgs, law: &dyn ExpertScaling) -> Result<()> {
+    fn settle_budget(&mut self, args: &RankArgs, law: &Scaling) -> Result<()> {
         if self.budget_is_open {
             let budget = budget::largest_fitting(law, &self.inputs)?;
             self.inputs.target = Target::Budget { budget, experts: self.reference };
@@ -176,7 +183,6 @@ fn experts(args: &RankArgs, ledger: &mut Ledger) -> Result<Vec<usize>> {
         None => ("the counts that the law was fitted to; 1 is dense", true),
     };
     ledger.note("--experts", &shown.join(", "), None, source, is_default);
-    ledger.note("experts per token", "1", None, "architecture of the law's models", true);
     Ok(experts)
 }
 
@@ -233,20 +239,34 @@ fn service_level(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Ser
 }
 
 /// Storage of experts and of everything else.
-fn formats(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Result<(DType, DType)> {
-    let (formats, source) = match &args.weights {
-        None if serving.is_own => ((serving.dtype, serving.dtype), "format of the profile"),
-        None => ((DType::Bf16, DType::Bf16), "the format models are trained in"),
-        Some(name) => {
+fn formats(
+    args: &RankArgs,
+    serving: &Serving,
+    of_model: Option<(DType, DType)>,
+    ledger: &mut Ledger,
+) -> Result<(DType, DType)> {
+    let (formats, source) = match (&args.weights, of_model) {
+        (None, Some(formats)) => (formats, "those of --model"),
+        (None, None) if serving.is_own => ((serving.dtype, serving.dtype), "format of the profile"),
+        (None, None) => ((DType::Bf16, DType::Bf16), "the format models are trained in"),
+        (Some(name), _) => {
             let formats = precision(&name.to_lowercase())
                 .map_err(|reason| Error::usage("--weights", reason))?
                 .unwrap_or((serving.dtype, serving.dtype));
-            (formats, "given; the quality change is not modelled")
+            (formats, "given; below 16 bits the loss as served by arXiv 2411.04330")
         }
     };
     let shown = format!("experts {}, others {}", formats.0.label(), formats.1.label());
     ledger.note("--weights", &shown, None, source, args.weights.is_none());
     Ok(formats)
+}
+
+/// Bits that weights are rounded to after training, without scales; formats of `--model` are those that
+/// it was trained for.
+fn rounded_bits(args: &RankArgs, dtype: DType, mixed: Option<f64>) -> Option<f64> {
+    let is_trained = args.model.is_some() && args.weights.is_none();
+    let bits = mixed.or_else(|| (!is_trained).then(|| dtype.bits().floor()))?;
+    (bits < 16.0).then_some(bits)
 }
 
 /// Bits of expert weights where the user mixes precisions.
@@ -261,7 +281,7 @@ fn expert_bits(args: &RankArgs, ledger: &mut Ledger) -> Result<Option<f64>> {
         "--weight-bits",
         &format!("{bits} bits per expert weight"),
         None,
-        "given; bytes and bandwidth follow, the quality change is not modelled",
+        "given; bytes and bandwidth follow, the loss as served by arXiv 2411.04330",
         false,
     );
     Ok(Some(bits))
@@ -377,9 +397,12 @@ fn training(args: &RankArgs, ledger: &mut Ledger) -> Result<TrainingPrice> {
             ));
         }
     };
-    let mfu = ledger.take("--mfu", args.mfu, (MFU.0, "usual for large runs"), |v| format!("{v}"));
+    let mfu = args.mfu.as_ref().map_or(MFU.0, Mfu::mean);
+    let shown = args.mfu.as_ref().map_or_else(|| MFU.0.to_string(), ToString::to_string);
+    let source = if args.mfu.is_some() { "given" } else { "usual for large runs" };
+    ledger.note("--mfu", &shown, None, source, args.mfu.is_none());
     let (low, high) = mfu_range(mfu);
-    ledger.drawn(format!("{low:.2} to {high:.2}"));
+    ledger.drawn(format!("{low:.2} to {high:.2} for all, log-normal {MFU_LOG_SIGMA} each"));
     Ok(TrainingPrice { peak: FlopsPerSecond(peak), mfu, price, overhead: 0.0 })
 }
 
@@ -388,18 +411,29 @@ fn mfu_range(mfu: f64) -> (f64, f64) {
     (mfu * MFU.1 / MFU.0, (mfu * MFU.2 / MFU.0).min(1.0))
 }
 
-fn ranges(args: &RankArgs, law: &dyn ExpertScaling, zipf: f64, ledger: &mut Ledger) -> Ranges {
-    let loss_sigma = law.residual_nats();
-    let source = if law.drawn_slices(1).is_empty() {
+fn ranges(args: &RankArgs, law: &Scaling, zipf: f64, ledger: &mut Ledger) -> Ranges {
+    let residual = law.residual_nats();
+    let source = if law.draws() == 0 {
         "held-out RMSE of the law; no covariance of its coefficients is published"
     } else {
         "error of the fit, beside the joint draws of its coefficients"
     };
     ledger.note(
         "loss residual of each expert count",
-        &format!("0 +- {loss_sigma} nats"),
+        &format!("0 +- {residual} nats"),
         Some("normal".into()),
         source,
+        true,
+    );
+    ledger.note(
+        "law beyond its runs",
+        &format!("over-training pays {:.0}% of what the law says", 100.0 * REALISED.0),
+        Some(format!(
+            "share normal with sd {}; {SIZE_NATS} nats an e-fold of size shared, {SLOPE_NATS} an \
+             e-fold and unit of ln E, {OWN_NATS} each",
+            REALISED.1
+        )),
+        "largest runs of arXiv 2202.01169 and 2403.08540 left out and predicted",
         true,
     );
     ledger.note(
@@ -414,12 +448,12 @@ fn ranges(args: &RankArgs, law: &dyn ExpertScaling, zipf: f64, ledger: &mut Ledg
         true,
     );
     Ranges {
-        mfu: mfu_range(args.mfu.unwrap_or(MFU.0)),
+        mfu: mfu_range(args.mfu.as_ref().map_or(MFU.0, Mfu::mean)),
+        mfu_log_sigma: MFU_LOG_SIGMA,
         price: PRICE_RANGE,
         zipf,
         shared_log_sigma: residual::BETWEEN_GROUPS,
         own_log_sigma: residual::WITHIN_GROUPS,
-        loss_sigma,
     }
 }
 

@@ -61,7 +61,7 @@ impl Machine {
         }
     }
 
-    /// A profile that covers layers of `widths`: the stored one, or one measured now.
+    /// A profile that covers layers of `widths` and the experts and experts a token that are `asked`: the stored one, or one measured now.
     ///
     /// # Errors
     /// See [`measure`].
@@ -69,20 +69,20 @@ impl Machine {
         self,
         args: &RankArgs,
         widths: &[(usize, usize)],
-        experts: &[usize],
+        asked: (&[usize], usize),
     ) -> Result<Item> {
         match self {
-            Self::Stored(item) if matches!(&*item, Item::Own { profile, .. } if covers(profile, widths, experts)) => {
+            Self::Stored(item) if matches!(&*item, Item::Own { profile, .. } if covers(profile, widths, asked)) => {
                 Ok(*item)
             }
-            Self::Stored(_) | Self::Unmeasured(_) => now(args, widths, experts),
+            Self::Stored(_) | Self::Unmeasured(_) => now(args, widths, asked),
         }
     }
 }
 
 /// Measures this machine; the run is kept as `measure` keeps it.
-fn now(args: &RankArgs, widths: &[(usize, usize)], experts: &[usize]) -> Result<Item> {
-    let request = |facts: &Facts| request(args, widths, experts, facts);
+fn now(args: &RankArgs, widths: &[(usize, usize)], asked: (&[usize], usize)) -> Result<Item> {
+    let request = |facts: &Facts| request(args, widths, asked, facts);
     let (profile, kept) = measure(DeviceChoice::Auto, request)?;
     let origin = match kept {
         Some(path) => format!("measured now, kept as {}", path.display()),
@@ -95,7 +95,11 @@ fn now(args: &RankArgs, widths: &[(usize, usize)], experts: &[usize]) -> Result<
 }
 
 /// Whether a profile's cells lie within a factor of two of every layer asked about.
-fn covers(profile: &Profile, widths: &[(usize, usize)], experts: &[usize]) -> bool {
+fn covers(
+    profile: &Profile,
+    widths: &[(usize, usize)],
+    (experts, top_k): (&[usize], usize),
+) -> bool {
     let span = |of: fn(&Cell) -> usize| {
         let values = || profile.cells.iter().filter(|c| c.is_usable()).map(of);
         Some((values().min()?, values().max()?))
@@ -104,22 +108,23 @@ fn covers(profile: &Profile, widths: &[(usize, usize)], experts: &[usize]) -> bo
         span.is_some_and(|(low, high)| low <= 2 * value && value <= 2 * high)
     };
     let (hidden, inter, most) = (span(|c| c.hidden), span(|c| c.inter), span(|c| c.experts));
-    widths.iter().all(|w| within(w.0, hidden) && within(w.1, inter))
+    profile.cells.iter().any(|c| c.is_usable() && c.top_k == top_k)
+        && widths.iter().all(|w| within(w.0, hidden) && within(w.1, inter))
         && experts.iter().all(|e| most.is_some_and(|(_, high)| *e <= 2 * high))
 }
 
-/// What is measured for a ranking: quick blocks, one expert per token as the law's models have.
+/// What is measured for a ranking: quick blocks, as many experts a token as its models have.
 /// Cells are timed in every way that a cost may rest on.
 fn request(
     args: &RankArgs,
     widths: &[(usize, usize)],
-    experts: &[usize],
+    (experts, top_k): (&[usize], usize),
     facts: &Facts,
 ) -> Request {
     Request {
         widths: widths.to_vec(),
         experts: experts.to_vec(),
-        top_k: 1,
+        top_k,
         gated: true,
         tokens: None,
         dtype: DType::Bf16,

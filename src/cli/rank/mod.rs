@@ -1,10 +1,13 @@
 //! `rank`: the main job. Latencies, law and inputs come together; table, rank.json, plots and page go
 //! out.
 
+mod architecture;
 mod args;
 mod assumptions;
 mod inputs;
+mod laws;
 mod machine;
+mod mfu;
 mod serving_cost;
 
 pub use args::RankArgs;
@@ -19,7 +22,7 @@ use crate::config::hf_write::to_hf_json;
 use crate::config::{DType, DeviceSpec};
 use crate::files::{ResultFolder, write_atomic};
 use crate::latency::{LatencyModel, LatencyTable};
-use crate::law::ExpertScaling;
+use crate::law::Scaling;
 use crate::measure::Status;
 use crate::measure::record::AaVerdict;
 use crate::plan::budget::layer_widths;
@@ -28,9 +31,10 @@ use crate::plan::outcome::ProfileUsed;
 use crate::plan::rank::{Provenance, Ranking, rank};
 use crate::serving::EngineCosts;
 use crate::units::Seconds;
-use crate::{Error, Result, law, report};
+use crate::{Error, Result, report};
 use assumptions::Ledger;
 use inputs::Serving;
+use laws::Laws;
 use machine::Machine;
 
 /// Runs the command.
@@ -74,10 +78,10 @@ pub fn run(args: &RankArgs, output: Output) -> Result<()> {
 
 /// Everything up to the answer.
 fn answer(args: &RankArgs) -> Result<Ranking> {
-    let published = law::load(&args.law, None)?;
-    let law = published.scaling()?;
+    let laws = Laws::read(args)?;
+    let law = laws.first()?;
     let place = Place::find(args)?;
-    let resolved = inputs::resolve(args, law.as_ref(), &place.serving(args)?)?;
+    let resolved = inputs::resolve(args, law, &place.serving(args)?)?;
     let (mut inputs, mut ledger) = (resolved.inputs, resolved.ledger);
     // No other promise or bound stands between a slow machine and an answer.
     let is_slow_allowed = args.tpot.is_none()
@@ -85,15 +89,17 @@ fn answer(args: &RankArgs) -> Result<Ranking> {
         && args.max_serve_cost.is_none()
         && matches!(place, Place::Here(_));
     // A target out of reach is found before minutes of measuring.
-    let sources = place.sources(args, law.as_ref(), &mut inputs)?;
+    let sources = place.sources(args, &law.on(&inputs.template), &mut inputs)?;
     let device = inputs.device.spec.clone();
     let stack = sources.stack(&device, sources.engine())?;
     note_sources(&mut ledger, &sources, &device);
+    let is_default = args.law == "all" && args.law_weights.is_none();
+    ledger.note("--law", &laws.names(), None, "the first lists its candidates", is_default);
     let mut provenance = Provenance {
         profile: used(&sources, &inputs)?,
-        law_id: published.info().id.clone(),
-        law_source: published.info().source.clone(),
-        law_uncertainty: uncertainty(law.as_ref(), &inputs.experts),
+        law_id: laws.info.id.clone(),
+        law_source: laws.info.source.clone(),
+        law_uncertainty: uncertainty(law),
         assumptions: ledger.into_entries(),
         warnings: warnings(&sources),
     };
@@ -101,14 +107,14 @@ fn answer(args: &RankArgs) -> Result<Ranking> {
     let origin = origin_in(&stack);
     for _ in 0..SLOWER_LIMITS {
         let told = provenance.clone();
-        match rank(law.as_ref(), (Arc::clone(&latency), &origin), &inputs, told) {
+        match rank(&laws.members, (Arc::clone(&latency), &origin), &inputs, told) {
             Err(Error::Infeasible { .. }) if is_slow_allowed => {
                 double_limit(&mut inputs.level.tpot, &mut provenance);
             }
             done => return done,
         }
     }
-    rank(law.as_ref(), (latency, &origin), &inputs, provenance)
+    rank(&laws.members, (latency, &origin), &inputs, provenance)
 }
 
 /// How often the default limit on TPOT is doubled for a slow or busy machine of one's own.
@@ -160,18 +166,13 @@ impl Place {
     }
 
     /// The latencies, with this machine measured if it has to be; `inputs` learn what that told.
-    fn sources(
-        self,
-        args: &RankArgs,
-        law: &dyn ExpertScaling,
-        inputs: &mut RankInputs,
-    ) -> Result<Sources> {
+    fn sources(self, args: &RankArgs, law: &Scaling, inputs: &mut RankInputs) -> Result<Sources> {
         let machine = match self {
             Self::Named(sources) => return Ok(sources),
             Self::Here(machine) => machine,
         };
         let widths = middle_too(layer_widths(law, inputs)?);
-        let item = machine.profile(args, &widths, &inputs.experts)?;
+        let item = machine.profile(args, &widths, (&inputs.experts, inputs.template.top_k))?;
         let flags = ProfileArgs { include_noisy: true, ..args.source.clone() };
         let sources = Sources::new(vec![item], &flags)?;
         if let Some(device) = sources.device()? {
@@ -256,9 +257,9 @@ fn note_sources(ledger: &mut Ledger, sources: &Sources, device: &DeviceSpec) {
 }
 
 /// How the law's coefficients are drawn for the probabilities.
-fn uncertainty(law: &dyn ExpertScaling, experts: &[usize]) -> String {
+fn uncertainty(law: &Scaling) -> String {
     let residual = law.residual_nats();
-    let drawn = experts.first().map_or(0, |&e| law.drawn_slices(e).len());
+    let drawn = law.draws();
     if drawn > 0 {
         return format!(
             "{drawn} joint resamples of the fitted coefficients, and independent normal residuals of {residual} nats for each expert count"

@@ -5,7 +5,7 @@ use clap::Parser;
 use crate::cli::profile::Sources;
 use crate::cli::rank::assumptions::Ledger;
 use crate::cli::rank::{RankArgs, inputs, note_sources, serving, warnings};
-use crate::law::ExpertScaling;
+use crate::law::Scaling;
 use crate::plan::inputs::RankInputs;
 use crate::plan::outcome::Assumption;
 use crate::plan::price::Book;
@@ -21,8 +21,8 @@ struct Alone {
 }
 
 /// Serving priced like the candidates of a ranking, with `rank`'s defaults for what is not given.
-pub(in crate::cli) struct ServingCost<'a> {
-    book: Book<'a>,
+pub(in crate::cli) struct ServingCost {
+    book: Book,
     /// What the cost is, in words.
     pub(in crate::cli) name: String,
     /// Every price, length and limit used.
@@ -31,12 +31,12 @@ pub(in crate::cli) struct ServingCost<'a> {
     pub(in crate::cli) warnings: Vec<String>,
 }
 
-impl<'a> ServingCost<'a> {
+impl ServingCost {
     /// Prices with flags as `rank` takes them: `--profile` must name a source.
     ///
     /// # Errors
     /// Whatever `rank` refuses of these flags.
-    pub(in crate::cli) fn new(law: &'a dyn ExpertScaling, flags: &[String]) -> Result<Self> {
+    pub(in crate::cli) fn new(law: &Scaling, flags: &[String]) -> Result<Self> {
         let alone = Alone::try_parse_from(flags).map_err(|e| {
             let text = e.to_string();
             let reason = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
@@ -69,7 +69,7 @@ impl<'a> ServingCost<'a> {
             inputs.level.tpot.map_or_else(String::new, |t| format!(", TPOT at most {t}")),
         );
         let stack = sources.stack(device, sources.engine())?;
-        let book = Book::new(law, stack, &inputs)?;
+        let book = Book::new(stack, &inputs)?;
         let assumptions = ledger.into_entries();
         Ok(Self { book, name, assumptions, warnings: warnings(&sources) })
     }

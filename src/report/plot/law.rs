@@ -200,7 +200,7 @@ mod tests {
 
     fn drawn(experts: &[usize], budgets: &[f64]) -> [Figure; 2] {
         let law = load_scaling("ludziejewski2025").unwrap();
-        figures(&sweep(law.as_ref(), "ludziejewski2025", experts, budgets).unwrap()).unwrap()
+        figures(&sweep(&law, "ludziejewski2025", experts, budgets).unwrap()).unwrap()
     }
 
     #[test]

@@ -1,0 +1,393 @@
+//! The same ranking under several laws, and under their mixture: losses of two laws are never compared,
+//! but who is cheapest under each can be.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+
+use crate::law::Scaling;
+use crate::law::beyond::ErrorDraw;
+use crate::plan::candidates::{Density, Shape};
+use crate::plan::decide::{
+    CostTable, Shares, best_of_families, cost_table, cost_table_of, win_shares, winner,
+};
+use crate::plan::decision_map::lifetime;
+use crate::plan::draws::{Draw, draws};
+use crate::plan::inputs::RankInputs;
+use crate::plan::market::Market;
+use crate::plan::outcome::{Choice, ExpertShare, LawAnswer, Mixture};
+use crate::plan::price::Book;
+use crate::serving::training_flops;
+use crate::{Error, Result};
+
+/// A law of a mixture.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// The law, on the architecture of the inputs.
+    pub law: Scaling,
+    /// Its share of the mixture; shares are divided by their sum.
+    pub weight: f64,
+}
+
+/// One law with its candidates.
+struct Seat<'a> {
+    member: &'a Member,
+    /// Expert counts that the law says something about.
+    inputs: RankInputs,
+    market: Market,
+    lifetime: f64,
+    /// Its own recommendations.
+    best: Vec<Option<(usize, f64)>>,
+    /// Costs without a draw, guests included.
+    nominal: CostTable,
+}
+
+/// A recommendation of the mixture for one expert count.
+type Pick = (usize, Shape, f64);
+
+/// All laws at one question, with one model for each expert count to be judged under each of them.
+pub struct Panel<'a> {
+    inputs: &'a RankInputs,
+    seats: Vec<Seat<'a>>,
+    refusals: Vec<LawAnswer>,
+    picks: Vec<Pick>,
+}
+
+impl<'a> Panel<'a> {
+    /// Prices the candidates of every law and chooses the models to be judged.
+    ///
+    /// # Errors
+    /// When no latency model answers, or every law refuses.
+    pub fn new(book: &Book, members: &'a [Member], inputs: &'a RankInputs) -> Result<Self> {
+        let seated = members
+            .par_iter()
+            .map(|member| seat(book, member, inputs))
+            .collect::<Result<Vec<_>>>()?;
+        let (mut seats, mut refusals) = (Vec::new(), Vec::new());
+        for (member, seat) in members.iter().zip(seated) {
+            match seat {
+                Ok(seat) => seats.push(seat),
+                Err(reason) => refusals.push(refused(member, reason)),
+            }
+        }
+        if seats.is_empty() {
+            return Err(Error::infeasible(
+                "no law has a candidate that can be trained and served",
+                "raise --max-train-factor or the budget",
+            ));
+        }
+        invite_all(book, &mut seats)?;
+        let picks = inputs.experts.iter().filter_map(|&experts| pick(&seats, experts)).collect();
+        Ok(Self { inputs, seats, refusals, picks })
+    }
+
+    /// What each law answers and what their mixture does.
+    pub fn answer(self) -> (Vec<LawAnswer>, Mixture) {
+        let weights = self.weight();
+        let judged: Vec<Judged> =
+            self.seats.par_iter().map(|seat| judge(seat, &self.picks)).collect();
+        let mut answers: Vec<LawAnswer> = self
+            .seats
+            .iter()
+            .zip(&judged)
+            .map(|(seat, judged)| answer(seat, judged, self.inputs, weights))
+            .collect();
+        let mixture = mix(&self.seats, &judged, &self.picks, weights);
+        answers.extend(self.refusals);
+        (answers, mixture)
+    }
+
+    /// Shares of the laws that answer, by their identifiers.
+    pub fn laws(&self) -> Vec<(&str, f64)> {
+        let weights = self.weight();
+        self.seats.iter().map(|s| (s.member.law.id(), s.member.weight / weights)).collect()
+    }
+
+    fn weight(&self) -> f64 {
+        self.seats.iter().map(|s| s.member.weight).sum()
+    }
+
+    /// The expert count whose model is the cheapest if law number `index` of [`Self::laws`] holds with
+    /// the errors of `draw`, whose own parts are in the order of the inputs; `None` when none of the
+    /// models can be had.
+    pub fn cheapest_in(&self, index: usize, draw: &Draw) -> Option<usize> {
+        let seat = &self.seats[index];
+        let draw = restricted(draw, &self.inputs.experts, &seat.inputs.experts);
+        let recommended = recommended(seat, &self.picks);
+        let asked = |entry: usize| recommended.iter().flatten().any(|r| r.0 == entry);
+        let world = seat.market.world_of(&seat.inputs, &draw, &asked);
+        let costs = cost_table(&world, seat.inputs.demand, seat.inputs.lengths.output);
+        let totals: Vec<Option<(usize, f64)>> = recommended
+            .iter()
+            .map(|r| {
+                let (entry, _) = (*r)?;
+                let total = costs[entry].0 + seat.lifetime * costs[entry].1;
+                Some((entry, total)).filter(|t| t.1.is_finite())
+            })
+            .collect();
+        winner(&totals).map(|family| seat.market.families[family].experts)
+    }
+}
+
+/// The parts of a draw that belong to some of the expert counts.
+fn restricted(draw: &Draw, all: &[usize], kept: &[usize]) -> Draw {
+    let of = |values: &[f64]| -> Vec<f64> {
+        all.iter().zip(values).filter(|(e, _)| kept.contains(e)).map(|(_, &v)| v).collect()
+    };
+    let law = ErrorDraw { own: of(&draw.law.own), ..draw.law.clone() };
+    let own_mfu = of(&draw.own_mfu);
+    Draw { step: of(&draw.step), kernel: of(&draw.kernel), law, own_mfu, ..draw.clone() }
+}
+
+/// What each law answers and what their mixture does.
+///
+/// # Errors
+/// As [`Panel::new`].
+pub fn mixture(
+    book: &Book,
+    members: &[Member],
+    inputs: &RankInputs,
+) -> Result<(Vec<LawAnswer>, Mixture)> {
+    Ok(Panel::new(book, members, inputs)?.answer())
+}
+
+/// One law's candidates; the inner error says why it has none.
+fn seat<'a>(
+    book: &Book,
+    member: &'a Member,
+    inputs: &RankInputs,
+) -> Result<std::result::Result<Seat<'a>, String>> {
+    let law = &member.law;
+    let experts: Vec<usize> =
+        inputs.experts.iter().copied().filter(|&e| law.admits(e).is_ok()).collect();
+    if let Err(reason) = law.admits(inputs.target.base_experts()) {
+        return Ok(Err(reason.to_string()));
+    }
+    let inputs = RankInputs { experts, ..inputs.clone() };
+    let market = match Market::new(book, law, &inputs, Density::ALL) {
+        Ok(market) => market,
+        Err(e @ (Error::Infeasible { .. } | Error::Usage { .. })) => return Ok(Err(e.to_string())),
+        Err(e) => return Err(e),
+    };
+    let lifetime = lifetime(&inputs, &market.reference);
+    let nominal = cost_table(&market.nominal(&inputs), inputs.demand, inputs.lengths.output);
+    let best = best_of_families(&market, &nominal, lifetime);
+    if winner(&best).is_none() {
+        return Ok(Err("none of its candidates can be served within the service level".into()));
+    }
+    Ok(Ok(Seat { member, inputs, market, lifetime, best, nominal }))
+}
+
+/// Lets every law price the recommendations of every other.
+fn invite_all(book: &Book, seats: &mut [Seat]) -> Result<()> {
+    let mut shapes: BTreeMap<Shape, f64> = BTreeMap::new();
+    for seat in seats.iter() {
+        for entry in &seat.market.entries {
+            shapes.insert(entry.point.shape, entry.point.n_active);
+        }
+    }
+    seats.par_iter_mut().try_for_each(|seat| {
+        for (&shape, &n_active) in &shapes {
+            seat.market.invite((book, &seat.member.law), &seat.inputs, (shape, n_active))?;
+        }
+        let world = seat.market.nominal(&seat.inputs);
+        seat.nominal = cost_table(&world, seat.inputs.demand, seat.inputs.lengths.output);
+        Ok(())
+    })
+}
+
+/// Dollars that the training limit allows.
+fn train_limit(seat: &Seat) -> f64 {
+    let most = seat.market.reference.budget * seat.inputs.limits.max_train_factor;
+    seat.inputs.training.cost(most).0
+}
+
+/// Total cost of a shape under one law without a draw, infinite outside its limits.
+fn total_of(seat: &Seat, shape: &Shape) -> f64 {
+    let found = seat.market.entries.iter().position(|e| e.point.shape == *shape);
+    let Some(index) = found else { return f64::INFINITY };
+    let (point, limits) = (&seat.market.entries[index].point, &seat.inputs.limits);
+    let most = seat.market.reference.budget * limits.max_train_factor;
+    let allowed = point.tokens_per_param() <= limits.max_tokens_per_param
+        && training_flops(point.n_active, point.tokens) <= most;
+    if !allowed {
+        return f64::INFINITY;
+    }
+    let (train, serve) = seat.nominal[index];
+    train + seat.lifetime * serve
+}
+
+/// The shape of an expert count with the lowest mean cost over the laws. Where a law says that it misses
+/// the loss, the training limit has been spent and the law's cheapest model must be had all the same.
+fn pick(seats: &[Seat], experts: usize) -> Option<Pick> {
+    let knows = |s: &&Seat| s.inputs.experts.contains(&experts);
+    let shapes: BTreeMap<Shape, f64> = seats
+        .iter()
+        .flat_map(|s| s.market.entries.iter().filter(|e| !e.is_guest))
+        .filter(|e| e.point.shape.experts == experts)
+        .map(|e| (e.point.shape, e.point.n_active))
+        .collect();
+    let cost = |shape: &Shape| {
+        let of = |seat: &Seat| {
+            let total = total_of(seat, shape);
+            if total.is_finite() {
+                return total;
+            }
+            let cheapest = seat.best.iter().flatten().map(|b| b.1).fold(f64::INFINITY, f64::min);
+            train_limit(seat) + cheapest
+        };
+        seats.iter().filter(knows).map(|s| s.member.weight * of(s)).sum::<f64>()
+    };
+    let servable = |shape: &Shape| seats.iter().any(|s| total_of(s, shape).is_finite());
+    let candidates = shapes.into_iter().filter(|(shape, _)| servable(shape));
+    let costed = candidates.map(|(shape, n)| (cost(&shape), shape, n));
+    let best = costed.min_by(|a, b| a.0.total_cmp(&b.0))?;
+    Some((experts, best.1, best.2))
+}
+
+/// Probabilities and regrets under one law.
+struct Judged {
+    own: Shares,
+    /// Of the mixture's recommendations, by the law's own expert counts.
+    mixed: Shares,
+    /// Mean dollars beyond the cheapest of them in a draw; `None` for expert counts without one.
+    regrets: Vec<Option<f64>>,
+}
+
+/// The mixture's models as entries of one law, by its own expert counts.
+fn recommended(seat: &Seat, picks: &[Pick]) -> Vec<Option<(usize, f64)>> {
+    let entries = &seat.market.entries;
+    let of = |experts: usize| {
+        let (_, shape, _) = picks.iter().find(|p| p.0 == experts)?;
+        Some((entries.iter().position(|e| e.point.shape == *shape)?, 0.0))
+    };
+    seat.market.families.iter().map(|family| of(family.experts)).collect()
+}
+
+fn judge(seat: &Seat, picks: &[Pick]) -> Judged {
+    let (market, inputs) = (&seat.market, &seat.inputs);
+    let recommended = recommended(seat, picks);
+    let mut asked = vec![false; market.entries.len()];
+    for (entry, _) in seat.best.iter().chain(&recommended).flatten() {
+        asked[*entry] = true;
+    }
+    let drawn = draws(inputs.draws, inputs.seed, &inputs.ranges, inputs.experts.len());
+    let tables: Vec<CostTable> = drawn
+        .par_iter()
+        .map(|draw| {
+            let world = market.world_of(inputs, draw, &|entry| asked[entry]);
+            cost_table_of(&world, inputs.demand, inputs.lengths.output, &asked)
+        })
+        .collect();
+    Judged {
+        own: win_shares(market, &seat.best, &tables, seat.lifetime),
+        mixed: win_shares(market, &recommended, &tables, seat.lifetime),
+        regrets: regrets(seat, &recommended, &tables),
+    }
+}
+
+/// Mean regret of each recommendation over the draws in which any can be had: dollars beyond the
+/// cheapest; a model that cannot be had in a draw has cost the training limit.
+fn regrets(
+    seat: &Seat,
+    recommended: &[Option<(usize, f64)>],
+    tables: &[CostTable],
+) -> Vec<Option<f64>> {
+    let missed = train_limit(seat);
+    let mut sums = vec![0.0; recommended.len()];
+    let mut count = 0.0;
+    for table in tables {
+        let total = |r: &Option<(usize, f64)>| {
+            r.map_or(f64::INFINITY, |(entry, _)| table[entry].0 + seat.lifetime * table[entry].1)
+        };
+        let lowest = recommended.iter().map(total).fold(f64::INFINITY, f64::min);
+        if !lowest.is_finite() {
+            continue;
+        }
+        count += 1.0;
+        for (sum, r) in sums.iter_mut().zip(recommended) {
+            let beyond = total(r) - lowest;
+            *sum += if beyond.is_finite() { beyond } else { missed };
+        }
+    }
+    let mean =
+        |(sum, r): (f64, &Option<(usize, f64)>)| r.filter(|_| count > 0.0).map(|_| sum / count);
+    sums.into_iter().zip(recommended).map(mean).collect()
+}
+
+fn refused(member: &Member, reason: String) -> LawAnswer {
+    LawAnswer {
+        law: member.law.id().to_owned(),
+        mapping: member.law.mapping().to_owned(),
+        weight: 0.0,
+        refused: Some(reason),
+        silent_on: Vec::new(),
+        target_loss_nats: None,
+        winner: None,
+        total_usd: None,
+        tokens_per_param: None,
+        extrapolation: None,
+        p_best: Vec::new(),
+        p_none: 0.0,
+    }
+}
+
+fn answer(seat: &Seat, judged: &Judged, inputs: &RankInputs, weights: f64) -> LawAnswer {
+    let law = &seat.member.law;
+    let first = winner(&seat.best);
+    let best = first.and_then(|family| seat.best[family]);
+    let point = best.map(|(entry, _)| seat.market.entries[entry].point);
+    let silent = inputs.experts.iter().copied().filter(|e| !seat.inputs.experts.contains(e));
+    LawAnswer {
+        law: law.id().to_owned(),
+        mapping: law.mapping().to_owned(),
+        weight: seat.member.weight / weights,
+        refused: None,
+        silent_on: silent.collect(),
+        target_loss_nats: Some(seat.market.reference.loss.0),
+        winner: first.map(|family| seat.market.families[family].experts),
+        total_usd: best.map(|(_, total)| total),
+        tokens_per_param: point.map(|p| p.tokens_per_param()),
+        extrapolation: point
+            .map(|p| law.extrapolation(p.shape.experts, p.n_active, p.tokens).worst()),
+        p_best: seat
+            .inputs
+            .experts
+            .iter()
+            .zip(&judged.own.wins)
+            .map(|(&experts, &p)| ExpertShare { experts, p })
+            .collect(),
+        p_none: judged.own.none,
+    }
+}
+
+/// The laws' shares by their weights.
+fn mix(seats: &[Seat], judged: &[Judged], picks: &[Pick], weights: f64) -> Mixture {
+    let choices = picks.iter().map(|&(experts, shape, n_active)| {
+        let (mut p_best, mut regret, mut known) = (0.0, 0.0, 0.0);
+        for (seat, judged) in seats.iter().zip(judged) {
+            let Some(family) = seat.inputs.experts.iter().position(|&e| e == experts) else {
+                continue;
+            };
+            let weight = seat.member.weight / weights;
+            p_best += weight * judged.mixed.wins[family];
+            if let Some(dollars) = judged.regrets[family] {
+                regret += weight * dollars;
+                known += weight;
+            }
+        }
+        Choice {
+            experts,
+            n_active,
+            hidden_size: shape.hidden,
+            num_layers: shape.layers,
+            p_best,
+            expected_regret_usd: (known > 0.0).then(|| regret / known),
+        }
+    });
+    let choices: Vec<Choice> = choices.collect();
+    let none =
+        seats.iter().zip(judged).map(|(s, j)| s.member.weight / weights * j.mixed.none).sum();
+    let first = choices.iter().max_by(|a, b| a.p_best.total_cmp(&b.p_best));
+    Mixture { winner: first.map(|c| c.experts), p_none: none, choices }
+}

@@ -1,0 +1,105 @@
+//! The tables of what each law says and of their mixture.
+
+use crate::plan::outcome::{LawAnswer, RankReport};
+use crate::plan::summary::name;
+use crate::report::view::{NONE, Table, experts, factor, or_none, whole};
+use crate::units::{Usd, count};
+
+/// Shares in a row.
+const MOST: usize = 3;
+/// Shares below this are left out of a row.
+const SHOWN: f64 = 0.005;
+
+/// The answer under each law, those that refuse last.
+pub(super) fn by_law(report: &RankReport) -> Table {
+    Table {
+        title: "What each law says".into(),
+        columns: &[
+            ("law", false),
+            ("weight", true),
+            ("cheapest", true),
+            ("total\ncost", true),
+            ("tokens\n/param", true),
+            ("outside\nfit", true),
+            ("P(best) within the law", false),
+        ],
+        rows: report.laws.iter().map(law_row).collect(),
+        strong: None,
+        note: notes(report),
+    }
+}
+
+fn law_row(law: &LawAnswer) -> Vec<String> {
+    vec![
+        law.law.clone(),
+        format!("{:.2}", law.weight),
+        or_none(law.winner, experts),
+        or_none(law.total_usd, |v| Usd(v).to_string()),
+        or_none(law.tokens_per_param, whole),
+        or_none(law.extrapolation, factor),
+        shares(law),
+    ]
+}
+
+/// Probabilities in one cell, the largest first.
+fn shares(law: &LawAnswer) -> String {
+    let mut shares = law.p_best.clone();
+    shares.sort_by(|a, b| b.p.total_cmp(&a.p));
+    let mut cells: Vec<String> = shares
+        .iter()
+        .take(MOST)
+        .filter(|s| s.p >= SHOWN)
+        .map(|s| format!("{} {:.2}", experts(s.experts), s.p))
+        .collect();
+    if law.p_none >= SHOWN {
+        cells.push(format!("none {:.2}", law.p_none));
+    }
+    if cells.is_empty() { NONE.to_owned() } else { cells.join(", ") }
+}
+
+fn notes(report: &RankReport) -> Option<String> {
+    let mut notes: Vec<String> = Vec::new();
+    for law in &report.laws {
+        if let Some(reason) = &law.refused {
+            notes.push(format!("{} ranks nothing: {reason}.", law.law));
+        } else if !law.silent_on.is_empty() {
+            let counts: Vec<String> = law.silent_on.iter().map(|&e| name(e)).collect();
+            notes.push(format!("{} says nothing about {}.", law.law, counts.join(", ")));
+        }
+    }
+    (!notes.is_empty()).then(|| notes.join(" "))
+}
+
+/// One model for each expert count, whichever law holds.
+pub(super) fn mixture(report: &RankReport) -> Table {
+    let choices = report.mixture.as_ref().map(|m| m.choices.as_slice()).unwrap_or_default();
+    let row = |c: &crate::plan::outcome::Choice| {
+        vec![
+            experts(c.experts),
+            count(c.n_active),
+            format!("{} x {}", c.hidden_size, c.num_layers),
+            format!("{:.2}", c.p_best),
+            or_none(c.expected_regret_usd, |v| Usd(v).to_string()),
+        ]
+    };
+    let winner = report.mixture.as_ref().and_then(|m| m.winner);
+    Table {
+        title: "One model for each expert count, over all laws".into(),
+        columns: &[
+            ("experts", true),
+            ("active\nparams", true),
+            ("hidden x\nlayers", true),
+            ("P\n(best)", true),
+            ("expected\nregret", true),
+        ],
+        rows: choices.iter().map(row).collect(),
+        strong: winner.and_then(|w| choices.iter().position(|c| c.experts == w)),
+        note: report.mixture.as_ref().map(|m| {
+            format!(
+                "P(best): cheapest in total cost of these models, laws by their weights; P(none of them \
+                 can be had): {:.2}. Expected regret: mean dollars beyond the cheapest of them.",
+                m.p_none
+            )
+        }),
+    }
+}
