@@ -99,8 +99,18 @@ calibration-of-rank:
 tables data=env('MOE_FRONTIER_DATA', '../shared/data'):
     cargo run --release -- import aiconfigurator {{ data }}/engine_tables --pack src/latency/tables/shipped --overwrite --commit 095f58a51c4ca8e61b66ec108d86f223f8d559ce --date 2026-08-21
 
-# Compare predictions with measured servers, and kernel tables with their own cells: reports/accuracy.md
+# The prior of engine constants that the program embeds, from the open server rows in reports/points
 [group('report')]
-accuracy data=env('MOE_FRONTIER_DATA', '../shared/data'):
+calibrate:
+    cargo run --release -- calibrate --prior reports/points/published_rows.csv reports/points/silicon_rows.csv --out src/calibrate/prior.json --overwrite
+
+# Compare predictions with the open server rows, whole groups held out: reports/accuracy.md
+[group('report')]
+accuracy *flags:
+    cargo run --release -- accuracy --points reports/points/published_rows.csv reports/points/silicon_rows.csv --overwrite {{ flags }}
+
+# The same with the errors of kernel tables against their own cells, from the Parquet files of DATA
+[group('report')]
+accuracy-tables data=env('MOE_FRONTIER_DATA', '../shared/data'):
     cargo run --release -- import aiconfigurator {{ data }}/engine_tables/h100_sxm {{ data }}/engine_tables/h200_sxm --out target/tables.mft --overwrite
-    cargo run --release -- accuracy --points {{ data }}/serving_points/dev.csv --tables target/tables.h100_sxm.mft --carried-to target/tables.h200_sxm.mft --overwrite
+    just accuracy --tables target/tables.h100_sxm.mft --carried-to target/tables.h200_sxm.mft

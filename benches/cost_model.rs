@@ -199,7 +199,7 @@ fn serving(c: &mut Criterion) {
     let (model, layout, lengths) = (inputs.model, Layout::tensor(2), inputs.lengths);
     let kernels = tables();
     let traffic = Traffic::Closed { concurrency: 32.0, requests_per_client: 10.0 };
-    let setup = Setup { model, device: h100(), layout, lengths, traffic };
+    let setup = Setup { model, device: h100(), layout, lengths, traffic, pools: None };
     group.bench_function("one estimate, closed loop", |b| {
         b.iter(|| predict(black_box(&setup), &inputs.costs, kernels.as_ref()).expect("predicts"));
     });

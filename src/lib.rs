@@ -13,11 +13,12 @@
 //!           law                                   loss of a model from its size, tokens and experts
 //!             serving                             one deployment: layout, memory, step, queue, dollars
 //!               plan                              candidates, ranking, frontier, sizing
-//!                 report                          tables, plots, pages
-//!                   cli                           the command line
+//!                 calibrate                       engine constants from measured servers
+//!                   report                        tables, plots, pages
+//!                     cli                         the command line
 //! ```
 //!
-//! `law`, `serving`, `plan` and `report` never touch `kernels`, `gpu` or `measure`: everything after
+//! `law`, `serving`, `plan`, `calibrate` and `report` never touch `kernels`, `gpu` or `measure`: everything after
 //! `latency` runs from a recorded file on a machine without a GPU, and no estimate can quietly
 //! start a measurement. `tests/layering.rs` holds this order.
 
@@ -46,6 +47,8 @@ pub mod law;
 pub mod serving;
 
 pub mod plan;
+
+pub mod calibrate;
 
 pub mod report;
 

@@ -143,7 +143,7 @@ fn names_out_of_results_never_become_formulas() {
 fn no_home_folder_is_needed_and_only_named_ones_are_written() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    for home in [None, Some("/proc"), Some("/nowhere/at/all")] {
+    for home in [None, Some("/proc"), Some("/dev/null/home")] {
         let with_home = |arguments: &str| {
             let mut command = program(at, arguments);
             command.env_remove("MOE_FRONTIER_PROFILES");

@@ -20,7 +20,7 @@ use std::path::Path;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// Modules of the library; each uses those before it.
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 18] = [
     "units",
     "constants",
     "error",
@@ -36,13 +36,14 @@ const ORDER: [&str; 17] = [
     "law",
     "serving",
     "plan",
+    "calibrate",
     "report",
     "cli",
 ];
 /// Names at the root of the library that come from a module.
 const ROOT_NAMES: [(&str, &str); 2] = [("Error", "error"), ("Result", "error")];
 /// What runs from a recorded profile on a machine without a GPU.
-const WALLED: [&str; 4] = ["law", "serving", "plan", "report"];
+const WALLED: [&str; 5] = ["law", "serving", "plan", "calibrate", "report"];
 /// What runs kernels or times them.
 const BEHIND_THE_WALL: [&str; 3] = ["gpu", "kernels", "measure"];
 /// Where `unsafe` is argued: the driver's C interface and the vector instructions.

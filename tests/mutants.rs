@@ -218,7 +218,7 @@ fn ranking() -> Vec<u8> {
     let mut inputs = common::inputs();
     inputs.experts = vec![1, 8];
     inputs.draws = 20;
-    let report = common::report(law.as_ref(), &inputs).unwrap();
+    let report = common::report(&law, &inputs).unwrap();
     report.to_bytes().unwrap()
 }
 

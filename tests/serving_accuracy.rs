@@ -5,13 +5,15 @@
 mod serving;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use moe_frontier::calibrate::predict::{apply, predict};
+use moe_frontier::calibrate::{Prior, judge, own, pool};
 use moe_frontier::config::{DType, DeviceSpec, MoeModel, preset};
 use moe_frontier::constants::residual;
 use moe_frontier::latency::LatencyModel;
 use moe_frontier::plan::accuracy::{Scored, Summary, residuals, summarise};
-use moe_frontier::plan::calibrate;
 use moe_frontier::plan::points::{self, Point};
 use moe_frontier::serving::{
     Deployment, EngineCosts, Layout, Lengths, LoadModel, MemoryBudget, Traffic,
@@ -47,13 +49,15 @@ fn summary(points: &[Point], results: &[Result<points::Prediction, String>]) -> 
     summarise(&rows)
 }
 
-#[test]
-fn measured_servers_are_predicted_within_the_stated_errors() {
-    let Some(folder) = data() else { return };
-    let points = points::read(&folder.join("serving_points/dev.csv")).unwrap();
-    assert_eq!(points.len(), 269);
+/// The open rows of published servers, or those of aiconfigurator's.
+fn open_rows(file: &str) -> Vec<Point> {
+    points::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("reports/points").join(file)).unwrap()
+}
+
+/// Shipped tables, built once for each device and engine.
+fn latency() -> impl Fn(&DeviceSpec, &str) -> moe_frontier::Result<Arc<dyn LatencyModel>> + Sync {
     let built: Mutex<HashMap<(String, String), Arc<dyn LatencyModel>>> = Mutex::default();
-    let latency = |device: &DeviceSpec, engine: &str| {
+    move |device: &DeviceSpec, engine: &str| {
         let key = (device.name.clone(), engine.to_owned());
         if let Some(known) = built.lock().unwrap().get(&key) {
             return Ok(Arc::clone(known));
@@ -61,25 +65,84 @@ fn measured_servers_are_predicted_within_the_stated_errors() {
         let latency = shipped(device, engine)?;
         built.lock().unwrap().insert(key, Arc::clone(&latency));
         Ok(latency)
-    };
-    let zero: Vec<_> =
-        points.iter().map(|p| calibrate::apply(p, &EngineCosts::of(&p.engine), &latency)).collect();
-    let rows: Vec<Scored> = points.iter().zip(&zero).map(|(p, r)| (p, r.as_ref().ok())).collect();
-    let errors = residuals(&rows).unwrap();
-    println!("{errors:?}");
-    assert!((errors.between_groups - residual::BETWEEN_GROUPS).abs() <= 0.02, "{errors:?}");
-    assert!((errors.within_groups - residual::WITHIN_GROUPS).abs() <= 0.01, "{errors:?}");
-    let zero = summary(&points, &zero);
+    }
+}
+
+fn zero_shot(
+    points: &[Point],
+    latency: &points::LatencyOf,
+) -> Vec<Result<points::Prediction, String>> {
+    points.iter().map(|p| apply(p, &EngineCosts::of(&p.engine), latency)).collect()
+}
+
+#[test]
+fn measured_servers_are_predicted_within_the_stated_errors() {
+    let latency = latency();
+    let points = open_rows("published_rows.csv");
+    assert_eq!(points.len(), 269);
+    let zero = summary(&points, &zero_shot(&points, &latency));
     println!("zero-shot {:?}", zero.all);
     assert!(zero.all.n_tpot >= 135, "{:?}", zero.all);
     assert!(zero.all.tpot_mape.unwrap() <= 0.20, "{:?}", zero.all);
     assert!(zero.all.tpot_median_ape.unwrap() <= 0.08, "{:?}", zero.all);
     assert!(zero.all.ttft_median_ape.unwrap() <= 0.25, "{:?}", zero.all);
-    let held_out = calibrate::cross_validate(&points, &latency).unwrap();
-    let held_out = summary(&points, &held_out);
-    println!("cross-validated {:?}", held_out.all);
-    assert!(held_out.all.tpot_mape.unwrap() <= 0.11, "{:?}", held_out.all);
-    assert!(held_out.all.ttft_median_ape.unwrap() <= 0.25, "{:?}", held_out.all);
+}
+
+#[test]
+fn draws_use_the_residuals_of_all_open_rows() {
+    let latency = latency();
+    let points: Vec<Point> =
+        ["published_rows.csv", "silicon_rows.csv"].into_iter().flat_map(open_rows).collect();
+    let zero = zero_shot(&points, &latency);
+    let rows: Vec<Scored> = points.iter().zip(&zero).map(|(p, r)| (p, r.as_ref().ok())).collect();
+    let errors = residuals(&rows).unwrap();
+    println!("{errors:?}");
+    assert!((errors.between_groups - residual::BETWEEN_GROUPS).abs() <= 0.02, "{errors:?}");
+    assert!((errors.within_groups - residual::WITHIN_GROUPS).abs() <= 0.01, "{errors:?}");
+}
+
+#[test]
+fn five_own_runs_predict_the_others_of_their_source() {
+    let latency = latency();
+    let points = open_rows("published_rows.csv");
+    let rows = pool::prepare(&points, &latency).unwrap();
+    // Without the shipped groups, which these rows were fitted for.
+    let prior = Prior { groups: Vec::new(), ..Prior::shipped().unwrap().clone() };
+    let held_out = judge::own_rows(&rows, &prior, &|i| points[i].id.clone());
+    let errors: Vec<f64> = held_out.iter().map(|r| (r.tpot.exp() - 1.0).abs()).collect();
+    let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+    println!("{} rows, TPOT MAPE {mean:.4}", errors.len());
+    assert!(errors.len() >= 60 && mean <= 0.11, "{} rows, {mean}", errors.len());
+    let mut first: Vec<f64> =
+        held_out.iter().filter_map(|r| Some((r.ttft?.exp() - 1.0).abs())).collect();
+    first.sort_by(f64::total_cmp);
+    let median = first[first.len() / 2];
+    println!("{} rows, TTFT median {median:.4}", first.len());
+    assert!(median <= 0.25, "{median}");
+}
+
+#[test]
+fn own_runs_of_one_group_leave_all_others_as_they_were() {
+    let Some(folder) = data() else { return };
+    let points = points::read(&folder.join("serving_points/dev.csv")).unwrap();
+    let latency = |device: &DeviceSpec, engine: &str| shipped(device, engine);
+    let of = |name: &str| {
+        let rows: Vec<Point> =
+            points.iter().filter(|p| p.model.contains(name)).take(12).cloned().collect();
+        assert!(rows.len() >= 10, "{name}");
+        rows
+    };
+    let (gpt, deepseek) = (of("gpt-oss"), of("DeepSeek"));
+    let rows = pool::prepare(&gpt, &latency).unwrap();
+    let mine: Vec<&pool::Prepared> = rows.iter().collect();
+    let own = [own::fit(&rows[0].group, &mine, Prior::shipped().unwrap(), &|i| gpt[i].id.clone())];
+    for point in deepseek.iter().filter(|p| p.setup.is_ok()) {
+        let (with, without) = (predict(point, &own, &latency), predict(point, &[], &latency));
+        assert_eq!(with.unwrap(), without.unwrap(), "{}", point.id);
+    }
+    let of_own = predict(&gpt[0], &own, &latency).unwrap();
+    let before = predict(&gpt[0], &[], &latency).unwrap();
+    assert!(of_own.1.tpot < before.1.tpot, "{of_own:?} {before:?}");
 }
 
 #[test]

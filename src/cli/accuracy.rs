@@ -7,16 +7,15 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::Result;
+use crate::calibrate::predict::apply;
+use crate::calibrate::{Group, judge, pool};
 use crate::cli::Output;
-use crate::cli::estimate::calibrate_all;
 use crate::cli::profile::{Item, ProfileArgs, Sources};
 use crate::files::{check_writable, write_atomic};
 use crate::latency::tables::{self, errors};
 use crate::plan::accuracy::{Residuals, Scored, Summary, residuals, summarise};
-use crate::plan::calibrate;
-use crate::plan::points::{self, Point, Prediction};
-use crate::report::accuracy::{Page, TableErrors, Way, page};
-use crate::serving::EngineCosts;
+use crate::plan::points::{self, LatencyOf, Point, Prediction};
+use crate::report::accuracy::{Coverage, Page, TableErrors, Way, page};
 
 /// Compares predictions with measured points and writes the accuracy page.
 #[derive(Debug, Args)]
@@ -24,9 +23,9 @@ use crate::serving::EngineCosts;
     after_help = "Example:\n  moe-frontier accuracy --points points.csv --out reports/accuracy.md --overwrite"
 )]
 pub struct AccuracyArgs {
-    /// CSV of measured points.
-    #[arg(long, value_name = "FILE")]
-    pub points: PathBuf,
+    /// CSV files of measured points.
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    pub points: Vec<PathBuf>,
     /// Where latencies come from.
     #[command(flatten)]
     pub source: ProfileArgs,
@@ -50,7 +49,8 @@ struct Document<'a> {
     schema_version: &'static str,
     out: String,
     zero_shot: &'a Summary,
-    cross_validated: &'a Summary,
+    own_rows: &'a Summary,
+    coverage: &'a [Coverage],
     residuals: Option<Residuals>,
 }
 
@@ -61,36 +61,50 @@ struct Document<'a> {
 pub fn run(args: &AccuracyArgs, output: Output) -> Result<()> {
     check_writable(&args.out, args.overwrite)?;
     let sources = Sources::read(&args.source)?;
-    let points = points::read(&args.points)?;
+    let mut points = Vec::new();
+    for path in &args.points {
+        points.extend(points::read(path)?);
+    }
     let latency = sources.latency_of();
-    let zero: Vec<_> =
-        points.iter().map(|p| calibrate::apply(p, &EngineCosts::of(&p.engine), &latency)).collect();
-    let held_out = calibrate::cross_validate(&points, &latency)?;
-    let calibrations = calibrate_all(&points, &sources)?;
+    let rows = pool::prepare(&points, &latency)?;
+    let judgement = judge::judge(&rows, &|i| points[i].id.clone());
+    let zero = new_groups(&points, &judgement, &latency);
+    let own = own_rows(&points, &judgement, &latency);
     let ways = [
-        way("Zero-shot", ZERO_SHOT, &points, &zero),
-        way("Calibrated, cross-validated", CROSS_VALIDATED, &points, &held_out),
+        way("Zero-shot, whole groups out", ZERO_SHOT, &points, &zero),
+        way("Five own rows", OWN_ROWS, &points, &own),
     ];
-    let name = args.points.file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
+    let names: Vec<String> = args
+        .points
+        .iter()
+        .filter_map(|p| Some(format!("`{}`", p.file_name()?.to_string_lossy())))
+        .collect();
+    let name = names.join(" and ");
     let from = kernel_times(&sources);
     let scored: Vec<Scored> = points.iter().zip(&zero).map(|(p, r)| (p, r.as_ref().ok())).collect();
     let residuals = residuals(&scored);
+    let group = |i: usize| Group::of(&points[i]);
+    let coverage = [
+        Coverage::of("a group without rows", &judgement.new_group, &group),
+        Coverage::of("five own rows", &judgement.own_rows, &group),
+    ];
     let text = page(&Page {
         points: &name,
         latencies: &from,
         ways: &ways,
         residuals,
-        calibrations: &calibrations,
+        coverage: &coverage,
         tables: &table_errors(args)?,
         not_counted: &not_counted(&points, &zero),
     });
     write_atomic(&args.out, text.as_bytes(), args.overwrite)?;
     let document = Document {
         schema: "moe-frontier/accuracy",
-        schema_version: "1.0",
+        schema_version: "2.0",
         out: args.out.display().to_string(),
         zero_shot: &ways[0].summary,
-        cross_validated: &ways[1].summary,
+        own_rows: &ways[1].summary,
+        coverage: &coverage,
         residuals,
     };
     output.result(&document, || {
@@ -146,10 +160,42 @@ fn kernel_times(sources: &Sources) -> String {
     sources.items().iter().map(Item::name).collect::<Vec<_>>().join(", then ")
 }
 
-const ZERO_SHOT: &str = "Kernel tables and the program's default constants, the same for every model \
-and device; nothing is fitted to a group. The defaults themselves were chosen with these rows in view.";
-const CROSS_VALIDATED: &str = "Constants of each engine and origin fitted to the other folds: folds are \
-model and device where a group has several, else numbers of devices, else lengths.";
+/// Every row with a prior that was fitted without its model on its device.
+fn new_groups(
+    points: &[Point],
+    judgement: &judge::Judgement,
+    latency: &LatencyOf,
+) -> Vec<Result<Prediction, String>> {
+    let one = |point: &Point| {
+        point.setup.as_ref().map_err(Clone::clone)?;
+        let group = Group::of(point).ok_or("model or device is not known")?;
+        apply(point, &judge::held_out_costs(judgement, &group), latency)
+    };
+    points.iter().map(one).collect()
+}
+
+/// Rows of sources of which five others were fitted.
+fn own_rows(
+    points: &[Point],
+    judgement: &judge::Judgement,
+    latency: &LatencyOf,
+) -> Vec<Result<Prediction, String>> {
+    let mut all: Vec<Result<Prediction, String>> =
+        points.iter().map(|_| Err("own row, or too few rows of its source".to_owned())).collect();
+    for (calibration, rest) in &judgement.own {
+        let costs = calibration.costs();
+        for &i in rest {
+            all[i] = apply(&points[i], &costs, latency);
+        }
+    }
+    all
+}
+
+const ZERO_SHOT: &str = "Each row is predicted with constants that were fitted to the rows of other \
+groups (a group is a model on a device under an engine), pooled over engines; the engines' defaults that \
+the pooling starts from were set once with open rows in view.";
+const OWN_ROWS: &str = "Of each source with at least ten rows of a group, five spread over its TPOTs are \
+fitted as own runs from a prior without the group, and the others are predicted.";
 
 fn way<'a>(
     name: &'a str,

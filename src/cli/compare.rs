@@ -22,7 +22,7 @@ mod turns;
 /// Compare two stored profiles, or two commands in turns: FASTER, SLOWER, SAME or AMBIGUOUS per cell.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  moe-frontier compare old.json new.json --fail-on slower\n  moe-frontier \
+    after_help = "Example: moe-frontier compare old.json new.json --fail-on slower\nExample: moe-frontier \
                   compare --run 'moe-frontier preset list' 'moe-frontier preset list --json'"
 )]
 pub struct Args {

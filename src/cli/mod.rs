@@ -8,6 +8,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::Result;
 
 pub mod accuracy;
+pub mod calibrate;
 pub mod compare;
 pub mod completions;
 pub mod device;
@@ -81,6 +82,8 @@ pub enum Command {
     Size(Box<size::SizeArgs>),
     /// The page that compares the serving model with measured servers.
     Accuracy(accuracy::AccuracyArgs),
+    /// An engine's constants from own runs, or the runs to make.
+    Calibrate(calibrate::CalibrateArgs),
     /// TTFT, TPOT, throughput, memory and cost of one deployment, or of a file of measured points.
     Estimate(Box<estimate::EstimateArgs>),
     /// Say what a term of the tables means.
@@ -142,6 +145,7 @@ fn dispatch(command: Command, output: Output) -> Result<()> {
         Command::Rank(args) => rank::run(&args, output),
         Command::Size(args) => size::run(&args, output),
         Command::Accuracy(args) => accuracy::run(&args, output),
+        Command::Calibrate(args) => calibrate::run(&args, output),
         Command::Estimate(args) => estimate::run(&args, output),
         Command::Explain(args) => explain::run(&args, output),
         Command::Completions(args) => completions::run(&args, output),

@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
 
+use crate::calibrate::Group;
+use crate::calibrate::predict::Chosen;
 use crate::cli::parse::quantity;
 use crate::config::device::{DeviceKind, Price, PriceKind};
 use crate::config::{DType, DeviceSpec};
@@ -215,7 +217,10 @@ impl Sources {
     /// [`Error::Usage`] for `none` without a profile of this program.
     pub(crate) fn costs(&self) -> Result<EngineCosts> {
         if self.engine() != "none" {
-            return Ok(EngineCosts::of(self.engine()));
+            // The prior without a group: what every model and device starts from.
+            let engine = self.engine().to_owned();
+            let group = Group { engine, model: String::new(), gpu: String::new() };
+            return Ok(Chosen::of(&group, &[])?.costs());
         }
         let (_, profile) = self
             .own()

@@ -15,6 +15,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue};
@@ -87,16 +88,16 @@ impl Settings {
             match value {
                 toml::Value::Table(inner) => {
                     for (flag, value) in inner {
-                        settings.set(&key, flag, &value)?;
+                        settings.set(&key, &flag, &value)?;
                     }
                 }
-                value => settings.set("", key, &value)?,
+                value => settings.set("", &key, &value)?,
             }
         }
         Ok(settings)
     }
 
-    fn set(&mut self, command: &str, flag: String, value: &toml::Value) -> Result<()> {
+    fn set(&mut self, command: &str, flag: &str, value: &toml::Value) -> Result<()> {
         let words = word(value).ok_or_else(|| {
             let reason = format!("`{flag}` is no text, number, truth value or list of them");
             Error::bad_file(&self.path, reason)
@@ -143,9 +144,8 @@ impl Settings {
             if !table.is_empty() && !names.contains(table) {
                 return Err(self.wrong(&format!("there is no command `{table}`")));
             }
-            for flag in
-                flags.keys().filter(|flag| table.is_empty() && !used.contains(&flag.as_str()))
-            {
+            let unknown = |flag: &&String| table.is_empty() && !used.contains(&flag.as_str());
+            if let Some(flag) = flags.keys().find(unknown) {
                 return Err(self.wrong(&format!("no command has a flag `{flag}`")));
             }
         }
@@ -264,7 +264,7 @@ fn word(value: &toml::Value) -> Option<String> {
 pub fn help() -> String {
     let mut text = String::from("Environment:\n");
     for (flag, variable) in VARIABLES {
-        text += &format!("  {variable:<24} --{flag} where a command has it\n");
+        let _ = writeln!(text, "  {variable:<24} --{flag} where a command has it");
     }
     text += "  MOE_FRONTIER_PROFILES    folder of measured profiles\n";
     text += "  MOE_FRONTIER_CONFIG      file of settings; empty for none\n";

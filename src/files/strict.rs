@@ -1,7 +1,7 @@
 //! Reading into types without leniency: a struct is an object, never an array of its fields, and the number of
 //! values is bounded, so that a small file cannot fill the memory.
 //!
-//! serde's derived readers take `[1, 2]` for `{"x": 1, "y": 2}` in every format that has arrays. [`Strict`]
+//! serde's derived readers take `[1, 2]` for `{"x": 1, "y": 2}` in every format that has arrays. `Strict`
 //! stands between them and the format and asks for a map wherever they ask for a struct.
 
 use std::cell::Cell;

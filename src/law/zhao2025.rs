@@ -105,7 +105,7 @@ impl Zhao2025 {
     /// The law as published.
     ///
     /// # Errors
-    /// [`Error::BadFile`] if the embedded coefficients are damaged, which a test excludes.
+    /// [`crate::Error::BadFile`] if the embedded coefficients are damaged, which a test excludes.
     pub fn published() -> Result<Self> {
         let law: Self = embedded("zhao2025.toml", PUBLISHED)?;
         Ok(Self { residual_nats: RESIDUAL_NATS, ..law })

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::plan::points::{Point, Prediction};
+use crate::plan::points::{Point, Prediction, Setup};
 use crate::stats::quantile;
 
 /// Errors over a group of rows, as shares (0.1 is 10 %). `None` where no row has the figure.
@@ -44,6 +44,10 @@ pub struct Summary {
     pub by_gpu: BTreeMap<String, Errors>,
     /// By engine.
     pub by_engine: BTreeMap<String, Errors>,
+    /// By mode: aggregated, or separate pools with or without stated numbers of workers.
+    pub by_mode: BTreeMap<String, Errors>,
+    /// By format of the experts' weights.
+    pub by_precision: BTreeMap<String, Errors>,
     /// By model, device and engine together.
     pub by_group: BTreeMap<String, Errors>,
 }
@@ -66,7 +70,24 @@ pub fn summarise(rows: &[Scored]) -> Summary {
         by_model: by(|p| p.model.clone()),
         by_gpu: by(|p| p.gpu.clone()),
         by_engine: by(|p| p.engine.clone()),
+        by_mode: by(|p| mode(p).to_owned()),
+        by_precision: by(|p| {
+            let label = |s: &Setup| s.model.expert_dtype.label().to_owned();
+            p.setup.as_ref().map_or_else(|_| "not known".to_owned(), label)
+        }),
         by_group: by(|p| format!("{} / {} / {}", p.model, p.gpu, p.engine)),
+    }
+}
+
+/// The mode of rows with two pools of unknown size.
+const UNSTATED: &str = "disaggregated, workers not stated";
+
+/// Whether prompts and decoding ran together.
+fn mode(point: &Point) -> &'static str {
+    match point.setup.as_ref().ok().and_then(|s| s.pools) {
+        None => "aggregated",
+        Some(pools) if pools.stated => "disaggregated",
+        Some(_) => UNSTATED,
     }
 }
 
@@ -101,10 +122,12 @@ pub struct Residuals {
 /// A median absolute deviation times this estimates a normal's standard deviation.
 const MAD_TO_SIGMA: f64 = 1.4826;
 
-/// Residuals of the rows that count; `None` without any.
+/// Residuals of the rows that count; `None` without any. Pools of unknown size say nothing about the
+/// model.
 pub fn residuals(rows: &[Scored]) -> Option<Residuals> {
     let mut groups: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for row in rows {
+    let known = rows.iter().filter(|r| mode(r.0) != UNSTATED);
+    for row in known {
         if let Some(error) = tpot_error(row) {
             let p = row.0;
             let name = format!("{} / {} / {} / {}", p.model, p.gpu, p.engine, p.origin);

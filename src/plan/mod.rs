@@ -2,7 +2,6 @@
 
 pub mod accuracy;
 pub mod budget;
-pub mod calibrate;
 pub mod candidates;
 pub mod decide;
 pub mod decision_map;
@@ -17,6 +16,7 @@ pub mod mixture;
 pub mod operating;
 pub mod outcome;
 pub mod over_training;
+pub mod parallelism;
 pub mod points;
 pub mod price;
 pub mod rank;

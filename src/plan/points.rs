@@ -11,9 +11,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::config::{DType, DeviceSpec, MoeModel, local_model};
 use crate::latency::tables::flat_table::{FlatTable, Row};
 use crate::latency::{LatencyModel, Source};
+use crate::plan::parallelism;
 use crate::plan::results::silicon;
 use crate::serving::{
-    Breakdown, Deployment, EngineCosts, Layout, Lengths, LoadModel, MemoryBudget, Served, Traffic,
+    Breakdown, Deployment, EngineCosts, KvLink, Layout, Lengths, LoadModel, MemoryBudget, Pools,
+    Served, Traffic,
 };
 use crate::units::Seconds;
 use crate::workload::RoutingKind;
@@ -53,6 +55,8 @@ pub struct Setup {
     pub lengths: Lengths,
     /// The load.
     pub traffic: Traffic,
+    /// Separate pools for prompts and for decoding; `layout` is then that of one decode worker.
+    pub pools: Option<Pools>,
 }
 
 /// One row of a file of points.
@@ -66,6 +70,8 @@ pub struct Point {
     pub gpu: String,
     /// Engine in lower case.
     pub engine: String,
+    /// Its version as the file names it; may be empty.
+    pub version: String,
     /// Where the row was published or recorded: rows of one origin ran on one kind of host.
     pub origin: String,
     /// Measured figures.
@@ -88,7 +94,41 @@ pub fn read(path: &Path) -> Result<Vec<Point>> {
             return Err(Error::bad_file(table.location(), format!("no column `{column}`")));
         }
     }
-    table.rows().enumerate().map(|(index, row)| point(index, &row)).collect()
+    let points: Result<Vec<Point>> =
+        table.rows().enumerate().map(|(index, row)| point(index, &row)).collect();
+    let mut points = points?;
+    exclude_repeats(&mut points);
+    Ok(points)
+}
+
+/// A run that a file holds twice counts once.
+fn exclude_repeats(points: &mut [Point]) {
+    let mut seen: HashMap<String, String> = HashMap::new();
+    for point in points {
+        let (Ok(s), Measured { ttft: Some(ttft), tpot: Some(tpot), .. }) =
+            (&point.setup, point.measured)
+        else {
+            continue;
+        };
+        let key = format!(
+            "{} {} {} {} {:?} {:?} {:?} {} {}",
+            s.model.name,
+            point.gpu,
+            point.engine,
+            s.layout,
+            s.pools,
+            s.lengths,
+            s.traffic,
+            ttft.0,
+            tpot.0
+        );
+        if let Some(first) = seen.get(&key) {
+            let why = || format!("repeated: the same run as {first}");
+            point.excluded.get_or_insert_with(why);
+        } else {
+            seen.insert(key, point.id.clone());
+        }
+    }
 }
 
 fn point(index: usize, row: &Row) -> Result<Point> {
@@ -116,6 +156,7 @@ fn point(index: usize, row: &Row) -> Result<Point> {
         model: text("model"),
         gpu: text("gpu"),
         engine: text("engine").to_lowercase(),
+        version: text("engine_version"),
         origin: text("source"),
         measured,
         setup: setup(row),
@@ -135,9 +176,11 @@ fn excluded(row: &Row) -> Option<String> {
 }
 
 fn setup(row: &Row) -> Result<Setup, String> {
-    let model = model(row)?;
+    let mut model = model(row)?;
     let gpu = row.text("gpu").unwrap_or_default();
     let device = device(gpu)?;
+    let engine = row.text("engine").unwrap_or_default().to_lowercase();
+    model.kv_dtype = served_cache(&model, &engine, &device);
     let layout = layout(row)?;
     layout.validate(&model).map_err(|e| e.to_string())?;
     let length = |column: &str| -> Result<f64, String> {
@@ -153,7 +196,8 @@ fn setup(row: &Row) -> Result<Setup, String> {
         lengths.output *= INFERENCEX_MEAN_LENGTH;
     }
     let traffic = traffic(row)?;
-    Ok(Setup { model, device, layout, lengths, traffic })
+    let pools = pools(row, &model)?;
+    Ok(Setup { model, device, layout, lengths, traffic, pools })
 }
 
 /// The model of a row by its name on the Hub, in the formats of the row.
@@ -202,51 +246,46 @@ pub fn precision(name: &str) -> Result<Option<(DType, DType)>, String> {
     }))
 }
 
+/// Format of the cache as an engine keeps it unless told otherwise: 8 bits beside weights of 8 bits
+/// or fewer in TensorRT-LLM, whose checkpoints say so, and in the published recipes of all engines on
+/// devices with 4-bit arithmetic; else as the model's config says.
+pub fn served_cache(model: &MoeModel, engine: &str, device: &DeviceSpec) -> DType {
+    let narrow = model.expert_bits() <= 8.5;
+    let recipe = engine == "trtllm" || device.flops_per_s.contains_key(&DType::Nvfp4);
+    if narrow && recipe { DType::Fp8 } else { model.kv_dtype }
+}
+
 fn device(gpu: &str) -> Result<DeviceSpec, String> {
     // A row that leaves the variant open is taken as the one whose price its source names.
     let name = if gpu == "h100_80gb" { "h100_nvl" } else { gpu };
     DeviceSpec::load(name).map_err(|_| format!("device `{gpu}` is not known"))
 }
 
-/// Parallelism as the files write it: `tp8`, `tp8pp1 moe_tp8 moe_ep1`, `DEP4`, `TP8 (attn DP)`.
+/// Layout of the server, or of one decode worker.
 fn layout(row: &Row) -> Result<Layout, String> {
-    let text = row.text("parallelism").unwrap_or_default();
-    let gpus: Option<usize> = row.text("n_gpus").and_then(|t| t.parse().ok());
-    let lower = text.to_lowercase();
-    let number_after = |prefix: &str| -> Option<usize> {
-        lower.split_whitespace().find_map(|word| {
-            let digits = word.strip_prefix(prefix)?;
-            let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
-            digits[..end].parse().ok()
-        })
+    let gpus = row.text("n_gpus").and_then(|t| t.parse().ok());
+    parallelism::parse(row.text("parallelism").unwrap_or_default(), gpus)
+}
+
+/// Pools of a disaggregated server. Where a row does not say how many workers there are, one of each.
+fn pools(row: &Row, model: &MoeModel) -> Result<Option<Pools>, String> {
+    let Some(text) = row.text("prefill_parallelism") else { return Ok(None) };
+    let prefill = parallelism::parse(text, None)?;
+    prefill.validate(model).map_err(|e| format!("prefill pool: {e}"))?;
+    let workers = |column: &str| -> Result<f64, String> {
+        let Some(text) = row.text(column) else { return Ok(1.0) };
+        let number: Option<f64> = text.parse().ok();
+        number
+            .filter(|n| n.is_finite() && *n >= 1.0)
+            .ok_or_else(|| format!("{column} is `{text}`, not a number of workers"))
     };
-    let unknown = || format!("parallelism `{text}` is not understood");
-    if lower.contains("pp") && !lower.contains("pp1") {
-        return Err(format!("pipeline parallelism (`{text}`) is not modelled"));
-    }
-    let layout = if let Some(ranks) = number_after("dep") {
-        Layout { attention_tp: 1, attention_dp: ranks, moe_tp: 1, moe_ep: ranks }
-    } else if let Some(ranks) = number_after("tep") {
-        Layout { attention_tp: ranks, attention_dp: 1, moe_tp: 1, moe_ep: ranks }
-    } else if lower.contains("attn dp") {
-        let ranks = number_after("tp").ok_or_else(unknown)?;
-        // Engines that spread attention over sequences spread experts over the same ranks.
-        Layout { attention_tp: 1, attention_dp: ranks, moe_tp: 1, moe_ep: ranks }
-    } else if let Some(ranks) = number_after("tp") {
-        let dp = number_after("dp").unwrap_or(1);
-        let moe_ep = number_after("moe_ep").or_else(|| number_after("ep"));
-        let moe_ep = moe_ep.unwrap_or(1);
-        let moe_tp = number_after("moe_tp").unwrap_or((ranks * dp / moe_ep).max(1));
-        Layout { attention_tp: ranks, attention_dp: dp, moe_tp, moe_ep }
-    } else {
-        return Err(unknown());
-    };
-    match gpus {
-        Some(gpus) if gpus != layout.devices() => {
-            Err(format!("`{text}` uses {} devices, the row has {gpus}", layout.devices()))
-        }
-        _ => Ok(layout),
-    }
+    let stated = row.text("prefill_workers").is_some() && row.text("decode_workers").is_some();
+    Ok(Some(Pools {
+        prefill,
+        prefill_workers: workers("prefill_workers")?,
+        decode_workers: workers("decode_workers")?,
+        stated,
+    }))
 }
 
 fn traffic(row: &Row) -> Result<Traffic, String> {
@@ -326,7 +365,13 @@ pub fn predict(
     let routing = typical_load(setup.model.num_experts, setup.model.top_k)?;
     let deployment = deployment(setup, costs, latency, &routing);
     deployment.validate()?;
-    let served = deployment.serve(&setup.traffic, &setup.lengths)?;
+    let served = match &setup.pools {
+        None => deployment.serve(&setup.traffic, &setup.lengths)?,
+        Some(pools) => {
+            let link = KvLink::of(&setup.device);
+            deployment.serve_pools(pools, &link, &setup.traffic, &setup.lengths)?
+        }
+    };
     Ok(Prediction { served, output_rate: served.requests_per_s * setup.lengths.output })
 }
 

@@ -2,9 +2,12 @@
 
 use std::fmt::Write;
 
+use serde::Serialize;
+
+use crate::calibrate::Group;
+use crate::calibrate::judge::{self, Judged};
 use crate::latency::tables::errors::ErrorRow;
 use crate::plan::accuracy::{Errors, Residuals, Scored, Summary, tpot_error, ttft_error};
-use crate::plan::calibrate::Calibration;
 use crate::units::Seconds;
 
 /// Rows shown among the worst.
@@ -32,6 +35,27 @@ pub struct TableErrors<'a> {
     pub rows: Vec<ErrorRow>,
 }
 
+/// Share of held-out rows within their 95 % intervals, whose widths come from other groups.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Coverage {
+    /// What the predictions knew.
+    pub of: &'static str,
+    /// Rows.
+    pub rows: usize,
+    /// Share by time per output token.
+    pub tpot: f64,
+    /// Share by time to first token.
+    pub ttft: f64,
+}
+
+impl Coverage {
+    /// Of rows that were held out.
+    pub fn of(of: &'static str, rows: &[Judged], group: &dyn Fn(usize) -> Option<Group>) -> Self {
+        let (tpot, ttft) = judge::coverage(rows, group);
+        Self { of, rows: rows.len(), tpot, ttft }
+    }
+}
+
 /// What the page shows.
 pub struct Page<'a> {
     /// Name of the file of points.
@@ -42,8 +66,8 @@ pub struct Page<'a> {
     pub ways: &'a [Way<'a>],
     /// Error of the serving model by group, zero-shot.
     pub residuals: Option<Residuals>,
-    /// Fitted constants.
-    pub calibrations: &'a [Calibration],
+    /// Shares of held-out rows within their intervals.
+    pub coverage: &'a [Coverage],
     /// Errors of the kernel tables themselves.
     pub tables: &'a [TableErrors<'a>],
     /// Rows that count nowhere, by reason.
@@ -55,7 +79,7 @@ pub fn page(page: &Page) -> String {
     let mut text = String::from("# Accuracy of the serving model\n\n");
     let _ = writeln!(
         text,
-        "Every row of `{}`, predicted and compared. Errors are of the time per output token (TPOT) and \
+        "Every row of {}, predicted and compared. Errors are of the time per output token (TPOT) and \
 of the time to first token (TTFT), relative to the measured value. Rows with a quality flag and \
 overloaded rows (less than 90% of the offered rate completed) do not count; they are listed below by \
 reason.\n\nKernel times come from {}.\n",
@@ -76,7 +100,7 @@ latencies.\n",
             r.between_groups, r.groups, r.within_groups
         );
     }
-    constants(&mut text, page.calibrations);
+    intervals(&mut text, page.coverage);
     limits(&mut text, page.ways);
     for errors in page.tables {
         kernel_tables(&mut text, errors);
@@ -121,7 +145,8 @@ fn table(text: &mut String, summary: &Summary) {
     );
     line(text, "**all**", &summary.all);
     line(text, "overloaded (not in all)", &summary.overloaded);
-    for (name, errors) in summary.by_gpu.iter().chain(&summary.by_engine).chain(&summary.by_group) {
+    let parts = summary.by_mode.iter().chain(&summary.by_precision).chain(&summary.by_gpu);
+    for (name, errors) in parts.chain(&summary.by_engine).chain(&summary.by_group) {
         line(text, name, errors);
     }
     text.push('\n');
@@ -170,32 +195,20 @@ fn worst(text: &mut String, rows: &[Scored]) {
     text.push('\n');
 }
 
-fn constants(text: &mut String, calibrations: &[Calibration]) {
+fn intervals(text: &mut String, coverage: &[Coverage]) {
     text.push_str(
-        "## Calibrated constants\n\nFitted to all rows of a group (the cross-validated errors above \
-use fits without the row's fold); 95 % intervals.\n\n| group | rows | left out | constant | value | from | to |\n|---|---|---|---|---|---|---|\n",
+        "## Intervals\n\nShares of held-out rows within their 95 % intervals. The width for a group \
+comes from the errors of the other groups alone. Rows are judged at the batch that their own times \
+imply.\n\n| predicted from | rows | TPOT | TTFT |\n|---|---|---|---|\n",
     );
-    for c in calibrations.iter().filter(|c| !c.fitted.is_empty()) {
-        for f in &c.fitted {
-            let _ = writeln!(
-                text,
-                "| {} | {} | {} | {} | {:.3} | {:.3} | {:.3} |",
-                cell(&c.group),
-                c.rows,
-                c.left_out.len(),
-                f.name,
-                f.value,
-                f.lo,
-                f.hi
-            );
-        }
+    for c in coverage {
         let _ = writeln!(
             text,
-            "| {} | {} | {} | request_ms | {:.1} | | |",
-            cell(&c.group),
+            "| {} | {} | {:.1} % | {:.1} % |",
+            c.of,
             c.rows,
-            c.left_out.len(),
-            c.costs.request_s * 1e3
+            c.tpot * 100.0,
+            c.ttft * 100.0
         );
     }
     text.push('\n');
@@ -237,14 +250,16 @@ fn limits(text: &mut String, ways: &[Way]) {
 const HEAVIEST: usize = 4;
 const LIMITS: &str = "\
 - An SGLang server that launches each kernel from the host spends 10-40 ms on a step whatever the \
-load: no kernel table shows it, and the published rows do not say whether graphs were on. It is one \
-of the fitted constants (`decode_launch_us`), so that these rows are far off without calibration.
+load: no kernel table shows it, and the published rows do not say whether graphs were on. A few own runs \
+tell (`decode_launch_us`).
+- Rows do not say whether the server speculated. A group that is 1.5 to 2 times faster than the same \
+shape elsewhere probably did (TensorRT-LLM 1.2.0rc6.post3 on B200); it is predicted without.
+- Disaggregated rows without numbers of workers are predicted with one worker in each pool, enter no \
+fit, and are listed by mode; their servers had more, so that the errors are not the model's alone.
 - The device of rows named `h100_80gb` is not stated by their source; its price suggests an H100 NVL \
 and it is predicted as one.
-- Cross-validation holds out whole models on a device, which moves both the kernels and the launches \
-per layer; a calibration on rows of the model itself is closer than these errors.
-- Time to first token is the weakest figure: rows do not say how their clients start or whether \
-prompts repeat, and medians stand beside predicted means.
+- Kernels of linear attention, of sparse-attention indexers and of norms over all heads are in no \
+table; a fixed time per layer stands for the first two.
 
 ";
 
@@ -267,7 +282,7 @@ mod tests {
             latencies: "moe.mft",
             ways: &[way],
             residuals: None,
-            calibrations: &[],
+            coverage: &[],
             tables: &[],
             not_counted: &[("a|b\nc".into(), 2)],
         });

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::layers::Mixer;
 use crate::config::{DeviceSpec, MoeModel};
 use crate::error::in_range;
 use crate::serving::StepLoad;
@@ -34,6 +35,15 @@ pub struct EngineCosts {
     /// Launch cost of one layer of a decode step: next to nothing where a captured graph is replayed,
     /// the step itself on a host that launches every kernel.
     pub decode_launch_s: f64,
+    /// Further small kernels of a layer whose mixer is in no table: recurrent mixers, indexers of
+    /// sparse attention.
+    pub mixer_s: f64,
+    /// Steps from a first token's computation to its delivery, and of waiting for a running one.
+    pub first_steps: f64,
+    /// Factor on the time of a prompt's own steps and of those before it.
+    pub prompt_factor: f64,
+    /// Factor on the wait of prompts that all arrive at once.
+    pub burst_factor: f64,
     /// Most prompt tokens in one step.
     pub chunk_tokens: f64,
     /// Most sequences at a time.
@@ -47,6 +57,7 @@ impl EngineCosts {
     /// of all of them ([accuracy page](../../../reports/accuracy.md)); engines differ in whether
     /// prompts ride on decode steps.
     pub fn of(engine: &str) -> Self {
+        let [request_s, first_steps, prompt_factor, burst_factor] = first_token(engine);
         Self {
             // Kernels of a captured graph overlap a little; tables time them alone.
             kernel_factor: 0.95,
@@ -54,9 +65,13 @@ impl EngineCosts {
             step_s: 0.6e-3,
             layer_s: 5e-6,
             sequence_s: 4e-6,
-            request_s: 20e-3,
+            request_s,
             launch_s: 150e-6,
             decode_launch_s: 5e-6,
+            mixer_s: 60e-6,
+            first_steps,
+            prompt_factor,
+            burst_factor,
             chunk_tokens: 8192.0,
             max_sequences: 1024.0,
             // SGLang runs prompts in steps of their own unless told otherwise.
@@ -76,6 +91,10 @@ impl EngineCosts {
             request_s: 0.0,
             launch_s: 0.0,
             decode_launch_s: 0.0,
+            mixer_s: 0.0,
+            first_steps: 0.5,
+            prompt_factor: 1.0,
+            burst_factor: 1.0,
             chunk_tokens: 2048.0,
             max_sequences: 4096.0,
             mixed: true,
@@ -108,7 +127,7 @@ impl EngineCosts {
 
     /// The engine's own share of a step of `layers` whose kernels take `kernels` seconds.
     pub fn overhead(&self, layers: &Layers, load: &StepLoad, kernels: f64) -> f64 {
-        let device = kernels + self.layer_s * layers.all;
+        let device = kernels + self.layer_s * layers.all + self.mixer_s * layers.unmeasured;
         let each = if load.prompt_tokens > 0.0 { self.launch_s } else { self.decode_launch_s };
         let launch = each * (layers.all + (MOE_LAUNCHES - 1.0) * layers.moe);
         device.max(launch) - kernels + self.step_s + self.sequence_s * load.sequences
@@ -122,13 +141,37 @@ pub struct Layers {
     pub all: f64,
     /// Those with routed experts.
     pub moe: f64,
+    /// Those whose mixer has kernels that no table holds.
+    pub unmeasured: f64,
+}
+
+/// Front end in seconds, steps until delivery, factors on prompts and on bursts: fitted to the times
+/// to first token of the open server rows of each engine ([accuracy
+/// page](../../../reports/accuracy.md)).
+fn first_token(engine: &str) -> [f64; 4] {
+    match engine {
+        "vllm" => [6e-3, 1.8, 1.2, 0.9],
+        "sglang" => [0.2, 3.4, 0.85, 4.0],
+        "trtllm" => [5e-3, 10.0, 0.8, 0.8],
+        _ => [20e-3, 2.0, 1.0, 1.0],
+    }
 }
 
 impl Layers {
     /// The layers of a model.
     pub fn of(model: &MoeModel) -> Self {
         let moe = if model.is_dense() { 0 } else { model.moe_layers() };
-        Self { all: model.num_layers as f64, moe: moe as f64 }
+        let unmeasured: usize = model
+            .layer_groups()
+            .iter()
+            .filter(|group| match &group.mixer {
+                Mixer::None => false,
+                Mixer::Attention(attention) => attention.indexer.is_some(),
+                Mixer::Mamba(_) | Mixer::Linear(_) | Mixer::ShortConv { .. } => true,
+            })
+            .map(|group| group.layers)
+            .sum();
+        Self { all: model.num_layers as f64, moe: moe as f64, unmeasured: unmeasured as f64 }
     }
 }
 
@@ -141,7 +184,7 @@ const MOE_LAUNCHES: f64 = 2.6;
 mod tests {
     use super::*;
 
-    const DENSE: Layers = Layers { all: 32.0, moe: 0.0 };
+    const DENSE: Layers = Layers { all: 32.0, moe: 0.0, unmeasured: 0.0 };
 
     #[test]
     fn launches_hide_behind_long_kernels_and_show_behind_short_ones() {

@@ -93,7 +93,8 @@ impl Deployment<'_> {
                     // Prompts that all arrive at the start wait for half of the others.
                     let own = self.prompt_step(0.0, lengths)?.total();
                     let first = self.prefill(lengths).first_token(0.0, Seconds::ZERO, own);
-                    let burst = (concurrency - 1.0) / 2.0 * (first.0 - self.costs.request_s);
+                    let alone = (first.0 - self.costs.request_s) / self.costs.prompt_factor;
+                    let burst = self.costs.burst_factor * (concurrency - 1.0) / 2.0 * alone;
                     served.ttft += Seconds(burst / requests_per_client);
                 }
                 Ok(served)
@@ -125,19 +126,22 @@ impl Deployment<'_> {
         Ok(served)
     }
 
-    /// The batch at which as many requests leave as arrive, by bisection; the cap when even that
-    /// is too slow.
+    /// The smallest batch at which as many requests leave as arrive; the cap when none is fast enough.
+    /// Throughput can fall towards the cap, where every prompt step carries all sequences.
     fn open(&self, rate: f64, cap: f64, lengths: &Lengths) -> Result<Served> {
         let decodes = lengths.decodes();
         let throughput = |batch: f64| -> Result<f64> {
             Ok(batch / (decodes * self.steps(batch, lengths)?.mean().total().0))
         };
-        let most = throughput(cap)?;
-        if rate >= most {
-            let full = self.at(cap, cap, lengths)?;
-            return Ok(Served { saturated: true, requests_per_s: most, ..full });
+        let mut high = cap.min(1.0);
+        let mut low = high * 1e-6;
+        while throughput(high)? < rate {
+            if high >= cap {
+                let full = self.at(cap, cap, lengths)?;
+                return Ok(Served { saturated: true, ..full });
+            }
+            (low, high) = (high, (2.0 * high).min(cap));
         }
-        let (mut low, mut high) = (cap * 1e-6, cap);
         while high / low > 1.0 + PRECISION {
             let middle = (low * high).sqrt();
             if throughput(middle)? < rate {
@@ -209,10 +213,19 @@ impl Deployment<'_> {
     /// # Errors
     /// As [`Self::step`].
     pub fn prompt_step(&self, batch: f64, lengths: &Lengths) -> Result<Breakdown> {
+        self.prompt_step_load(batch, lengths).map(|(step, _)| step)
+    }
+
+    /// The same with what it carries.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn prompt_step_load(&self, batch: f64, lengths: &Lengths) -> Result<(Breakdown, StepLoad)> {
         let chunks = self.prefill(lengths).chunks;
         let riding = if self.costs.mixed { batch } else { 0.0 };
         let state = StepState { batch, lengths: *lengths };
-        self.step(&StepLoad { sequences: riding, ..state.load(lengths.input / chunks) })
+        let load = StepLoad { sequences: riding, ..state.load(lengths.input / chunks) };
+        Ok((self.step(&load)?, load))
     }
 
     /// How a prompt enters.
@@ -221,6 +234,8 @@ impl Deployment<'_> {
             chunks: (lengths.input / self.costs.chunk_tokens).ceil().max(1.0),
             output: lengths.output.max(1.0),
             request_s: self.costs.request_s,
+            first_steps: self.costs.first_steps,
+            factor: self.costs.prompt_factor,
         }
     }
 }
@@ -234,21 +249,25 @@ pub struct Prefill {
     output: f64,
     /// Front end, in seconds.
     request_s: f64,
+    /// Steps of waiting and delivery.
+    first_steps: f64,
+    /// Factor on prompt steps.
+    factor: f64,
 }
 
 impl Prefill {
-    /// Arrival to first token beside `batch` sequences: half of a running step (`step` is the mean
-    /// one), the prompts before it (they are served one after the other, so their wait is that of an
+    /// Arrival to first token beside `batch` sequences: the steps of waiting and delivery (`step` is
+    /// the mean one), the prompts before it (they are served one after the other, so their wait is that of an
     /// M/D/1 queue), then its own steps of `own` each.
     pub fn first_token(&self, batch: f64, step: Seconds, own: Seconds) -> Seconds {
-        let own = own.0 * self.chunks;
+        let own = self.factor * own.0 * self.chunks;
         if batch <= 0.0 {
             return Seconds(self.request_s + own);
         }
         let arrivals = batch / (self.output * step.0);
         let busy = (arrivals * own).min(BUSIEST);
         let wait = own * busy / (2.0 * (1.0 - busy));
-        Seconds(self.request_s + step.0 / 2.0 + wait + own)
+        Seconds(self.request_s + self.first_steps * step.0 + wait + own)
     }
 }
 

@@ -4,15 +4,16 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{EstimateArgs, costs_of};
+use super::EstimateArgs;
 use crate::Result;
+use crate::calibrate::predict::{Halves, apply, ends, predict};
+use crate::calibrate::{Calibration, Group, judge, pool};
 use crate::cli::Output;
 use crate::cli::profile::Sources;
 use crate::constants::memory;
 use crate::plan::accuracy::{Errors, Summary, summarise};
-use crate::plan::calibrate::{self, Calibration};
 use crate::plan::points::{self, Point, Prediction, REQUESTS_PER_CLIENT};
-use crate::serving::{Breakdown, EngineCosts};
+use crate::serving::Breakdown;
 use crate::units::Seconds;
 use crate::workload::RoutingKind;
 
@@ -53,6 +54,12 @@ struct RowOut {
     predicted_tpot_ms: Option<f64>,
     predicted_ttft_ms: Option<f64>,
     predicted_output_tok_s_total: Option<f64>,
+    predicted_tpot_ms_lo: Option<f64>,
+    predicted_tpot_ms_hi: Option<f64>,
+    predicted_ttft_ms_lo: Option<f64>,
+    predicted_ttft_ms_hi: Option<f64>,
+    predicted_output_tok_s_total_lo: Option<f64>,
+    predicted_output_tok_s_total_hi: Option<f64>,
     batch: Option<f64>,
     max_batch: Option<f64>,
     saturated: Option<bool>,
@@ -70,21 +77,20 @@ pub(super) fn run(
 ) -> Result<()> {
     let points = points::read(path)?;
     let latency = sources.latency_of();
-    let results = if args.cross_validate {
-        calibrate::cross_validate(&points, &latency)?
+    let results: Vec<Answer> = if args.cross_validate {
+        let rows = pool::prepare(&points, &latency)?;
+        let judgement = judge::judge(&rows, &|i| points[i].id.clone());
+        let one = |point: &Point| {
+            let group = Group::of(point).ok_or("model or device is not known")?;
+            apply(point, &judge::held_out_costs(&judgement, &group), &latency).map(|p| (p, None))
+        };
+        points.iter().map(|p| p.setup.clone().and_then(|_| one(p))).collect()
     } else {
-        points
-            .iter()
-            .map(|point| {
-                let own = calibrations.iter().find(|c| c.group == point.group());
-                let found = own.or_else(|| costs_of(&point.engine, calibrations));
-                let costs =
-                    found.map_or_else(|| EngineCosts::of(&point.engine), |c| c.costs.clone());
-                calibrate::apply(point, &costs, &latency)
-            })
-            .collect()
+        let one = |p: &Point| predict(p, calibrations, &latency).map(|(p, h)| (p, Some(h)));
+        points.iter().map(one).collect()
     };
-    let scored: Vec<_> = points.iter().zip(&results).map(|(p, r)| (p, r.as_ref().ok())).collect();
+    let scored: Vec<_> =
+        points.iter().zip(&results).map(|(p, r)| (p, r.as_ref().ok().map(|a| &a.0))).collect();
     let summary = summarise(&scored);
     let document = Document {
         schema: "moe-frontier/estimate-points",
@@ -121,8 +127,18 @@ fn kernel_times(profile: &[String]) -> String {
     profile.join(",")
 }
 
-fn row(point: &Point, result: Result<Prediction, String>) -> RowOut {
-    let predicted = result.as_ref().ok();
+/// A prediction with its interval, or why there is none.
+type Answer = Result<(Prediction, Option<Halves>), String>;
+
+fn row(point: &Point, result: Answer) -> RowOut {
+    let predicted = result.as_ref().ok().map(|a| &a.0);
+    let halves = result.as_ref().ok().and_then(|a| a.1);
+    let within = |value: Option<f64>, half: fn(&Halves) -> f64| {
+        halves.as_ref().zip(value).map(|(h, v)| ends(v, half(h)))
+    };
+    let tpot = within(predicted.map(|p| p.served.tpot.as_ms()), |h| h.tpot);
+    let ttft = within(predicted.map(|p| p.served.ttft.as_ms()), |h| h.ttft);
+    let rate = within(predicted.map(|p| p.output_rate), |h| h.rate);
     let of = |value: fn(&Prediction) -> f64| predicted.map(value);
     RowOut {
         source_id: point.id.clone(),
@@ -135,6 +151,12 @@ fn row(point: &Point, result: Result<Prediction, String>) -> RowOut {
         predicted_tpot_ms: of(|p| p.served.tpot.as_ms()),
         predicted_ttft_ms: of(|p| p.served.ttft.as_ms()),
         predicted_output_tok_s_total: of(|p| p.output_rate),
+        predicted_tpot_ms_lo: tpot.map(|e| e.0),
+        predicted_tpot_ms_hi: tpot.map(|e| e.1),
+        predicted_ttft_ms_lo: ttft.map(|e| e.0),
+        predicted_ttft_ms_hi: ttft.map(|e| e.1),
+        predicted_output_tok_s_total_lo: rate.map(|e| e.0),
+        predicted_output_tok_s_total_hi: rate.map(|e| e.1),
         batch: of(|p| p.served.batch),
         max_batch: of(|p| p.served.batch_cap),
         saturated: predicted.map(|p| p.served.saturated),
@@ -166,7 +188,6 @@ fn text(document: &Document) -> String {
         for f in &c.fitted {
             let _ = writeln!(text, "  {} {:.3} ({:.3} to {:.3})", f.name, f.value, f.lo, f.hi);
         }
-        let _ = writeln!(text, "  request_ms {:.1}", c.costs.request_s * 1e3);
     }
     let mut reasons = std::collections::BTreeMap::new();
     for row in &document.rows {

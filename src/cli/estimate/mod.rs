@@ -1,14 +1,18 @@
 //! `estimate`: what one deployment, or every row of a file of measured points, is predicted to do.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use crate::Result;
+use crate::calibrate::predict::Chosen;
+use crate::calibrate::{Calibration, Group, Prior, own, pool};
 use crate::cli::Output;
+use crate::cli::calibrate::own_file;
 use crate::cli::parse::{positive_whole, quantity, tokens};
 use crate::cli::profile::{ProfileArgs, Sources};
-use crate::plan::calibrate::{self, Calibration};
+use crate::config::DeviceSpec;
 use crate::plan::points::{self, Point};
 use crate::serving::EngineCosts;
 use crate::workload::RoutingKind;
@@ -26,11 +30,10 @@ pub struct EstimateArgs {
     /// CSV of measured points: one prediction per row and a summary of errors.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "device", "concurrency", "rate"])]
     pub points: Option<PathBuf>,
-    /// With --points: predict each row with constants fitted to the others (by device and model,
-    /// else by number of devices, else by lengths).
+    /// With --points: predict each row with a prior that was fitted without its model on its device.
     #[arg(long, requires = "points", conflicts_with = "calibrate")]
     pub cross_validate: bool,
-    /// Fit the engine's constants to a CSV of measured points first.
+    /// Own runs: a CSV of measured points, or what `calibrate --out` wrote.
     #[arg(long, value_name = "FILE")]
     pub calibrate: Option<PathBuf>,
     /// Where latencies come from.
@@ -54,6 +57,9 @@ pub struct EstimateArgs {
     /// Weights: bf16, fp16, fp8, int8, int4, mxfp4 or nvfp4; by default as published.
     #[arg(long, value_name = "FORMAT")]
     pub weights: Option<String>,
+    /// Cache: bf16 or fp8; by default as published.
+    #[arg(long, value_name = "FORMAT")]
+    pub cache: Option<String>,
     /// Routing of tokens over experts: uniform, zipf:S, power-law:A, hot:SHARE, balanced, trace:FILE.
     #[arg(long, default_value_t = RoutingKind::TYPICAL, value_name = "KIND")]
     pub routing: RoutingKind,
@@ -82,7 +88,7 @@ pub struct EstimateArgs {
 pub fn run(args: &EstimateArgs, output: Output) -> Result<()> {
     let sources = Sources::read(&args.source)?;
     let calibrations = match &args.calibrate {
-        Some(path) => calibrate_all(&points::read(path)?, &sources)?,
+        Some(path) => calibrations(path, &sources)?,
         None => Vec::new(),
     };
     match &args.points {
@@ -91,32 +97,44 @@ pub fn run(args: &EstimateArgs, output: Output) -> Result<()> {
     }
 }
 
-/// Fits every group of rows of a file.
+/// What `--calibrate` names: a file that `calibrate` wrote, or points to fit.
+pub(crate) fn calibrations(path: &Path, sources: &Sources) -> Result<Vec<Calibration>> {
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
+        return own_file::read(path);
+    }
+    calibrate_all(&points::read(path)?, sources)
+}
+
+/// Fits every group of rows of a file, each from the prior and its own rows alone.
 pub(crate) fn calibrate_all(points: &[Point], sources: &Sources) -> Result<Vec<Calibration>> {
     let latency = sources.latency_of();
-    calibrate::groups(points)
-        .iter()
-        .map(|(group, members)| {
-            let rows: Vec<&Point> = members.iter().map(|&i| &points[i]).collect();
-            calibrate::fit(group, &rows, &latency)
-        })
-        .collect()
+    let rows = pool::prepare(points, &latency)?;
+    let prior = Prior::shipped()?;
+    let groups: BTreeSet<&Group> = rows.iter().map(|r| &r.group).collect();
+    let fit = |group: &Group| {
+        let mine: Vec<&pool::Prepared> = rows.iter().filter(|r| r.group == *group).collect();
+        own::fit(group, &mine, prior, &|i| points[i].id.clone())
+    };
+    Ok(groups.into_iter().map(fit).collect())
 }
 
-/// The constants for an engine: those fitted to the most rows of it, else the defaults.
-pub(crate) fn costs_of<'a>(
-    engine: &str,
-    calibrations: &'a [Calibration],
-) -> Option<&'a Calibration> {
-    let of_engine =
-        |c: &&Calibration| c.group.split(' ').next() == Some(engine) && !c.fitted.is_empty();
-    calibrations.iter().filter(of_engine).max_by_key(|c| c.rows)
-}
-
-/// What the engine of `sources` adds: its calibration, if there is one, else its defaults.
-pub(crate) fn resolve(sources: &Sources, calibrations: &[Calibration]) -> Result<EngineCosts> {
-    match costs_of(sources.engine(), calibrations) {
-        Some(calibration) => Ok(calibration.costs.clone()),
-        None => sources.costs(),
+/// What the engine of `sources` adds for a model on a device: own runs where the group has some, else
+/// the prior; this program's own kernels cost what their profile says.
+pub(crate) fn resolve(
+    sources: &Sources,
+    calibrations: &[Calibration],
+    model: &str,
+    device: Option<&DeviceSpec>,
+) -> Result<EngineCosts> {
+    let engine = sources.engine();
+    if engine == "none" {
+        return sources.costs();
     }
+    Ok(Chosen::of(&group(engine, model, device), calibrations)?.costs())
+}
+
+/// The group of an engine, a model and a device, if it is one device.
+pub(crate) fn group(engine: &str, model: &str, device: Option<&DeviceSpec>) -> Group {
+    let gpu = device.map_or_else(String::new, |d| d.name.clone());
+    Group { engine: engine.to_owned(), model: model.to_owned(), gpu }
 }

@@ -2,21 +2,20 @@
 
 use serde::Serialize;
 
-use super::{EstimateArgs, costs_of, resolve};
+use super::{EstimateArgs, resolve};
+use crate::calibrate::predict::{Chosen, Halves, ends};
+use crate::calibrate::{Calibration, Fitted, Group};
 use crate::cli::Output;
 use crate::cli::output::model_lines;
 use crate::cli::profile::{Sources, price};
-use crate::config::{DeviceSpec, Loaded, load_model};
-use crate::constants::residual;
-use crate::latency::{Operation, Source, Stack};
-use crate::plan::calibrate::{Calibration, Fitted};
+use crate::config::{DType, DeviceSpec, Loaded, load_model};
+use crate::latency::{LatencyModel, Operation, Source, Stack};
 use crate::plan::outcome::OperationSource;
-use crate::plan::points::{Setup, deployment, set_precision};
+use crate::plan::points::{Prediction, Setup, deployment, set_precision};
 use crate::serving::{
-    Breakdown, Deployment, EngineCosts, Layout, Lengths, LoadModel, Served, Traffic,
-    usd_per_million_output, usd_per_million_split,
+    Breakdown, EngineCosts, Layout, Lengths, LoadModel, Served, Traffic, usd_per_million_output,
+    usd_per_million_split,
 };
-use crate::stats::Z95;
 use crate::units::{TokensPerSecond, UsdPerHour};
 use crate::{Error, Result};
 
@@ -32,10 +31,14 @@ struct Document {
     layout: Layout,
     ttft_ms: f64,
     tpot_ms: f64,
+    ttft_ms_lo: f64,
+    ttft_ms_hi: f64,
     tpot_ms_lo: f64,
     tpot_ms_hi: f64,
     requests_per_s: f64,
     output_tokens_per_s: f64,
+    output_tokens_per_s_lo: f64,
+    output_tokens_per_s_hi: f64,
     output_tokens_per_s_per_gpu: f64,
     mean_batch: f64,
     max_batch: f64,
@@ -43,6 +46,8 @@ struct Document {
     memory: Memory,
     usd_per_million_input_tokens: Option<f64>,
     usd_per_million_output_tokens: Option<f64>,
+    usd_per_million_output_tokens_lo: Option<f64>,
+    usd_per_million_output_tokens_hi: Option<f64>,
     usd_per_million_output_tokens_all_on_output: Option<f64>,
     step: Breakdown,
     latency_source: Source,
@@ -76,6 +81,7 @@ struct Assumptions {
     isl: f64,
     osl: f64,
     weights: &'static str,
+    cache: &'static str,
     usable_memory_share: f64,
     routing: String,
     usd_per_gpu_hour: Option<f64>,
@@ -94,13 +100,19 @@ pub(super) fn run(
     let (setup, model_assumed) = setup(args, sources)?;
     let engine = sources.engine();
     let stack = sources.stack(&setup.device, engine)?;
-    let costs = resolve(sources, calibrations)?.on(engine, &setup.device);
+    let costs = resolve(sources, calibrations, &setup.model.name, Some(&setup.device))?
+        .on(engine, &setup.device);
     let routing = LoadModel::new(&args.routing, setup.model.num_experts, setup.model.top_k)?;
     let deployment = deployment(&setup, &costs, stack.as_ref(), &routing);
     deployment.validate()?;
     let served = deployment.serve(&setup.traffic, &setup.lengths)?;
-    let calibration = costs_of(engine, calibrations);
-    let range = range(&deployment, &setup, &served)?;
+    let group = Group {
+        engine: engine.to_owned(),
+        model: setup.model.name.clone(),
+        gpu: setup.device.name.clone(),
+    };
+    let calibration = calibrations.iter().find(|c| c.group == group);
+    let halves = halves(&group, calibrations, (&setup, &costs), stack.as_ref(), &served)?;
     let (price, price_source) = match price(args.price.as_deref(), &setup.device) {
         Ok((price, source)) => (Some(price), source),
         Err(error) if args.price.is_some() => return Err(error),
@@ -126,10 +138,14 @@ pub(super) fn run(
         layout: setup.layout,
         ttft_ms: served.ttft.as_ms(),
         tpot_ms: served.tpot.as_ms(),
-        tpot_ms_lo: range.0,
-        tpot_ms_hi: range.1,
+        ttft_ms_lo: ends(served.ttft.as_ms(), halves.ttft).0,
+        ttft_ms_hi: ends(served.ttft.as_ms(), halves.ttft).1,
+        tpot_ms_lo: ends(served.tpot.as_ms(), halves.tpot).0,
+        tpot_ms_hi: ends(served.tpot.as_ms(), halves.tpot).1,
         requests_per_s: served.requests_per_s,
         output_tokens_per_s: output_rate,
+        output_tokens_per_s_lo: ends(output_rate, halves.rate).0,
+        output_tokens_per_s_hi: ends(output_rate, halves.rate).1,
         output_tokens_per_s_per_gpu: output_rate / gpus as f64,
         mean_batch: served.batch,
         max_batch: served.batch_cap,
@@ -137,13 +153,15 @@ pub(super) fn run(
         memory,
         usd_per_million_input_tokens: money.map(|m| m.0),
         usd_per_million_output_tokens: money.map(|m| m.1),
+        usd_per_million_output_tokens_lo: money.map(|m| ends(m.1, halves.rate).0),
+        usd_per_million_output_tokens_hi: money.map(|m| ends(m.1, halves.rate).1),
         usd_per_million_output_tokens_all_on_output: money.map(|m| m.2),
         step: served.step,
         latency_source: served.step.source(),
         latencies: latencies(&stack, &served),
         calibration: Calibrated {
             state: if calibration.is_some() { "calibrated" } else { "uncalibrated" },
-            group: calibration.map(|c| c.group.clone()),
+            group: calibration.map(|c| c.group.to_string()),
             rows: calibration.map_or(0, |c| c.rows),
             fitted: calibration.map_or_else(Vec::new, |c| c.fitted.clone()),
         },
@@ -154,6 +172,7 @@ pub(super) fn run(
             isl: setup.lengths.input,
             osl: setup.lengths.output,
             weights: setup.model.expert_dtype.label(),
+            cache: setup.model.kv_dtype.label(),
             usable_memory_share: deployment.memory.usable_share,
             routing: args.routing.to_string(),
             usd_per_gpu_hour: price.map(|p| p.0),
@@ -190,6 +209,13 @@ fn setup(args: &EstimateArgs, sources: &Sources) -> Result<(Setup, Vec<String>)>
         set_precision(&mut model, &weights.to_lowercase())
             .map_err(|reason| Error::usage("--weights", reason))?;
     }
+    if let Some(cache) = &args.cache {
+        model.kv_dtype = match cache.to_lowercase().as_str() {
+            "bf16" => DType::Bf16,
+            "fp8" => DType::Fp8,
+            _ => return Err(Error::usage("--cache", format!("`{cache}`: takes bf16 or fp8"))),
+        };
+    }
     let ranks = args.tp * args.dp;
     if !ranks.is_multiple_of(args.ep) {
         let reason = format!("{} does not divide the {ranks} devices of --tp x --dp", args.ep);
@@ -210,20 +236,25 @@ fn setup(args: &EstimateArgs, sources: &Sources) -> Result<(Setup, Vec<String>)>
         _ => return Err(Error::usage("--concurrency", "give --concurrency or --rate")),
     };
     let lengths = Lengths { input: args.isl, output: args.osl };
-    Ok((Setup { model, device, layout, lengths, traffic }, assumed))
+    Ok((Setup { model, device, layout, lengths, traffic, pools: None }, assumed))
 }
 
-/// 95 % range of TPOT in ms: the error of the serving model against servers, and the spread of the
-/// latencies.
-fn range(deployment: &Deployment, setup: &Setup, served: &Served) -> Result<(f64, f64)> {
-    deployment.layout.validate(&setup.model)?;
-    let total = served.step.total().0;
-    let kernels: f64 =
-        served.step.parts().iter().map(|p| (p.seconds / total * p.log_sigma).powi(2)).sum();
-    let model = residual::BETWEEN_GROUPS.hypot(residual::WITHIN_GROUPS);
-    let half = Z95 * kernels.sqrt().hypot(model);
-    let tpot = served.tpot.as_ms();
-    Ok((tpot * (-half).exp(), tpot * half.exp()))
+/// Half widths of the 95 % intervals; this program's own kernels without a server have those of their
+/// cells alone.
+fn halves(
+    group: &Group,
+    calibrations: &[Calibration],
+    (setup, costs): (&Setup, &EngineCosts),
+    latency: &dyn LatencyModel,
+    served: &Served,
+) -> Result<Halves> {
+    let output_rate = served.requests_per_s * setup.lengths.output;
+    let prediction = Prediction { served: *served, output_rate };
+    let mut chosen = Chosen::of(group, calibrations)?;
+    if group.engine == "none" {
+        chosen.default = costs.clone();
+    }
+    chosen.halves(setup, latency, &prediction)
 }
 
 /// Dollars per million prompt tokens, output tokens, and output tokens that carry everything.
@@ -246,13 +277,17 @@ fn text(d: &Document) -> String {
     let _ = writeln!(text, "{} on {} x {} ({})", d.model, d.gpus, d.device, d.layout);
     let _ = writeln!(
         text,
-        "TTFT {:.1} ms, TPOT {:.2} ms ({:.2} to {:.2}, {}), {:.0} output tokens/s ({:.0} per GPU), {:.2} requests/s",
+        "TTFT {:.1} ms ({:.1} to {:.1}), TPOT {:.2} ms ({:.2} to {:.2}, {}), {:.0} output tokens/s ({:.0} to {:.0}; {:.0} per GPU), {:.2} requests/s",
         d.ttft_ms,
+        d.ttft_ms_lo,
+        d.ttft_ms_hi,
         d.tpot_ms,
         d.tpot_ms_lo,
         d.tpot_ms_hi,
         d.calibration.state,
         d.output_tokens_per_s,
+        d.output_tokens_per_s_lo,
+        d.output_tokens_per_s_hi,
         d.output_tokens_per_s_per_gpu,
         d.requests_per_s
     );
@@ -290,7 +325,9 @@ fn text(d: &Document) -> String {
         (Some(input), Some(output)) => {
             let _ = writeln!(
                 text,
-                "${input:.3}/M input, ${output:.3}/M output tokens at ${}/h ({}; {})",
+                "${input:.3}/M input, ${output:.3}/M output tokens (${:.3} to ${:.3}) at ${}/h ({}; {})",
+                d.usd_per_million_output_tokens_lo.unwrap_or_default(),
+                d.usd_per_million_output_tokens_hi.unwrap_or_default(),
                 d.assumptions.usd_per_gpu_hour.unwrap_or_default(),
                 d.assumptions.cost_basis,
                 d.assumptions.utilisation

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::cli::output::{Output, warn, write_stdout};
+use crate::cli::output::{Output, warn, write_stdout, write_text};
 use crate::cli::parse::{CountList, count_list, duration};
 use crate::cli::signals::Stop;
 use crate::config::DType;
@@ -161,7 +161,7 @@ pub fn run(args: &MeasureArgs, output: Output) -> Result<()> {
         write_stdout(&String::from_utf8_lossy(&document))?;
     } else {
         let path = crate::error::shown(&path.display().to_string());
-        write_stdout(&format!("{}\nwritten to {path}\n", table::text(&profile)))?;
+        write_text(&format!("{}\nwritten to {path}\n", table::text(&profile)))?;
     }
     failure.map_or(Ok(()), Err)
 }

@@ -15,7 +15,7 @@ pub(super) use serving_cost::ServingCost;
 
 use std::sync::Arc;
 
-use crate::cli::output::{Output, warn, write_stdout};
+use crate::cli::output::{Output, warn, write_stdout, write_text};
 use crate::cli::profile::{ProfileArgs, Sources, origin_in};
 use crate::cli::repeat::recorded;
 use crate::config::hf_write::to_hf_json;
@@ -68,7 +68,7 @@ pub fn run(args: &RankArgs, output: Output) -> Result<()> {
         // The file itself: `report` reads what was kept from here as well.
         return write_stdout(&String::from_utf8_lossy(&document));
     }
-    write_stdout(&format!(
+    write_text(&format!(
         "{}\nwritten to {}: rank.json, report.html and {} more files\n",
         report::rank_text(&answer, crate::cli::output::colour()),
         args.out.display(),

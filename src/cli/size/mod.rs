@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use crate::calibrate::Calibration;
 use crate::cli::Output;
 use crate::cli::emit::EmitArgs;
-use crate::cli::estimate::{calibrate_all, costs_of, resolve};
+use crate::cli::estimate::{calibrations, group, resolve};
 use crate::cli::output::write_stdout;
 use crate::cli::parse::{duration, positive_whole, quantity, simulated_requests, tokens};
 use crate::cli::profile::{ProfileArgs, Sources, price};
@@ -16,8 +17,7 @@ use crate::config::{DeviceSpec, Loaded, load_model};
 use crate::files::seal::sealed;
 use crate::files::{ResultFolder, write_atomic};
 use crate::latency::tables::shipped;
-use crate::plan::calibrate::Calibration;
-use crate::plan::points::{self, set_precision};
+use crate::plan::points::set_precision;
 use crate::plan::request_trace::{Columns, RequestTrace};
 use crate::plan::size::{Limit, Metric, SizeInputs, Statistic, size};
 use crate::report::serving_plot;
@@ -148,7 +148,7 @@ pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
     let folder = folder.transpose()?;
     let sources = Sources::read(&args.emit.source(&args.source)?)?;
     let calibrations = match &args.calibrate {
-        Some(path) => calibrate_all(&points::read(path)?, &sources)?,
+        Some(path) => calibrations(path, &sources)?,
         None => Vec::new(),
     };
     let asked = asked(args, &sources, &calibrations)?;
@@ -210,11 +210,16 @@ fn asked(args: &SizeArgs, sources: &Sources, calibrations: &[Calibration]) -> Re
     let spread =
         if args.length_cv > 0.0 { Spread::LogNormal(args.length_cv) } else { Spread::Fixed };
     let routing = LoadModel::new(&args.routing, model.num_experts, model.top_k)?;
+    // One set of constants prices all devices: a group's own where only one is asked about.
+    let only = if let [(device, _)] = devices.as_slice() { Some(device) } else { None };
+    let costs = resolve(sources, calibrations, &model.name, only)?;
+    let own = group(sources.engine(), &model.name, only);
+    let is_calibrated = calibrations.iter().any(|c| c.group == own);
     let inputs = SizeInputs {
         model,
         devices,
         engine: sources.engine().to_owned(),
-        costs: resolve(sources, calibrations)?,
+        costs,
         routing: Arc::new(routing),
         lengths: trace.as_ref().map_or(drawn, RequestTrace::lengths),
         spread: trace.as_ref().map_or(spread, RequestTrace::spread),
@@ -229,7 +234,6 @@ fn asked(args: &SizeArgs, sources: &Sources, calibrations: &[Calibration]) -> Re
         requests: args.requests,
         seed: args.seed,
     };
-    let is_calibrated = costs_of(sources.engine(), calibrations).is_some();
     Ok(Asked { inputs, prices, assumed, is_calibrated })
 }
 

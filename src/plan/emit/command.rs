@@ -43,6 +43,7 @@ impl Command {
         Self { program, flags: Vec::new(), options_file: None }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "numbers and words are written alike")]
     fn flag(&mut self, name: &str, value: impl ToString) {
         self.flags.push((name.to_owned(), Some(value.to_string())));
     }
@@ -76,7 +77,7 @@ impl Command {
     pub fn script(&self) -> String {
         let mut text = String::new();
         if let Some(options) = &self.options_file {
-            text += &format!("cat >{OPTIONS_FILE} <<'EOF'\n{options}EOF\n");
+            text = format!("cat >{OPTIONS_FILE} <<'EOF'\n{options}EOF\n");
         }
         text += &self.program.iter().map(|w| quoted(w)).collect::<Vec<_>>().join(" ");
         for (name, value) in &self.flags {

@@ -1,5 +1,7 @@
 //! Kubernetes manifests: Deployment or `LeaderWorkerSet` with a Service, and Dynamo's deployment request.
 
+use std::fmt::Write;
+
 use serde_json::{Map, Value, json};
 
 use super::command::{Command, Node, PORT};
@@ -90,10 +92,8 @@ pub fn dynamo(launch: &Launch) -> Result<String> {
     });
     let mut text = comments(launch);
     if launch.weights != launch.published {
-        text += &format!(
-            "# priced with {} weights: name a checkpoint in that format\n",
-            launch.weights.label()
-        );
+        let weights = launch.weights.label();
+        let _ = writeln!(text, "# priced with {weights} weights: name a checkpoint in that format");
     }
     Ok(text + &yaml::document(&request))
 }

@@ -1,0 +1,136 @@
+//! Predictions with 95 % intervals from one posterior.
+
+use serde::Serialize;
+
+use crate::Result;
+use crate::calibrate::constants::{TPOT, with_tpot};
+use crate::calibrate::own::row_sd;
+use crate::calibrate::pool::Group;
+use crate::calibrate::prior::{Errors, Prior};
+use crate::calibrate::{Calibration, Constants};
+use crate::latency::LatencyModel;
+use crate::plan::points::{self, Point, Prediction, Setup};
+use crate::serving::{EngineCosts, Traffic};
+
+/// Step of the numerical slopes.
+const H: f64 = 1e-3;
+
+/// Half widths of 95 % intervals of logarithms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Halves {
+    /// Of TPOT.
+    pub tpot: f64,
+    /// Of TTFT.
+    pub ttft: f64,
+    /// Of requests and tokens per second, and so of dollars; 0 where the load fixes them.
+    pub rate: f64,
+}
+
+/// The ends of an interval around a value with a half width of its logarithm.
+pub fn ends(value: f64, half: f64) -> (f64, f64) {
+    (value * (-half).exp(), value * half.exp())
+}
+
+/// Constants of a deployment with what scales its interval.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// Deviations with covariances.
+    pub constants: Constants,
+    /// Scales of the interval.
+    pub errors: Errors,
+    /// The engine's defaults that they are deviations from.
+    pub default: EngineCosts,
+    /// The engine.
+    pub engine: String,
+}
+
+impl Chosen {
+    /// Own runs of the same group where there are some, else the prior.
+    ///
+    /// # Errors
+    /// When the shipped prior is damaged.
+    pub fn of(group: &Group, own: &[Calibration]) -> Result<Self> {
+        let (default, engine) = (EngineCosts::of(&group.engine), group.engine.clone());
+        if let Some(calibration) = own.iter().find(|c| c.group == *group) {
+            let (constants, errors) = (calibration.constants.clone(), calibration.errors);
+            return Ok(Self { constants, errors, default, engine });
+        }
+        let known = Prior::shipped()?.of(group);
+        Ok(Self { constants: known.constants, errors: known.errors, default, engine })
+    }
+
+    /// Constants to predict with.
+    pub fn costs(&self) -> EngineCosts {
+        self.constants.costs(&self.default)
+    }
+
+    /// Half widths for a prediction with these constants on a device.
+    ///
+    /// # Errors
+    /// As [`points::predict`].
+    pub fn halves(
+        &self,
+        setup: &Setup,
+        latency: &dyn LatencyModel,
+        prediction: &Prediction,
+    ) -> Result<Halves> {
+        let served = &prediction.served;
+        let costs = self.costs();
+        let mut slope = [0.0; TPOT];
+        for (p, slope) in slope.iter_mut().enumerate() {
+            let mut step = [0.0; TPOT];
+            step[p] = H;
+            let moved = with_tpot(&costs, &step).on(&self.engine, &setup.device);
+            let other = points::predict(setup, &moved, latency)?;
+            *slope = (other.served.tpot / served.tpot).ln() / H;
+        }
+        let total = served.step.total().0;
+        let kernels: f64 =
+            served.step.parts().iter().map(|p| (p.seconds / total * p.log_sigma).powi(2)).sum();
+        let sd = row_sd(&self.constants, &slope).hypot(kernels.sqrt());
+        let tpot = self.errors.tpot_z95 * sd;
+        let ttft = self.errors.ttft_half;
+        let decoding = setup.lengths.decodes() * served.tpot.0;
+        let share = decoding / (decoding + served.ttft.0);
+        let rate = match setup.traffic {
+            Traffic::Open(_) if !served.saturated => 0.0,
+            _ => (share * tpot).hypot((1.0 - share) * ttft),
+        };
+        Ok(Halves { tpot, ttft, rate })
+    }
+}
+
+/// Predicts a point with own runs where they fit, else with the prior.
+///
+/// # Errors
+/// A sentence: why it cannot be predicted.
+pub fn predict(
+    point: &Point,
+    own: &[Calibration],
+    latency: &points::LatencyOf,
+) -> std::result::Result<(Prediction, Halves), String> {
+    let setup = point.setup.as_ref().map_err(Clone::clone)?;
+    let group = Group::of(point).ok_or("model or device is not known")?;
+    let text = |e: crate::Error| e.to_string();
+    let chosen = Chosen::of(&group, own).map_err(text)?;
+    let latency = latency(&setup.device, &point.engine).map_err(text)?;
+    let costs = chosen.costs().on(&point.engine, &setup.device);
+    let prediction = points::predict(setup, &costs, latency.as_ref()).map_err(text)?;
+    let halves = chosen.halves(setup, latency.as_ref(), &prediction).map_err(text)?;
+    Ok((prediction, halves))
+}
+
+/// Predicts a point with given constants.
+///
+/// # Errors
+/// A sentence: why it cannot be predicted.
+pub fn apply(
+    point: &Point,
+    costs: &EngineCosts,
+    latency: &points::LatencyOf,
+) -> std::result::Result<Prediction, String> {
+    let setup = point.setup.as_ref().map_err(Clone::clone)?;
+    let costs = costs.clone().on(&point.engine, &setup.device);
+    let latency = latency(&setup.device, &point.engine).map_err(|e| e.to_string())?;
+    points::predict(setup, &costs, latency.as_ref()).map_err(|e| e.to_string())
+}
