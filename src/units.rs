@@ -342,6 +342,21 @@ impl fmt::Display for Nats {
     }
 }
 
+/// The whole part of a count that is kept as a real number; negative ones are 0, large ones saturate.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the cast saturates, far outside any count"
+)]
+pub(crate) const fn whole_part(value: f64) -> usize {
+    value as usize
+}
+
+/// The nearest count; otherwise as [`whole_part`].
+pub(crate) fn nearest_whole(value: f64) -> usize {
+    whole_part(value.round())
+}
+
 /// A bare count with a scale suffix, for parameter counts: `46.7 B`.
 pub fn count(value: f64) -> String {
     struct Count(f64);

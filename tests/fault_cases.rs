@@ -1,30 +1,19 @@
 //! Cases of `tests/faults.md` by the built program and the public library, where no other file has them.
 
 #![cfg(unix)]
+
+#[path = "common/runs.rs"]
+mod runs;
+
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
 use half::bf16;
 use moe_frontier::kernels::cpu::CpuBackend;
 use moe_frontier::kernels::cpu::simd::Isa;
 use moe_frontier::kernels::{LayerWeights, MoeShape, Routed, WeightData};
 use moe_frontier::latency::measured::format;
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_moe-frontier");
-const TINY: &str = "measure --device cpu --quick --dtype f32 --experts 4 --top-k 1 --hidden 64 \
-                    --tokens 1 --time-budget 20s";
-
-fn program(folder: &Path, arguments: &str) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.args(arguments.split_whitespace()).current_dir(folder);
-    command.env("MOE_FRONTIER_PROFILES", folder.join("profiles"));
-    command
-}
-
-fn message(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use runs::{TINY, message, program};
 
 /// Case 5. Small integers, so that every sum is exact and every order of summation must agree; the gate is one
 /// column of 32, where silu is exact.

@@ -4,23 +4,16 @@
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "common/runs.rs"]
+mod runs;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use moe_frontier::latency::measured::format;
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_moe-frontier");
-const TINY: &str = "measure --device cpu --quick --dtype f32 --experts 4 --top-k 1 --hidden 64 \
-                    --tokens 1 --time-budget 20s";
-
-fn program(folder: &Path, arguments: &str) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.args(arguments.split_whitespace()).current_dir(folder);
-    command.env("MOE_FRONTIER_PROFILES", folder.join("profiles"));
-    command
-}
+use runs::{PROGRAM, TINY, message, program};
 
 fn ended(folder: &Path, arguments: &str, fault: Option<&str>) -> Output {
     let mut command = program(folder, arguments);
@@ -28,10 +21,6 @@ fn ended(folder: &Path, arguments: &str, fault: Option<&str>) -> Output {
         command.env("MOE_FRONTIER_STORAGE_FAULT", fault);
     }
     command.output().unwrap()
-}
-
-fn message(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 fn blocks(journal: &Path) -> usize {

@@ -19,7 +19,7 @@ pub struct ResultFolder {
     place: PathBuf,
     /// Names of ours in folders that carry no mark.
     known: Vec<String>,
-    /// Whether somebody stands in the folder: then its files are replaced one by one.
+    /// Whether a process has it as its working directory: then its files are replaced one by one.
     in_place: bool,
     temporary: Option<tempfile::TempDir>,
     /// Removes the temporary folder when the process ends early.

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_column_s_name_stands_once() {
+    fn a_column_s_name_appears_once() {
         let check = |names: &[&str]| check_columns(Path::new("a.csv"), names.iter().copied());
         check(&["a", "b"]).unwrap();
         let error = check(&["a", "b", "a "]).unwrap_err();

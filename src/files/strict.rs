@@ -2,7 +2,7 @@
 //! values is bounded, so that a small file cannot fill the memory.
 //!
 //! serde's derived readers take `[1, 2]` for `{"x": 1, "y": 2}` in every format that has arrays. `Strict`
-//! stands between them and the format and asks for a map wherever they ask for a struct.
+//! sits between them and the format and asks for a map wherever they ask for a struct.
 
 use std::cell::Cell;
 use std::fmt;

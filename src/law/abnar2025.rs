@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::law::scaling::{ArchitectureLaw, Extrapolation, state};
+use crate::law::scaling::{ArchitectureLaw, Extrapolation, state, with_each};
 use crate::law::surface::{SizeAndTokens, Sizes, Surface};
 use crate::law::{Closure, Inputs, LawInfo, LossLaw, Range, TokenCurve, Variable, embedded};
 use crate::{Error, Result};
@@ -144,11 +144,11 @@ impl ArchitectureLaw for Abnar2025 {
     }
 
     fn drawn(&self) -> Vec<Arc<dyn ArchitectureLaw>> {
-        let with = |&coefficients: &Coefficients| {
-            Arc::new(Self { coefficients, draws: Vec::new(), ..self.clone() })
-                as Arc<dyn ArchitectureLaw>
-        };
-        self.draws.iter().map(with).collect()
+        with_each(&self.draws, |coefficients| Self {
+            coefficients,
+            draws: Vec::new(),
+            ..self.clone()
+        })
     }
 }
 

@@ -72,7 +72,7 @@ impl ErrorDraw {
     }
 }
 
-/// Where one model stands against the runs of a law.
+/// How far one model lies outside the runs of a law.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Standing {
     /// E-folds of size beyond the largest run; 0 within.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::law::scaling::{ArchitectureLaw, Extrapolation, state};
+use crate::law::scaling::{ArchitectureLaw, Extrapolation, state, with_each};
 use crate::law::surface::{Sizes, Surface};
 use crate::law::{Closure, Inputs, LawInfo, LossLaw, Range, TokenCurve, Variable, embedded};
 use crate::{Error, Result};
@@ -249,11 +249,10 @@ impl ArchitectureLaw for Krajewski2024 {
     }
 
     fn drawn(&self) -> Vec<Arc<dyn ArchitectureLaw>> {
-        let with = |&coefficients: &Coefficients| {
+        with_each(&self.draws, |coefficients| {
             let sets = self.sets.iter().map(|s| Set { coefficients, ..*s }).collect();
-            Arc::new(Self { sets, draws: Vec::new(), ..self.clone() }) as Arc<dyn ArchitectureLaw>
-        };
-        self.draws.iter().map(with).collect()
+            Self { sets, draws: Vec::new(), ..self.clone() }
+        })
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::law::scaling::{ArchitectureLaw, Extrapolation};
+use crate::law::scaling::{ArchitectureLaw, Extrapolation, with_each};
 use crate::law::step_law::step_law;
 use crate::law::surface::{SizeAndTokens, Sizes, Surface};
 use crate::law::{
@@ -202,11 +202,11 @@ impl ArchitectureLaw for Ludziejewski2025 {
     }
 
     fn drawn(&self) -> Vec<Arc<dyn ArchitectureLaw>> {
-        let with = |&coefficients: &Coefficients| {
-            Arc::new(Self { coefficients, draws: Vec::new(), ..self.clone() })
-                as Arc<dyn ArchitectureLaw>
-        };
-        self.draws.iter().map(with).collect()
+        with_each(&self.draws, |coefficients| Self {
+            coefficients,
+            draws: Vec::new(),
+            ..self.clone()
+        })
     }
 
     fn power_law(&self, expansion: f64) -> Option<PowerLawSlice> {

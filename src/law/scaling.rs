@@ -38,6 +38,14 @@ pub trait ArchitectureLaw: Send + Sync + Debug {
     }
 }
 
+/// A law with each of its joint draws of coefficients.
+pub(super) fn with_each<C: Copy, L: ArchitectureLaw + 'static>(
+    draws: &[C],
+    with: impl Fn(C) -> L,
+) -> Vec<Arc<dyn ArchitectureLaw>> {
+    draws.iter().map(|c| Arc::new(with(*c)) as Arc<dyn ArchitectureLaw>).collect()
+}
+
 /// A law of parameters, tokens and experts, with the architecture its sizes stand for.
 #[derive(Clone, Debug)]
 pub struct Scaling {

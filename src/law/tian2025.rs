@@ -25,7 +25,7 @@ use crate::units::Flops;
 use crate::{Error, Result};
 
 const PUBLISHED: &str = include_str!("../config/presets/laws/tian2025.toml");
-/// The paper prints no error of its fit; that of the fit of Krajewski et al. 2024 stands in.
+/// The paper prints no error of its fit; that of Krajewski et al. 2024 is used.
 const RESIDUAL_NATS: f64 = 0.015;
 
 /// The coefficients.

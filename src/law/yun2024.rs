@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::law::scaling::{ArchitectureLaw, Extrapolation, state};
+use crate::law::scaling::{ArchitectureLaw, Extrapolation, state, with_each};
 use crate::law::surface::{Sizes, Surface};
 use crate::law::{
     Closure, Inputs, LawInfo, LossLaw, PowerLawSlice, Range, Slice, Template, TokenCurve, Variable,
@@ -169,11 +169,11 @@ impl ArchitectureLaw for Yun2024 {
     }
 
     fn drawn(&self) -> Vec<Arc<dyn ArchitectureLaw>> {
-        let with = |&coefficients: &Coefficients| {
-            Arc::new(Self { coefficients, draws: Vec::new(), ..self.clone() })
-                as Arc<dyn ArchitectureLaw>
-        };
-        self.draws.iter().map(with).collect()
+        with_each(&self.draws, |coefficients| Self {
+            coefficients,
+            draws: Vec::new(),
+            ..self.clone()
+        })
     }
 }
 

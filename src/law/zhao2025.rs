@@ -17,12 +17,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::law::scaling::{ArchitectureLaw, Extrapolation, state};
+use crate::law::scaling::{ArchitectureLaw, Extrapolation, state, with_each};
 use crate::law::surface::{SizeAndTokens, Sizes, Surface};
 use crate::law::{Closure, Inputs, LawInfo, LossLaw, Range, TokenCurve, Variable, embedded};
 
 const PUBLISHED: &str = include_str!("../config/presets/laws/zhao2025.toml");
-/// The paper prints no error of its fit; that of the fit of Krajewski et al. 2024 stands in.
+/// The paper prints no error of its fit; that of Krajewski et al. 2024 is used.
 const RESIDUAL_NATS: f64 = 0.015;
 
 /// The coefficients.
@@ -175,11 +175,11 @@ impl ArchitectureLaw for Zhao2025 {
     }
 
     fn drawn(&self) -> Vec<Arc<dyn ArchitectureLaw>> {
-        let with = |&coefficients: &Coefficients| {
-            Arc::new(Self { coefficients, draws: Vec::new(), ..self.clone() })
-                as Arc<dyn ArchitectureLaw>
-        };
-        self.draws.iter().map(with).collect()
+        with_each(&self.draws, |coefficients| Self {
+            coefficients,
+            draws: Vec::new(),
+            ..self.clone()
+        })
     }
 }
 

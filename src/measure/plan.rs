@@ -12,6 +12,7 @@ use super::sampling::BlockRule;
 use super::work::{expert_bytes, of_launch};
 use crate::config::DType;
 use crate::kernels::MoeShape;
+use crate::units::whole_part;
 use crate::workload::{RoutingKind, expected_active};
 use crate::{Error, Result};
 
@@ -293,7 +294,7 @@ impl Plan {
         let pool = POOL_PER_CACHE * machine.cache_bytes;
         let sets = (pool / layer_bytes(shape, self.request.dtype)).ceil();
         // Tiny layers in a huge cache: beyond this many sets, bookkeeping is what is measured.
-        whole(sets).clamp(1, 4096)
+        whole_part(sets).clamp(1, 4096)
     }
 
     /// Expected time of one block of a cell, in seconds.
@@ -324,15 +325,6 @@ impl Plan {
 /// Bytes of one set of weights.
 pub fn layer_bytes(shape: &MoeShape, dtype: DType) -> f64 {
     shape.experts as f64 * expert_bytes(shape, dtype.bits())
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a positive number of sets; the cast saturates"
-)]
-fn whole(value: f64) -> usize {
-    value as usize
 }
 
 #[cfg(test)]

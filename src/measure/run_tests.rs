@@ -1,4 +1,4 @@
-//! A run on this processor, and on backends that are wrong or have no room.
+//! A run on this CPU, and on backends that are wrong or have no room.
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -34,7 +34,7 @@ fn invocation() -> Invocation {
     Invocation { program: "test".into(), argv: vec![] }
 }
 
-/// This processor with ceilings that take milliseconds, also without optimisation.
+/// This CPU with ceilings that take milliseconds, also without optimisation.
 fn target() -> CpuTarget {
     let mut target = CpuTarget { read_at_least: 4e6, ..CpuTarget::default() };
     target.device.l3_bytes = Some(1 << 20);
@@ -114,7 +114,7 @@ fn cells_that_turn_out_too_slow_are_dropped_aloud() {
     assert!(profile.cells.iter().all(|c| c.blocks.len() >= 6));
 }
 
-/// The processor with one wrong value in every output.
+/// The CPU with one wrong value in every output.
 struct Wrong(CpuBackend);
 
 impl MoeBackend for Wrong {
@@ -181,7 +181,7 @@ fn a_kernel_with_a_wrong_output_is_refused_and_not_timed() {
     crate::latency::measured::validate::validate("test", &profile).unwrap();
 }
 
-/// The processor without room for layers of some width.
+/// The CPU without room for layers of some width.
 struct Scarce {
     cpu: CpuBackend,
     fits: fn(usize) -> bool,

@@ -12,6 +12,7 @@ use crate::Result;
 use crate::config::DType;
 use crate::gpu::Condition;
 use crate::kernels::{LayerWeights, MoeBackend};
+use crate::units::whole_part;
 
 /// Read buffer in multiples of the last-level cache, and its least size.
 const READ_PER_CACHE: f64 = 4.0;
@@ -155,7 +156,7 @@ impl Target for CpuTarget {
         let mut tests = CpuCeilings {
             sizes: self.sizes,
             clock: MonotonicClock::default(),
-            read: ReadTest::new(whole(bytes), self.sizes.read_bytes),
+            read: ReadTest::new(whole_part(bytes), self.sizes.read_bytes),
             dense: DenseTest::new(backend, dense, &self.sizes)?,
             #[cfg(feature = "candle")]
             candle: CandleTest::new(&self.sizes)?,
@@ -200,13 +201,4 @@ impl CeilingTests for CpuCeilings<'_> {
 /// Work per second of one launch.
 fn rate(launch: &mut dyn Launch, clock: &MonotonicClock, work: f64) -> Result<f64> {
     Ok(work * 1e9 / launch.time(clock, 0, 1)?.max(1) as f64)
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a positive number of bytes below the machine's memory"
-)]
-fn whole(bytes: f64) -> usize {
-    bytes as usize
 }

@@ -12,7 +12,7 @@ use crate::law::{AttentionTemplate, Scaling, Slice, Template};
 use crate::plan::inputs::{Limits, RankInputs, Target};
 use crate::plan::outcome::CandidateKind;
 use crate::serving::training_flops;
-use crate::units::{Flops, Nats};
+use crate::units::{Flops, Nats, nearest_whole};
 use crate::{Error, Result};
 
 /// Widths are multiples of this; the same is the smallest head.
@@ -304,7 +304,7 @@ pub fn ladder(template: &Template, experts: usize) -> Vec<(f64, Shape)> {
     let mut hidden = WIDTHS.0;
     while hidden <= WIDTHS.1 {
         if is_walked(hidden, Density::COARSE) {
-            let layers = whole(hidden as f64 / template.aspect);
+            let layers = nearest_whole(hidden as f64 / template.aspect).max(1);
             let shape = Shape { experts, hidden, layers };
             rungs.push((counted(&built(template, &shape)), shape));
         }
@@ -335,7 +335,7 @@ fn is_walked(hidden: usize, density: Density) -> bool {
 
 /// Whole numbers of layers about the law's own.
 fn depths(layers: f64) -> std::ops::RangeInclusive<usize> {
-    let middle = whole(layers);
+    let middle = nearest_whole(layers).max(1);
     if layers >= SHALLOW {
         return middle..=middle;
     }
@@ -367,7 +367,7 @@ fn heads(template: &Template, hidden: usize) -> (usize, usize) {
     {
         return (hidden / large, large);
     }
-    (whole(plain / ranks as f64) * ranks, size)
+    (nearest_whole(plain / ranks as f64).max(1) * ranks, size)
 }
 
 /// Ranks of a replica that heads must divide over: models wider than 4,096 are served on two nodes'
@@ -390,12 +390,12 @@ fn intermediate(ratio: f64, hidden: usize) -> usize {
         (true, false) => 2 * WIDTH_STEP,
         (false, _) => WIDTH_STEP,
     };
-    whole(width / step as f64) * step
+    nearest_whole(width / step as f64).max(1) * step
 }
 
 /// Layers without experts, in the template's proportion.
 fn dense_layers(template: &Template, layers: usize) -> usize {
-    layers - whole(layers as f64 * template.moe_share).min(layers)
+    layers - nearest_whole(layers as f64 * template.moe_share).max(1).min(layers)
 }
 
 /// The attention of a width.
@@ -505,14 +505,4 @@ fn kv_heads(heads: usize, group: f64) -> usize {
         .filter(|n| heads.is_multiple_of(*n))
         .min_by(|a, b| distance(*a).total_cmp(&distance(*b)))
         .unwrap_or(heads)
-}
-
-/// The nearest whole number, at least one.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "sizes are positive and far below 2^53"
-)]
-fn whole(value: f64) -> usize {
-    value.round().max(1.0) as usize
 }

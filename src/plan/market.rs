@@ -31,7 +31,7 @@ pub struct Entry {
     pub experts_log_sigma: f64,
     /// The law at its size.
     pub curve: TokenCurve,
-    /// Where it stands against the law's runs.
+    /// How far it lies outside the law's runs.
     pub standing: Standing,
     /// Whether it is priced only to be compared: no recommendation of this market.
     pub is_guest: bool,
@@ -48,7 +48,7 @@ pub struct Market {
     pub entries: Vec<Entry>,
     /// Standard deviation of the law's residual within its runs, in nats.
     residual_nats: f64,
-    /// Where the model that sets the loss stands against the law's runs.
+    /// How far the model that sets the loss lies outside the law's runs.
     reference_standing: Option<Standing>,
 }
 

@@ -31,7 +31,7 @@ use crate::plan::outcome::{
 use crate::plan::price::{Book, Priced};
 use crate::plan::{latency_curve, over_training, sensitivity, summary};
 use crate::serving::{StepFactors, training_flops};
-use crate::units::Seconds;
+use crate::units::{Seconds, nearest_whole};
 use crate::{Error, Result};
 
 /// Draws that crossover intervals use.
@@ -276,7 +276,7 @@ impl Question<'_> {
                 o.deployed.requests_per_s() * inputs.lengths.output
                     / o.deployed.layout.devices() as f64
             }),
-            gpus: of(|o| o.deployed.gpus()).map(whole),
+            gpus: of(|o| o.deployed.gpus()).map(nearest_whole),
             gpus_per_replica: operating.as_ref().map(|o| o.deployed.layout.devices()),
             layout: operating.as_ref().map(|o| o.deployed.layout),
             requests_per_s_per_replica: of(|o| o.deployed.requests_per_s()),
@@ -429,15 +429,6 @@ fn infeasible(market: &Market, inputs: &RankInputs) -> Error {
         || Error::infeasible("no candidate can be trained", "raise --max-train-factor"),
         |entry| entry.priced.why_not(inputs),
     )
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "counts of devices, layers and widths are positive and small"
-)]
-fn whole(value: f64) -> usize {
-    value.round().max(0.0) as usize
 }
 
 impl Candidate {

@@ -211,7 +211,7 @@ fn candidate(experts: usize, kind: CandidateKind, index: f64, step: f64) -> Cand
 fn laws() -> Vec<LawAnswer> {
     let answer = |law: &str, winner: Option<usize>| LawAnswer {
         law: law.into(),
-        mapping: "as it stands".into(),
+        mapping: "unchanged".into(),
         weight: if winner.is_some() { 1.0 / 3.0 } else { 0.0 },
         refused: winner.is_none().then(|| "no dense models in it".into()),
         silent_on: if law == "second" { vec![1] } else { vec![] },

@@ -164,7 +164,7 @@ fn deciding(report: &RankReport) -> Option<String> {
     (!facts.is_empty()).then(|| format!("What would decide it: {}.", facts.join(", then ")))
 }
 
-/// Whether the recommendation stands on a limit rather than on a trade.
+/// Whether the recommendation rests on a limit rather than on a trade.
 fn limits(report: &RankReport, first: &Candidate) -> Option<String> {
     /// Neighbouring shapes differ by this much in tokens per parameter.
     const AT: f64 = 0.93;

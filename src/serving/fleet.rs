@@ -269,7 +269,7 @@ impl Ord for Step {
     }
 }
 
-/// One replica with its clock, which stands at the end of a step.
+/// One replica with its clock, which is at the end of a step.
 struct Engine<'a> {
     speed: &'a EngineSpeed,
     now: f64,

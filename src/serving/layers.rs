@@ -13,7 +13,7 @@ use crate::serving::breakdown::Tally;
 use crate::serving::deployment::GroupLoad;
 use crate::serving::{Deployment, LoadModel};
 
-/// Bytes of one value in the GEMM that stands for the traffic of a recurrent state.
+/// Bytes of one value in the GEMM that represents the traffic of a recurrent state.
 const STATE_GEMM_BYTES: f64 = 2.0;
 
 pub(super) const fn gemm(m: f64, n: usize, k: usize, weights: DType) -> Query {

@@ -30,7 +30,7 @@ use crate::plan::inputs::RankInputs;
 use crate::plan::outcome::ProfileUsed;
 use crate::plan::rank::{Provenance, Ranking, rank};
 use crate::serving::EngineCosts;
-use crate::units::Seconds;
+use crate::units::{Seconds, nearest_whole};
 use crate::{Error, Result, report};
 use assumptions::Ledger;
 use inputs::Serving;
@@ -83,7 +83,7 @@ fn answer(args: &RankArgs) -> Result<Ranking> {
     let place = Place::find(args)?;
     let resolved = inputs::resolve(args, law, &place.serving(args)?)?;
     let (mut inputs, mut ledger) = (resolved.inputs, resolved.ledger);
-    // No other promise or bound stands between a slow machine and an answer.
+    // No other promise or bound was given that a doubled limit would break.
     let is_slow_allowed = args.tpot.is_none()
         && args.ttft.is_none()
         && args.max_serve_cost.is_none()
@@ -275,7 +275,7 @@ fn uncertainty(law: &Scaling) -> String {
 fn middle_too([low, high]: [(usize, usize); 2]) -> Vec<(usize, usize)> {
     let between = |a: usize, b: usize| {
         let product = (a as f64 * b as f64).sqrt() / 64.0;
-        whole(product.round()) * 64
+        nearest_whole(product) * 64
     };
     let middle = (between(low.0, high.0), between(low.1, high.1));
     let mut widths = vec![middle, low, high];
@@ -285,15 +285,6 @@ fn middle_too([low, high]: [(usize, usize); 2]) -> Vec<(usize, usize)> {
         widths.push((low.0 / 2, low.1 / 2));
     }
     widths
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a width is positive and far below 2^31"
-)]
-const fn whole(value: f64) -> usize {
-    value as usize
 }
 
 #[cfg(test)]

@@ -237,8 +237,8 @@ fn asked(args: &SizeArgs, sources: &Sources, calibrations: &[Calibration]) -> Re
     Ok(Asked { inputs, prices, assumed, is_calibrated })
 }
 
-/// Whether a device stands beside others without being named: measured like them, and priced on the
-/// same basis.
+/// Whether a device is compared with others without being named: measured like them, and priced on
+/// the same basis.
 fn is_comparable(device: &DeviceSpec) -> bool {
     let is_owned = device.price().is_some_and(|(_, p)| p.kind == PriceKind::Ownership);
     is_owned && shipped(device).is_some()

@@ -1,11 +1,11 @@
 //! What `size` chose, as a deployment to start.
 
 use super::{Accelerator, Engine, Launch, Role};
-use crate::Error;
-use crate::Result;
 use crate::config::device::DeviceKind;
 use crate::config::{DType, DeviceSpec};
 use crate::plan::size::{Choice, SizeInputs};
+use crate::units::whole_part;
+use crate::{Error, Result};
 
 /// Devices of one host of the usual kind.
 const PER_HOST: usize = 8;
@@ -48,7 +48,7 @@ impl Launch {
                 layout: choice.layout,
                 replicas: choice.replicas,
                 max_batch: choice.max_batch,
-                chunk_tokens: whole(costs.chunk_tokens),
+                chunk_tokens: whole_part(costs.chunk_tokens),
                 mixed: costs.mixed,
                 weights: choice.weights,
                 memory: choice.memory,
@@ -73,15 +73,6 @@ fn version_in(words: &str, engine: Engine) -> Option<String> {
     let end = |c: char| !(c.is_ascii_alphanumeric() || c == '.' || c == '+');
     let version = after.split(end).next()?.trim_end_matches('.');
     version.starts_with(|c: char| c.is_ascii_digit()).then(|| version.to_owned())
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a chunk is a whole number of tokens, far below 2^31"
-)]
-const fn whole(tokens: f64) -> usize {
-    tokens as usize
 }
 
 #[cfg(test)]

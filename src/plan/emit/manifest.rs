@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::command::{Command, Node, PORT};
 use super::{Engine, Launch, Role, yaml};
 use crate::plan::size::Metric;
+use crate::units::nearest_whole;
 use crate::{Error, Result};
 
 /// Longest name of an object: room is left for what controllers append.
@@ -45,7 +46,7 @@ pub fn kubernetes(launch: &Launch) -> Result<String> {
 }
 
 /// Dynamo's `DynamoGraphDeploymentRequest` with the model, devices, load and service level that were priced.
-/// Dynamo searches the layout itself; the one priced here stands in the comments.
+/// Dynamo searches the layout itself; the one priced here is in the comments.
 ///
 /// # Errors
 /// [`Error::Unfit`] for a device that the request cannot name.
@@ -81,8 +82,8 @@ pub fn dynamo(launch: &Launch) -> Result<String> {
                 "numGpusPerNode": device.per_host,
             },
             "workload": {
-                "isl": whole(launch.lengths.input),
-                "osl": whole(launch.lengths.output),
+                "isl": nearest_whole(launch.lengths.input).max(1),
+                "osl": nearest_whole(launch.lengths.output).max(1),
                 "requestRate": launch.rate,
             },
             "sla": sla,
@@ -242,15 +243,6 @@ fn name(launch: &Launch, role: &str) -> String {
 /// Milliseconds to a thousandth.
 fn rounded(ms: f64) -> f64 {
     (ms * 1000.0).round() / 1000.0
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "lengths are positive and far below 2^31"
-)]
-fn whole(tokens: f64) -> usize {
-    tokens.round().max(1.0) as usize
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ fn block(value: &Value, indent: usize, text: &mut String) {
     }
 }
 
-/// What stands behind a key.
+/// The value of a key.
 fn entry(value: &Value, indent: usize, text: &mut String) {
     if is_block(value) {
         text.push('\n');
@@ -59,7 +59,7 @@ fn scalar(value: &Value, indent: usize, text: &mut String) {
     }
 }
 
-/// What stands behind a dash: the first line goes on with it.
+/// An item of a list: its first line follows the dash.
 fn item(value: &Value, indent: usize, text: &mut String) {
     if !is_block(value) {
         return scalar(value, indent, text);

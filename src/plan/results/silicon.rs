@@ -139,7 +139,7 @@ impl Sizes {
     }
 
     /// The sizes of the server that the file multiplies by themselves: `--tp n --ep n` over n
-    /// devices stands there as n x n (64 devices on a node of 8), `--dp n --ep n` likewise.
+    /// devices is written there as n x n (64 devices on a node of 8), `--dp n --ep n` likewise.
     fn once(self) -> Self {
         let squared = |n: usize| n > 1 && n <= NODE && self.tp * self.dp == n * n;
         if self.moe_tp == self.moe_ep && squared(self.moe_ep) {

@@ -92,7 +92,7 @@ impl Trial<'_> {
     }
 
     /// Replicas to simulate and their requests. A random split of Poisson arrivals gives every
-    /// replica Poisson arrivals: one stands for all.
+    /// replica Poisson arrivals: one represents all.
     fn arrivals(&self, replicas: usize) -> (usize, Arrivals) {
         let inputs = self.inputs;
         let wanted = (PER_REPLICA * replicas).min(MOST_REQUESTS);
