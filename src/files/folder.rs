@@ -99,10 +99,14 @@ fn put(new: &Path, place: &Path, known: &[String]) -> io::Result<()> {
     let old = aside.path().join("old");
     fault::step()?;
     if exchange(new, place) {
-        fs::rename(new, &old)?;
+        // What was there is in `new` now, which its owner removes: back, if it cannot step aside.
+        if let Err(error) = fault::step().and_then(|()| fs::rename(new, &old)) {
+            exchange(new, place);
+            return Err(error);
+        }
     } else {
         fs::rename(place, &old)?;
-        if let Err(error) = fs::rename(new, place) {
+        if let Err(error) = fault::step().and_then(|()| fs::rename(new, place)) {
             fs::rename(&old, place)?;
             return Err(error);
         }

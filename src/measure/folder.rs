@@ -273,7 +273,7 @@ impl RunFolder {
         // A run that is being measured keeps its files, and none begins while they go.
         let journal = self.file(JOURNAL_FILE);
         let _held = journal.exists().then(|| Journal::take(&journal)).transpose()?;
-        for name in [JOURNAL_FILE, "journal.torn", "journal.pid", PLAN_FILE, PROFILE_FILE] {
+        for name in ["journal.torn", "journal.pid", PLAN_FILE, PROFILE_FILE, JOURNAL_FILE] {
             match fs::remove_file(self.file(name)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     return Err(Error::io("remove", self.file(name), e));

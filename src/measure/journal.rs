@@ -40,14 +40,15 @@ pub enum Locking {
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
+    /// The file that names this process as the writer, removed at the end: before the lock is given up with
+    /// the next field, or it could be the next writer's.
+    #[expect(dead_code, reason = "it is removed when it is dropped")]
+    named: Option<PidFile>,
     file: File,
     /// Number of the next line, from 1.
     seq: u64,
     /// Bytes of whole lines.
     length: u64,
-    /// The file that names this process as the writer, removed at the end.
-    #[expect(dead_code, reason = "it is removed when it is dropped")]
-    named: Option<PidFile>,
 }
 
 /// What a journal holds.
@@ -292,8 +293,8 @@ fn no_locks(error: &io::Error) -> String {
 /// [`Error::Io`] when its file system has no locks.
 pub(super) fn check_locks(folder: &Path) -> Result<()> {
     let failed = |source| Error::io("create", folder, source);
-    let file = tempfile::Builder::new().prefix(".moe-frontier-").tempfile_in(folder);
-    match try_lock(file.map_err(failed)?.as_file()) {
+    let file = tempfile::tempfile_in(folder).map_err(failed)?;
+    match try_lock(&file) {
         Err(TryLockError::Error(error)) => {
             Err(Error::io("open", folder, io::Error::other(no_locks(&error))))
         }

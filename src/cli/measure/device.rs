@@ -108,7 +108,8 @@ impl DeviceChoice {
     /// # Errors
     /// [`Error::Device`] when a GPU was asked for that is not there.
     pub(in crate::cli) fn facts(self) -> Result<Facts> {
-        let place = Place { device: self, ..Place::default() };
+        // Facts of a CPU need no process of their own; a GPU is given one whatever is asked.
+        let place = Place { device: self, isolate: false, ..Place::default() };
         Ok(place.worker(&AtomicBool::new(false))?.facts().clone())
     }
 }

@@ -73,7 +73,10 @@ impl Place<'_> {
         }
         match self.command(None).and_then(|it| Process::start(it, Limits::NONE, stop)) {
             // Without another process the CPU is still there.
-            Err(Error::Device { .. }) => Process::in_thread(self.serve_here(), stop),
+            Err(error @ Error::Device { .. }) => {
+                warn(&format!("measured in this process: {error}"));
+                Process::in_thread(self.serve_here(), stop)
+            }
             started => started,
         }
     }
