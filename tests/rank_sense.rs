@@ -114,6 +114,7 @@ fn each_expert_count_has_one_best_and_their_probabilities_sum_to_one() {
         }
     }
     assert!(best.values().all(|n| *n == 1), "{best:?}");
+    assert!(sum > 0.0, "no expert count is ever the cheapest");
     let all = sum + report.p_none;
     assert!((all - 1.0).abs() < 1e-9, "p_best and p_none sum to {all}");
     for map in [&report.decision_map.traffic, &report.decision_map.budget] {

@@ -32,7 +32,7 @@ const REPETITIONS: f64 = 15.387_756;
 
 /// Loss that rounding weights after training adds (Kumar et al. 2024, arXiv 2411.04330, table 2; 465
 /// runs up to 1.7B parameters and 26B tokens): `C D^a / N^b exp(-bits / g)` nats. The table's offset on
-/// the bits is left out, which makes the loss at most three times too small.
+/// the bits is left out, which makes the loss too small.
 const ROUNDED: Rounded = Rounded { factor: 0.0598, tokens: 0.5068, size: 0.3439, bits: 0.5907 };
 /// Fixed-point steps for the tokens of a model that is rounded afterwards.
 const ROUNDING_STEPS: usize = 400;

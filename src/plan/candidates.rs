@@ -258,10 +258,11 @@ fn equal_loss(
 /// size, so bisection in ln N finds the smallest; where a corpus has to be repeated, larger models
 /// than the law's optimum may be cheaper to train.
 fn span(reach: &Reach, largest: f64) -> (f64, f64) {
-    /// A corpus too small for the optimum moves the size at most this far.
-    const SHORT_OF_DATA: f64 = 8.0;
-    let upper = if reach.limits.unique_tokens.is_some() { SHORT_OF_DATA } else { ABOVE_OPTIMAL };
-    let start = [1.0, 2.0, 4.0, SHORT_OF_DATA].into_iter().filter(|s| *s <= upper);
+    /// A corpus too small for the optimum, or a loss from rounding, moves the size at most this far.
+    const MOVED: f64 = 8.0;
+    let is_moved = reach.limits.unique_tokens.is_some() || reach.data.rounded_bits.is_some();
+    let upper = if is_moved { MOVED } else { ABOVE_OPTIMAL };
+    let start = [1.0, 2.0, 4.0, MOVED].into_iter().filter(|s| *s <= upper);
     let start = start.map(|s| s * largest).find(|&n| reach.allowed(n).is_some()).unwrap_or(largest);
     let (mut ok, mut bad): (f64, f64) = (start, start * 1e-6);
     for _ in 0..40 {

@@ -52,7 +52,7 @@ pub fn winner(best: &[Option<(usize, f64)>]) -> Option<usize> {
     totals.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(family, _)| family)
 }
 
-fn total((train, serve): (f64, f64), lifetime: f64) -> f64 {
+pub(super) fn total((train, serve): (f64, f64), lifetime: f64) -> f64 {
     // A model that is never served costs its training, even where it could not be served.
     if lifetime == 0.0 { train } else { train + lifetime * serve }
 }

@@ -9,7 +9,7 @@ use crate::law::Scaling;
 use crate::law::beyond::ErrorDraw;
 use crate::plan::candidates::{Density, Shape};
 use crate::plan::decide::{
-    CostTable, Shares, best_of_families, cost_table, cost_table_of, win_shares, winner,
+    CostTable, Shares, best_of_families, cost_table, cost_table_of, total, win_shares, winner,
 };
 use crate::plan::decision_map::lifetime;
 use crate::plan::draws::{Draw, draws};
@@ -121,8 +121,7 @@ impl<'a> Panel<'a> {
             .iter()
             .map(|r| {
                 let (entry, _) = (*r)?;
-                let total = costs[entry].0 + seat.lifetime * costs[entry].1;
-                Some((entry, total)).filter(|t| t.1.is_finite())
+                Some((entry, total(costs[entry], seat.lifetime))).filter(|t| t.1.is_finite())
             })
             .collect();
         winner(&totals).map(|family| seat.market.families[family].experts)
@@ -197,9 +196,9 @@ fn invite_all(book: &Book, seats: &mut [Seat]) -> Result<()> {
 }
 
 /// Dollars that the training limit allows.
-fn train_limit(seat: &Seat) -> f64 {
+fn train_limit(seat: &Seat, experts: usize) -> f64 {
     let most = seat.market.reference.budget * seat.inputs.limits.max_train_factor;
-    seat.inputs.training.cost(most).0
+    seat.inputs.training_of(experts).cost(most).0
 }
 
 /// Total cost of a shape under one law without a draw, infinite outside its limits.
@@ -213,8 +212,7 @@ fn total_of(seat: &Seat, shape: &Shape) -> f64 {
     if !allowed {
         return f64::INFINITY;
     }
-    let (train, serve) = seat.nominal[index];
-    train + seat.lifetime * serve
+    total(seat.nominal[index], seat.lifetime)
 }
 
 /// The shape of an expert count with the lowest mean cost over the laws. Where a law says that it misses
@@ -234,7 +232,7 @@ fn pick(seats: &[Seat], experts: usize) -> Option<Pick> {
                 return total;
             }
             let cheapest = seat.best.iter().flatten().map(|b| b.1).fold(f64::INFINITY, f64::min);
-            train_limit(seat) + cheapest
+            train_limit(seat, experts) + cheapest
         };
         seats.iter().filter(knows).map(|s| s.member.weight * of(s)).sum::<f64>()
     };
@@ -293,21 +291,21 @@ fn regrets(
     recommended: &[Option<(usize, f64)>],
     tables: &[CostTable],
 ) -> Vec<Option<f64>> {
-    let missed = train_limit(seat);
+    let missed = |family: usize| train_limit(seat, seat.market.families[family].experts);
     let mut sums = vec![0.0; recommended.len()];
     let mut count = 0.0;
     for table in tables {
-        let total = |r: &Option<(usize, f64)>| {
-            r.map_or(f64::INFINITY, |(entry, _)| table[entry].0 + seat.lifetime * table[entry].1)
+        let cost = |r: &Option<(usize, f64)>| {
+            r.map_or(f64::INFINITY, |(entry, _)| total(table[entry], seat.lifetime))
         };
-        let lowest = recommended.iter().map(total).fold(f64::INFINITY, f64::min);
+        let lowest = recommended.iter().map(cost).fold(f64::INFINITY, f64::min);
         if !lowest.is_finite() {
             continue;
         }
         count += 1.0;
-        for (sum, r) in sums.iter_mut().zip(recommended) {
-            let beyond = total(r) - lowest;
-            *sum += if beyond.is_finite() { beyond } else { missed };
+        for (family, (sum, r)) in sums.iter_mut().zip(recommended).enumerate() {
+            let beyond = cost(r) - lowest;
+            *sum += if beyond.is_finite() { beyond } else { missed(family) };
         }
     }
     let mean =

@@ -321,14 +321,6 @@ fn offered_and_done(text: &str) -> Option<(f64, f64)> {
     Some((positive(offered)?, positive(done)?))
 }
 
-impl Point {
-    /// Rows that share engine constants: one engine on one kind of host.
-    pub fn group(&self) -> String {
-        let origin = self.origin.split([';', ',']).next().unwrap_or_default().trim();
-        if origin.is_empty() { self.engine.clone() } else { format!("{} ({origin})", self.engine) }
-    }
-}
-
 /// What the model says about one point.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prediction {

@@ -83,7 +83,7 @@ pub(super) fn resolve(args: &RankArgs, law: &Scaling, serving: &Serving) -> Resu
             args.max_tokens_per_param,
             (
                 1000.0,
-                "no run behind a law has more; the law's error and --unique-tokens limit before",
+                "beyond nearly all runs behind the laws; their errors and --unique-tokens limit before",
             ),
             |v| format!("{v}"),
         ),

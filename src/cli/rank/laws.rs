@@ -45,25 +45,23 @@ impl Laws {
             names.truncate(1);
         }
         let mut members = Vec::new();
-        let mut info = None;
         for name in names {
             let published = law::load(name, None)?;
             let law = published.scaling()?;
-            info.get_or_insert_with(|| published.info().clone());
-            members.push((name, Member { law, weight: 1.0 }));
+            members.push((name, Member { law, weight: 1.0 }, published.info().clone()));
         }
-        let info = info.ok_or_else(|| Error::usage("--law", "no law named"))?;
         for (name, weight) in weights(args)? {
-            let found = members.iter_mut().find(|(known, _)| *known == name);
-            let (_, member) = found.ok_or_else(|| {
+            let found = members.iter_mut().find(|(known, ..)| *known == name);
+            let (_, member, _) = found.ok_or_else(|| {
                 Error::usage("--law-weights", format!("{name} is not among the laws of --law"))
             })?;
             member.weight = weight;
         }
-        if members.iter().map(|(_, m)| m.weight).sum::<f64>() <= 0.0 {
-            return Err(Error::usage("--law-weights", "all weights are 0"));
-        }
-        let members = members.into_iter().map(|(_, m)| m).filter(|m| m.weight > 0.0).collect();
+        members.retain(|(_, member, _)| member.weight > 0.0);
+        // Candidates are listed under the first law that counts.
+        let first = members.first().map(|(.., info)| info.clone());
+        let info = first.ok_or_else(|| Error::usage("--law-weights", "all weights are 0"))?;
+        let members = members.into_iter().map(|(_, member, _)| member).collect();
         Ok(Self { members, info })
     }
 

@@ -20,8 +20,8 @@ pub struct Node {
     pub leader: String,
     /// Number of this host, from 0.
     pub rank: String,
-    /// Devices of replicas on the hosts before it, for vLLM's data-parallel ranks.
-    pub first_device: String,
+    /// Its first data-parallel rank, for vLLM.
+    pub first_rank: String,
     /// Whether it is the first, which answers requests.
     pub is_leader: bool,
 }
@@ -92,13 +92,17 @@ impl Command {
     }
 }
 
-/// A word as a shell takes it. `$` stays: variables of hosts are meant.
+/// Variables that differ between the hosts of a replica.
+const HOST_VARIABLES: [&str; 5] =
+    ["$LEADER_ADDRESS", "$HOST_RANK", "$FIRST_DATA_RANK", "$LWS_", "$((LWS_"];
+
+/// A word as a shell takes it; only variables of hosts are left to it.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@+%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();
     }
-    if word.starts_with('$') {
+    if HOST_VARIABLES.iter().any(|name| word.starts_with(name)) {
         return format!("\"{word}\"");
     }
     format!("'{}'", word.replace('\'', r"'\''"))
@@ -109,20 +113,35 @@ fn share(value: f64) -> String {
     format!("{:.3}", (value * 1000.0 + 1e-6).floor() / 1000.0)
 }
 
+/// A host by the variables that a script takes.
+fn of_shell(is_leader: bool) -> Node {
+    Node {
+        leader: "$LEADER_ADDRESS".into(),
+        rank: "$HOST_RANK".into(),
+        first_rank: "$FIRST_DATA_RANK".into(),
+        is_leader,
+    }
+}
+
 impl Launch {
     /// The command line of one role; of the first host where a replica spans several.
     ///
     /// # Errors
     /// [`Error::Unfit`] when the engine cannot be told the layout.
     pub fn command(&self, role: &Role) -> Result<Command> {
-        let leader = Node {
-            leader: "$LEADER_ADDRESS".into(),
-            rank: "$HOST_RANK".into(),
-            first_device: "$FIRST_DATA_RANK".into(),
-            is_leader: true,
-        };
-        let node = (role.hosts(&self.device) > 1).then_some(&leader);
-        self.command_on(role, node)
+        let node = (role.hosts(&self.device) > 1).then(|| of_shell(true));
+        self.command_on(role, node.as_ref())
+    }
+
+    /// The command line of every host of a replica but the first; `None` where it has one host.
+    ///
+    /// # Errors
+    /// As [`Self::command`].
+    pub fn command_of_others(&self, role: &Role) -> Result<Option<Command>> {
+        if role.hosts(&self.device) < 2 {
+            return Ok(None);
+        }
+        self.command_on(role, Some(&of_shell(false))).map(Some)
     }
 
     /// The command line on one host of several; `None` where there is only one.
@@ -171,7 +190,7 @@ impl Launch {
             c.flag("--data-parallel-address", &node.leader);
             c.flag("--data-parallel-rpc-port", RENDEZVOUS_PORT);
             if !node.is_leader {
-                c.flag("--data-parallel-start-rank", &node.first_device);
+                c.flag("--data-parallel-start-rank", &node.first_rank);
             }
         } else {
             c.flag("--nnodes", role.hosts(&self.device));

@@ -151,7 +151,7 @@ fn leader_worker_set(launch: &Launch, role: &Role, name: &str) -> Result<Value> 
     let node = |is_leader| Node {
         leader: "$LWS_LEADER_ADDRESS".into(),
         rank: "$LWS_WORKER_INDEX".into(),
-        first_device: format!("$((LWS_WORKER_INDEX * {local}))"),
+        first_rank: format!("$((LWS_WORKER_INDEX * {local}))"),
         is_leader,
     };
     let pod_of = |is_leader| -> Result<Value> {

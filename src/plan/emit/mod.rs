@@ -206,6 +206,13 @@ impl Launch {
                 self.weights.label()
             ));
         }
+        if self.roles.iter().any(|role| role.hosts(&self.device) > 1) {
+            notes.push(
+                "a replica spans several hosts: set LEADER_ADDRESS (of its first host), HOST_RANK (from 0) and, for \
+                 data parallelism, FIRST_DATA_RANK (its first rank) on each"
+                    .into(),
+            );
+        }
         let sum: usize = self.roles.iter().map(|r| r.replicas).sum();
         if sum > 1 {
             notes.push("replicas are independent servers: put a load balancer before them".into());
@@ -233,6 +240,10 @@ impl Launch {
         for role in &self.roles {
             text.push('\n');
             text += &self.command(role)?.script();
+            if let Some(command) = self.command_of_others(role)? {
+                text += "\n# On every other host of a replica, in place of the command above:\n";
+                text.extend(command.script().lines().flat_map(|line| ["# ", line, "\n"]));
+            }
         }
         Ok(text)
     }

@@ -15,9 +15,7 @@ const PER_REPLICA: usize = 300;
 const MOST_REQUESTS: usize = 1_000_000;
 /// Fleets of more replicas are found to one in so many.
 const RESOLUTION: usize = 200;
-/// A rate at which a replica is nearly always idle, relative to the one asked for.
-pub(super) const IDLE: f64 = 1e-6;
-/// The same relative to the time that a request alone takes.
+/// A rate at which a replica is nearly always idle, relative to the time that a request alone takes.
 const APART: f64 = 1e-3;
 
 /// What a plan lacks whose cache a single request exceeds.
@@ -122,7 +120,11 @@ impl Trial<'_> {
         let alone = self.curve.throughput(1).1.0 * self.inputs.lengths.output.max(1.0);
         let rate = APART / alone;
         match &self.inputs.trace {
-            Some(trace) => Arrivals::Trace(trace.replay(rate, 1)),
+            // Recorded requests may arrive in one instant.
+            Some(trace) => {
+                let alone = |(i, r): (usize, (f64, f64, f64))| (i as f64 / rate, r.1, r.2);
+                Arrivals::Trace(trace.replay(rate, 1).into_iter().enumerate().map(alone).collect())
+            }
             None => self.drawn(rate, self.inputs.requests),
         }
     }

@@ -3,7 +3,7 @@
 use super::candidate::Candidate;
 use super::choice::{Choice, Failure};
 use super::nearest::{Shortfall, sentence};
-use super::replicas::{IDLE, MEMORY, Miss, Trial, Verdict};
+use super::replicas::{MEMORY, Miss, Trial, Verdict};
 use super::{PlanCurve, SizeInputs, Variability};
 use crate::config::DeviceSpec;
 use crate::config::device::DeviceKind;
@@ -21,8 +21,6 @@ const WIDE_SIZES: [usize; 3] = [16, 32, 64];
 const FINALISTS: usize = 24;
 /// Alternatives that are searched.
 const ALTERNATIVES: usize = 4;
-/// A plan whose idle replica uses a limit more often than this by the chain is not simulated.
-const HOPELESS: f64 = 3.0;
 
 /// The cheapest plan and what else was found.
 #[derive(Clone, Debug)]
@@ -219,18 +217,12 @@ impl Search<'_> {
         if candidate.capacity > 0.0 {
             return Ok(Some(candidate));
         }
-        // By the chain not even an idle replica keeps the limits. It knows mean lengths alone.
-        let idle = candidate.curve.at(IDLE * self.inputs.rate, candidate.max_batch);
-        let hopeless = idle.is_none_or(|load| load.tightest(&self.inputs.limits) > HOPELESS);
+        // By the chain not even an idle replica keeps the limits. It knows mean lengths alone: the
+        // simulation decides.
         let trial =
             Trial { inputs: self.inputs, curve: &candidate.curve, cap: candidate.max_batch };
         match trial.check_idle()? {
-            Verdict::Kept(_) if !hopeless => Ok(Some(candidate)),
-            Verdict::Kept(_) => {
-                let detail = "no rate keeps all limits".into();
-                self.miss(candidate, Miss { constraint: "throughput".into(), detail });
-                Ok(None)
-            }
+            Verdict::Kept(_) => Ok(Some(candidate)),
             Verdict::Missed(miss) => {
                 self.miss(candidate, miss);
                 Ok(None)
