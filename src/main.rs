@@ -13,7 +13,9 @@ fn main() -> ExitCode {
         }
         Err(failure) => {
             let words: Vec<String> = std::env::args().collect();
-            return end(&failure, failure::asks_for_json(words.iter().map(String::as_str)));
+            let asked = std::env::var("MOE_FRONTIER_JSON").ok();
+            let words = words.iter().map(String::as_str);
+            return end(&failure, failure::asks_for_json(words, asked.as_deref()));
         }
     };
     let json = cli.json;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use moe_frontier::calibrate::predict::{apply, predict};
-use moe_frontier::calibrate::{Prior, judge, own, pool};
+use moe_frontier::calibrate::{Group, Prior, judge, own, pool};
 use moe_frontier::config::{DType, DeviceSpec, MoeModel, preset};
 use moe_frontier::constants::residual;
 use moe_frontier::latency::LatencyModel;
@@ -19,7 +19,7 @@ use moe_frontier::serving::{
     Deployment, EngineCosts, Layout, Lengths, LoadModel, MemoryBudget, Traffic,
 };
 use moe_frontier::units::{Seconds, UsdPerHour};
-use serving::{data, shipped};
+use serving::shipped;
 
 /// Runs `check` on a model over tensor-parallel H100.
 fn on_h100<T>(
@@ -102,6 +102,36 @@ fn draws_use_the_residuals_of_all_open_rows() {
 }
 
 #[test]
+fn whole_groups_are_predicted_and_covered_as_the_page_says() {
+    let latency = latency();
+    let points: Vec<Point> =
+        ["published_rows.csv", "silicon_rows.csv"].into_iter().flat_map(open_rows).collect();
+    let rows = pool::prepare(&points, &latency).unwrap();
+    let judgement = judge::judge(&rows, &|i| points[i].id.clone());
+    let aggregated: Vec<Point> = points
+        .iter()
+        .filter(|p| p.setup.as_ref().is_ok_and(|setup| setup.pools.is_none()))
+        .cloned()
+        .collect();
+    let held_out: Vec<_> = aggregated
+        .iter()
+        .map(|p| {
+            let group = Group::of(p).ok_or("no group")?;
+            apply(p, &judge::held_out_costs(&judgement, &group), &latency)
+        })
+        .collect();
+    let all = summary(&aggregated, &held_out).all;
+    println!("whole groups out {all:?}");
+    assert!(all.n_tpot >= 1_200, "{all:?}");
+    assert!(all.tpot_mape.unwrap() <= 0.17, "{all:?}");
+    assert!(all.tpot_median_ape.unwrap() <= 0.105, "{all:?}");
+    assert!(all.ttft_median_ape.unwrap() <= 0.22, "{all:?}");
+    let (tpot, ttft) = judge::coverage(&judgement.new_group, &|index| Group::of(&points[index]));
+    println!("intervals hold {tpot:.3} of TPOT, {ttft:.3} of TTFT");
+    assert!((0.93..0.98).contains(&tpot) && (0.93..0.98).contains(&ttft), "{tpot} {ttft}");
+}
+
+#[test]
 fn five_own_runs_predict_the_others_of_their_source() {
     let latency = latency();
     let points = open_rows("published_rows.csv");
@@ -123,9 +153,8 @@ fn five_own_runs_predict_the_others_of_their_source() {
 
 #[test]
 fn own_runs_of_one_group_leave_all_others_as_they_were() {
-    let Some(folder) = data() else { return };
-    let points = points::read(&folder.join("serving_points/dev.csv")).unwrap();
-    let latency = |device: &DeviceSpec, engine: &str| shipped(device, engine);
+    let points = open_rows("published_rows.csv");
+    let latency = latency();
     let of = |name: &str| {
         let rows: Vec<Point> =
             points.iter().filter(|p| p.model.contains(name)).take(12).cloned().collect();

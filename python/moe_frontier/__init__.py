@@ -59,7 +59,7 @@ def run(*words, **flags):
             arguments.append(f"{flag}={','.join(map(str, value))}")
         else:
             arguments.append(f"{flag}={value}")
-    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", check=False)
     lines = done.stderr.splitlines()
     if done.returncode != 0:
         try:

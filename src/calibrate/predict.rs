@@ -76,13 +76,16 @@ impl Chosen {
     ) -> Result<Halves> {
         let served = &prediction.served;
         let costs = self.costs();
+        let served_by = |costs: EngineCosts| {
+            points::predict(setup, &costs.on(&self.engine, &setup.device), latency)
+        };
+        // The same prediction moved, whatever the routing of `prediction`.
+        let base = served_by(costs.clone())?.served.tpot;
         let mut slope = [0.0; TPOT];
         for (p, slope) in slope.iter_mut().enumerate() {
             let mut step = [0.0; TPOT];
             step[p] = H;
-            let moved = with_tpot(&costs, &step).on(&self.engine, &setup.device);
-            let other = points::predict(setup, &moved, latency)?;
-            *slope = (other.served.tpot / served.tpot).ln() / H;
+            *slope = (served_by(with_tpot(&costs, &step))?.served.tpot / base).ln() / H;
         }
         let total = served.step.total().0;
         let kernels: f64 =

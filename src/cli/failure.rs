@@ -96,9 +96,13 @@ pub fn show_help(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Whether the words of a command line ask for JSON, where they could not be parsed.
-pub fn asks_for_json<'a>(words: impl IntoIterator<Item = &'a str>) -> bool {
-    words.into_iter().take_while(|word| *word != "--").any(|word| word == "--json")
+/// Whether the words of a command line, or its variable, ask for JSON, where they could not be parsed.
+pub fn asks_for_json<'a>(words: impl IntoIterator<Item = &'a str>, variable: Option<&str>) -> bool {
+    let is_on = |text: &str| {
+        !matches!(text.to_lowercase().as_str(), "" | "0" | "n" | "no" | "f" | "false" | "off")
+    };
+    variable.is_some_and(is_on)
+        || words.into_iter().take_while(|word| *word != "--").any(|word| word == "--json")
 }
 
 /// What clap says of wrong arguments as one line: what is wrong, then its tips. The usage that it
@@ -160,7 +164,8 @@ mod tests {
 
     #[test]
     fn json_is_asked_for_by_a_flag_and_not_by_a_value() {
-        assert!(asks_for_json(["rank", "--json"]));
-        assert!(!asks_for_json(["rank", "--", "--json"]) && !asks_for_json(["rank"]));
+        assert!(asks_for_json(["rank", "--json"], None));
+        assert!(!asks_for_json(["rank", "--", "--json"], None) && !asks_for_json(["rank"], None));
+        assert!(asks_for_json(["rank"], Some("1")) && !asks_for_json(["rank"], Some("0")));
     }
 }

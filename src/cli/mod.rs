@@ -45,7 +45,7 @@ pub use output::Output;
 #[command(name = "moe-frontier", version, propagate_version = true, max_term_width = 100)]
 pub struct Cli {
     /// Print one JSON document on stdout instead of text.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, value_parser = clap::builder::BoolishValueParser::new())]
     pub json: bool,
 
     /// What to do.

@@ -95,8 +95,7 @@ reason.\n\nKernel times come from {}.\n",
             text,
             "## What draws use\n\nRobust standard deviations of ln(predicted / measured TPOT), zero-shot: \
 {:.3} between {} groups of one model, device, engine and source, {:.3} within them. `rank` draws the first \
-once for all candidates and the second for each expert count; `estimate` adds both to the spread of its \
-latencies.\n",
+once for all candidates and the second for each expert count.\n",
             r.between_groups, r.groups, r.within_groups
         );
     }

@@ -28,7 +28,9 @@ mod one;
   moe-frontier estimate --points points.csv --cross-validate")]
 pub struct EstimateArgs {
     /// CSV of measured points: one prediction per row and a summary of errors.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "device", "concurrency", "rate"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "model", "device", "concurrency", "rate", "tp", "ep", "dp", "weights", "cache", "routing", "isl", "osl", "price",
+    ])]
     pub points: Option<PathBuf>,
     /// With --points: predict each row with a prior that was fitted without its model on its device.
     #[arg(long, requires = "points", conflicts_with = "calibrate")]
