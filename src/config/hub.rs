@@ -2,16 +2,17 @@
 //!
 //! What is fetched is `config.json` and, where the repository has one, `hf_quant_config.json`, of the
 //! commit that the revision names. Replies are bounded in size and time; nothing is written outside
-//! the cache folder. `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` and `HF_TOKEN` mean
-//! what they mean elsewhere.
+//! the cache folder. `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`, `HF_TOKEN` and
+//! `HF_TOKEN_PATH` mean what they mean elsewhere.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hf_hub::{Repo, RepoType};
+use ureq::config::RedirectAuthHeaders;
 
-use crate::files::{create_folder, write_atomic};
+use crate::files::{create_folder, read_capped, write_atomic};
 use crate::{Error, Result};
 
 /// Files that describe a model.
@@ -22,6 +23,8 @@ const CAP: u64 = 64 << 20;
 /// Longest time for one reply.
 const PATIENCE: Duration = Duration::from_secs(20);
 const ENDPOINT: &str = "https://huggingface.co";
+/// A file that holds a token is never longer.
+const TOKEN_CAP: u64 = 1 << 10;
 
 /// A repository of the Hub at a revision: `org/name` or `org/name@revision`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,12 +88,9 @@ struct Cache<'a> {
 
 impl<'a> Cache<'a> {
     fn of_environment(hub: &'a HubId) -> Result<Self> {
-        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let folder = set("HF_HUB_CACHE")
-            .or_else(|| set("HUGGINGFACE_HUB_CACHE"))
-            .or_else(|| Some(set("HF_HOME")?.join("hub")))
-            .or_else(|| Some(set("XDG_CACHE_HOME")?.join("huggingface/hub")))
-            .or_else(|| Some(set("HOME")?.join(".cache/huggingface/hub")));
+        let folder = variable("HF_HUB_CACHE")
+            .or_else(|| variable("HUGGINGFACE_HUB_CACHE"))
+            .or_else(|| Some(home()?.join("hub")));
         let folder = folder
             .ok_or_else(|| Error::usage("model", "no folder for the Hub cache; set HF_HOME"))?;
         Ok(Self::new(hub, &folder))
@@ -154,12 +154,14 @@ impl<'a> Cache<'a> {
 
     /// One bounded reply.
     fn get(&self, url: &str) -> Result<Vec<u8>> {
-        let agent: ureq::Agent =
-            ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build().into();
+        // Files of a gated repository are redirected within the Hub, which asks for the token again.
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .timeout_global(Some(PATIENCE))
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .build()
+            .into();
         let mut request = agent.get(url);
-        if let Ok(token) = std::env::var("HF_TOKEN")
-            && !token.is_empty()
-        {
+        if let Some(token) = token() {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         let mut reply = request.call().map_err(|e| self.missing(&reason(&e)))?;
@@ -170,6 +172,29 @@ impl<'a> Cache<'a> {
             .read_to_vec()
             .map_err(|e| self.missing(&reason(&e)))
     }
+}
+
+/// A folder or file named by a variable of the environment.
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
+}
+
+/// The folder of the Hub's own tools.
+fn home() -> Option<PathBuf> {
+    variable("HF_HOME")
+        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("huggingface")))
+        .or_else(|| Some(variable("HOME")?.join(".cache/huggingface")))
+}
+
+/// The user's token: of the environment, else the one that logging in has left.
+fn token() -> Option<String> {
+    let told = std::env::var("HF_TOKEN").ok();
+    let kept = || {
+        let path = variable("HF_TOKEN_PATH").or_else(|| Some(home()?.join("token")))?;
+        String::from_utf8(read_capped(&path, TOKEN_CAP).ok()?).ok()
+    };
+    let plain = |token: String| Some(token.trim().to_owned()).filter(|token| !token.is_empty());
+    told.and_then(plain).or_else(|| kept().and_then(plain))
 }
 
 /// A failure in one line.

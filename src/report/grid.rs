@@ -47,7 +47,8 @@ impl Column {
 /// let columns = [Column::words("device"), Column::numbers("memory"), Column::numbers("price").left_out(1)];
 /// let rows = vec![vec!["H100".into(), "80 GB".into(), "$1.69/h".into()]];
 /// assert!(grid(&columns, &rows, 30).contains("$1.69/h"));
-/// assert!(grid(&columns, &rows, 16).ends_with("without: price\n"));
+/// // Beside a label that leaves less than 14 columns the text goes below it.
+/// assert!(grid(&columns, &rows, 20).ends_with("without:\n  price\n"));
 /// ```
 pub fn grid(columns: &[Column], rows: &[Vec<String>], width: usize) -> String {
     let rows: Vec<Vec<String>> =
@@ -182,7 +183,8 @@ fn stacked(columns: &[Column], rows: &[Vec<String>], width: usize) -> String {
 ///
 /// ```
 /// use moe_frontier::report::grid::hanging;
-/// assert_eq!(hanging("law  ", "one two three", 13), "law  one two\n     three\n");
+/// assert_eq!(hanging("law  ", "one two three four", 19), "law  one two three\n     four\n");
+/// assert_eq!(hanging("law  ", "one two three", 13), "law\n  one two\n  three\n");
 /// ```
 pub fn hanging(label: &str, text: &str, width: usize) -> String {
     let indent = label.trim_start_matches('\n').width();
