@@ -29,6 +29,16 @@ doc *flags:
 test *flags:
     cargo test {{ flags }}
 
+# The page of a ranking in a real browser: `just page out`
+[group('check')]
+page folder='out':
+    bash .ci/page {{ folder }}
+
+# Make the module that pages compute with, which is checked in
+[group('report')]
+page-module:
+    bash .ci/page-module
+
 # The whole gate, as it runs before a change is taken
 [group('check')]
 ci:

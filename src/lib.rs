@@ -7,6 +7,7 @@
 //! ```text
 //! units, constants, error, bounds, files, stats   quantities, failures, their limits, whole files
 //!   config, workload                              models and devices; which token visits which expert
+//!     record                                      what a measurement leaves behind
 //!     gpu, kernels                                the CUDA driver; router, align, grouped GEMM
 //!       measure                                   timing that can be believed
 //!         latency                                 how long one operation of a step takes
@@ -32,13 +33,18 @@ pub mod units;
 pub mod config;
 pub mod workload;
 
+#[cfg(feature = "native")]
 #[expect(
     unsafe_code,
     reason = "the CUDA driver is a C library; each call is argued where it stands"
 )]
 pub mod gpu;
+#[cfg(feature = "native")]
 pub mod kernels;
 
+pub mod record;
+
+#[cfg(feature = "native")]
 pub mod measure;
 
 pub mod latency;
@@ -53,6 +59,10 @@ pub mod calibrate;
 pub mod report;
 
 #[cfg(feature = "cli")]
+pub mod cli;
+// The part of it that a page computes with.
+#[cfg(all(feature = "page", not(feature = "cli")))]
+#[path = "cli/page.rs"]
 pub mod cli;
 
 pub use error::{Error, Result};

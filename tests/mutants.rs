@@ -27,7 +27,7 @@ use flate2::write::DeflateEncoder;
 use moe_frontier::Error;
 use moe_frontier::config::DeviceSpec;
 use moe_frontier::config::hf::from_hf_json;
-use moe_frontier::files::read::check_json;
+use moe_frontier::files::checks::check_json;
 use moe_frontier::files::sha256_hex;
 use moe_frontier::latency::measured::{format, validate};
 use moe_frontier::latency::tables::codec;

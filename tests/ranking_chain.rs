@@ -236,7 +236,7 @@ fn a_report_becomes_a_table_and_a_page_and_is_read_back() {
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     assert!(report.warnings.iter().all(|w| text.contains(&w[..20])), "{text}");
     let folder = tempfile::tempdir().unwrap();
-    let files = write_all(&report, folder.path()).unwrap();
+    let files = write_all(&report, None, folder.path()).unwrap();
     assert_eq!(files.len(), 14);
     let page = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
     assert_eq!(page.matches("<svg ").count(), 5);

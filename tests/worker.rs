@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 use moe_frontier::config::DType;
 use moe_frontier::latency::measured::{format, validate};
 use moe_frontier::measure::plan::Machine;
-use moe_frontier::measure::record::{LatencyRecord, Status, TimingMode};
 use moe_frontier::measure::run::rounds;
 use moe_frontier::measure::sampling::BlockRule;
 use moe_frontier::measure::timing::MonotonicClock;
 use moe_frontier::measure::worker::{Limits, Process};
 use moe_frontier::measure::{Beginning, Cell, Invocation, Measured, Observer, Plan, Request, Run};
+use moe_frontier::record::{LatencyRecord, Status, TimingMode};
 use moe_frontier::{Error, Result};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_moe-frontier");

@@ -194,7 +194,7 @@ mod tests {
 
     use super::*;
     use crate::latency::measured::synthetic;
-    use crate::measure::record::{Profile, sha256_hex};
+    use crate::record::{Profile, sha256_hex};
 
     /// A profile whose times are the made-up truth on a device slower by `by`.
     fn stored(folder: &Path, name: &str, by: u64) -> PathBuf {
@@ -205,7 +205,7 @@ mod tests {
             for block in &mut cell.blocks {
                 block.median_ps *= by;
             }
-            if let crate::measure::record::LatencyRecord::Interval(i) = &mut cell.latency {
+            if let crate::record::LatencyRecord::Interval(i) = &mut cell.latency {
                 let sorted: Vec<u64> = cell.blocks.iter().map(|b| b.median_ps).collect();
                 i.median_ps = u64::midpoint(sorted[2], sorted[3]);
                 (i.lo_ps, i.hi_ps) = (sorted[0], sorted[5]);

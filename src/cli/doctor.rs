@@ -12,7 +12,7 @@ use crate::kernels::cpu::CpuBackend;
 use crate::kernels::cpu::simd::Isa;
 use crate::measure::host;
 use crate::measure::preflight::Load;
-use crate::measure::record::{CpuDevice, Device};
+use crate::record::{CpuDevice, Device};
 use crate::report::grid::hanging;
 use crate::units::Bytes;
 

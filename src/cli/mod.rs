@@ -20,6 +20,7 @@ pub mod failure;
 pub mod help;
 pub mod import;
 pub mod law;
+pub mod live;
 pub mod man;
 pub mod measure;
 pub mod output;

@@ -20,7 +20,7 @@ use crate::latency::measured::table::{Policy, Transfer};
 use crate::latency::measured::{format, validate};
 use crate::latency::tables::{self, EngineTables, TablesModel};
 use crate::latency::{LatencyModel, LatencyTable, Operation, RooflineModel, Stack};
-use crate::measure::record::{Device, Profile};
+use crate::record::{Device, Profile};
 use crate::serving::{EngineCosts, MemoryBudget};
 use crate::units::UsdPerHour;
 use crate::{Error, Result};
@@ -302,6 +302,30 @@ impl Sources {
             let engine = if self.engine() == "none" { "none" } else { engine };
             Ok(self.stack(device, engine)? as Arc<dyn LatencyModel>)
         }
+    }
+
+    /// The shipped tables that these sources ask, cut to an engine's own and some formats of weights, with
+    /// the names that a page brings them along by.
+    ///
+    /// # Errors
+    /// As [`tables::pack::excerpt`].
+    #[cfg(feature = "cli")]
+    pub(crate) fn brought(
+        &self,
+        device: &DeviceSpec,
+        weights: &[DType],
+    ) -> Result<Vec<(String, Vec<u8>)>> {
+        let own = [Item::Shipped(device.clone())];
+        let items = if self.items.is_empty() { &own[..] } else { &self.items };
+        let mut files = Vec::new();
+        for item in items {
+            let Item::Shipped(device) = item else { continue };
+            let device = with_tables(device);
+            let Some(shipped) = tables::shipped(&device) else { continue };
+            let bytes = tables::pack::excerpt(&shipped, self.engine(), weights)?;
+            files.push((tables::shipped::file_name(&device.short_name()), bytes));
+        }
+        Ok(files)
     }
 
     /// The names of all items, for answers.

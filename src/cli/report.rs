@@ -47,12 +47,12 @@ pub fn run(args: &Args, output: Output) -> Result<()> {
     let report = RankReport::from_bytes(&args.rank, &read_capped(&args.rank, CAP)?)?;
     let files = if let Some(out) = &args.out {
         let folder = ResultFolder::begin(out, &["report.html"], args.overwrite)?;
-        let files = write_all(&report, folder.path())?;
+        let files = write_all(&report, None, folder.path())?;
         let out = folder.finish()?;
         files.iter().filter_map(|path| Some(out.join(path.file_name()?))).collect()
     } else {
         let beside = args.rank.parent().filter(|p| !p.as_os_str().is_empty());
-        write_all(&report, beside.unwrap_or_else(|| Path::new(".")))?
+        write_all(&report, None, beside.unwrap_or_else(|| Path::new(".")))?
     };
     let files: Vec<String> = files.iter().map(|p| p.display().to_string()).collect();
     let lines = || files.join("\n") + "\n";

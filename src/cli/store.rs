@@ -11,7 +11,7 @@ use crate::cli::output::warn;
 use crate::files::create_folder;
 use crate::files::quiet::without_message;
 use crate::latency::measured::{format, validate};
-use crate::measure::record::Profile;
+use crate::record::Profile;
 use crate::{Error, Result};
 
 /// Environment variable that names the folder of measured profiles.
@@ -171,7 +171,7 @@ mod tests {
         assert!(newest(folder.path(), &device, "another", |_| true).is_none());
         assert!(newest(folder.path(), &device, &kernel, |_| false).is_none());
         let other = Profile {
-            run: crate::measure::record::RunInfo { id: "0x77".into(), ..profile.run.clone() },
+            run: crate::record::RunInfo { id: "0x77".into(), ..profile.run.clone() },
             ..profile.clone()
         };
         let beside = save(folder.path(), &other).unwrap();

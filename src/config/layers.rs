@@ -771,7 +771,8 @@ impl MoeBlock {
 
     /// Parameters of one expert.
     pub fn expert_params(&self, hidden: usize) -> f64 {
-        matrices(self.gated) * (self.expert_input(hidden) * self.width) as f64
+        // In floats: a page counts in 32 bits.
+        matrices(self.gated) * (self.expert_input(hidden) as f64 * self.width as f64)
     }
 
     /// Experts with work that a token meets on average: choices of zero experts are free.

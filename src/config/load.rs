@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+#[cfg(feature = "native")]
 use crate::config::hub::HubId;
 use crate::config::{MoeModel, hf, preset};
 use crate::{Error, Result};
@@ -37,10 +38,11 @@ pub fn load_model(name: &str) -> Result<Loaded> {
     if path.is_file() || path.extension().is_some_and(|e| e == "json") {
         return from_file(path, path.display().to_string());
     }
-    match HubId::parse(name) {
-        Some(hub) => from_hub(name, &hub),
-        None => Err(unknown(name)),
+    #[cfg(feature = "native")]
+    if let Some(hub) = HubId::parse(name) {
+        return from_hub(name, &hub);
     }
+    Err(unknown(name))
 }
 
 /// A model by the name that a benchmark gives it, without a network: a preset by its name, by the start
@@ -67,10 +69,11 @@ pub fn local_model(name: &str) -> Result<MoeModel> {
     if let Some(known) = known {
         return Ok(preset::load(known)?.model);
     }
-    match HubId::parse(name).and_then(|hub| hub.cached()) {
-        Some(snapshot) => Ok(from_file(&snapshot.config, name.to_owned())?.model),
-        None => Err(unknown(name)),
+    #[cfg(feature = "native")]
+    if let Some(snapshot) = HubId::parse(name).and_then(|hub| hub.cached()) {
+        return Ok(from_file(&snapshot.config, name.to_owned())?.model);
     }
+    Err(unknown(name))
 }
 
 fn from_preset(name: &str) -> Result<Loaded> {
@@ -91,6 +94,7 @@ fn from_folder(folder: &Path) -> Result<Loaded> {
     from_file(&config, config.display().to_string())
 }
 
+#[cfg(feature = "native")]
 fn from_hub(name: &str, hub: &HubId) -> Result<Loaded> {
     match hub.snapshot() {
         Ok(snapshot) => {

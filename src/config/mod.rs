@@ -4,6 +4,7 @@ pub mod device;
 pub mod formats;
 pub mod hf;
 pub mod hf_write;
+#[cfg(feature = "native")]
 mod hub;
 pub mod layers;
 mod load;

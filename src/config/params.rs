@@ -179,7 +179,7 @@ impl MoeModel {
 
     /// Parameters by part.
     pub fn params(&self) -> ParamCount {
-        let vocab = (self.vocab_size * self.hidden_size) as f64;
+        let vocab = self.vocab_size as f64 * self.hidden_size as f64;
         let mut count = ParamCount {
             embedding: vocab,
             head: if self.tied_embeddings { 0.0 } else { vocab },
@@ -214,7 +214,7 @@ impl MoeModel {
     /// Parameters of one expert of one layer.
     pub fn expert_params(&self) -> f64 {
         let matrices = if self.gated { 3.0 } else { 2.0 };
-        matrices * (self.expert_input_size() * self.moe_intermediate_size) as f64
+        matrices * (self.expert_input_size() as f64 * self.moe_intermediate_size as f64)
     }
 
     /// Bits by tensor kind. Embedding and head stay in 16 bits in quantised checkpoints.

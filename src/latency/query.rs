@@ -348,7 +348,7 @@ impl MlaQuery {
 
     /// Weights of the absorbed expansions of the device's heads: latent to key and value.
     pub fn absorb_params(&self) -> f64 {
-        (self.local_heads() * self.kv_lora_rank * (self.nope + self.value)) as f64
+        (self.local_heads() * self.kv_lora_rank) as f64 * (self.nope + self.value) as f64
     }
 
     /// Bytes that the absorption moves with weights of `bits`: every head reads and writes its own

@@ -79,7 +79,7 @@ pub struct LawFile {
 /// [`Error::Io`] when it cannot be read, [`Error::BadFile`] when it is no such file.
 pub fn load_file(path: &Path) -> Result<Box<dyn LossLaw>> {
     let bytes = files::read_capped(path, MAX_BYTES)?;
-    files::read::check_json(path, &bytes, MAX_BYTES)?;
+    files::checks::check_json(path, &bytes, MAX_BYTES)?;
     let file: LawFile = files::strict::from_slice(&bytes, MAX_BYTES).map_err(|e| {
         let text = e.to_string();
         let reason = text.split(" at line ").next().unwrap_or(&text).to_owned();

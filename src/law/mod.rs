@@ -18,6 +18,7 @@ pub mod clark2022;
 pub mod dense;
 mod evaluation;
 pub mod file;
+#[cfg(feature = "native")]
 pub mod fit;
 pub mod inference_aware;
 mod info;
@@ -31,6 +32,7 @@ mod scaling;
 mod slice;
 pub mod step_law;
 pub mod surface;
+#[cfg(feature = "native")]
 pub mod sweep;
 mod template;
 pub mod tian2025;

@@ -2,9 +2,9 @@
 //! are biased.
 
 use super::cell::CellState;
-use super::record::AaVerdict;
 use super::timing::{Clock, Launch};
 use crate::Result;
+use crate::record::AaVerdict;
 use crate::stats::paired::{block_log_ratio, paired_effect};
 
 /// Samples in one slot of A B B A.

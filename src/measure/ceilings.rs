@@ -10,12 +10,12 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::data;
-use super::record::RunCeilings;
 use super::sampling::whole;
 use super::timing::{Clock, Launch, host_time};
 use super::work::of_launch;
 use crate::config::DType;
 use crate::kernels::{LayerWeights, LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage};
+use crate::record::RunCeilings;
 use crate::stats::interval::median;
 use crate::{Error, Result};
 

@@ -6,13 +6,13 @@ use std::time::Duration;
 use super::check;
 use super::launches::{Drawn, Taken};
 use super::plan::{CYCLE_PER_CACHE, CellSpec, Request};
-use super::record::{
-    Block, Cell, CheckOutcome, CheckRecord, Flag, LatencyRecord, Op, RoutingRecord, RunCeilings,
-    Status, TimingMode,
-};
 use super::sampling::{Summary, summarise};
 use super::work::{expert_bytes, of_launch};
 use super::worker::Facts;
+use crate::record::{
+    Block, Cell, CheckOutcome, CheckRecord, Flag, LatencyRecord, Op, RoutingRecord, RunCeilings,
+    Status, TimingMode,
+};
 use crate::stats::interval::median;
 
 /// A cell being measured.

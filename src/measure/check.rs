@@ -6,9 +6,9 @@
 //! way.
 
 use super::data::Inputs;
-use super::record::{CheckOutcome, CheckRecord};
 use crate::Result;
 use crate::kernels::{Arithmetic, LayerWeights, LoadedLayer, Routed, Stage, reference};
+use crate::record::{CheckOutcome, CheckRecord};
 
 /// Tokens compared with the reference at most: the first, the last and one in the middle.
 const TOKENS: usize = 3;

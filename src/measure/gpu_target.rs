@@ -4,7 +4,6 @@ use half::bf16;
 
 use super::ceilings::{CeilingSamples, DenseTest, Sizes};
 use super::data;
-use super::record::{Device, GpuDevice, TimingMode};
 use super::sampling::{BlockRule, GPU_WIDTH};
 use super::target::{CeilingTests, Target};
 use super::timing::{Launch, MonotonicClock};
@@ -13,6 +12,7 @@ use crate::gpu::{Condition, Cublas, CudaDevice, Launcher, Monitor, Product, Regi
 use crate::kernels::gpu::GpuBackend;
 use crate::kernels::gpu::launches::{ReadStream, clock_stamp, flush, read_stream};
 use crate::kernels::{LayerWeights, MoeBackend, MoeShape};
+use crate::record::{Device, GpuDevice, TimingMode};
 use crate::{Error, Result};
 
 /// The read test's buffer: tens of times the largest second-level cache, some 0.6 ms of an H100.

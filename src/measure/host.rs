@@ -6,7 +6,7 @@ use std::fs;
 use sysinfo::System;
 
 use super::cgroup;
-use super::record::CpuDevice;
+use crate::record::CpuDevice;
 
 /// The processor that kernels run on with `threads` threads.
 pub fn cpu(threads: usize) -> CpuDevice {

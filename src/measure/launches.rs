@@ -9,12 +9,12 @@ use super::check;
 use super::data::Inputs;
 use super::plan::CellSpec;
 use super::preflight::Load;
-use super::record::{Block, CheckOutcome, CheckRecord, TimingMode};
 use super::sampling::{BlockRule, BlockSamples, take_block, warm_up};
 use super::target::Target;
 use super::timing::{Clock, Launch, host_time};
 use crate::gpu::Condition;
 use crate::kernels::{Arithmetic, LayerWeights, LoadedLayer, Stage, Turn};
+use crate::record::{Block, CheckOutcome, CheckRecord, TimingMode};
 use crate::{Error, Result};
 
 /// Busy time of the launches before a cell's first block: clocks rise and pages are touched.

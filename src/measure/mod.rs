@@ -15,7 +15,6 @@ pub mod ledger;
 pub mod pairs;
 pub mod plan;
 pub mod preflight;
-pub mod record;
 #[cfg(test)]
 mod resume_tests;
 pub mod run;
@@ -33,7 +32,6 @@ pub mod worker;
 pub use gpu_target::GpuTarget;
 pub use launches::{Drawn, Taken};
 pub use plan::{Plan, Request};
-pub use record::{Cell, Profile, Status};
 pub use run::{Beginning, Invocation, Measured, Observer, Run, routings};
 pub use session::Session;
 pub use target::{CpuTarget, Target};

@@ -7,11 +7,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::data::DRAWS;
-use super::record::TimingMode;
 use super::sampling::BlockRule;
 use super::work::{expert_bytes, of_launch};
 use crate::config::DType;
 use crate::kernels::MoeShape;
+use crate::record::TimingMode;
 use crate::units::whole_part;
 use crate::workload::{RoutingKind, expected_active};
 use crate::{Error, Result};

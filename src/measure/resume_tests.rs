@@ -11,9 +11,6 @@ use super::journal::Locking;
 use super::launches::{Drawn, Taken};
 use super::plan::Plan;
 use super::preflight::Load;
-use super::record::{
-    Block, CheckOutcome, CheckRecord, CpuDevice, Device, Profile, Status, TimingMode,
-};
 use super::run::{Beginning, Clocks, Measured, Run, rounds};
 use super::sampling::{BlockRule, CPU_WIDTH};
 use super::testing;
@@ -23,6 +20,9 @@ use super::worker::{Answer, Ask, Facts, Trouble, Worker};
 use crate::config::DType;
 use crate::files::{fault, write_atomic};
 use crate::latency::measured::{format, validate};
+use crate::record::{
+    Block, CheckOutcome, CheckRecord, CpuDevice, Device, Profile, Status, TimingMode,
+};
 use crate::{Error, Result};
 
 impl Clocks for FakeClock {

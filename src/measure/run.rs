@@ -15,14 +15,14 @@ use super::data::{self, Inputs};
 use super::ledger::{Event, Ledger};
 use super::plan::{CellSpec, Plan, ROUNDS};
 use super::preflight::Load;
-use super::record::{
-    Key, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION, Profile, Provenance, Recipe, RunInfo,
-};
 use super::sampling::{LOOKS, is_closed};
 use super::timing::{Clock, MonotonicClock};
 use super::worker::{Answer, Ask, Facts, Trouble, Worker};
 use super::{aa, host};
 use crate::kernels::MoeShape;
+use crate::record::{
+    Key, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION, Profile, Provenance, Recipe, RunInfo,
+};
 use crate::{Error, Result};
 
 /// Blocks between two samples of read bandwidth: its swings on shared machines last seconds.

@@ -13,9 +13,9 @@ use crate::kernels::{
 };
 use crate::measure::Session;
 use crate::measure::ceilings::Sizes;
-use crate::measure::record::Status;
 use crate::measure::sampling::BlockRule;
 use crate::measure::target::CpuTarget;
+use crate::record::Status;
 use crate::{Error, Result};
 
 /// Blocks of a few milliseconds: what is tested here is the bookkeeping, not the times.

@@ -5,11 +5,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::record::{
+use super::timing::{Clock, Launch};
+use crate::record::{
     Block, Counts, Flag, IntervalRecord, IntervalUnit, LatencyRecord, PercentileRecord,
     Percentiles, Status,
 };
-use super::timing::{Clock, Launch};
 use crate::stats::interval::{MIN_BLOCKS, MedianInterval, median, median_interval, percentile};
 use crate::stats::{Percentile, tukey_counts};
 use crate::{Error, Result};

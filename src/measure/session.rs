@@ -7,13 +7,13 @@ use super::ceilings::CeilingSamples;
 use super::data;
 use super::launches::{Bed, CellLaunches, Drawn};
 use super::plan::{Machine, Plan};
-use super::record::Profile;
 use super::run::{self, Beginning, Invocation, Observer, Run};
 use super::target::{CeilingTests, Target};
 use super::timing::MonotonicClock;
 use super::worker::{Answer, Ask, Facts, Trouble, Worker};
 use crate::config::DType;
 use crate::kernels::{LayerWeights, LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage};
+use crate::record::Profile;
 use crate::{Error, Result};
 
 /// The device, the backend and the host's clock of a run.

@@ -5,13 +5,13 @@
 use super::ceilings::CandleTest;
 use super::ceilings::{CANDLE_PRODUCT, CeilingSamples, DenseTest, ReadTest, Sizes, dispatch_ns};
 use super::host;
-use super::record::{CpuDevice, Device, TimingMode};
 use super::sampling::{BlockRule, CPU_WIDTH};
 use super::timing::{Launch, MonotonicClock};
 use crate::Result;
 use crate::config::DType;
 use crate::gpu::Condition;
 use crate::kernels::{LayerWeights, MoeBackend};
+use crate::record::{CpuDevice, Device, TimingMode};
 use crate::units::whole_part;
 
 /// Read buffer in multiples of the last-level cache, and its least size.

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::plan::{Machine, Plan, Request};
-use super::record::TimingMode;
 use super::sampling::BlockRule;
 use crate::config::DType;
+use crate::record::TimingMode;
 
 /// Top-1 layers of these widths and expert counts, on a made-up machine that has room for them.
 pub(super) fn plan(

@@ -1,7 +1,7 @@
 //! What one launch of a layer has to move and to compute, whatever the kernel.
 
-use super::record::WorkRecord;
 use crate::kernels::MoeShape;
+use crate::record::WorkRecord;
 
 /// Bytes of one activation as counted: layers exchange 16-bit values.
 const ACTIVATION_BYTES: f64 = 2.0;

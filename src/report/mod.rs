@@ -5,20 +5,41 @@
 mod csv;
 mod escape;
 mod html;
+#[cfg(feature = "native")]
 mod law_plot;
 mod laws_view;
+#[cfg(feature = "native")]
+mod live;
 mod over_training_view;
 mod plot;
 mod table;
 mod theme;
 mod view;
+
+use crate::Result;
+use crate::plan::outcome::RankReport;
+
+#[cfg(feature = "native")]
 mod write;
 
+#[cfg(feature = "native")]
 pub use law_plot::write_law_plots;
+#[cfg(feature = "native")]
+pub use live::Live;
 pub use table::rank_text;
+#[cfg(feature = "native")]
 pub use write::write_all;
 
 pub mod accuracy;
 pub mod glossary;
 pub mod grid;
+#[cfg(feature = "native")]
 pub mod serving_plot;
+
+/// What a page says of a ranking: its tables and figures as HTML.
+///
+/// # Errors
+/// [`crate::Error::Io`] when a figure cannot be drawn.
+pub fn body(report: &RankReport) -> Result<String> {
+    Ok(html::answer(report, &plot::figures(report)?))
+}

@@ -3,10 +3,13 @@
 //! The palette is Okabe and Ito's ("Color Universal Design", 2008), told apart with every common
 //! form of colour blindness; a mark shape per expert count says the same a second time.
 
+#[cfg(feature = "native")]
 use std::sync::OnceLock;
 
+#[cfg(feature = "native")]
 use plotters::style::{FontStyle, register_font};
 
+#[cfg(feature = "native")]
 use crate::{Error, Result};
 
 /// Family that figures ask for: drawn with an embedded font in PNG, and with whatever sans-serif
@@ -179,6 +182,7 @@ fn look(slot: usize) -> Look {
 ///
 /// # Errors
 /// [`Error::Io`] if the embedded font is damaged, which a test excludes.
+#[cfg(feature = "native")]
 pub(super) fn register_fonts() -> Result<()> {
     static DONE: OnceLock<bool> = OnceLock::new();
     let fine = *DONE.get_or_init(|| {

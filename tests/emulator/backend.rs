@@ -7,7 +7,7 @@ use moe_frontier::kernels::gpu::{GpuBackend, MoeOptions, PRODUCTS, Product, Weig
 use moe_frontier::kernels::{LayerWeights, LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage};
 use moe_frontier::measure::check;
 use moe_frontier::measure::data::{self, Inputs};
-use moe_frontier::measure::record::CheckOutcome;
+use moe_frontier::record::CheckOutcome;
 
 use crate::suite::{DEVICE, Outcome, Run};
 

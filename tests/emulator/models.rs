@@ -7,7 +7,7 @@ use moe_frontier::kernels::gpu::{GpuBackend, MoeOptions};
 use moe_frontier::kernels::{MoeBackend, MoeShape, RouterSpec, Stage, Turn};
 use moe_frontier::measure::check;
 use moe_frontier::measure::data::{self, Inputs};
-use moe_frontier::measure::record::CheckOutcome;
+use moe_frontier::record::CheckOutcome;
 
 use crate::suite::Outcome;
 

@@ -15,10 +15,10 @@ use crate::kernels::cpu::simd::Isa;
 use crate::latency::measured::format;
 use crate::measure::folder;
 use crate::measure::journal::Locking;
-use crate::measure::record::{Profile, TimingMode};
 use crate::measure::sampling::BlockRule;
 use crate::measure::worker::Facts;
 use crate::measure::{Plan, Request, routings};
+use crate::record::{Profile, TimingMode};
 use crate::units::Seconds;
 use crate::workload::RoutingKind;
 use crate::{Error, Result};
@@ -335,7 +335,7 @@ mod tests {
     fn the_table_names_every_cell_and_the_ceilings() {
         let mut profile = crate::latency::measured::synthetic::profile(&[(512, 1536)], 0.01);
         profile.cells.truncate(2);
-        profile.cells[1].latency = crate::measure::record::LatencyRecord::Absent("oom".into());
+        profile.cells[1].latency = crate::record::LatencyRecord::Absent("oom".into());
         let text = table::text(&profile);
         assert!(text.contains("read 20.0 GB/s") && text.contains("oom"), "{text}");
         assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");

@@ -20,11 +20,11 @@ use crate::latency::measured::format;
 use crate::measure::folder::{self, Destination, PROFILE_FILE, Planned, RunFolder};
 use crate::measure::host;
 use crate::measure::journal::Locking;
-use crate::measure::record::{Device, Profile, Status};
 use crate::measure::run::{Clocks, rounds};
 use crate::measure::timing::MonotonicClock;
 use crate::measure::worker::{Facts, Limits, Process, Serve, Worker};
 use crate::measure::{Beginning, Invocation, Measured, Observer, Plan, Request, Run, preflight};
+use crate::record::{Device, Profile, Status};
 use crate::{Error, Result};
 
 /// How long `measure` waits for other programs to leave the CPU alone.

@@ -3,7 +3,7 @@
 use crate::error::shown;
 use crate::latency::Ceilings;
 use crate::latency::measured::validate::query_of;
-use crate::measure::record::{Cell, Profile};
+use crate::record::{Cell, Profile};
 use crate::units::Seconds;
 
 /// The profile as a table.
@@ -40,8 +40,8 @@ pub(super) fn text(profile: &Profile) -> String {
         "{} ({} threads), MoE layer\nceilings: read {:.1} GB/s, {} {:.0} GFLOP/s; noise floor {:.1} % ({:?}); {} rounds\n\n{table}\n\nshare: of the roofline under these ceilings\n",
         shown(profile.key.device.name()),
         match &profile.key.device {
-            crate::measure::record::Device::Cpu(cpu) => cpu.threads,
-            crate::measure::record::Device::Gpu(_) => 1,
+            crate::record::Device::Cpu(cpu) => cpu.threads,
+            crate::record::Device::Gpu(_) => 1,
         },
         c.read_bytes_per_s / 1e9,
         shown(&c.gemm_kernel),
@@ -73,8 +73,8 @@ fn row(cell: &Cell, ceilings: &Ceilings) -> Vec<String> {
         ]);
     } else {
         let reason = match &cell.latency {
-            crate::measure::record::LatencyRecord::Absent(reason) => shown(reason),
-            crate::measure::record::LatencyRecord::Interval(_) => String::new(),
+            crate::record::LatencyRecord::Absent(reason) => shown(reason),
+            crate::record::LatencyRecord::Interval(_) => String::new(),
         };
         row.extend(["-".into(), reason, "-".into(), "-".into(), "-".into(), status]);
     }

@@ -11,9 +11,9 @@ use crate::config::{DType, DeviceSpec};
 use crate::latency::LatencyTable;
 use crate::latency::measured::table::{Policy, Transfer};
 use crate::measure::Request;
-use crate::measure::record::{Cell, Device, Profile};
 use crate::measure::sampling::BlockRule;
 use crate::measure::worker::Facts;
+use crate::record::{Cell, Device, Profile};
 use crate::workload::RoutingKind;
 use crate::{Error, Result};
 

@@ -1,83 +1,51 @@
-//! `rank`: the main job. Latencies, law and inputs come together; table, rank.json, plots and page go
-//! out.
+//! `rank`: the main job. Latencies, law and inputs come together in an answer.
 
 mod architecture;
 mod args;
 mod assumptions;
+#[cfg(feature = "cli")]
+mod command;
 mod inputs;
 mod laws;
+#[cfg(feature = "cli")]
 mod machine;
 mod mfu;
+#[cfg(feature = "cli")]
+mod place;
+#[cfg(not(feature = "cli"))]
+#[path = "brought.rs"]
+mod place;
+#[cfg(feature = "cli")]
 mod serving_cost;
 
 pub use args::RankArgs;
+#[cfg(feature = "cli")]
+pub use command::run;
+#[cfg(feature = "cli")]
 pub(super) use serving_cost::ServingCost;
 
 use std::sync::Arc;
 
-use crate::cli::output::{Output, warn, write_stdout, write_text};
-use crate::cli::profile::{ProfileArgs, Sources, origin_in};
-use crate::cli::repeat::recorded;
-use crate::config::hf_write::to_hf_json;
+use crate::cli::profile::{Sources, origin_in};
 use crate::config::{DType, DeviceSpec};
-use crate::files::{ResultFolder, write_atomic};
 use crate::latency::{LatencyModel, LatencyTable};
 use crate::law::Scaling;
-use crate::measure::Status;
-use crate::measure::record::AaVerdict;
-use crate::plan::budget::layer_widths;
 use crate::plan::inputs::RankInputs;
 use crate::plan::outcome::ProfileUsed;
 use crate::plan::rank::{Provenance, Ranking, rank};
-use crate::serving::EngineCosts;
-use crate::units::{Seconds, nearest_whole};
-use crate::{Error, Result, report};
+use crate::record::{AaVerdict, Status};
+use crate::units::Seconds;
+use crate::{Error, Result};
 use assumptions::Ledger;
 use inputs::Serving;
 use laws::Laws;
-use machine::Machine;
-
-/// Runs the command.
-///
-/// # Errors
-/// See [`Error`]; the output folder is created before anything is measured.
-pub fn run(args: &RankArgs, output: Output) -> Result<()> {
-    let folder = ResultFolder::begin(&args.out, &["rank.json"], args.overwrite)?;
-    let Ranking { report: mut answer, models } = answer(args)?;
-    answer.arguments = Some(recorded());
-    for warning in &answer.warnings {
-        warn(warning);
-    }
-    for (index, model) in &models {
-        let name = format!("config_e{}.json", model.num_experts);
-        match to_hf_json(model) {
-            Ok(json) => {
-                write_atomic(&folder.path().join(&name), &json, true)?;
-                answer.candidates[*index].config = Some(name);
-            }
-            // The ranking stands without it.
-            Err(reason) => warn(&format!("{name} is not written: {reason}")),
-        }
-    }
-    let configs = answer.candidates.iter().filter(|c| c.config.is_some()).count();
-    let document = answer.to_bytes()?;
-    write_atomic(&folder.path().join("rank.json"), &document, true)?;
-    let written = report::write_all(&answer, folder.path())?;
-    folder.finish()?;
-    if output.is_json() {
-        // The file itself: `report` reads what was kept from here as well.
-        return write_stdout(&String::from_utf8_lossy(&document));
-    }
-    write_text(&format!(
-        "{}\nwritten to {}: rank.json, report.html and {} more files\n",
-        report::rank_text(&answer, crate::cli::output::colour()),
-        args.out.display(),
-        written.len() + configs - 1
-    ))
-}
+use place::Place;
 
 /// Everything up to the answer.
-fn answer(args: &RankArgs) -> Result<Ranking> {
+///
+/// # Errors
+/// See [`Error`].
+pub(super) fn answer(args: &RankArgs) -> Result<Answer> {
     let laws = Laws::read(args)?;
     let law = laws.first()?;
     let place = Place::find(args)?;
@@ -87,7 +55,7 @@ fn answer(args: &RankArgs) -> Result<Ranking> {
     let is_slow_allowed = args.tpot.is_none()
         && args.ttft.is_none()
         && args.max_serve_cost.is_none()
-        && matches!(place, Place::Here(_));
+        && place.is_here();
     // A target out of reach is found before minutes of measuring.
     let sources = place.sources(args, &law.on(&inputs.template), &mut inputs)?;
     let device = inputs.device.spec.clone();
@@ -111,10 +79,20 @@ fn answer(args: &RankArgs) -> Result<Ranking> {
             Err(Error::Infeasible { .. }) if is_slow_allowed => {
                 double_limit(&mut inputs.level.tpot, &mut provenance);
             }
-            done => return done,
+            done => return Ok(Answer { ranking: done?, inputs, sources }),
         }
     }
-    rank(&laws.members, (latency, &origin), &inputs, provenance)
+    let ranking = rank(&laws.members, (latency, &origin), &inputs, provenance)?;
+    Ok(Answer { ranking, inputs, sources })
+}
+
+/// An answer with what it was made of.
+pub(super) struct Answer {
+    pub(super) ranking: Ranking,
+    #[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "a page brings nothing along"))]
+    pub(super) inputs: RankInputs,
+    #[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "a page brings nothing along"))]
+    pub(super) sources: Sources,
 }
 
 /// How often the default limit on TPOT is doubled for a slow or busy machine of one's own.
@@ -134,54 +112,6 @@ fn double_limit(tpot: &mut Option<Seconds>, provenance: &mut Provenance) {
     }
     provenance.warnings.retain(|w| !w.starts_with(SLOW));
     provenance.warnings.push(format!("{SLOW}{limit}"));
-}
-
-/// Where latencies will come from.
-enum Place {
-    /// What `--profile` names.
-    Named(Sources),
-    /// This machine.
-    Here(Machine),
-}
-
-impl Place {
-    fn find(args: &RankArgs) -> Result<Self> {
-        if args.source.profile.is_empty() || args.source.profile == ["auto"] {
-            return Ok(Self::Here(Machine::find(args.measure_again)?));
-        }
-        Sources::read(&args.source).map(Self::Named)
-    }
-
-    /// The serving device as it is known now.
-    fn serving(&self, args: &RankArgs) -> Result<Serving> {
-        match self {
-            Self::Named(sources) => serving(sources, args.device.as_deref()),
-            Self::Here(machine) => Ok(Serving {
-                spec: machine.device()?,
-                costs: EngineCosts::bare(0.0),
-                dtype: DType::Bf16,
-                is_own: true,
-            }),
-        }
-    }
-
-    /// The latencies, with this machine measured if it has to be; `inputs` learn what that told.
-    fn sources(self, args: &RankArgs, law: &Scaling, inputs: &mut RankInputs) -> Result<Sources> {
-        let machine = match self {
-            Self::Named(sources) => return Ok(sources),
-            Self::Here(machine) => machine,
-        };
-        let widths = middle_too(layer_widths(law, inputs)?);
-        let item = machine.profile(args, &widths, (&inputs.experts, inputs.template.top_k))?;
-        let flags = ProfileArgs { include_noisy: true, ..args.source.clone() };
-        let sources = Sources::new(vec![item], &flags)?;
-        if let Some(device) = sources.device()? {
-            let chunk_tokens = inputs.device.costs.chunk_tokens;
-            inputs.device.costs = EngineCosts { chunk_tokens, ..sources.costs()? };
-            inputs.device.spec = device;
-        }
-        Ok(sources)
-    }
 }
 
 /// The device that named sources price, and what is known of it.
@@ -268,36 +198,4 @@ fn uncertainty(law: &Scaling) -> String {
     format!(
         "independent normal residuals of {residual} nats for each expert count; no covariance of the coefficients is published"
     )
-}
-
-/// The two outer layers and the one between them: three widths tell how well one predicts another.
-/// The middle comes first, because most candidates lie around it.
-fn middle_too([low, high]: [(usize, usize); 2]) -> Vec<(usize, usize)> {
-    let between = |a: usize, b: usize| {
-        let product = (a as f64 * b as f64).sqrt() / 64.0;
-        nearest_whole(product) * 64
-    };
-    let middle = (between(low.0, high.0), between(low.1, high.1));
-    let mut widths = vec![middle, low, high];
-    widths.dedup();
-    if widths.len() < 2 {
-        // A single width would say nothing about its neighbours.
-        widths.push((low.0 / 2, low.1 / 2));
-    }
-    widths
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn three_widths_lie_in_order_around_the_middle() {
-        assert_eq!(
-            middle_too([(512, 1536), (2048, 6144)]),
-            [(1024, 3072), (512, 1536), (2048, 6144)]
-        );
-        let same = middle_too([(512, 1536), (512, 1536)]);
-        assert_eq!(same, [(512, 1536), (256, 768)]);
-    }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::validate::describe;
-use crate::measure::record::{
+use crate::record::{
     AaVerdict, Cell, CpuDevice, Device, IntervalRecord, Profile, Status, TimingMode,
 };
 use crate::stats::paired::{PairedEffect, SMALLEST_EFFECT, Verdict};
@@ -275,7 +275,7 @@ fn unfit(which: &str, cell: &Cell) -> Option<String> {
 mod tests {
     use super::super::synthetic;
     use super::*;
-    use crate::measure::record::{GpuDevice, Key, LatencyRecord};
+    use crate::record::{GpuDevice, Key, LatencyRecord};
 
     fn profile() -> Profile {
         let mut profile = synthetic::profile(&[(512, 1536)], 0.002);

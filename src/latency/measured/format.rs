@@ -13,9 +13,7 @@ use super::validate;
 use crate::files::seal::without_returns;
 pub(crate) use crate::files::seal::{END, SEAL, at, unseal};
 use crate::files::{read_capped, strict, write_atomic};
-use crate::measure::record::{
-    PROFILE_SCHEMA, PROFILE_VERSION, Profile, READABLE_VERSIONS, sha256_hex,
-};
+use crate::record::{PROFILE_SCHEMA, PROFILE_VERSION, Profile, READABLE_VERSIONS, sha256_hex};
 use crate::{Error, Result};
 
 /// Longest profile that is read, in bytes.

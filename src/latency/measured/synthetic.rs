@@ -3,7 +3,7 @@
 use super::layer::{Ceilings, LayerQuery};
 use super::validate::query_of;
 use crate::config::DType;
-use crate::measure::record::{
+use crate::record::{
     AaVerdict, Block, Cell, CheckOutcome, CheckRecord, Counts, CpuDevice, Device, IntervalRecord,
     IntervalUnit, Key, LatencyRecord, Op, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION,
     PercentileRecord, Percentiles, Profile, Provenance, Recipe, RoutingRecord, RunCeilings,

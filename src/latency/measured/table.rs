@@ -20,7 +20,7 @@ use super::layer::{Ceilings, LayerQuery};
 use super::validate::query_of;
 use crate::latency::query::{Operation, Query};
 use crate::latency::{Absent, Answer, Latency, LatencyModel, Source};
-use crate::measure::record::{Cell, Op, Profile, Status, TimingMode};
+use crate::record::{Cell, Op, Profile, Status, TimingMode};
 use crate::stats::Z95;
 use crate::stats::interval::median;
 use crate::units::Seconds;
@@ -528,7 +528,7 @@ fn spread(value: Seconds, roofline: Seconds, log_sigma: f64, source: Source) -> 
 mod tests {
     use super::super::synthetic::{profile, truth, uniform};
     use super::*;
-    use crate::measure::record::LatencyRecord;
+    use crate::record::LatencyRecord;
 
     const WIDTHS: [(usize, usize); 3] = [(512, 1536), (768, 2304), (1024, 3072)];
 

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use super::layer::LayerQuery;
 use crate::bounds::Quantity;
 use crate::config::DeviceSpec;
-use crate::measure::record::{
+use crate::record::{
     AaVerdict, Cell, CheckOutcome, IntervalRecord, PROTOCOL_VERSION, Profile, RunCeilings, Status,
 };
 use crate::stats::interval::{MIN_BLOCKS, median_interval};
@@ -229,7 +229,7 @@ fn check_value(cell: &Cell) -> Checked {
 }
 
 fn check_percentiles(cell: &Cell) -> Checked {
-    use crate::measure::record::PercentileRecord::ValuePs;
+    use crate::record::PercentileRecord::ValuePs;
     match (&cell.percentiles.p90, &cell.percentiles.p99) {
         (ValuePs(p90), ValuePs(p99)) if p90 > p99 => {
             Err(format!("its 90th percentile {p90} ps exceeds its 99th {p99} ps"))
@@ -264,7 +264,7 @@ fn check_interval(cell: &Cell, interval: &IntervalRecord) -> Checked {
 mod tests {
     use super::super::synthetic;
     use super::*;
-    use crate::measure::record::{Flag, LatencyRecord};
+    use crate::record::{Flag, LatencyRecord};
 
     fn good() -> Profile {
         let mut profile = synthetic::profile(&[(512, 1536)], 0.01);
@@ -298,7 +298,7 @@ mod tests {
                 }
             }),
             ("percentile", |p| {
-                use crate::measure::record::PercentileRecord::ValuePs;
+                use crate::record::PercentileRecord::ValuePs;
                 p.cells[0].percentiles.p90 = ValuePs(9);
                 p.cells[0].percentiles.p99 = ValuePs(8);
             }),
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn ceilings_far_above_the_published_peaks_are_not_of_that_device() {
-        use crate::measure::record::{Device, GpuDevice, Key};
+        use crate::record::{Device, GpuDevice, Key};
         let with_read = |read: f64| {
             let mut profile = good();
             let device = Device::Gpu(GpuDevice {

@@ -5,10 +5,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+#[cfg(feature = "native")]
 use ::parquet::file::reader::FileReader;
+#[cfg(feature = "native")]
 use ::parquet::record::Field;
 
-use crate::files::{parquet, read_capped};
+#[cfg(feature = "native")]
+use crate::files::parquet;
+use crate::files::read_capped;
 use crate::{Error, Result};
 
 /// Longest file that is read, in bytes.
@@ -52,11 +56,11 @@ impl FlatTable {
         if bytes.is_empty() {
             return Err(Error::bad_file(location, "empty"));
         }
+        #[cfg(feature = "native")]
         if bytes.starts_with(parquet::MAGIC) {
-            Self::parquet(&location, bytes)
-        } else {
-            Self::csv(&location, bytes)
+            return Self::parquet(&location, bytes);
         }
+        Self::csv(&location, bytes)
     }
 
     /// Reads the bytes of a CSV file.
@@ -84,6 +88,7 @@ impl FlatTable {
         Ok(Self { location, columns, texts, cells, rows, bytes, first_line: 2 })
     }
 
+    #[cfg(feature = "native")]
     fn parquet(location: &str, bytes: Vec<u8>) -> Result<Self> {
         let reader = parquet::open(location, &bytes::Bytes::from(bytes.clone()), CAP)?;
         let schema = reader.metadata().file_metadata().schema_descr();
@@ -149,6 +154,7 @@ impl Interned {
         Ok(())
     }
 
+    #[cfg(feature = "native")]
     fn push_field(&mut self, cell: &Field) {
         match cell {
             Field::Str(text) => self.push(text),
@@ -182,6 +188,7 @@ fn csv_reason(error: &csv::Error) -> String {
 }
 
 /// A cell's text: empty for a missing value, shortest exact digits for a number.
+#[cfg(feature = "native")]
 fn text(cell: &Field) -> String {
     match cell {
         Field::Null => String::new(),

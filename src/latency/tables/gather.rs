@@ -16,7 +16,7 @@ use super::series::{
 };
 use crate::config::DeviceSpec;
 use crate::latency::rates::{Precision, Rates, Work};
-use crate::measure::record::sha256_hex;
+use crate::record::sha256_hex;
 use crate::{Error, Result};
 
 /// Licence of aiconfigurator's tables.

@@ -16,6 +16,7 @@ mod load;
 mod mla;
 mod moe;
 mod narrow;
+#[cfg(feature = "native")]
 pub mod pack;
 pub mod series;
 pub mod shipped;

@@ -8,7 +8,8 @@ use std::path::Path;
 use flate2::bufread::MultiGzDecoder;
 
 use super::formula::Formula;
-use crate::files::read::{check_columns, read_capped};
+use crate::files::checks::check_columns;
+use crate::files::read_capped;
 use crate::law::{Inputs, Variable};
 use crate::{Error, Result};
 

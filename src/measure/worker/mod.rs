@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use super::ceilings::CeilingSamples;
 use super::launches::{Drawn, Taken};
 use super::plan::{Machine, Plan};
-use super::record::{CheckRecord, Device, TimingMode};
 use crate::config::DType;
+use crate::record::{CheckRecord, Device, TimingMode};
 use crate::{Error, Result};
 
 pub use process::{Limits, Process, Serve};
@@ -218,10 +218,10 @@ enum Reply {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::GpuDevice;
     use super::super::{CpuTarget, Session, Target};
     use super::*;
     use crate::kernels::cpu::CpuBackend;
+    use crate::record::GpuDevice;
 
     #[test]
     fn modes_are_those_of_the_device_each_once() {

@@ -6,10 +6,13 @@
 mod axis;
 mod decision_map;
 mod frontier;
+#[cfg(feature = "native")]
 pub(super) mod law;
 mod layer_latency;
 mod legend;
 mod panel;
+#[cfg(feature = "native")]
+mod raster;
 mod scene;
 mod total_cost;
 
@@ -17,7 +20,9 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::plan::outcome::RankReport;
-use crate::report::theme::{self, Looks};
+#[cfg(feature = "native")]
+use crate::report::theme;
+use crate::report::theme::Looks;
 use scene::Scene;
 
 /// A finished figure.
@@ -29,6 +34,7 @@ pub(super) struct Figure {
     /// The vector form.
     pub(super) svg: String,
     /// The raster form.
+    #[cfg(feature = "native")]
     pub(super) png: Vec<u8>,
 }
 
@@ -69,13 +75,20 @@ const FIGURES: [(&str, &str, Draw); 5] = [
 /// # Errors
 /// [`crate::Error::Io`] when a figure cannot be encoded.
 pub(super) fn figures(report: &RankReport) -> Result<Vec<Figure>> {
+    #[cfg(feature = "native")]
     theme::register_fonts()?;
     let looks = Looks::new(expert_counts(report));
     FIGURES
         .par_iter()
         .map(|&(name, caption, draw)| {
             let scene = draw(report, &looks);
-            Ok(Figure { name, caption, svg: scene.svg(name)?, png: scene.png(name)? })
+            Ok(Figure {
+                name,
+                caption,
+                svg: scene.svg(name)?,
+                #[cfg(feature = "native")]
+                png: scene.png(name)?,
+            })
         })
         .collect()
 }

@@ -1,11 +1,10 @@
-//! A figure as a list of shapes in points, and its two forms: SVG and PNG.
+//! A figure as a list of shapes in points, and its vector form.
 //!
-//! The drawing library works in whole pixels, so both forms are drawn at several pixels per point;
-//! the PNG is drawn larger still and averaged down, because the library fills without smoothing.
+//! The drawing library works in whole pixels, so figures are drawn at several pixels per point.
 
 use std::io;
 
-use plotters::backend::{BitMapBackend, DrawingBackend, SVGBackend};
+use plotters::backend::{DrawingBackend, SVGBackend};
 use plotters::coord::Shift;
 use plotters::drawing::{DrawingArea, IntoDrawingArea};
 use plotters::element::{PathElement, Polygon, Text};
@@ -19,11 +18,6 @@ use crate::{Error, Result};
 
 /// Pixels per point of the SVG, whose coordinates are whole numbers.
 const SVG_SCALE: u32 = 4;
-/// Pixels per point of the PNG.
-const PNG_SCALE: u32 = 2;
-/// Drawn pixels per PNG pixel along each side.
-const SMOOTH: u32 = 2;
-
 /// Radius of a hollow mark's inside, relative to its outside.
 const HOLLOW: f64 = 0.58;
 
@@ -96,17 +90,13 @@ impl Style {
 
 /// How one backend sets type: its size per size of the type, and how far text has to be lowered, in
 /// sizes, until its middle lies at its place.
-struct Typesetting {
-    size: f64,
-    lower: f64,
+pub(super) struct Typesetting {
+    pub(super) size: f64,
+    pub(super) lower: f64,
 }
 
 /// The library divides by 1.24 and aligns the middle of small letters.
 const SVG_TYPE: Typesetting = Typesetting { size: 1.24, lower: 0.08 };
-/// The library's size is the height of a line, 1.164 sizes in the embedded font, and its middle lies
-/// a quarter of a size too high.
-const PNG_TYPE: Typesetting = Typesetting { size: 1.164, lower: 0.24 };
-
 /// Shapes in drawing order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scene {
@@ -186,23 +176,7 @@ impl Scene {
         Ok(text.replacen(&attributes(drawn), &attributes(shown), 1))
     }
 
-    /// The raster form; `name` is for messages.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when the drawing library fails.
-    pub(super) fn png(&self, name: &str) -> Result<Vec<u8>> {
-        let (width, height) = size(PNG_SCALE * SMOOTH);
-        let mut pixels = vec![0; width as usize * height as usize * 3];
-        {
-            let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
-            self.draw(&root, f64::from(PNG_SCALE * SMOOTH), &PNG_TYPE)
-                .map_err(|reason| failed(name, &reason))?;
-        }
-        let pixels = averaged(&pixels, width as usize, SMOOTH as usize);
-        encode(&pixels, size(PNG_SCALE)).map_err(|reason| failed(name, &reason))
-    }
-
-    fn draw<B: DrawingBackend>(
+    pub(super) fn draw<B: DrawingBackend>(
         &self,
         root: &DrawingArea<B, Shift>,
         scale: f64,
@@ -249,7 +223,7 @@ fn draw_shape<B: DrawingBackend>(
     .map_err(|e| e.to_string())
 }
 
-fn font(size: f64, bold: bool) -> FontDesc<'static> {
+pub(super) fn font(size: f64, bold: bool) -> FontDesc<'static> {
     let weight = if bold { FontStyle::Bold } else { FontStyle::Normal };
     FontDesc::new(FontFamily::Name(FONT), size, weight)
 }
@@ -269,7 +243,7 @@ fn colour_of(colour: Rgb, alpha: f64) -> RGBAColor {
     RGBAColor(colour.0, colour.1, colour.2, alpha)
 }
 
-const fn size(scale: u32) -> (u32, u32) {
+pub(super) const fn size(scale: u32) -> (u32, u32) {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -284,12 +258,24 @@ fn whole(value: f64) -> i32 {
     value.round() as i32
 }
 
-/// How wide a text is in the embedded font, in points.
+/// Advances of DejaVu Sans from the space to the tilde, in thousandths of its size.
+const ADVANCES: [u16; 95] = [
+    318, 401, 460, 838, 636, 950, 780, 275, 390, 390, 500, 838, 318, 361, 318, 337, 636, 636, 636,
+    636, 636, 636, 636, 636, 636, 636, 337, 337, 838, 838, 838, 531, 1000, 684, 686, 698, 770, 632,
+    575, 775, 752, 295, 295, 656, 557, 863, 748, 787, 603, 787, 695, 635, 611, 732, 684, 989, 685,
+    611, 685, 390, 337, 390, 838, 500, 500, 613, 635, 550, 635, 615, 352, 635, 634, 278, 278, 579,
+    278, 974, 634, 612, 635, 635, 411, 521, 392, 634, 592, 818, 592, 592, 525, 636, 337, 636, 838,
+];
+/// Advance of any other letter, in thousandths: that of digits.
+const OTHER_ADVANCE: u16 = 636;
+
+/// How wide a text is in the font of the pictures, in points.
 pub(super) fn text_width(text: &str, size: f64) -> f64 {
-    // Measured large, since the library answers in whole units.
-    const LARGE: f64 = 10.0;
-    let measured = font(size * PNG_TYPE.size * LARGE, false).box_size(text);
-    measured.map_or(0.6 * size * text.chars().count() as f64, |(width, _)| f64::from(width) / LARGE)
+    let advance = |c: char| {
+        let index = u32::from(c).checked_sub(32).map(|i| i as usize);
+        index.and_then(|i| ADVANCES.get(i)).copied().unwrap_or(OTHER_ADVANCE)
+    };
+    text.chars().map(|c| f64::from(advance(c))).sum::<f64>() / 1000.0 * size
 }
 
 /// The dashes of a line, each a line of its own.
@@ -325,40 +311,7 @@ fn dashes(points: &[At], (dash, gap): (f64, f64)) -> Vec<Vec<At>> {
     pieces
 }
 
-/// Every `n` by `n` pixels become their mean.
-fn averaged(pixels: &[u8], width: usize, n: usize) -> Vec<u8> {
-    let row = width * 3;
-    let count = n * n;
-    let mut out = Vec::with_capacity(pixels.len() / count);
-    for rows in pixels.chunks_exact(row * n) {
-        for x in (0..row).step_by(3 * n) {
-            for channel in 0..3 {
-                let sum: usize = (0..n)
-                    .flat_map(|dy| (0..n).map(move |dx| (dy, dx)))
-                    .map(|(dy, dx)| usize::from(rows[dy * row + x + 3 * dx + channel]))
-                    .sum();
-                out.push(u8::try_from((sum + count / 2) / count).unwrap_or(u8::MAX));
-            }
-        }
-    }
-    out
-}
-
-fn encode(pixels: &[u8], (width, height): (u32, u32)) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, width, height);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    // Flat colours: repeating rows and runs are found best without a filter.
-    encoder.set_compression(png::Compression::Default);
-    encoder.set_filter(png::FilterType::NoFilter);
-    let mut writer = encoder.write_header().map_err(|e| e.to_string())?;
-    writer.write_image_data(pixels).map_err(|e| e.to_string())?;
-    writer.finish().map_err(|e| e.to_string())?;
-    Ok(bytes)
-}
-
-fn failed(name: &str, reason: &str) -> Error {
+pub(super) fn failed(name: &str, reason: &str) -> Error {
     Error::io("draw", name, io::Error::other(reason.to_owned()))
 }
 
@@ -377,12 +330,5 @@ mod tests {
         assert!((length - 36.0).abs() < 1e-9, "{length}");
         assert_eq!(pieces.len(), 6);
         assert!(dashes(&[], (6.0, 4.0)).iter().all(Vec::is_empty));
-    }
-
-    #[test]
-    fn averaging_keeps_flat_colours_and_mixes_edges() {
-        assert_eq!(averaged(&[7; 4 * 4 * 3], 4, 2), [7; 2 * 2 * 3]);
-        let edge = [[0, 0, 0], [255, 255, 255], [0, 0, 0], [255, 255, 255]].concat();
-        assert_eq!(averaged(&edge, 2, 2), [128; 3]);
     }
 }

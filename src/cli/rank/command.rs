@@ -1,0 +1,90 @@
+//! The command: what the answer leaves behind as text and files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::{Answer, RankArgs, answer};
+use crate::cli::live::THIS_MACHINE;
+use crate::cli::output::{Output, warn, write_stdout, write_text};
+use crate::cli::repeat::recorded;
+use crate::config::hf_write::to_hf_json;
+use crate::files::{ResultFolder, witness, write_atomic};
+use crate::latency::measured::format;
+use crate::report::Live;
+use crate::{Result, report};
+
+/// Runs the command.
+///
+/// # Errors
+/// See [`Error`]; the output folder is created before anything is measured.
+pub fn run(args: &RankArgs, output: Output) -> Result<()> {
+    let folder = ResultFolder::begin(&args.out, &["rank.json"], args.overwrite)?;
+    witness::begin();
+    let made = answer(args)?;
+    let read = witness::end();
+    let live = live(args, &made, read)?;
+    let (mut answer, models) = (made.ranking.report, made.ranking.models);
+    answer.arguments = Some(recorded());
+    for warning in &answer.warnings {
+        warn(warning);
+    }
+    for (index, model) in &models {
+        let name = format!("config_e{}.json", model.num_experts);
+        match to_hf_json(model) {
+            Ok(json) => {
+                write_atomic(&folder.path().join(&name), &json, true)?;
+                answer.candidates[*index].config = Some(name);
+            }
+            // The ranking stands without it.
+            Err(reason) => warn(&format!("{name} is not written: {reason}")),
+        }
+    }
+    let configs = answer.candidates.iter().filter(|c| c.config.is_some()).count();
+    let document = answer.to_bytes()?;
+    write_atomic(&folder.path().join("rank.json"), &document, true)?;
+    let written = report::write_all(&answer, Some(&live), folder.path())?;
+    folder.finish()?;
+    if output.is_json() {
+        // The file itself: `report` reads what was kept from here as well.
+        return write_stdout(&String::from_utf8_lossy(&document));
+    }
+    write_text(&format!(
+        "{}\nwritten to {}: rank.json, report.html and {} more files\n",
+        report::rank_text(&answer, crate::cli::output::colour()),
+        args.out.display(),
+        written.len() + configs - 1
+    ))
+}
+
+/// What the page needs to answer the question again: the flags, and the files that they name.
+fn live(args: &RankArgs, made: &Answer, read: BTreeMap<PathBuf, Vec<u8>>) -> Result<Live> {
+    let inputs = &made.inputs;
+    let weights = [inputs.expert_dtype, inputs.dense_dtype];
+    let mut files = made.sources.brought(&inputs.device.spec, &weights)?;
+    let mut arguments: Vec<String> =
+        recorded().into_iter().map(|flag| place_of(flag, &read)).collect();
+    let is_named = |path: &Path| {
+        let name = path.display().to_string();
+        arguments.iter().any(|flag| flag.contains(&name))
+    };
+    let named = read.into_iter().filter(|(path, _)| is_named(path));
+    files.extend(named.map(|(path, bytes)| (path.display().to_string(), bytes)));
+    if args.source.profile.is_empty() || args.source.profile == ["auto"] {
+        arguments.retain(|flag| !flag.starts_with("--profile="));
+        arguments.extend([format!("--profile={THIS_MACHINE}"), "--include-noisy".into()]);
+        if let Some((_, profile)) = made.sources.own() {
+            files.push((THIS_MACHINE.into(), format::to_bytes(profile)?));
+        }
+    }
+    Ok(Live { arguments, files })
+}
+
+/// A flag with the `config.json` that was read in place of the folder or repository that it names.
+fn place_of(flag: String, read: &BTreeMap<PathBuf, Vec<u8>>) -> String {
+    let Some(name) = flag.strip_prefix("--model=") else { return flag };
+    let config = read.keys().find(|path| path.file_name().is_some_and(|n| n == "config.json"));
+    match config {
+        Some(path) if path.as_path() != Path::new(name) => format!("--model={}", path.display()),
+        _ => flag,
+    }
+}
