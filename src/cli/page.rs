@@ -74,7 +74,7 @@ mod entry {
 
     /// Room for `len` bytes, which [`bring`] or [`answer`] take back.
     #[unsafe(no_mangle)]
-    pub extern "C" fn room(len: usize) -> *mut u8 {
+    extern "C" fn room(len: usize) -> *mut u8 {
         Box::leak(vec![0; len].into_boxed_slice()).as_mut_ptr()
     }
 
@@ -87,14 +87,14 @@ mod entry {
 
     /// Adds a file of this name.
     #[unsafe(no_mangle)]
-    pub extern "C" fn bring(name: *mut u8, name_len: usize, at: *mut u8, len: usize) {
+    extern "C" fn bring(name: *mut u8, name_len: usize, at: *mut u8, len: usize) {
         let name = String::from_utf8_lossy(&owned(name, name_len)).into_owned();
         brought::bring(&name, owned(at, len));
     }
 
     /// Answers a JSON list of words; the length of the answer, which lies at [`answer_at`].
     #[unsafe(no_mangle)]
-    pub extern "C" fn answer(words: *mut u8, len: usize) -> usize {
+    extern "C" fn answer(words: *mut u8, len: usize) -> usize {
         let words = owned(words, len);
         // A panic ends the module; what it said is left as the answer.
         std::panic::set_hook(Box::new(|info| {
@@ -113,13 +113,13 @@ mod entry {
 
     /// Length of the last answer.
     #[unsafe(no_mangle)]
-    pub extern "C" fn answer_len() -> usize {
+    extern "C" fn answer_len() -> usize {
         ANSWER.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Where the last answer lies.
     #[unsafe(no_mangle)]
-    pub extern "C" fn answer_at() -> *const u8 {
+    extern "C" fn answer_at() -> *const u8 {
         ANSWER.lock().unwrap_or_else(PoisonError::into_inner).as_ptr()
     }
 }

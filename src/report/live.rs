@@ -219,3 +219,37 @@ fn push(html: &mut String, text: std::fmt::Arguments<'_>) {
     // Writing to a string cannot fail.
     let _ = html.write_fmt(text);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::sample;
+
+    #[test]
+    fn the_policy_lets_this_script_run_and_no_other() {
+        let live = Live {
+            arguments: vec!["--law=</script><script>x".into()],
+            files: vec![("a.json".into(), b"{}".to_vec())],
+        };
+        let parts = parts(&sample::report(), &live).unwrap().unwrap();
+        let hash = STANDARD.encode(Sha256::digest(SCRIPT));
+        assert!(parts.policy.contains(&format!("'sha256-{hash}'")), "{}", parts.policy);
+        assert!(!parts.policy.contains("unsafe-inline"));
+        assert!(parts.script.contains(&format!("<script>{SCRIPT}</script>")));
+        assert_eq!(parts.script.matches("</script").count(), 4, "a flag ends no element");
+        assert!(parts.controls.contains("placeholder=\"0.4\""), "{}", parts.controls);
+    }
+
+    #[test]
+    fn what_is_too_long_makes_a_page_without_controls() {
+        // What cannot be packed.
+        let mut state = 1_u64;
+        let noise = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state.to_le_bytes()[7]
+        });
+        let long = noise.take(MOST_BYTES + (1 << 16)).collect();
+        let live = Live { arguments: Vec::new(), files: vec![("a".into(), long)] };
+        assert!(parts(&sample::report(), &live).unwrap().is_none());
+    }
+}

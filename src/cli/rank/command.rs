@@ -88,3 +88,41 @@ fn place_of(flag: String, read: &BTreeMap<PathBuf, Vec<u8>>) -> String {
         _ => flag,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::Cli;
+    use crate::plan::sample;
+
+    #[test]
+    fn every_control_of_a_page_is_a_flag() {
+        let folder = tempfile::tempdir().unwrap();
+        report::write_all(&sample::report(), Some(&Live::default()), folder.path()).unwrap();
+        let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
+        let command = Cli::command();
+        let rank = command.find_subcommand("rank").unwrap();
+        let flags: Vec<String> =
+            rank.get_arguments().filter_map(|a| Some(format!("--{}", a.get_long()?))).collect();
+        let controls: Vec<&str> =
+            page.split("data-flag=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        assert!(controls.len() > 15, "{controls:?}");
+        for control in controls.iter().filter(|c| c.starts_with("--")) {
+            assert!(flags.iter().any(|flag| flag == control), "{control}");
+        }
+    }
+
+    #[test]
+    fn a_model_by_folder_or_repository_is_the_file_that_was_read() {
+        let read = |path: &str| BTreeMap::from([(PathBuf::from(path), Vec::new())]);
+        let flag = |text: &str, path: &str| place_of(text.to_owned(), &read(path));
+        assert_eq!(flag("--model=org/tiny", "/h/config.json"), "--model=/h/config.json");
+        assert_eq!(flag("--model=a/config.json", "a/config.json"), "--model=a/config.json");
+        assert_eq!(flag("--model=mixtral-8x7b", "profile.json"), "--model=mixtral-8x7b");
+        assert_eq!(flag("--mfu=0.4", "a/config.json"), "--mfu=0.4");
+    }
+}
