@@ -176,11 +176,9 @@ fn excluded(row: &Row) -> Option<String> {
 }
 
 fn setup(row: &Row) -> Result<Setup, String> {
-    let mut model = model(row)?;
+    let model = model(row)?;
     let gpu = row.text("gpu").unwrap_or_default();
     let device = device(gpu)?;
-    let engine = row.text("engine").unwrap_or_default().to_lowercase();
-    model.kv_dtype = served_cache(&model, &engine, &device);
     let layout = layout(row)?;
     layout.validate(&model).map_err(|e| e.to_string())?;
     let length = |column: &str| -> Result<f64, String> {
@@ -244,15 +242,6 @@ pub fn precision(name: &str) -> Result<Option<(DType, DType)>, String> {
             ));
         }
     }))
-}
-
-/// Format of the cache as an engine keeps it unless told otherwise: 8 bits beside weights of 8 bits
-/// or fewer in TensorRT-LLM, whose checkpoints say so, and in the published recipes of all engines on
-/// devices with 4-bit arithmetic; else as the model's config says.
-pub fn served_cache(model: &MoeModel, engine: &str, device: &DeviceSpec) -> DType {
-    let narrow = model.expert_bits() <= 8.5;
-    let recipe = engine == "trtllm" || device.flops_per_s.contains_key(&DType::Nvfp4);
-    if narrow && recipe { DType::Fp8 } else { model.kv_dtype }
 }
 
 fn device(gpu: &str) -> Result<DeviceSpec, String> {

@@ -205,6 +205,12 @@ impl<'a> Tally<'a> {
         Ok(())
     }
 
+    /// The operations so far `times` over.
+    pub(super) fn repeat(&mut self, times: f64) {
+        let step = &self.sums;
+        self.sums = Breakdown::mix(step, times, step, 0.0);
+    }
+
     /// Adds what the engine makes of it.
     pub(super) fn finish(self, costs: &EngineCosts, layers: &Layers, load: &StepLoad) -> Breakdown {
         let mut step = self.sums;

@@ -7,9 +7,24 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::layers::Mixer;
-use crate::config::{DeviceSpec, MoeModel};
+use crate::config::{DType, DeviceSpec, MoeModel};
 use crate::error::in_range;
-use crate::serving::StepLoad;
+use crate::serving::{Speculation, StepLoad};
+
+/// Experts of at most so many bits count as 8 bits: the scales of block formats are inside.
+const NARROW_BITS: f64 = 8.5;
+
+/// Which format an engine keeps its cache in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheFormat {
+    /// What the model's config says.
+    Published,
+    /// 8 bits beside experts of 8 bits or fewer, else what the config says.
+    Narrow,
+    /// What a flag says.
+    Set(DType),
+}
 
 /// Constants of one engine on one kind of host, in seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +65,12 @@ pub struct EngineCosts {
     pub max_sequences: f64,
     /// Whether prompt tokens ride on decode steps (chunked prefill) or stop them.
     pub mixed: bool,
+    /// Format of the cache.
+    pub cache: CacheFormat,
+    /// Tokens that each decode step drafts and checks besides its own.
+    pub speculation: Speculation,
+    /// Share of the prompt tokens whose cache is found and that are not computed again.
+    pub prefix_hit: f64,
 }
 
 impl EngineCosts {
@@ -76,6 +97,9 @@ impl EngineCosts {
             max_sequences: 1024.0,
             // SGLang runs prompts in steps of their own unless told otherwise.
             mixed: engine != "sglang",
+            cache: if engine == "trtllm" { CacheFormat::Narrow } else { CacheFormat::Published },
+            speculation: Speculation::NONE,
+            prefix_hit: 0.0,
         }
     }
 
@@ -98,12 +122,21 @@ impl EngineCosts {
             chunk_tokens: 2048.0,
             max_sequences: 4096.0,
             mixed: true,
+            cache: CacheFormat::Published,
+            speculation: Speculation::NONE,
+            prefix_hit: 0.0,
         }
     }
 
     /// The same on a device: vLLM admits less where the device is not of the large kind (its rule:
-    /// 70 GiB or more, and no A100).
-    pub fn on(self, engine: &str, device: &DeviceSpec) -> Self {
+    /// 70 GiB or more, and no A100). Published recipes of all servers keep the cache in 8 bits on
+    /// devices with 4-bit arithmetic, as TensorRT-LLM's checkpoints do everywhere.
+    pub fn on(mut self, engine: &str, device: &DeviceSpec) -> Self {
+        let is_server = ["vllm", "sglang", "trtllm"].contains(&engine);
+        let has_recipe = is_server && device.flops_per_s.contains_key(&DType::Nvfp4);
+        if has_recipe && self.cache == CacheFormat::Published {
+            self.cache = CacheFormat::Narrow;
+        }
         let large = device.memory_bytes >= 70.0 * f64::from(1 << 30)
             && !device.name.to_lowercase().contains("a100");
         if engine == "vllm" && !large {
@@ -112,12 +145,33 @@ impl EngineCosts {
         self
     }
 
-    /// Checks the constants that a calibration may have moved.
+    /// Checks the constants that a calibration may have moved, and the settings.
     ///
     /// # Errors
-    /// [`crate::Error::Usage`] for a kernel factor that no engine has.
+    /// [`crate::Error::Usage`] for a kernel factor that no engine has, or shares outside 0 to 1.
     pub fn validate(&self) -> crate::Result<()> {
-        in_range("kernel factor", self.kernel_factor, 0.05, 20.0).map(drop)
+        in_range("kernel factor", self.kernel_factor, 0.05, 20.0)?;
+        in_range("--prefix-hit", self.prefix_hit, 0.0, 1.0)?;
+        self.speculation.validate()
+    }
+
+    /// Format that the cache of a model is kept in.
+    pub fn cache(&self, model: &MoeModel) -> DType {
+        match self.cache {
+            CacheFormat::Set(format) => format,
+            CacheFormat::Narrow if model.expert_bits() <= NARROW_BITS => DType::Fp8,
+            CacheFormat::Narrow | CacheFormat::Published => model.kv_dtype,
+        }
+    }
+
+    /// Steps that one prompt takes.
+    pub fn chunks(&self, input: f64) -> f64 {
+        (self.computed(input) / self.chunk_tokens).ceil().max(1.0)
+    }
+
+    /// Tokens of a prompt that are computed; the last one always is.
+    pub fn computed(&self, input: f64) -> f64 {
+        (input * (1.0 - self.prefix_hit)).max(input.min(1.0))
     }
 
     /// What kernels of `seconds` table time take, of which `arithmetic` are limited by arithmetic.
