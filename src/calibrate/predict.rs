@@ -86,10 +86,9 @@ impl Chosen {
             step[p] = H;
             *slope = (served_by(with_tpot(&costs, &step))?.served.tpot / base).ln() / H;
         }
-        let total = served.step.total().0;
-        let kernels: f64 =
-            served.step.parts().iter().map(|p| (p.seconds / total * p.log_sigma).powi(2)).sum();
-        let sd = row_sd(&self.constants, &slope).hypot(kernels.sqrt());
+        // As the errors that scale it were judged.
+        let kernels = served.step.log_sd(served.step.total().0);
+        let sd = row_sd(&self.constants, &slope, kernels);
         let tpot = self.errors.tpot_z95 * sd;
         let ttft = self.errors.ttft_half;
         let decoding = setup.lengths.decodes() * served.tpot.0;

@@ -151,6 +151,8 @@ fn point(index: usize, row: &Row) -> Result<Point> {
         tpot: ms("tpot_ms")?,
         output_rate: optional("output_tok_s_total")?,
     };
+    let setup = setup(row);
+    let excluded = excluded(row).or_else(|| implausible(setup.as_ref().ok()?));
     Ok(Point {
         id: row.text("source_id").map_or_else(|| format!("row {}", index + 1), str::to_owned),
         model: text("model"),
@@ -159,8 +161,8 @@ fn point(index: usize, row: &Row) -> Result<Point> {
         version: text("engine_version"),
         origin: text("source"),
         measured,
-        setup: setup(row),
-        excluded: excluded(row),
+        setup,
+        excluded,
     })
 }
 
@@ -173,6 +175,17 @@ fn excluded(row: &Row) -> Option<String> {
     (done < OVERLOAD_SHARE * offered).then(|| {
         format!("overloaded: {done} of {offered} req/s completed; the queue sets its figures")
     })
+}
+
+/// Ranks of one tensor-parallel server at most: two nodes of eight.
+const MOST_RANKS: usize = 16;
+
+/// A server of one replica whose heads are said to be over more ranks than any engine splits them: a
+/// total over several servers, whose siblings have numbers of devices that do not divide the heads.
+fn implausible(setup: &Setup) -> Option<String> {
+    let ranks = setup.layout.attention_tp;
+    (setup.pools.is_none() && ranks > MOST_RANKS)
+        .then(|| format!("gpu_count_implausible: tensor parallel over {ranks} devices"))
 }
 
 fn setup(row: &Row) -> Result<Setup, String> {

@@ -104,9 +104,10 @@ impl Deployment<'_> {
         tally.repeat(self.passes());
         self.head(&group, &mut tally)?;
         self.communication(load, &mut tally)?;
-        let layers = Layers::of(self.model);
-        // Each attention group schedules its own sequences.
-        let own = StepLoad { sequences: group.sequences, ..*load };
+        let layers = Layers::of(self.model, self.layout.attention_tp);
+        // Each attention group schedules its own sequences and prompts.
+        let GroupLoad { sequences, prompt_tokens, .. } = group;
+        let own = StepLoad { sequences, prompt_tokens, ..*load };
         Ok(tally.finish(self.costs, &layers, &own))
     }
 

@@ -6,7 +6,7 @@
 //! has `c = B + those in prefill`, an open loop at rate r has `B = r (O - 1) TPOT`.
 
 use crate::Result;
-use crate::serving::{Breakdown, Deployment, Lengths, StepLoad};
+use crate::serving::{Breakdown, Deployment, EngineCosts, Lengths, StepLoad};
 use crate::units::Seconds;
 
 /// Rounds of the fixed point; each halves the error or better.
@@ -237,14 +237,7 @@ impl Deployment<'_> {
 
     /// How a prompt enters.
     pub fn prefill(&self, lengths: &Lengths) -> Prefill {
-        Prefill {
-            chunks: self.costs.chunks(lengths.input),
-            output: lengths.output.max(1.0),
-            request_s: self.costs.request_s,
-            first_steps: self.costs.first_steps,
-            factor: self.costs.prompt_factor,
-            tokens: self.costs.speculation.tokens(),
-        }
+        Prefill::new(self.costs, self.costs.chunks(lengths.input), lengths.output)
     }
 }
 
@@ -266,6 +259,18 @@ pub struct Prefill {
 }
 
 impl Prefill {
+    /// A prompt of so many steps, of a request with so many output tokens.
+    pub fn new(costs: &EngineCosts, chunks: f64, output: f64) -> Self {
+        Self {
+            chunks,
+            output: output.max(1.0),
+            request_s: costs.request_s,
+            first_steps: costs.first_steps,
+            factor: costs.prompt_factor,
+            tokens: costs.speculation.tokens(),
+        }
+    }
+
     /// Arrival to first token beside `batch` sequences that get a token every `tpot`: the steps of
     /// waiting and delivery, the prompts before it (they are served one after the other, so their wait
     /// is that of an M/D/1 queue), then its own steps of `own` each.
@@ -331,6 +336,7 @@ impl StepState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serving::Speculation;
     use crate::serving::testing::on_roofline;
 
     const LENGTHS: Lengths = Lengths { input: 1000.0, output: 200.0 };
@@ -386,6 +392,55 @@ mod tests {
             let short = d.static_batch(64.0, &Lengths { output: 1.0, ..LENGTHS }).unwrap();
             assert!(short.0 > 0.0 && short < many);
         });
+    }
+
+    fn under<T>(costs: impl Fn(EngineCosts) -> EngineCosts, check: impl Fn(&Deployment) -> T) -> T {
+        with(|d| {
+            let costs = costs(d.costs.clone());
+            check(&Deployment { costs: &costs, ..*d })
+        })
+    }
+
+    #[test]
+    fn drafts_read_more_experts_and_pay_where_few_sequences_share_a_step() {
+        let drafted = |acceptance: f64, batch: f64| {
+            let speculation = Speculation { drafts: 2.0, acceptance };
+            let costs = |costs| EngineCosts { speculation, ..costs };
+            under(costs, |d| d.at(batch, 1e3, &LENGTHS).unwrap())
+        };
+        for batch in [1.0, 8.0, 64.0] {
+            let plain = with(|d| d.at(batch, 1e3, &LENGTHS).unwrap());
+            let (kept, refused) = (drafted(0.85, batch), drafted(0.0, batch));
+            assert!(refused.tpot > plain.tpot && refused.step.moe.seconds > plain.step.moe.seconds);
+            assert!(kept.tpot < refused.tpot, "{batch}");
+            assert!((kept.batch - batch).abs() < 1e-12);
+        }
+        // Twice as many rows of a full step cost little where its weights are read anyway.
+        let gain = |batch: f64| {
+            with(|d| d.at(batch, 1e3, &LENGTHS).unwrap()).tpot / drafted(0.85, batch).tpot
+        };
+        assert!(gain(64.0) > 1.3 && gain(64.0) < 2.6, "{}", gain(64.0));
+        // A full acceptance of drafts that cost nothing would be three tokens a step.
+        assert!(
+            drafted(1.0, 8.0).tpot.0 * 3.0 > with(|d| d.at(8.0, 1e3, &LENGTHS).unwrap()).tpot.0
+        );
+    }
+
+    #[test]
+    fn found_prefixes_shorten_the_first_token_and_leave_the_cache_as_full() {
+        let found = |prefix_hit: f64| {
+            let costs = |costs| EngineCosts { prefix_hit, ..costs };
+            under(costs, |d| d.serve(&Traffic::Open(4.0), &LENGTHS).unwrap())
+        };
+        let (none, half, most) = (found(0.0), found(0.5), found(0.9));
+        assert!(half.ttft < none.ttft && most.ttft < half.ttft);
+        assert!(half.tpot < none.tpot && most.prompt_share < none.prompt_share);
+        assert!((half.batch_cap - none.batch_cap).abs() < 1e-9);
+        assert!(
+            (none.ttft / with(|d| d.serve(&Traffic::Open(4.0), &LENGTHS).unwrap()).ttft - 1.0)
+                .abs()
+                < 1e-12
+        );
     }
 
     #[test]
