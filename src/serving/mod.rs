@@ -38,5 +38,5 @@ pub use queue::{Equilibrium, Queue};
 pub use simulate::{
     Arrivals, Delivery, EngineSpeed, Estimate, Percentiles, Simulated, Spread, simulate,
 };
-pub use speculation::{PUBLISHED, Published, Speculation};
+pub use speculation::{Published, Speculation, published};
 pub use steady::{Prefill, Served, Steps, Traffic};

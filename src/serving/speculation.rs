@@ -33,8 +33,8 @@ impl Speculation {
     /// # Errors
     /// [`Error::Usage`] for a share outside 0 to 1, or where none is given nor published.
     pub fn mtp(model: &str, drafts: usize, acceptance: Option<f64>) -> Result<Self> {
-        let published = || PUBLISHED.iter().find(|p| p.model == model).map(|p| p.acceptance);
-        let acceptance = acceptance.or_else(published).ok_or_else(|| {
+        let stated = || published(model).map(|p| p.acceptance);
+        let acceptance = acceptance.or_else(stated).ok_or_else(|| {
             let reason = format!("no share of kept drafts is published for {model}; give one");
             Error::usage("--accept", reason)
         })?;
@@ -82,12 +82,17 @@ pub struct Published {
 }
 
 /// Shares of kept drafts that the models' authors state.
-pub const PUBLISHED: [Published; 1] = [Published {
-    model: "deepseek-v3",
+const PUBLISHED: [Published; 1] = [Published {
+    model: "DeepSeek-V3",
     acceptance: 0.85,
     source: "DeepSeek-V3 technical report (arXiv 2412.19437), section 5.4.3: 85 to 90 % of the second \
              token over topics; the lower end",
 }];
+
+/// What the authors of a model state.
+pub fn published(model: &str) -> Option<&'static Published> {
+    PUBLISHED.iter().find(|p| p.model.eq_ignore_ascii_case(model))
+}
 
 #[cfg(test)]
 mod tests {

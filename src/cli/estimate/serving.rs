@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::cli::parse::positive_whole;
 use crate::config::DType;
-use crate::serving::{CacheFormat, EngineCosts, PUBLISHED, Speculation};
+use crate::serving::{CacheFormat, EngineCosts, Speculation, published};
 use crate::{Error, Result};
 
 /// Settings of the server that change its steps.
@@ -52,7 +52,7 @@ impl ServingArgs {
         self.mtp?;
         match self.accept {
             Some(_) => Some("--accept"),
-            None => PUBLISHED.iter().find(|p| p.model == model).map(|p| p.source),
+            None => published(model).map(|p| p.source),
         }
     }
 }

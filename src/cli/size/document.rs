@@ -220,7 +220,7 @@ pub(super) fn document(
         usd_per_million_input_tokens: input,
         usd_per_million_output_tokens: output,
         usd_per_million_total_tokens: total,
-        model_interval: interval(asked, best, &halves, (input, output))?,
+        model_interval: interval((asked, sources), best, &halves, (input, output))?,
         memory: Memory {
             weights_bytes: best.weights.0,
             cache_bytes: best.cache_per_sequence.0 * best.max_batch as f64

@@ -61,19 +61,31 @@ pub(super) struct ModelInterval {
 const OF: &str = "kernel tables, carrying over between devices, the engine's constants and what groups \
 of one model, device and engine share; simulated values add the simulation's own";
 
-/// Half widths of the model's intervals for one replica of a plan at the peak rate.
+/// Half widths of the model's intervals for one replica of a plan at the peak rate: a slower engine runs
+/// more sequences at that rate, which makes it slower again.
 pub(super) fn halves(asked: &Asked, sources: &Sources, choice: &Choice) -> Result<Halves> {
+    let serving = (choice.replicas - asked.inputs.spare) as f64;
+    under(asked, sources, choice, Traffic::Open(asked.inputs.peak() / serving))
+}
+
+/// The same of its steps alone, with the sequences that it runs now.
+fn of_steps(asked: &Asked, sources: &Sources, choice: &Choice) -> Result<Halves> {
+    let concurrency = choice.load.mean_batch.max(1.0);
+    let traffic = Traffic::Closed { concurrency, requests_per_client: f64::INFINITY };
+    under(asked, sources, choice, traffic)
+}
+
+fn under(asked: &Asked, sources: &Sources, choice: &Choice, traffic: Traffic) -> Result<Halves> {
     let inputs = &asked.inputs;
     let at = inputs.devices.iter().position(|offer| offer.device.name == choice.device);
     let chosen = &asked.chosen[at.unwrap_or(0)];
     let offer = inputs.offer(&choice.device)?;
-    let serving = (choice.replicas - inputs.spare) as f64;
     let setup = Setup {
         model: inputs.model.clone(),
         device: offer.device.clone(),
         layout: choice.layout,
         lengths: inputs.lengths,
-        traffic: Traffic::Open(inputs.peak() / serving),
+        traffic,
         pools: None,
     };
     let latency = sources.stack(&offer.device, &inputs.engine)?;
@@ -83,14 +95,14 @@ pub(super) fn halves(asked: &Asked, sources: &Sources, choice: &Choice) -> Resul
 
 /// The intervals of the chosen plan.
 pub(super) fn interval(
-    asked: &Asked,
+    (asked, sources): (&Asked, &Sources),
     choice: &Choice,
     halves: &Halves,
     usd_per_million: (f64, f64),
 ) -> Result<ModelInterval> {
     let inputs = &asked.inputs;
-    let Reach { least, most } =
-        reach(inputs, choice, &ModelError { tpot: halves.tpot, ttft: halves.ttft })?;
+    let Halves { tpot, ttft, .. } = of_steps(asked, sources, choice)?;
+    let Reach { least, most } = reach(inputs, choice, &ModelError { tpot, ttft })?;
     let gpus = choice.gpus() as f64;
     let (low, high) = (least as f64 / gpus, most.map(|m| m as f64 / gpus));
     let rate = inputs.rate * inputs.lengths.output / gpus;
