@@ -13,13 +13,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use moe_frontier::calibrate::{Group, Prior};
-use moe_frontier::config::{DeviceSpec, preset};
+use moe_frontier::config::DeviceSpec;
 use moe_frontier::latency::LatencyModel;
 use moe_frontier::plan::points::{self, Point, typical_load};
 use moe_frontier::plan::size::{Limit, Metric, Offer, SizeInputs, Statistic, size};
-use moe_frontier::serving::{
-    Deployment, EngineCosts, KvLink, Layout, Lengths, MemoryBudget, Pools, Router, Spread, Traffic,
-};
+use moe_frontier::serving::{EngineCosts, Router, Spread, Traffic};
 use moe_frontier::units::UsdPerHour;
 use serving::shipped;
 
@@ -99,49 +97,4 @@ fn measured_rates_and_latencies_take_about_the_measured_devices() {
     }
     println!("{within} of {} within one step", best.len());
     assert!(best.len() >= 12 && within as f64 >= 0.8 * best.len() as f64, "{within}");
-}
-
-/// DeepSeek's published day (open-infra-index, day 6): decoding over 18 nodes of eight H800 with 256
-/// experts and 32 copies, 20 to 22 tokens/s for each user, caches of 4,989 tokens on average, 14.8 k output
-/// tokens/s a node; prompts over four nodes, 56.3 % found, 73.7 k prompt tokens/s a node. The nearest layouts
-/// that divide the experts are 128 and 32 devices.
-#[test]
-fn the_production_day_of_deepseek_in_tokens_per_node() {
-    let device = DeviceSpec::load("h800").unwrap();
-    let model = preset::load("deepseek-v3").unwrap().model;
-    let latency = shipped(&device, "sglang").unwrap();
-    let routing = typical_load(model.num_experts, model.top_k).unwrap();
-    let costs = EngineCosts { prefix_hit: 0.563, ..costs("sglang", &device) };
-    let deployment = |devices: usize| Deployment {
-        model: &model,
-        layout: Layout::data_expert(devices),
-        latency: latency.as_ref(),
-        costs: &costs,
-        routing: &routing,
-        skewed: None,
-        memory: MemoryBudget::of(&device),
-        domain: device.scale_up_devices,
-    };
-    // 608e9 prompt and 168e9 output tokens: 3.6 to 1; a sequence holds its prompt and half its output.
-    let lengths = Lengths { input: 4989.0 / (1.0 + 0.5 / 3.62), output: 4989.0 / (3.62 + 0.5) };
-    let decode = deployment(128);
-    let cap = decode.batch_cap(&lengths).unwrap();
-    let (mut low, mut high) = (1.0, cap);
-    while high / low > 1.001 {
-        let middle = f64::sqrt(low * high);
-        let tpot = decode.decode_step(middle, &lengths).unwrap().total().0;
-        if tpot < 1.0 / 21.0 { low = middle } else { high = middle }
-    }
-    let tpot = decode.decode_step(low, &lengths).unwrap().total();
-    let output = low / tpot.0 / 16.0;
-    let (prefill, decode_workers) = (Layout::data_expert(32), 1e4);
-    let pools = Pools { prefill, prefill_workers: 1.0, decode_workers, stated: true };
-    let link = KvLink::of(&device);
-    let full = decode.serve_pools(&pools, &link, &Traffic::Open(1e9), &lengths).unwrap();
-    let input = full.requests_per_s * lengths.input / 4.0;
-    println!(
-        "batch {low} of {cap}, {tpot}; {output} output tokens/s a node ({:+.3})",
-        output / 14_800.0 - 1.0
-    );
-    println!("{input} prompt tokens/s a node ({:+.3})", input / 73_700.0 - 1.0);
 }
