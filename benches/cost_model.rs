@@ -28,7 +28,7 @@ use moe_frontier::plan::mixture::Member;
 use moe_frontier::plan::points::{Setup, predict};
 use moe_frontier::plan::rank::rank;
 use moe_frontier::plan::size::{
-    Limit, Metric, PlanCurve, SizeInputs, Statistic, Variability, size,
+    Limit, Metric, Offer, PlanCurve, SizeInputs, Statistic, Variability, size,
 };
 use moe_frontier::serving::{
     Arrivals, Deployment, EngineCosts, Layout, Lengths, LoadModel, MemoryBudget, Router,
@@ -154,13 +154,16 @@ fn whole(c: &mut Criterion, law: &Scaling) {
 
 /// Four devices, every layout of a node, batch limits and replicas: the question of `size`.
 fn sizing(model: &str) -> SizeInputs {
-    let device = |name| (DeviceSpec::load(name).expect("published"), UsdPerHour(2.0));
+    let device = |name| {
+        let device = DeviceSpec::load(name).expect("published");
+        let costs = EngineCosts::of("vllm").on("vllm", &device);
+        Offer { device, price: UsdPerHour(2.0), costs }
+    };
     let limit = |metric, most| Limit { metric, statistic: Statistic::P99, most: Seconds(most) };
     SizeInputs {
         model: preset::load(model).expect("published").model,
         devices: ["h100", "h200", "a100", "b200"].map(device).to_vec(),
         engine: "vllm".into(),
-        costs: EngineCosts::of("vllm"),
         routing: {
             let model = preset::load(model).expect("published").model;
             Arc::new(LoadModel::uniform(model.num_experts, model.top_k).expect("sizes"))
@@ -196,16 +199,17 @@ fn serving(c: &mut Criterion) {
         });
     }
     let inputs = sizing("mixtral-8x7b");
+    let costs = EngineCosts::of("vllm");
     let (model, layout, lengths) = (inputs.model, Layout::tensor(2), inputs.lengths);
     let kernels = tables();
     let traffic = Traffic::Closed { concurrency: 32.0, requests_per_client: 10.0 };
     let setup = Setup { model, device: h100(), layout, lengths, traffic, pools: None };
     group.bench_function("one estimate, closed loop", |b| {
-        b.iter(|| predict(black_box(&setup), &inputs.costs, kernels.as_ref()).expect("predicts"));
+        b.iter(|| predict(black_box(&setup), &costs, kernels.as_ref()).expect("predicts"));
     });
     let open = Setup { traffic: Traffic::Open(5.0), ..setup };
     group.bench_function("one estimate, open loop", |b| {
-        b.iter(|| predict(black_box(&open), &inputs.costs, kernels.as_ref()).expect("predicts"));
+        b.iter(|| predict(black_box(&open), &costs, kernels.as_ref()).expect("predicts"));
     });
     let variability = Variability::of(1.0, Spread::LogNormal(0.5));
     let mut curve = None;

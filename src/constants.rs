@@ -52,7 +52,7 @@ pub mod memory {
 pub mod residual {
     /// Between groups of one model, device, engine and source: what all candidates of a device and an
     /// engine share.
-    pub const BETWEEN_GROUPS: f64 = 0.24;
+    pub const BETWEEN_GROUPS: f64 = 0.19;
     /// Within a group: what each candidate errs by itself.
-    pub const WITHIN_GROUPS: f64 = 0.09;
+    pub const WITHIN_GROUPS: f64 = 0.08;
 }

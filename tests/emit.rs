@@ -9,7 +9,7 @@ use moe_frontier::Result;
 use moe_frontier::config::{DType, DeviceSpec, MoeModel, preset};
 use moe_frontier::latency::{LatencyModel, RooflineModel};
 use moe_frontier::plan::emit::{Command, Engine, Launch, dynamo, kubernetes};
-use moe_frontier::plan::size::{Limit, Metric, SizeAnswer, SizeInputs, Statistic, size};
+use moe_frontier::plan::size::{Limit, Metric, Offer, SizeAnswer, SizeInputs, Statistic, size};
 use moe_frontier::serving::{
     Deployment, EngineCosts, Layout, Lengths, LoadModel, MemoryBudget, Router, Served, Spread,
     Traffic,
@@ -27,14 +27,14 @@ fn inputs(name: &str, device: &str, engine: &str, weights: Option<DType>) -> Siz
     }
     let device = DeviceSpec::load(device).unwrap();
     let price = device.price().unwrap().0;
+    let costs = EngineCosts::of(engine).on(engine, &device);
     let limit =
         |metric, seconds| Limit { metric, statistic: Statistic::P99, most: Seconds(seconds) };
     SizeInputs {
         routing: Arc::new(LoadModel::uniform(model.num_experts, model.top_k).unwrap()),
         model,
-        devices: vec![(device, price)],
+        devices: vec![Offer { device, price, costs }],
         engine: engine.into(),
-        costs: EngineCosts::of(engine),
         lengths: Lengths { input: 1000.0, output: 200.0 },
         spread: Spread::Fixed,
         trace: None,
@@ -117,10 +117,9 @@ fn read_back(launch: &Launch, command: &Command) -> (Layout, usize, usize, f64) 
 
 /// One replica at the mean rate, from what the flags say.
 fn served(inputs: &SizeInputs, layout: Layout, chunk: usize, replicas: usize) -> Served {
-    let device = &inputs.devices[0].0;
+    let Offer { device, costs, .. } = &inputs.devices[0];
     let source = latency(device, &inputs.engine).unwrap();
-    let costs = inputs.costs.clone().on(&inputs.engine, device);
-    let costs = EngineCosts { chunk_tokens: chunk as f64, ..costs };
+    let costs = EngineCosts { chunk_tokens: chunk as f64, ..costs.clone() };
     let deployment = Deployment {
         model: &inputs.model,
         layout,

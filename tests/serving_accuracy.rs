@@ -123,12 +123,17 @@ fn whole_groups_are_predicted_and_covered_as_the_page_says() {
     let all = summary(&aggregated, &held_out).all;
     println!("whole groups out {all:?}");
     assert!(all.n_tpot >= 1_200, "{all:?}");
-    assert!(all.tpot_mape.unwrap() <= 0.17, "{all:?}");
-    assert!(all.tpot_median_ape.unwrap() <= 0.105, "{all:?}");
+    assert!(all.tpot_mape.unwrap() <= 0.135, "{all:?}");
+    assert!(all.tpot_median_ape.unwrap() <= 0.08, "{all:?}");
+    assert!(all.tpot_p90_ape.unwrap() <= 0.31, "{all:?}");
     assert!(all.ttft_median_ape.unwrap() <= 0.22, "{all:?}");
     let (tpot, ttft) = judge::coverage(&judgement.new_group, &|index| Group::of(&points[index]));
-    println!("intervals hold {tpot:.3} of TPOT, {ttft:.3} of TTFT");
-    assert!((0.93..0.98).contains(&tpot) && (0.93..0.98).contains(&ttft), "{tpot} {ttft}");
+    println!("intervals hold {tpot:?} of TPOT, {ttft:?} of TTFT");
+    for held in [tpot, ttft] {
+        assert!((0.93..0.98).contains(&held.rows), "{held:?}");
+        // Servers that launch each kernel from the host are groups of few rows, far outside.
+        assert!((0.75..0.98).contains(&held.groups), "{held:?}");
+    }
 }
 
 #[test]

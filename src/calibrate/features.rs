@@ -6,7 +6,8 @@
 use crate::Result;
 use crate::error::Error;
 use crate::plan::points::{self, LatencyOf, Point, Setup, typical_load};
-use crate::serving::{Breakdown, EngineCosts, Layers, StepLoad, Traffic};
+use crate::serving::{Breakdown, EngineCosts, Layers, Prefill, StepLoad, Traffic};
+use crate::units::Seconds;
 
 /// Table times of one kind of step, without what the engine adds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,15 +20,18 @@ pub struct StepTimes {
     pub sequences: f64,
     /// Prompt tokens of the step.
     pub prompt_tokens: f64,
+    /// Standard deviation of ln(kernels) that the latencies claim.
+    pub kernel_sd: f64,
 }
 
 impl StepTimes {
     fn of(step: &Breakdown, load: &StepLoad, groups: f64) -> Self {
         Self {
+            kernel_sd: step.log_sd(step.kernels()),
             kernels: step.kernels(),
             arithmetic: step.arithmetic_s(),
             sequences: load.sequences / groups,
-            prompt_tokens: load.prompt_tokens,
+            prompt_tokens: load.prompt_tokens / groups,
         }
     }
 
@@ -63,6 +67,8 @@ pub struct Features {
     pub alone: StepTimes,
     /// Steps of one prompt.
     pub chunks: f64,
+    /// Output tokens of a request.
+    pub output: f64,
     /// Decoding sequences.
     pub batch: f64,
     /// Prompts that wait for each other at the start, over the requests of each client.
@@ -80,14 +86,21 @@ impl Features {
             + self.share * self.with.seconds(costs, &self.layers)
     }
 
+    /// Standard deviation of ln TPOT from that of the kernels alone.
+    pub fn kernel_sd(&self, costs: &EngineCosts) -> f64 {
+        let of = |times: &StepTimes| {
+            times.kernel_sd * costs.kernel_time(times.kernels, times.arithmetic)
+        };
+        (self.plain * of(&self.decode) + self.share * of(&self.with)) / self.tpot(costs)
+    }
+
     /// Time to first token with given constants beside steps of the measured length, in seconds.
     pub fn ttft(&self, costs: &EngineCosts) -> f64 {
-        let own = self.chunks * self.prompt.seconds(costs, &self.layers);
+        let own = Seconds(self.prompt.seconds(costs, &self.layers));
         let alone = self.chunks * self.alone.seconds(costs, &self.layers);
-        costs.request_s
-            + costs.first_steps * self.measured_tpot
-            + costs.prompt_factor * own
-            + costs.burst_factor * self.burst * alone
+        let prefill = Prefill::new(costs, self.chunks, self.output);
+        let first = prefill.first_token(self.batch, Seconds(self.measured_tpot), own);
+        first.0 + costs.burst_factor * self.burst * alone
     }
 }
 
@@ -141,7 +154,7 @@ pub fn features(
         let waits = apart
             || matches!(setup.traffic, Traffic::Closed { concurrency, .. } if concurrency > cap);
         Ok(Features {
-            layers: Layers::of(&setup.model),
+            layers: Layers::of(&setup.model, setup.layout.attention_tp),
             decode: StepTimes::of(&steps.decode, &steps.load, groups),
             with: StepTimes::of(&steps.with, &steps.with_load, groups),
             plain: if apart { 1.0 } else { steps.plain },
@@ -149,6 +162,7 @@ pub fn features(
             prompt: StepTimes::of(&prompt, &prompt_load, prompt_groups),
             alone: StepTimes::of(&alone, &alone_load, prompt_groups),
             chunks: prompts.prefill(lengths).chunks,
+            output: lengths.output,
             batch,
             burst: match setup.traffic {
                 Traffic::Closed { concurrency, requests_per_client } => {

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::Serialize;
+
 use crate::Result;
 use crate::calibrate::own;
-use crate::calibrate::pool::{Group, Pool, Prepared, pool};
+use crate::calibrate::pool::{Group, Pool, Prepared, Setting, pool};
 use crate::calibrate::prior::{Errors, Node, Prior, RowSource, SCHEMA};
 use crate::plan::points::{LatencyOf, Point};
 use crate::serving::EngineCosts;
@@ -48,7 +50,7 @@ fn judged(row: &Prepared, constants: &crate::calibrate::constants::Constants) ->
     Judged {
         index: row.index,
         tpot: row.tpot_residual(x),
-        sd: own::row_sd(constants, &row.tpot_slope(x)),
+        sd: own::row_sd(constants, &row.tpot_slope(x), row.features.kernel_sd(&costs)),
         ttft: row.features.measured_ttft.map(|t| (row.features.ttft(&costs) / t).ln()),
     }
 }
@@ -67,21 +69,49 @@ pub fn errors(rows: &[Judged]) -> Errors {
     }
 }
 
+/// Shares of held-out rows within their intervals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Held {
+    /// Of all rows.
+    pub rows: f64,
+    /// Mean over groups of the share of each one's rows.
+    pub groups: f64,
+    /// Groups of which at least nine rows in ten are within.
+    pub whole_groups: usize,
+    /// Groups with a row.
+    pub of_groups: usize,
+}
+
+impl Held {
+    /// From (rows within, rows) of each group.
+    fn of(counts: &[(usize, usize)]) -> Self {
+        let with: Vec<&(usize, usize)> = counts.iter().filter(|c| c.1 > 0).collect();
+        let share = |c: &(usize, usize)| c.0 as f64 / c.1 as f64;
+        let (held, rows) = with.iter().fold((0, 0), |at, c| (at.0 + c.0, at.1 + c.1));
+        Self {
+            rows: share(&(held, rows.max(1))),
+            groups: with.iter().map(|c| share(c)).sum::<f64>() / with.len().max(1) as f64,
+            whole_groups: with.iter().filter(|c| share(c) >= 0.9).count(),
+            of_groups: with.len(),
+        }
+    }
+}
+
 /// Shares of rows within intervals whose widths come from the other groups: TPOT and TTFT.
-pub fn coverage(rows: &[Judged], group: &dyn Fn(usize) -> Option<Group>) -> (f64, f64) {
+pub fn coverage(rows: &[Judged], group: &dyn Fn(usize) -> Option<Group>) -> (Held, Held) {
     let groups: BTreeSet<Option<Group>> = rows.iter().map(|r| group(r.index)).collect();
-    let (mut held, mut first, mut firsts) = (0, 0, 0);
+    let (mut tpot, mut ttft) = (Vec::new(), Vec::new());
     for g in &groups {
         let (mine, others): (Vec<Judged>, Vec<Judged>) =
             rows.iter().partition(|r| group(r.index) == *g);
         let widths = errors(&others);
-        held += mine.iter().filter(|r| r.tpot.abs() <= widths.tpot_z95 * r.sd).count();
-        firsts += mine.iter().filter(|r| r.ttft.is_some()).count();
-        first +=
-            mine.iter().filter(|r| r.ttft.is_some_and(|t| t.abs() <= widths.ttft_half)).count();
+        let held = mine.iter().filter(|r| r.tpot.abs() <= widths.tpot_z95 * r.sd).count();
+        tpot.push((held, mine.len()));
+        let first: Vec<f64> = mine.iter().filter_map(|r| r.ttft).collect();
+        let held = first.iter().filter(|t| t.abs() <= widths.ttft_half).count();
+        ttft.push((held, first.len()));
     }
-    let share = |held: usize, all: usize| held as f64 / all.max(1) as f64;
-    (share(held, rows.len()), share(first, firsts))
+    (Held::of(&tpot), Held::of(&ttft))
 }
 
 /// Judges both ways.
@@ -120,17 +150,44 @@ fn own_rows_of(
         sources.entry(&row.source).or_default().push(row);
     }
     let mut all = Vec::new();
-    for mut members in sources.into_values().filter(|m| m.len() >= LEAST_ROWS) {
-        members.sort_by(|a, b| a.features.measured_tpot.total_cmp(&b.features.measured_tpot));
-        let chosen: Vec<&Prepared> =
-            (0..OWN_ROWS).map(|i| members[i * (members.len() - 1) / (OWN_ROWS - 1)]).collect();
+    for members in sources.into_values().filter(|m| m.len() >= LEAST_ROWS) {
+        let chosen = spread_out(&members);
+        if chosen.len() < OWN_ROWS {
+            continue;
+        }
         let fit = own::fit(group, &chosen, prior, names);
-        let own: Vec<usize> = chosen.iter().map(|r| r.index).collect();
-        let rest = members.iter().filter(|r| !own.contains(&r.index));
+        // A rerun of a chosen setting says nothing about other settings.
+        let rest = members.iter().filter(|r| chosen.iter().all(|c| c.setting != r.setting));
         all.extend(rest.clone().map(|row| judged(row, &fit.constants)));
         fits.push((fit, rest.map(|r| r.index).collect()));
     }
     all
+}
+
+/// Five settings of a source that lie far apart in load, lengths, layout and format, as a user would
+/// choose runs before measuring: the one nearest the middle, then always the one farthest from those
+/// chosen. Fewer where there are not so many.
+fn spread_out<'a>(members: &[&'a Prepared]) -> Vec<&'a Prepared> {
+    let mut left: Vec<&'a Prepared> = Vec::new();
+    for &row in members {
+        if left.iter().all(|other| other.setting != row.setting) {
+            left.push(row);
+        }
+    }
+    let count = left.len() as f64;
+    let middle = std::array::from_fn(|i| left.iter().map(|r| r.setting.0[i]).sum::<f64>() / count);
+    let mut chosen: Vec<&'a Prepared> = Vec::new();
+    while chosen.len() < OWN_ROWS && !left.is_empty() {
+        let far = |r: &&Prepared| {
+            let to = |other: &Prepared| r.setting.distance(&other.setting);
+            let nearest = chosen.iter().map(|c| to(c)).fold(f64::INFINITY, f64::min);
+            if chosen.is_empty() { -r.setting.distance(&Setting(middle)) } else { nearest }
+        };
+        // The first of equals, in the order of the file.
+        let best = (0..left.len()).rev().max_by(|&a, &b| far(&left[a]).total_cmp(&far(&left[b])));
+        chosen.extend(best.map(|best| left.remove(best)));
+    }
+    chosen
 }
 
 /// Five own rows of each source of a file against its others.

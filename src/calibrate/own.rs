@@ -14,6 +14,9 @@ const OUTLIER: f64 = 0.5;
 /// A host that launches every kernel: where searches start besides the prior, as logarithms over the
 /// default. The launches hide behind the kernels until they exceed them, so that no slope leads there.
 const LAUNCHES: [f64; 4] = [0.0, 3.0, 4.1, 5.3];
+/// Residual standard deviation of a row of one server, as a logarithm: settings of one server scatter
+/// less about its constants than those of a group.
+const OWN_SIGMA: f64 = 0.05;
 /// Standard deviation of the launch cost on a host that was never seen.
 const LAUNCH_SD: f64 = 2.0;
 
@@ -113,7 +116,7 @@ fn tpot(rows: &[&Prepared], known: &Known) -> Solution<TPOT> {
         .iter()
         .map(|row| Observation {
             path: vec![0],
-            weight: 1.0,
+            weight: (ROW_SIGMA / OWN_SIGMA).powi(2),
             residual: Box::new(move |x| row.tpot_residual(x)),
         })
         .collect();
@@ -144,7 +147,7 @@ fn ttft(rows: &[&Prepared], known: &Known, x: &[f64; TPOT]) -> Solution<TTFT> {
     solve(&observations, &before, &known.constants.ttft)
 }
 
-/// Standard deviation of ln TPOT of a row beside its constants.
-pub fn row_sd(constants: &Constants, slope: &[f64; TPOT]) -> f64 {
-    constants.tpot_log_sd(slope).hypot(ROW_SIGMA)
+/// Standard deviation of ln TPOT of a row: of its constants, of its kernels, and its own.
+pub fn row_sd(constants: &Constants, slope: &[f64; TPOT], kernels: f64) -> f64 {
+    constants.tpot_log_sd(slope).hypot(kernels).hypot(ROW_SIGMA)
 }

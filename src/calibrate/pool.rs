@@ -9,8 +9,8 @@ use crate::Result;
 use crate::calibrate::constants::{Constants, TPOT, TTFT, with_tpot, with_ttft};
 use crate::calibrate::features::{Features, features};
 use crate::calibrate::fit::{Before, Observation, Solution, solve};
-use crate::plan::points::{LatencyOf, Point};
-use crate::serving::EngineCosts;
+use crate::plan::points::{LatencyOf, Point, Setup};
+use crate::serving::{EngineCosts, Traffic};
 
 /// Standard deviations of what a level adds to its parent, as logarithms.
 pub struct Level {
@@ -62,6 +62,39 @@ impl std::fmt::Display for Group {
     }
 }
 
+/// What a row was run with, as logarithms: concurrency or rate, prompt and output lengths, ranks of
+/// tensor and data parallelism and of the experts, bits of the weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Setting(pub [f64; 7]);
+
+impl Setting {
+    fn of(setup: &Setup) -> Self {
+        let load = match setup.traffic {
+            Traffic::Closed { concurrency, .. } => concurrency,
+            Traffic::Open(rate) => rate,
+            Traffic::Burst(requests) => requests,
+            Traffic::Offline => 1.0,
+        };
+        let workers = setup.pools.map_or(1.0, |p| p.decode_workers / p.prefill_workers);
+        let (lengths, layout) = (&setup.lengths, &setup.layout);
+        let ranks = |n: usize| (n as f64).ln();
+        Self([
+            load.ln(),
+            lengths.input.ln(),
+            lengths.output.ln(),
+            ranks(layout.attention_tp),
+            ranks(layout.attention_dp) + workers.ln(),
+            ranks(layout.moe_ep),
+            setup.model.expert_bits().ln(),
+        ])
+    }
+
+    /// Squared distance.
+    pub fn distance(&self, other: &Self) -> f64 {
+        self.0.iter().zip(&other.0).map(|(a, b)| (a - b).powi(2)).sum()
+    }
+}
+
 /// A row that can be fitted.
 pub struct Prepared {
     /// Its place in the list of points.
@@ -70,6 +103,8 @@ pub struct Prepared {
     pub group: Group,
     /// Origin and version of the engine.
     pub source: String,
+    /// What it was run with.
+    pub setting: Setting,
     /// The engine's defaults on the device.
     pub default: EngineCosts,
     /// Its steps.
@@ -102,15 +137,16 @@ impl Prepared {
 pub fn prepare(points: &[Point], latency: &LatencyOf) -> Result<Vec<Prepared>> {
     let mut all = Vec::new();
     for (index, point) in points.iter().enumerate() {
-        let Some(group) = Group::of(point) else { continue };
+        let (Some(group), Ok(setup)) = (Group::of(point), &point.setup) else { continue };
         // Pools of unknown size have an unknown batch.
-        if point.setup.as_ref().is_ok_and(|s| s.pools.is_some_and(|p| !p.stated)) {
+        if setup.pools.is_some_and(|p| !p.stated) {
             continue;
         }
+        let setting = Setting::of(setup);
         let default = EngineCosts::of(&point.engine);
         let Some(features) = features(point, &default, latency)? else { continue };
         let source = format!("{} {}", point.origin, point.version);
-        all.push(Prepared { index, group, source, default, features });
+        all.push(Prepared { index, group, source, setting, default, features });
     }
     Ok(all)
 }

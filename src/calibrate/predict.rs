@@ -38,10 +38,11 @@ pub struct Chosen {
     pub constants: Constants,
     /// Scales of the interval.
     pub errors: Errors,
-    /// The engine's defaults that they are deviations from.
+    /// The engine's defaults that they are deviations from, with what the device and the settings of
+    /// the server make of them.
     pub default: EngineCosts,
-    /// The engine.
-    pub engine: String,
+    /// Whose they are.
+    pub group: Group,
 }
 
 impl Chosen {
@@ -50,13 +51,13 @@ impl Chosen {
     /// # Errors
     /// When the shipped prior is damaged.
     pub fn of(group: &Group, own: &[Calibration]) -> Result<Self> {
-        let (default, engine) = (EngineCosts::of(&group.engine), group.engine.clone());
-        if let Some(calibration) = own.iter().find(|c| c.group == *group) {
+        let (default, group) = (EngineCosts::of(&group.engine), group.clone());
+        if let Some(calibration) = own.iter().find(|c| c.group == group) {
             let (constants, errors) = (calibration.constants.clone(), calibration.errors);
-            return Ok(Self { constants, errors, default, engine });
+            return Ok(Self { constants, errors, default, group });
         }
-        let known = Prior::shipped()?.of(group);
-        Ok(Self { constants: known.constants, errors: known.errors, default, engine })
+        let known = Prior::shipped()?.of(&group);
+        Ok(Self { constants: known.constants, errors: known.errors, default, group })
     }
 
     /// Constants to predict with.
@@ -76,9 +77,7 @@ impl Chosen {
     ) -> Result<Halves> {
         let served = &prediction.served;
         let costs = self.costs();
-        let served_by = |costs: EngineCosts| {
-            points::predict(setup, &costs.on(&self.engine, &setup.device), latency)
-        };
+        let served_by = |costs: EngineCosts| points::predict(setup, &costs, latency);
         // The same prediction moved, whatever the routing of `prediction`.
         let base = served_by(costs.clone())?.served.tpot;
         let mut slope = [0.0; TPOT];
@@ -87,10 +86,9 @@ impl Chosen {
             step[p] = H;
             *slope = (served_by(with_tpot(&costs, &step))?.served.tpot / base).ln() / H;
         }
-        let total = served.step.total().0;
-        let kernels: f64 =
-            served.step.parts().iter().map(|p| (p.seconds / total * p.log_sigma).powi(2)).sum();
-        let sd = row_sd(&self.constants, &slope).hypot(kernels.sqrt());
+        // As the errors that scale it were judged.
+        let kernels = served.step.log_sd(served.step.total().0);
+        let sd = row_sd(&self.constants, &slope, kernels);
         let tpot = self.errors.tpot_z95 * sd;
         let ttft = self.errors.ttft_half;
         let decoding = setup.lengths.decodes() * served.tpot.0;
@@ -115,10 +113,10 @@ pub fn predict(
     let setup = point.setup.as_ref().map_err(Clone::clone)?;
     let group = Group::of(point).ok_or("model or device is not known")?;
     let text = |e: crate::Error| e.to_string();
-    let chosen = Chosen::of(&group, own).map_err(text)?;
+    let mut chosen = Chosen::of(&group, own).map_err(text)?;
+    chosen.default = chosen.default.on(&point.engine, &setup.device);
     let latency = latency(&setup.device, &point.engine).map_err(text)?;
-    let costs = chosen.costs().on(&point.engine, &setup.device);
-    let prediction = points::predict(setup, &costs, latency.as_ref()).map_err(text)?;
+    let prediction = points::predict(setup, &chosen.costs(), latency.as_ref()).map_err(text)?;
     let halves = chosen.halves(setup, latency.as_ref(), &prediction).map_err(text)?;
     Ok((prediction, halves))
 }

@@ -13,7 +13,9 @@ use crate::cli::Output;
 use crate::cli::profile::{Item, ProfileArgs, Sources};
 use crate::files::{check_writable, write_atomic};
 use crate::latency::tables::{self, errors};
-use crate::plan::accuracy::{Residuals, Scored, Summary, residuals, summarise};
+use crate::plan::accuracy::{
+    Decomposition, Residuals, Scored, Summary, decompose, residuals, summarise,
+};
 use crate::plan::points::{self, LatencyOf, Point, Prediction};
 use crate::report::accuracy::{Coverage, Page, TableErrors, Way, page};
 
@@ -51,6 +53,7 @@ struct Document<'a> {
     zero_shot: &'a Summary,
     own_rows: &'a Summary,
     coverage: &'a [Coverage],
+    decomposition: &'a Decomposition,
     residuals: Option<Residuals>,
 }
 
@@ -83,6 +86,7 @@ pub fn run(args: &AccuracyArgs, output: Output) -> Result<()> {
     let from = kernel_times(&sources);
     let scored: Vec<Scored> = points.iter().zip(&zero).map(|(p, r)| (p, r.as_ref().ok())).collect();
     let residuals = residuals(&scored);
+    let decomposition = decompose(&scored);
     let group = |i: usize| Group::of(&points[i]);
     let coverage = [
         Coverage::of("a group without rows", &judgement.new_group, &group),
@@ -93,6 +97,7 @@ pub fn run(args: &AccuracyArgs, output: Output) -> Result<()> {
         latencies: &from,
         ways: &ways,
         residuals,
+        decomposition: &decomposition,
         coverage: &coverage,
         tables: &table_errors(args)?,
         not_counted: &not_counted(&points, &zero),
@@ -105,6 +110,7 @@ pub fn run(args: &AccuracyArgs, output: Output) -> Result<()> {
         zero_shot: &ways[0].summary,
         own_rows: &ways[1].summary,
         coverage: &coverage,
+        decomposition: &decomposition,
         residuals,
     };
     output.result(&document, || {
@@ -194,8 +200,9 @@ fn own_rows(
 const ZERO_SHOT: &str = "Each row is predicted with constants that were fitted to the rows of other \
 groups (a group is a model on a device under an engine), pooled over engines; the engines' defaults that \
 the pooling starts from were set once with open rows in view.";
-const OWN_ROWS: &str = "Of each source with at least ten rows of a group, five spread over its TPOTs are \
-fitted as own runs from a prior without the group, and the others are predicted.";
+const OWN_ROWS: &str = "Of each source with at least ten rows of a group, five settings that lie far apart \
+in load, lengths, layout and format are chosen without looking at a time; they are fitted as own runs \
+from a prior without the group, and rows of other settings are predicted.";
 
 fn way<'a>(
     name: &'a str,

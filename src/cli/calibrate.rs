@@ -143,19 +143,21 @@ fn remake(args: &CalibrateArgs, sources: &Sources, output: Output) -> Result<()>
     let new = judge::coverage(&judgement.new_group, &group);
     let own = judge::coverage(&judgement.own_rows, &group);
     output.result(&prior, || {
-        let line = |name: &str, rows: &[judge::Judged], c: (f64, f64)| {
+        let line = |name: &str, rows: &[judge::Judged], c: (judge::Held, judge::Held)| {
             let errors: Vec<f64> = rows.iter().map(|j| j.tpot.exp_m1().abs()).collect();
             let first: Vec<f64> =
                 rows.iter().filter_map(|j| Some(j.ttft?.exp_m1().abs())).collect();
             let percent = |v: Option<f64>| v.map_or(f64::NAN, |v| v * 100.0);
             format!(
-                "{name}: {} rows, TPOT median {:.1} %, MAPE {:.1} %, TTFT median {:.1} %; intervals hold {:.1} % of TPOT, {:.1} % of TTFT\n",
+                "{name}: {} rows, TPOT median {:.1} %, MAPE {:.1} %, TTFT median {:.1} %; intervals hold {:.1} % of TPOT, {:.1} % of TTFT (by groups {:.1} %, {:.1} %)\n",
                 rows.len(),
                 percent(median(&errors)),
                 errors.iter().sum::<f64>() / errors.len().max(1) as f64 * 100.0,
                 percent(median(&first)),
-                c.0 * 100.0,
-                c.1 * 100.0
+                c.0.rows * 100.0,
+                c.1.rows * 100.0,
+                c.0.groups * 100.0,
+                c.1.groups * 100.0
             )
         };
         line("whole groups out", &judgement.new_group, new)

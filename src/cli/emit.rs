@@ -114,11 +114,8 @@ fn launch(
     answer: &SizeAnswer,
 ) -> Result<Launch> {
     let choice = &answer.best;
-    let found = inputs.devices.iter().find(|(device, _)| device.name == choice.device);
-    let provenance = match found {
-        Some((device, _)) => sources.stack(device, &inputs.engine)?.provenance(Operation::Moe),
-        None => None,
-    };
+    let device = &inputs.offer(&choice.device)?.device;
+    let provenance = sources.stack(device, &inputs.engine)?.provenance(Operation::Moe);
     let published = load_model(model)?.model.expert_dtype;
     let hub = preset::load(model).ok().and_then(|p| p.hub.into_iter().next());
     let name = hub.unwrap_or_else(|| checkpoint(model));

@@ -15,7 +15,7 @@ use crate::files::{read_capped, strict};
 use crate::units::UsdPerHour;
 use crate::{Error, Result};
 
-const FILES: [&str; 16] = [
+const FILES: [&str; 17] = [
     include_str!("presets/devices/h100_sxm.toml"),
     include_str!("presets/devices/h200_sxm.toml"),
     include_str!("presets/devices/h100_nvl.toml"),
@@ -25,6 +25,7 @@ const FILES: [&str; 16] = [
     include_str!("presets/devices/gb200.toml"),
     include_str!("presets/devices/h100_pcie.toml"),
     include_str!("presets/devices/h20.toml"),
+    include_str!("presets/devices/h800_sxm.toml"),
     include_str!("presets/devices/l40s.toml"),
     include_str!("presets/devices/rtx_pro_6000.toml"),
     include_str!("presets/devices/b300_sxm.toml"),
@@ -210,6 +211,7 @@ impl DeviceSpec {
             ("A100-SXM4-80GB", "a100_80gb"),
             ("H100 PCIe", "h100_pcie"),
             ("H20", "h20"),
+            ("H800", "h800_sxm"),
             ("L40S", "l40s"),
             ("RTX PRO 6000", "rtx_pro_6000"),
             ("GB300", "gb300"),

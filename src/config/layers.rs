@@ -56,6 +56,10 @@ pub struct SelfAttention {
     /// Whether values are the unrotated keys, without a projection of their own (Gemma 4).
     #[serde(default, skip_serializing_if = "is_false")]
     pub values_are_keys: bool,
+    /// Whether queries and keys are normed over all heads together (MiniMax-M2): ranks that share the
+    /// heads must then exchange their squares.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub wide_norm: bool,
     /// Low-rank query and output around one shared latent head (DeepSeek-V4).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub low_rank: Option<LowRank>,
@@ -421,6 +425,7 @@ impl SelfAttention {
             reach: Reach::Full,
             output_gate: false,
             values_are_keys: false,
+            wide_norm: false,
             low_rank: None,
             indexer: None,
         }

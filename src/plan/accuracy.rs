@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::plan::points::{Point, Prediction, Setup};
+use crate::serving::Traffic;
 use crate::stats::quantile;
 
 /// Errors over a group of rows, as shares (0.1 is 10 %). `None` where no row has the figure.
@@ -79,13 +80,15 @@ pub fn summarise(rows: &[Scored]) -> Summary {
     }
 }
 
+/// The mode of rows whose servers read prompts and decode together.
+pub const AGGREGATED: &str = "aggregated";
 /// The mode of rows with two pools of unknown size.
 const UNSTATED: &str = "disaggregated, workers not stated";
 
 /// Whether prompts and decoding ran together.
 fn mode(point: &Point) -> &'static str {
     match point.setup.as_ref().ok().and_then(|s| s.pools) {
-        None => "aggregated",
+        None => AGGREGATED,
         Some(pools) if pools.stated => "disaggregated",
         Some(_) => UNSTATED,
     }
@@ -145,6 +148,95 @@ pub fn residuals(rows: &[Scored]) -> Option<Residuals> {
         between_groups: MAD_TO_SIGMA * quantile(&between, 0.5)?,
         within_groups: MAD_TO_SIGMA * quantile(&within, 0.5)?,
     })
+}
+
+/// What one group of rows adds to the squared error of ln(predicted / measured TPOT).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GroupError {
+    /// Model, device, engine, its version and the source.
+    pub name: String,
+    /// Rows that count.
+    pub rows: usize,
+    /// Mean logarithm: above 0 predicts too slow.
+    pub mean: f64,
+    /// Standard deviation about it.
+    pub sd: f64,
+    /// Share of the summed squares of all groups.
+    pub share: f64,
+    /// Whether its rows look like speculation.
+    pub speculates: bool,
+}
+
+/// The squared error of the rows that count, split.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Decomposition {
+    /// Share of the groups' means.
+    pub between: f64,
+    /// Groups, those with the largest share first.
+    pub groups: Vec<GroupError>,
+}
+
+/// Splits the squared error of the rows that count; pools of unknown size are left out.
+pub fn decompose(rows: &[Scored]) -> Decomposition {
+    let flags = looks_speculative(rows);
+    let mut all: BTreeMap<String, (Vec<f64>, bool)> = BTreeMap::new();
+    for (row, flag) in rows.iter().zip(flags).filter(|(r, _)| mode(r.0) != UNSTATED) {
+        let Some(error) = tpot_error(row) else { continue };
+        let p = row.0;
+        let name = format!("{} / {} / {} {} / {}", p.model, p.gpu, p.engine, p.version, p.origin);
+        let entry = all.entry(name).or_default();
+        entry.0.push(error.ln_1p());
+        entry.1 |= flag;
+    }
+    let squares = |v: &[f64]| v.iter().map(|r| r * r).sum::<f64>();
+    let total: f64 = all.values().map(|(v, _)| squares(v)).sum::<f64>().max(f64::MIN_POSITIVE);
+    let mut between = 0.0;
+    let mut groups: Vec<GroupError> = all
+        .into_iter()
+        .map(|(name, (v, speculates))| {
+            let count = v.len() as f64;
+            let mean = v.iter().sum::<f64>() / count;
+            let sum = squares(&v);
+            between += count * mean * mean / total;
+            let sd = (sum / count - mean * mean).max(0.0).sqrt();
+            GroupError { name, rows: v.len(), mean, sd, share: sum / total, speculates }
+        })
+        .collect();
+    groups.sort_by(|a, b| b.share.total_cmp(&a.share));
+    Decomposition { between, groups }
+}
+
+/// How much faster than predicted rows at small loads are that probably speculated: the servers that
+/// are known to are 1.5 to 2 times as fast.
+const SPECULATES: f64 = 1.4;
+/// Rows at small loads that it takes.
+const LEAST_SLOW_ROWS: usize = 3;
+
+/// Which rows look as if their server speculated: those of one model, device, engine, version, layout,
+/// format and source whose half with the smaller loads is much faster than predicted. Speculation gains
+/// most where few sequences share a step.
+pub fn looks_speculative(rows: &[Scored]) -> Vec<bool> {
+    let mut groups: BTreeMap<String, Vec<(f64, f64, usize)>> = BTreeMap::new();
+    for (index, row) in rows.iter().enumerate().filter(|(_, r)| mode(r.0) != UNSTATED) {
+        let (Some(error), Ok(setup)) = (tpot_error(row), &row.0.setup) else { continue };
+        let Traffic::Closed { concurrency, .. } = setup.traffic else { continue };
+        let (p, format) = (row.0, setup.model.expert_dtype.label());
+        let of = [&p.model, &p.gpu, &p.engine, &p.version, &p.origin].map(String::as_str);
+        let name = format!("{of:?} {} {format}", setup.layout);
+        groups.entry(name).or_default().push((concurrency, error.ln_1p(), index));
+    }
+    let mut flags = vec![false; rows.len()];
+    for mut members in groups.into_values() {
+        members.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let few = &members[..members.len().div_ceil(2)];
+        let mut errors: Vec<f64> = few.iter().map(|m| m.1).collect();
+        errors.sort_by(f64::total_cmp);
+        let fast = quantile(&errors, 0.5).is_some_and(|median| median >= SPECULATES.ln());
+        if few.len() >= LEAST_SLOW_ROWS && fast {
+            members.iter().for_each(|m| flags[m.2] = true);
+        }
+    }
+    flags
 }
 
 fn output_rate_error(row: &Scored) -> Option<f64> {

@@ -151,6 +151,8 @@ fn point(index: usize, row: &Row) -> Result<Point> {
         tpot: ms("tpot_ms")?,
         output_rate: optional("output_tok_s_total")?,
     };
+    let setup = setup(row);
+    let excluded = excluded(row).or_else(|| implausible(setup.as_ref().ok()?));
     Ok(Point {
         id: row.text("source_id").map_or_else(|| format!("row {}", index + 1), str::to_owned),
         model: text("model"),
@@ -159,8 +161,8 @@ fn point(index: usize, row: &Row) -> Result<Point> {
         version: text("engine_version"),
         origin: text("source"),
         measured,
-        setup: setup(row),
-        excluded: excluded(row),
+        setup,
+        excluded,
     })
 }
 
@@ -175,12 +177,21 @@ fn excluded(row: &Row) -> Option<String> {
     })
 }
 
+/// Ranks of one tensor-parallel server at most: two nodes of eight.
+const MOST_RANKS: usize = 16;
+
+/// A server of one replica whose heads are said to be over more ranks than any engine splits them: a
+/// total over several servers, whose siblings have numbers of devices that do not divide the heads.
+fn implausible(setup: &Setup) -> Option<String> {
+    let ranks = setup.layout.attention_tp;
+    (setup.pools.is_none() && ranks > MOST_RANKS)
+        .then(|| format!("gpu_count_implausible: tensor parallel over {ranks} devices"))
+}
+
 fn setup(row: &Row) -> Result<Setup, String> {
-    let mut model = model(row)?;
+    let model = model(row)?;
     let gpu = row.text("gpu").unwrap_or_default();
     let device = device(gpu)?;
-    let engine = row.text("engine").unwrap_or_default().to_lowercase();
-    model.kv_dtype = served_cache(&model, &engine, &device);
     let layout = layout(row)?;
     layout.validate(&model).map_err(|e| e.to_string())?;
     let length = |column: &str| -> Result<f64, String> {
@@ -244,15 +255,6 @@ pub fn precision(name: &str) -> Result<Option<(DType, DType)>, String> {
             ));
         }
     }))
-}
-
-/// Format of the cache as an engine keeps it unless told otherwise: 8 bits beside weights of 8 bits
-/// or fewer in TensorRT-LLM, whose checkpoints say so, and in the published recipes of all engines on
-/// devices with 4-bit arithmetic; else as the model's config says.
-pub fn served_cache(model: &MoeModel, engine: &str, device: &DeviceSpec) -> DType {
-    let narrow = model.expert_bits() <= 8.5;
-    let recipe = engine == "trtllm" || device.flops_per_s.contains_key(&DType::Nvfp4);
-    if narrow && recipe { DType::Fp8 } else { model.kv_dtype }
 }
 
 fn device(gpu: &str) -> Result<DeviceSpec, String> {

@@ -5,9 +5,12 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::calibrate::Group;
-use crate::calibrate::judge::{self, Judged};
+use crate::calibrate::judge::{self, Held, Judged};
 use crate::latency::tables::errors::ErrorRow;
-use crate::plan::accuracy::{Errors, Residuals, Scored, Summary, tpot_error, ttft_error};
+use crate::plan::accuracy::{
+    AGGREGATED, Decomposition, Errors, Residuals, Scored, Summary, looks_speculative, summarise,
+    tpot_error, ttft_error,
+};
 use crate::units::Seconds;
 
 /// Rows shown among the worst.
@@ -42,10 +45,10 @@ pub struct Coverage {
     pub of: &'static str,
     /// Rows.
     pub rows: usize,
-    /// Share by time per output token.
-    pub tpot: f64,
-    /// Share by time to first token.
-    pub ttft: f64,
+    /// By time per output token.
+    pub tpot: Held,
+    /// By time to first token.
+    pub ttft: Held,
 }
 
 impl Coverage {
@@ -66,6 +69,8 @@ pub struct Page<'a> {
     pub ways: &'a [Way<'a>],
     /// Error of the serving model by group, zero-shot.
     pub residuals: Option<Residuals>,
+    /// Where the zero-shot error comes from.
+    pub decomposition: &'a Decomposition,
     /// Shares of held-out rows within their intervals.
     pub coverage: &'a [Coverage],
     /// Errors of the kernel tables themselves.
@@ -99,6 +104,7 @@ once for all candidates and the second for each expert count.\n",
             r.between_groups, r.groups, r.within_groups
         );
     }
+    remains(&mut text, page);
     intervals(&mut text, page.coverage);
     limits(&mut text, page.ways);
     for errors in page.tables {
@@ -194,21 +200,74 @@ fn worst(text: &mut String, rows: &[Scored]) {
     text.push('\n');
 }
 
+/// Which groups carry the zero-shot error, and how much of it is one factor per group.
+fn remains(text: &mut String, page: &Page) {
+    let d = page.decomposition;
+    let _ = writeln!(
+        text,
+        "## What remains\n\nOf the summed squares of ln(predicted / measured TPOT), zero-shot and over \
+rows with stated workers, {:.0} % is one factor for each group of one model, device, engine version and \
+source (a few own runs take it away) and {:.0} % varies within groups. The groups with the largest \
+shares:\n\n| group | rows | mean | spread within | share | looks like speculation |\n|---|---|---|---|---|---|",
+        d.between * 100.0,
+        (1.0 - d.between) * 100.0
+    );
+    for g in d.groups.iter().take(REMAINING) {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {:+.2} | {:.2} | {:.0} % | {} |",
+            cell(&g.name),
+            g.rows,
+            g.mean,
+            g.sd,
+            g.share * 100.0,
+            if g.speculates { "yes" } else { "" }
+        );
+    }
+    let Some(way) = page.ways.first() else { return };
+    let flags = looks_speculative(&way.rows);
+    let others: Vec<Scored> =
+        way.rows.iter().zip(&flags).filter(|(_, flag)| !**flag).map(|(row, _)| *row).collect();
+    let rest = summarise(&others);
+    let percent = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.1} %", v * 100.0));
+    if let Some(e) = rest.by_mode.get(AGGREGATED) {
+        let _ = writeln!(
+            text,
+            "\n{} rows look like speculation (the half of a layout's rows with the smaller loads is at \
+least 1.4 times as fast as predicted); they count in every figure of this page. Aggregated rows without \
+them: TPOT median {}, MAPE {}.",
+            flags.iter().filter(|f| **f).count(),
+            percent(e.tpot_median_ape),
+            percent(e.tpot_mape)
+        );
+    }
+    text.push('\n');
+}
+
+/// Groups listed with what they add to the error.
+const REMAINING: usize = 15;
+
 fn intervals(text: &mut String, coverage: &[Coverage]) {
     text.push_str(
         "## Intervals\n\nShares of held-out rows within their 95 % intervals. The width for a group \
 comes from the errors of the other groups alone. Rows are judged at the batch that their own times \
-imply.\n\n| predicted from | rows | TPOT | TTFT |\n|---|---|---|---|\n",
+imply. By groups: the mean over groups of the share of each one's rows, and how many groups have nine \
+rows in ten within.\n\n| predicted from | rows | figure | of rows | by groups | groups with 9 of 10 \
+|\n|---|---|---|---|---|---|\n",
     );
     for c in coverage {
-        let _ = writeln!(
-            text,
-            "| {} | {} | {:.1} % | {:.1} % |",
-            c.of,
-            c.rows,
-            c.tpot * 100.0,
-            c.ttft * 100.0
-        );
+        for (figure, held) in [("TPOT", &c.tpot), ("TTFT", &c.ttft)] {
+            let _ = writeln!(
+                text,
+                "| {} | {} | {figure} | {:.1} % | {:.1} % | {} of {} |",
+                c.of,
+                c.rows,
+                held.rows * 100.0,
+                held.groups * 100.0,
+                held.whole_groups,
+                held.of_groups
+            );
+        }
     }
     text.push('\n');
 }
@@ -258,7 +317,8 @@ fit, and are listed by mode; their servers had more, so that the errors are not 
 - The device of rows named `h100_80gb` is not stated by their source; its price suggests an H100 NVL \
 and it is predicted as one.
 - Kernels of linear attention, of sparse-attention indexers and of norms over all heads are in no \
-table; a fixed time per layer stands for the first two.
+table. Fixed times per layer and prompt token stand for them; they are known from the rows of Qwen3.5, \
+GLM-5 and MiniMax-M2.5 alone, so that leaving those groups out does not leave out these times.
 
 ";
 
@@ -270,7 +330,7 @@ fn cell(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::accuracy::summarise;
+    use crate::plan::accuracy::decompose;
 
     #[test]
     fn a_page_of_nothing_is_still_a_page_and_cells_cannot_break_it() {
@@ -281,6 +341,7 @@ mod tests {
             latencies: "moe.mft",
             ways: &[way],
             residuals: None,
+            decomposition: &decompose(&[]),
             coverage: &[],
             tables: &[],
             not_counted: &[("a|b\nc".into(), 2)],

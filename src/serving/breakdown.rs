@@ -114,6 +114,16 @@ impl Breakdown {
         self.parts().iter().map(|p| p.arithmetic_s).sum()
     }
 
+    /// Standard deviation of the logarithm of `total` seconds, of which these kernels are a part.
+    pub fn log_sd(&self, total: f64) -> f64 {
+        let part = |p: &Part| p.seconds / total * p.log_sigma;
+        if total > 0.0 {
+            self.parts().map(part).map(|s| s * s).iter().sum::<f64>().sqrt()
+        } else {
+            0.0
+        }
+    }
+
     /// Least trusted source among parts of 5 % or more.
     pub fn source(&self) -> Source {
         let total = self.total().0;
@@ -203,6 +213,12 @@ impl<'a> Tally<'a> {
         let latency = self.ask(query)?;
         self.sums.communication.add(&latency, times);
         Ok(())
+    }
+
+    /// The operations so far `times` over.
+    pub(super) fn repeat(&mut self, times: f64) {
+        let step = &self.sums;
+        self.sums = Breakdown::mix(step, times, step, 0.0);
     }
 
     /// Adds what the engine makes of it.

@@ -63,16 +63,14 @@ impl StepLoad {
             prompt_length: if prompt_tokens > 0.0 { lengths.input } else { 0.0 },
         }
     }
-
-    fn tokens(&self) -> f64 {
-        self.sequences + self.prompt_tokens
-    }
 }
 
 /// One attention group's share of a step.
 #[derive(Clone, Copy)]
 pub(super) struct GroupLoad {
     pub(super) sequences: f64,
+    /// Decoded rows: of each sequence its token and the drafts.
+    pub(super) rows: f64,
     pub(super) context: f64,
     pub(super) prompt_tokens: f64,
     pub(super) prompts: f64,
@@ -81,7 +79,7 @@ pub(super) struct GroupLoad {
 
 impl GroupLoad {
     pub(super) fn tokens(&self) -> f64 {
-        self.sequences + self.prompt_tokens
+        self.rows + self.prompt_tokens
     }
 }
 
@@ -102,23 +100,43 @@ impl Deployment<'_> {
     pub fn step(&self, load: &StepLoad) -> Result<Breakdown> {
         let mut tally = Tally::new(self.latency);
         let group = self.group(load);
-        self.layers(&group, load.tokens(), &mut tally)?;
+        self.layers(&group, self.rows(load), &mut tally)?;
+        tally.repeat(self.passes());
         self.head(&group, &mut tally)?;
         self.communication(load, &mut tally)?;
-        let layers = Layers::of(self.model);
-        // Each attention group schedules its own sequences.
-        let own = StepLoad { sequences: group.sequences, ..*load };
+        let layers = Layers::of(self.model, self.layout.attention_tp);
+        // Each attention group schedules its own sequences and prompts.
+        let GroupLoad { sequences, prompt_tokens, .. } = group;
+        let own = StepLoad { sequences, prompt_tokens, ..*load };
         Ok(tally.finish(self.costs, &layers, &own))
+    }
+
+    /// Rows of a step: drafts are checked like tokens.
+    fn rows(&self, load: &StepLoad) -> f64 {
+        load.sequences * self.costs.speculation.rows() + load.prompt_tokens
+    }
+
+    /// How often a step runs its layers: each draft takes one further layer.
+    fn passes(&self) -> f64 {
+        1.0 + self.costs.speculation.drafts / self.model.num_layers as f64
     }
 
     /// The busiest attention group has at least one whole sequence.
     fn group(&self, load: &StepLoad) -> GroupLoad {
         let groups = self.layout.attention_dp as f64;
         let prompt_tokens = load.prompt_tokens / groups;
-        let prompts =
-            if load.prompt_length > 0.0 { prompt_tokens / load.prompt_length } else { 0.0 };
+        // The tokens after a prefix attend to it: of the square 1 - q^2 is left for 1 - q of the
+        // tokens.
+        let squares = 1.0 + self.costs.prefix_hit;
+        let prompts = if load.prompt_length > 0.0 {
+            squares * prompt_tokens / load.prompt_length
+        } else {
+            0.0
+        };
+        let sequences = (load.sequences / groups).max(load.sequences.min(1.0));
         GroupLoad {
-            sequences: (load.sequences / groups).max(load.sequences.min(1.0)),
+            sequences,
+            rows: sequences * self.costs.speculation.rows(),
             context: load.context,
             prompt_tokens,
             prompts,
@@ -126,21 +144,26 @@ impl Deployment<'_> {
         }
     }
 
-    /// Only the last position of a prompt needs logits; those sequences decode the step after.
+    /// Only the last position of a prompt needs logits; those sequences decode the step after. Every
+    /// draft takes a head of its own before it is checked.
     fn head(&self, group: &GroupLoad, tally: &mut Tally) -> Result<()> {
         let vocabulary = self.model.vocab_size.div_ceil(self.layout.attention_tp);
-        let logits = group.sequences.max(1.0);
-        tally.dense(&gemm(logits, vocabulary, self.model.hidden_size, DType::Bf16), 1.0)
+        let hidden = self.model.hidden_size;
+        let head = |rows: f64| gemm(rows.max(1.0), vocabulary, hidden, DType::Bf16);
+        tally.dense(&head(group.rows), 1.0)?;
+        let drafts = self.costs.speculation.drafts;
+        if drafts > 0.0 { tally.dense(&head(group.sequences), drafts) } else { Ok(()) }
     }
 
     /// Collectives of all layers, and the exchange of the MoE layers where ranks hold different
     /// sequences.
     fn communication(&self, load: &StepLoad, tally: &mut Tally) -> Result<()> {
         let (layout, model) = (&self.layout, self.model);
-        let layers = model.num_layers as f64;
+        let layers = model.num_layers as f64 * self.passes();
         let exchanging = layout.attention_dp > 1 && !model.is_dense();
-        let moe_layers = if exchanging { model.moe_layers() as f64 } else { 0.0 };
-        let local = load.tokens() / layout.attention_dp as f64;
+        let moe_layers = if exchanging { model.moe_layers() as f64 * self.passes() } else { 0.0 };
+        let rows = self.rows(load);
+        let local = rows / layout.attention_dp as f64;
         if layout.attention_tp > 1 {
             let sum = CollectiveQuery {
                 kind: CollectiveKind::AllReduce,
@@ -159,7 +182,7 @@ impl Deployment<'_> {
             phase: if load.prompt_tokens > 0.0 { Phase::Prefill } else { Phase::Decode },
             ranks: layout.devices(),
             nodes: layout.nodes(self.domain),
-            tokens: local.max(load.tokens().min(1.0)),
+            tokens: local.max(rows.min(1.0)),
             hidden: model.hidden_size,
             top_k: model.top_k,
             experts: model.num_experts,
@@ -187,7 +210,13 @@ impl Deployment<'_> {
     pub fn cache_per_sequence(&self, tokens: f64) -> Bytes {
         let splits = self.model.attention.kv_splits().min(self.layout.attention_tp) as f64;
         let state = self.model.state_bytes() / self.layout.attention_tp as f64;
-        self.model.kv_bytes(tokens) / splits + state
+        let kept = self.cache().bits() / self.model.kv_dtype.bits();
+        self.model.kv_bytes(tokens) * kept / splits + state
+    }
+
+    /// Format of the cache.
+    pub fn cache(&self) -> DType {
+        self.costs.cache(self.model)
     }
 
     /// Sequences that fit beside the weights, over all devices, each at its mean length.

@@ -6,10 +6,25 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::layers::Mixer;
-use crate::config::{DeviceSpec, MoeModel};
+use crate::config::layers::{LayerGroup, Mixer};
+use crate::config::{DType, DeviceSpec, MoeModel};
 use crate::error::in_range;
-use crate::serving::StepLoad;
+use crate::serving::{Speculation, StepLoad};
+
+/// Experts of at most so many bits count as 8 bits: the scales of block formats are inside.
+const NARROW_BITS: f64 = 8.5;
+
+/// Which format an engine keeps its cache in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheFormat {
+    /// What the model's config says.
+    Published,
+    /// 8 bits beside experts of 8 bits or fewer, else what the config says.
+    Narrow,
+    /// What a flag says.
+    Set(DType),
+}
 
 /// Constants of one engine on one kind of host, in seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +53,11 @@ pub struct EngineCosts {
     /// Further small kernels of a layer whose mixer is in no table: recurrent mixers, indexers of
     /// sparse attention.
     pub mixer_s: f64,
+    /// What such a layer takes further for each prompt token.
+    pub mixer_token_s: f64,
+    /// A norm over all heads of a layer whose heads several ranks share: an exchange of squares, and
+    /// kernels that are not fused.
+    pub wide_norm_s: f64,
     /// Steps from a first token's computation to its delivery, and of waiting for a running one.
     pub first_steps: f64,
     /// Factor on the time of a prompt's own steps and of those before it.
@@ -50,12 +70,20 @@ pub struct EngineCosts {
     pub max_sequences: f64,
     /// Whether prompt tokens ride on decode steps (chunked prefill) or stop them.
     pub mixed: bool,
+    /// Format of the cache.
+    pub cache: CacheFormat,
+    /// Tokens that each decode step drafts and checks besides its own.
+    pub speculation: Speculation,
+    /// Share of the prompt tokens whose cache is found and that are not computed again.
+    pub prefix_hit: f64,
 }
 
 impl EngineCosts {
     /// The defaults of an engine. Times are one set for all engines, fitted to the open server rows
     /// of all of them ([accuracy page](../../../reports/accuracy.md)); engines differ in whether
-    /// prompts ride on decode steps.
+    /// prompts ride on decode steps. Mixers without tables are known from Qwen3.5 and GLM-5 alone, a
+    /// norm over all heads from MiniMax-M2.5 (B200, vLLM 0.19: 2.1 ms a step on two and on four ranks
+    /// more than on one).
     pub fn of(engine: &str) -> Self {
         let [request_s, first_steps, prompt_factor, burst_factor] = first_token(engine);
         Self {
@@ -69,6 +97,8 @@ impl EngineCosts {
             launch_s: 150e-6,
             decode_launch_s: 5e-6,
             mixer_s: 60e-6,
+            mixer_token_s: 0.2e-6,
+            wide_norm_s: 35e-6,
             first_steps,
             prompt_factor,
             burst_factor,
@@ -76,6 +106,9 @@ impl EngineCosts {
             max_sequences: 1024.0,
             // SGLang runs prompts in steps of their own unless told otherwise.
             mixed: engine != "sglang",
+            cache: if engine == "trtllm" { CacheFormat::Narrow } else { CacheFormat::Published },
+            speculation: Speculation::NONE,
+            prefix_hit: 0.0,
         }
     }
 
@@ -92,18 +125,29 @@ impl EngineCosts {
             launch_s: 0.0,
             decode_launch_s: 0.0,
             mixer_s: 0.0,
+            mixer_token_s: 0.0,
+            wide_norm_s: 0.0,
             first_steps: 0.5,
             prompt_factor: 1.0,
             burst_factor: 1.0,
             chunk_tokens: 2048.0,
             max_sequences: 4096.0,
             mixed: true,
+            cache: CacheFormat::Published,
+            speculation: Speculation::NONE,
+            prefix_hit: 0.0,
         }
     }
 
     /// The same on a device: vLLM admits less where the device is not of the large kind (its rule:
-    /// 70 GiB or more, and no A100).
-    pub fn on(self, engine: &str, device: &DeviceSpec) -> Self {
+    /// 70 GiB or more, and no A100). Published recipes of all servers keep the cache in 8 bits on
+    /// devices with 4-bit arithmetic, as TensorRT-LLM's checkpoints do everywhere.
+    pub fn on(mut self, engine: &str, device: &DeviceSpec) -> Self {
+        let is_server = ["vllm", "sglang", "trtllm"].contains(&engine);
+        let has_recipe = is_server && device.flops_per_s.contains_key(&DType::Nvfp4);
+        if has_recipe && self.cache == CacheFormat::Published {
+            self.cache = CacheFormat::Narrow;
+        }
         let large = device.memory_bytes >= 70.0 * f64::from(1 << 30)
             && !device.name.to_lowercase().contains("a100");
         if engine == "vllm" && !large {
@@ -112,12 +156,33 @@ impl EngineCosts {
         self
     }
 
-    /// Checks the constants that a calibration may have moved.
+    /// Checks the constants that a calibration may have moved, and the settings.
     ///
     /// # Errors
-    /// [`crate::Error::Usage`] for a kernel factor that no engine has.
+    /// [`crate::Error::Usage`] for a kernel factor that no engine has, or shares outside 0 to 1.
     pub fn validate(&self) -> crate::Result<()> {
-        in_range("kernel factor", self.kernel_factor, 0.05, 20.0).map(drop)
+        in_range("kernel factor", self.kernel_factor, 0.05, 20.0)?;
+        in_range("--prefix-hit", self.prefix_hit, 0.0, 1.0)?;
+        self.speculation.validate()
+    }
+
+    /// Format that the cache of a model is kept in.
+    pub fn cache(&self, model: &MoeModel) -> DType {
+        match self.cache {
+            CacheFormat::Set(format) => format,
+            CacheFormat::Narrow if model.expert_bits() <= NARROW_BITS => DType::Fp8,
+            CacheFormat::Narrow | CacheFormat::Published => model.kv_dtype,
+        }
+    }
+
+    /// Steps that one prompt takes.
+    pub fn chunks(&self, input: f64) -> f64 {
+        (self.computed(input) / self.chunk_tokens).ceil().max(1.0)
+    }
+
+    /// Tokens of a prompt that are computed; the last one always is.
+    pub fn computed(&self, input: f64) -> f64 {
+        (input * (1.0 - self.prefix_hit)).max(input.min(1.0))
     }
 
     /// What kernels of `seconds` table time take, of which `arithmetic` are limited by arithmetic.
@@ -127,7 +192,11 @@ impl EngineCosts {
 
     /// The engine's own share of a step of `layers` whose kernels take `kernels` seconds.
     pub fn overhead(&self, layers: &Layers, load: &StepLoad, kernels: f64) -> f64 {
-        let device = kernels + self.layer_s * layers.all + self.mixer_s * layers.unmeasured;
+        let mixer = self.mixer_s + self.mixer_token_s * load.prompt_tokens;
+        let device = kernels
+            + self.layer_s * layers.all
+            + mixer * layers.unmeasured
+            + self.wide_norm_s * layers.wide_norms;
         let each = if load.prompt_tokens > 0.0 { self.launch_s } else { self.decode_launch_s };
         let launch = each * (layers.all + (MOE_LAUNCHES - 1.0) * layers.moe);
         device.max(launch) - kernels + self.step_s + self.sequence_s * load.sequences
@@ -143,6 +212,8 @@ pub struct Layers {
     pub moe: f64,
     /// Those whose mixer has kernels that no table holds.
     pub unmeasured: f64,
+    /// Those that norm over heads on several ranks.
+    pub wide_norms: f64,
 }
 
 /// Front end in seconds, steps until delivery, factors on prompts and on bursts: fitted to the times
@@ -150,28 +221,33 @@ pub struct Layers {
 /// page](../../../reports/accuracy.md)).
 fn first_token(engine: &str) -> [f64; 4] {
     match engine {
-        "vllm" => [6e-3, 1.8, 1.2, 0.9],
-        "sglang" => [0.2, 3.4, 0.85, 4.0],
-        "trtllm" => [5e-3, 10.0, 0.8, 0.8],
+        "vllm" => [8e-3, 1.9, 0.95, 1.0],
+        "sglang" => [0.15, 3.0, 1.0, 3.0],
+        "trtllm" => [10e-3, 9.0, 0.8, 0.7],
         _ => [20e-3, 2.0, 1.0, 1.0],
     }
 }
 
 impl Layers {
-    /// The layers of a model.
-    pub fn of(model: &MoeModel) -> Self {
+    /// The layers of a model with heads over some ranks.
+    pub fn of(model: &MoeModel, tensor_parallel: usize) -> Self {
         let moe = if model.is_dense() { 0 } else { model.moe_layers() };
-        let unmeasured: usize = model
-            .layer_groups()
-            .iter()
-            .filter(|group| match &group.mixer {
-                Mixer::None => false,
-                Mixer::Attention(attention) => attention.indexer.is_some(),
-                Mixer::Mamba(_) | Mixer::Linear(_) | Mixer::ShortConv { .. } => true,
-            })
-            .map(|group| group.layers)
-            .sum();
-        Self { all: model.num_layers as f64, moe: moe as f64, unmeasured: unmeasured as f64 }
+        let groups = model.layer_groups();
+        let count = |which: &dyn Fn(&LayerGroup) -> bool| {
+            groups.iter().filter(|g| which(g)).map(|g| g.layers as f64).sum::<f64>()
+        };
+        let wide = |g: &LayerGroup| matches!(&g.mixer, Mixer::Attention(a) if a.wide_norm);
+        let unmeasured = |group: &LayerGroup| match &group.mixer {
+            Mixer::None => false,
+            Mixer::Attention(attention) => attention.indexer.is_some(),
+            Mixer::Mamba(_) | Mixer::Linear(_) | Mixer::ShortConv { .. } => true,
+        };
+        Self {
+            all: model.num_layers as f64,
+            moe: moe as f64,
+            unmeasured: count(&unmeasured),
+            wide_norms: if tensor_parallel > 1 { count(&wide) } else { 0.0 },
+        }
     }
 }
 
@@ -183,8 +259,18 @@ const MOE_LAUNCHES: f64 = 2.6;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::preset;
 
-    const DENSE: Layers = Layers { all: 32.0, moe: 0.0, unmeasured: 0.0 };
+    const DENSE: Layers = Layers { all: 32.0, moe: 0.0, unmeasured: 0.0, wide_norms: 0.0 };
+
+    #[test]
+    fn a_norm_over_all_heads_costs_only_where_ranks_share_them() {
+        let model = preset::load("MiniMax-M2.5").unwrap().model;
+        let of = |ranks| Layers::of(&model, ranks).wide_norms;
+        assert!(of(1) < 1e-12 && (of(4) - 62.0).abs() < 1e-12);
+        let mixtral = preset::load("mixtral-8x7b").unwrap().model;
+        assert!(Layers::of(&mixtral, 4).wide_norms < 1e-12);
+    }
 
     #[test]
     fn launches_hide_behind_long_kernels_and_show_behind_short_ones() {

@@ -147,16 +147,16 @@ impl Fleet<'_> {
         let each: Vec<(f64, f64)> =
             (skip..requests.len()).map(|index| floor.figures(index, self.speed)).collect();
         let span = times.iter().map(|t| t.last).fold(0.0, f64::max) - requests[0].arrival;
-        let of = |value: &dyn Fn(&Request, &Times) -> f64| {
-            let all = requests.iter().zip(times).skip(skip);
-            percentiles(&all.map(|(r, t)| value(r, t)).collect::<Vec<f64>>())
-        };
+        let counted = || requests.iter().zip(times).skip(skip);
+        let waits = counted().map(|(r, t)| t.admitted - r.arrival);
+        let decodes = counted().map(|(r, _)| (r.output - 1.0).max(1.0));
+        let whole = each.iter().zip(decodes).map(|((ttft, tpot), decodes)| ttft + decodes * tpot);
         let simulated = Simulated {
             requests: each.len(),
             ttft_s: percentiles(&each.iter().map(|e| e.0).collect::<Vec<f64>>()),
             tpot_s: percentiles(&each.iter().map(|e| e.1).collect::<Vec<f64>>()),
-            e2e_s: of(&|r, t| t.last - r.arrival + self.speed.request_s),
-            wait_s: of(&|r, t| t.admitted - r.arrival),
+            e2e_s: percentiles(&whole.collect::<Vec<f64>>()),
+            wait_s: percentiles(&waits.collect::<Vec<f64>>()),
             mean_running: busy / span,
         };
         FleetRun { simulated, each }
@@ -182,8 +182,9 @@ impl Floor<'_> {
     /// Time to first token and time per output token of one that ended.
     fn figures(&self, index: usize, speed: &EngineSpeed) -> (f64, f64) {
         let (r, t) = (&self.requests[index], &self.times[index]);
-        let ttft = t.first - r.arrival + speed.request_s;
-        (ttft, (t.last - t.first) / (r.output - 1.0).max(1.0))
+        let tpot = (t.last - t.first) / (r.output - 1.0).max(1.0);
+        let delivery = speed.delivery.seconds(r.input, tpot);
+        (t.first - r.arrival + speed.request_s + delivery, tpot)
     }
 
     fn end(&mut self, index: usize, now: f64) {
@@ -346,7 +347,9 @@ impl<'a> Engine<'a> {
             self.queue.pop_front();
             self.cached += held;
             floor.times[index].admitted = self.now;
-            self.entering.push_back(Entering { index, left: floor.requests[index].input });
+            // The last prompt token is always computed.
+            let left = (floor.requests[index].input * self.speed.computed).max(1.0);
+            self.entering.push_back(Entering { index, left });
         }
     }
 
@@ -412,7 +415,7 @@ impl<'a> Engine<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serving::{Lengths, PromptTimes, Spread, simulate};
+    use crate::serving::{Delivery, Lengths, PromptTimes, Spread, simulate};
 
     fn speed(cap: usize) -> EngineSpeed {
         EngineSpeed {
@@ -421,6 +424,8 @@ mod tests {
             chunk_tokens: 8192.0,
             cache_tokens: 1e12,
             request_s: 0.0,
+            computed: 1.0,
+            delivery: Delivery::default(),
         }
     }
 

@@ -89,7 +89,7 @@ impl Deployment<'_> {
             (Phase::Decode, group.sequences, read),
             (Phase::Prefill, group.prompts, group.prompt_length),
         ] {
-            let cache = model.kv_dtype;
+            let cache = self.cache();
             let query = AttentionQuery {
                 phase,
                 heads,
@@ -132,12 +132,7 @@ impl Deployment<'_> {
     ) -> Result<()> {
         let chosen = of.indexer.map_or(f64::INFINITY, |i| i.top_k as f64);
         let phases = [
-            (
-                Phase::Decode,
-                group.sequences,
-                group.sequences,
-                of.entries(group.context).min(chosen),
-            ),
+            (Phase::Decode, group.sequences, group.rows, of.entries(group.context).min(chosen)),
             (Phase::Prefill, group.prompts, group.prompt_tokens, group.prompt_length),
         ];
         for (phase, sequences, tokens, context) in phases {
@@ -187,7 +182,7 @@ impl Deployment<'_> {
             rope: qk_rope_head_dim,
             value: v_head_dim,
             weights: self.model.dense_dtype,
-            cache: self.model.kv_dtype,
+            cache: self.cache(),
             sequences,
             context,
         })

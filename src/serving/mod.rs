@@ -17,6 +17,7 @@ mod pools;
 mod prompt_times;
 mod queue;
 mod simulate;
+mod speculation;
 mod steady;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -25,7 +26,7 @@ pub mod yun2024;
 pub use breakdown::{Breakdown, Origins, Part};
 pub use curve::{Operation, ServiceLevel, StepCurve, StepFactors, batch_grid};
 pub use deployment::{Deployment, StepLoad};
-pub use engine_costs::{EngineCosts, Layers};
+pub use engine_costs::{CacheFormat, EngineCosts, Layers};
 pub use fleet::{Fleet, FleetRun, Router};
 pub use layout::Layout;
 pub use load::{LoadModel, RankLoad};
@@ -34,5 +35,8 @@ pub use money::{TrainingPrice, training_flops, usd_per_million_output, usd_per_m
 pub use pools::{KvLink, Pools};
 pub use prompt_times::PromptTimes;
 pub use queue::{Equilibrium, Queue};
-pub use simulate::{Arrivals, EngineSpeed, Estimate, Percentiles, Simulated, Spread, simulate};
+pub use simulate::{
+    Arrivals, Delivery, EngineSpeed, Estimate, Percentiles, Simulated, Spread, simulate,
+};
+pub use speculation::{Published, Speculation, published};
 pub use steady::{Prefill, Served, Steps, Traffic};

@@ -125,24 +125,26 @@ impl Deployment<'_> {
             };
             Ok(self.step(&load)?.total().0)
         };
-        let chunks = (lengths.input / chunk).ceil().max(1.0);
-        let latency = step(lengths.input / chunks)? * chunks;
+        let (chunks, tokens) =
+            (self.costs.chunks(lengths.input), self.costs.computed(lengths.input));
+        let latency = step(tokens / chunks)? * chunks * self.costs.prompt_factor;
         // A busy worker puts several short prompts into one step.
-        let busy = step(chunk)? * lengths.input / chunk;
+        let busy = step(chunk)? * tokens / chunk;
         Ok(PromptService { latency, busy: busy.min(latency), servers: groups })
     }
 
-    /// One decode step of `batch` sequences without prompts.
+    /// What a decode step of `batch` sequences without prompts takes per token of each.
     ///
     /// # Errors
     /// As [`Self::step`].
     pub fn decode_step(&self, batch: f64, lengths: &Lengths) -> Result<Breakdown> {
-        self.step(&StepLoad {
+        let step = self.step(&StepLoad {
             sequences: batch.max(1.0),
             context: lengths.mean_context(),
             prompt_tokens: 0.0,
             prompt_length: 0.0,
-        })
+        })?;
+        Ok(Breakdown::mix(&step, 1.0 / self.costs.speculation.tokens(), &step, 0.0))
     }
 }
 
@@ -168,12 +170,18 @@ impl Network<'_> {
         self.pools.prefill_workers * self.prompt.servers / self.prompt.busy
     }
 
+    /// Steps until the first token is delivered, at least the one that computes it.
+    fn delivery(&self, tpot: Seconds) -> f64 {
+        let costs = self.decode.costs;
+        costs.first_steps.max(1.0) * costs.speculation.tokens() * tpot.0
+    }
+
     fn served(&self, batch: f64, at_prefill: f64, rate: f64) -> Result<Served> {
         let step = self.decode.decode_step(batch, self.lengths)?;
         let tpot = step.total();
         let first = self.decode.costs.request_s + self.prefill(at_prefill) + self.transfer;
         Ok(Served {
-            ttft: Seconds(first + tpot.0),
+            ttft: Seconds(first + self.delivery(tpot)),
             tpot,
             batch,
             batch_cap: self.cap,
@@ -219,7 +227,7 @@ impl Network<'_> {
         let decoding = served.tpot.0 * self.lengths.decodes();
         // Little's law over the whole network gives the time before decoding.
         let before = (clients / rate - decoding).max(self.prompt.latency + self.transfer);
-        served.ttft = Seconds(before + served.tpot.0);
+        served.ttft = Seconds(before + self.delivery(served.tpot));
         served.saturated = rate >= self.most() * SATURATED || batch >= self.cap;
         Ok(served)
     }

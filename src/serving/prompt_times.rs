@@ -32,6 +32,15 @@ impl PromptTimes {
         Ok(Self { rows })
     }
 
+    /// The same times a factor.
+    #[must_use]
+    pub fn scaled(mut self, factor: f64) -> Self {
+        for (_, seconds) in self.rows.iter_mut().flat_map(|(_, row)| row) {
+            *seconds *= factor;
+        }
+        self
+    }
+
     /// Seconds that `tokens` prompt tokens add to a step with `running` decoding sequences: linear
     /// in between, in proportion beyond the last token, constant beyond the last sequence.
     pub fn seconds(&self, running: f64, tokens: f64) -> f64 {

@@ -33,6 +33,26 @@ pub struct EngineSpeed {
     pub cache_tokens: f64,
     /// Seconds that the front end adds to the time to first token.
     pub request_s: f64,
+    /// Share of the prompt tokens that are computed; the cache of the others is found.
+    pub computed: f64,
+    /// Times to first token beyond what steps take.
+    pub delivery: Delivery,
+}
+
+/// What the way of a first token takes beyond its steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Delivery {
+    /// Times per output token of the request: steps between a token's computation and its delivery.
+    pub tokens: f64,
+    /// Seconds per prompt token.
+    pub prompt_token_s: f64,
+}
+
+impl Delivery {
+    /// Seconds for a prompt of some tokens of a request with some time per output token.
+    pub fn seconds(&self, input: f64, tpot: f64) -> f64 {
+        self.tokens * tpot + self.prompt_token_s * input
+    }
 }
 
 /// How lengths are drawn.
@@ -163,6 +183,7 @@ impl EngineSpeed {
         positive("chunk", self.chunk_tokens)?;
         positive("cache", self.cache_tokens)?;
         in_range("front end", self.request_s, 0.0, 3600.0)?;
+        in_range("share of prompt tokens computed", self.computed, 0.0, 1.0)?;
         Ok(())
     }
 }
@@ -264,6 +285,8 @@ mod tests {
             chunk_tokens: 8192.0,
             cache_tokens: 1e12,
             request_s: 0.0,
+            computed: 1.0,
+            delivery: Delivery::default(),
         }
     }
 
@@ -328,13 +351,19 @@ mod tests {
             chunk_tokens: 100.0,
             cache_tokens: 1000.0,
             request_s: 0.002,
+            computed: 1.0,
+            delivery: Delivery { tokens: 2.0, prompt_token_s: 1e-5 },
         };
         let trace = Arrivals::Trace(vec![(5.0, 250.0, 11.0); 1]);
         let s = simulate(&engine, &trace).unwrap();
         // Two chunks of 100 and one of 50, then ten more tokens.
-        assert!((s.ttft_s.mean.value - (0.05 + 0.05 + 0.025 + 0.002)).abs() < 1e-9);
+        let delivery = 2.0 * 0.01 + 250.0 * 1e-5;
+        assert!((s.ttft_s.mean.value - (0.05 + 0.05 + 0.025 + 0.002 + delivery)).abs() < 1e-9);
+        let half = EngineSpeed { computed: 0.4, delivery: Delivery::default(), ..engine };
+        let s = simulate(&half, &trace).unwrap();
+        assert!((s.ttft_s.mean.value - (0.05 + 0.002)).abs() < 1e-9);
         assert!((s.tpot_s.mean.value - 0.01).abs() < 1e-9);
-        assert!((s.e2e_s.mean.value - 0.227).abs() < 1e-9);
+        assert!((s.e2e_s.mean.value - 0.152).abs() < 1e-9);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! has `c = B + those in prefill`, an open loop at rate r has `B = r (O - 1) TPOT`.
 
 use crate::Result;
-use crate::serving::{Breakdown, Deployment, Lengths, StepLoad};
+use crate::serving::{Breakdown, Deployment, EngineCosts, Lengths, StepLoad};
 use crate::units::Seconds;
 
 /// Rounds of the fixed point; each halves the error or better.
@@ -64,7 +64,7 @@ impl Deployment<'_> {
     /// # Errors
     /// As [`Self::step`].
     pub fn static_batch(&self, batch: f64, lengths: &Lengths) -> Result<Seconds> {
-        let prompts = batch * lengths.input;
+        let prompts = batch * self.costs.computed(lengths.input);
         let chunks = (prompts / self.costs.chunk_tokens).ceil().max(1.0);
         let load = StepLoad {
             sequences: 0.0,
@@ -73,7 +73,8 @@ impl Deployment<'_> {
         };
         let first = self.step(&load)?.total() * chunks;
         let decode = self.step(&StepState { batch, lengths: *lengths }.load(0.0))?.total();
-        Ok(first + decode * (lengths.output - 1.0).max(0.0))
+        let steps = (lengths.output - 1.0).max(0.0) / self.costs.speculation.tokens();
+        Ok(first + decode * steps)
     }
 
     /// Steady state under `traffic`.
@@ -184,18 +185,22 @@ impl Deployment<'_> {
         // A step that decodes has at least one sequence.
         let load = StepLoad { sequences: load.sequences.max(1.0), ..load };
         let decode = self.step(&load)?;
-        let prompt_tokens = batch * lengths.input / lengths.output.max(1.0);
+        let input = self.costs.computed(lengths.input);
+        // Per step each sequence gets on by some tokens.
+        let tokens = self.costs.speculation.tokens();
+        let prompt_tokens = batch * input * tokens / lengths.output.max(1.0);
         if prompt_tokens <= 0.0 {
             return Ok(Steps {
                 decode,
                 load,
                 with: decode,
                 with_load: load,
-                plain: 1.0,
+                plain: 1.0 / tokens,
                 share: 0.0,
+                tokens,
             });
         }
-        let chunk = lengths.input.min(self.costs.chunk_tokens);
+        let chunk = input.min(self.costs.chunk_tokens);
         // Prompts start at random steps: several may share one.
         let share = 1.0 - (-prompt_tokens / chunk).exp();
         let carried = (prompt_tokens / share).min(self.costs.chunk_tokens);
@@ -205,7 +210,8 @@ impl Deployment<'_> {
         let with_load = StepLoad { sequences: riding, ..state.load(carried) };
         let with = self.step(&with_load)?;
         let plain = if self.costs.mixed { (1.0 - share).max(0.0) } else { 1.0 };
-        Ok(Steps { decode, load, with, with_load, plain, share })
+        let (plain, share) = (plain / tokens, share / tokens);
+        Ok(Steps { decode, load, with, with_load, plain, share, tokens })
     }
 
     /// One of the steps that carry a prompt beside `batch` decoding sequences.
@@ -224,19 +230,14 @@ impl Deployment<'_> {
         let chunks = self.prefill(lengths).chunks;
         let riding = if self.costs.mixed { batch } else { 0.0 };
         let state = StepState { batch, lengths: *lengths };
-        let load = StepLoad { sequences: riding, ..state.load(lengths.input / chunks) };
+        let tokens = self.costs.computed(lengths.input) / chunks;
+        let load = StepLoad { sequences: riding, ..state.load(tokens) };
         Ok((self.step(&load)?, load))
     }
 
     /// How a prompt enters.
     pub fn prefill(&self, lengths: &Lengths) -> Prefill {
-        Prefill {
-            chunks: (lengths.input / self.costs.chunk_tokens).ceil().max(1.0),
-            output: lengths.output.max(1.0),
-            request_s: self.costs.request_s,
-            first_steps: self.costs.first_steps,
-            factor: self.costs.prompt_factor,
-        }
+        Prefill::new(self.costs, self.costs.chunks(lengths.input), lengths.output)
     }
 }
 
@@ -253,21 +254,36 @@ pub struct Prefill {
     first_steps: f64,
     /// Factor on prompt steps.
     factor: f64,
+    /// Output tokens of a sequence in one step.
+    tokens: f64,
 }
 
 impl Prefill {
-    /// Arrival to first token beside `batch` sequences: the steps of waiting and delivery (`step` is
-    /// the mean one), the prompts before it (they are served one after the other, so their wait is that of an
-    /// M/D/1 queue), then its own steps of `own` each.
-    pub fn first_token(&self, batch: f64, step: Seconds, own: Seconds) -> Seconds {
+    /// A prompt of so many steps, of a request with so many output tokens.
+    pub fn new(costs: &EngineCosts, chunks: f64, output: f64) -> Self {
+        Self {
+            chunks,
+            output: output.max(1.0),
+            request_s: costs.request_s,
+            first_steps: costs.first_steps,
+            factor: costs.prompt_factor,
+            tokens: costs.speculation.tokens(),
+        }
+    }
+
+    /// Arrival to first token beside `batch` sequences that get a token every `tpot`: the steps of
+    /// waiting and delivery, the prompts before it (they are served one after the other, so their wait
+    /// is that of an M/D/1 queue), then its own steps of `own` each.
+    pub fn first_token(&self, batch: f64, tpot: Seconds, own: Seconds) -> Seconds {
         let own = self.factor * own.0 * self.chunks;
         if batch <= 0.0 {
             return Seconds(self.request_s + own);
         }
-        let arrivals = batch / (self.output * step.0);
+        let arrivals = batch / (self.output * tpot.0);
         let busy = (arrivals * own).min(BUSIEST);
         let wait = own * busy / (2.0 * (1.0 - busy));
-        Seconds(self.request_s + self.first_steps * step.0 + wait + own)
+        let step = tpot.0 * self.tokens;
+        Seconds(self.request_s + self.first_steps * step + wait + own)
     }
 }
 
@@ -287,12 +303,14 @@ pub struct Steps {
     pub plain: f64,
     /// Steps with prompt tokens per output token.
     pub share: f64,
+    /// Output tokens of a sequence in one step.
+    pub tokens: f64,
 }
 
 impl Steps {
     /// Share of the time that goes to prompts: what steps take longer for carrying them.
     pub fn prompt_share(&self) -> f64 {
-        let decoding = self.decode.total().0 * (self.plain + self.share).min(1.0);
+        let decoding = self.decode.total().0 * (self.plain + self.share).min(1.0 / self.tokens);
         (1.0 - decoding / self.mean().total().0).clamp(0.0, 1.0)
     }
 
@@ -318,6 +336,7 @@ impl StepState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serving::Speculation;
     use crate::serving::testing::on_roofline;
 
     const LENGTHS: Lengths = Lengths { input: 1000.0, output: 200.0 };
@@ -373,6 +392,55 @@ mod tests {
             let short = d.static_batch(64.0, &Lengths { output: 1.0, ..LENGTHS }).unwrap();
             assert!(short.0 > 0.0 && short < many);
         });
+    }
+
+    fn under<T>(costs: impl Fn(EngineCosts) -> EngineCosts, check: impl Fn(&Deployment) -> T) -> T {
+        with(|d| {
+            let costs = costs(d.costs.clone());
+            check(&Deployment { costs: &costs, ..*d })
+        })
+    }
+
+    #[test]
+    fn drafts_read_more_experts_and_pay_where_few_sequences_share_a_step() {
+        let drafted = |acceptance: f64, batch: f64| {
+            let speculation = Speculation { drafts: 2.0, acceptance };
+            let costs = |costs| EngineCosts { speculation, ..costs };
+            under(costs, |d| d.at(batch, 1e3, &LENGTHS).unwrap())
+        };
+        for batch in [1.0, 8.0, 64.0] {
+            let plain = with(|d| d.at(batch, 1e3, &LENGTHS).unwrap());
+            let (kept, refused) = (drafted(0.85, batch), drafted(0.0, batch));
+            assert!(refused.tpot > plain.tpot && refused.step.moe.seconds > plain.step.moe.seconds);
+            assert!(kept.tpot < refused.tpot, "{batch}");
+            assert!((kept.batch - batch).abs() < 1e-12);
+        }
+        // Twice as many rows of a full step cost little where its weights are read anyway.
+        let gain = |batch: f64| {
+            with(|d| d.at(batch, 1e3, &LENGTHS).unwrap()).tpot / drafted(0.85, batch).tpot
+        };
+        assert!(gain(64.0) > 1.3 && gain(64.0) < 2.6, "{}", gain(64.0));
+        // A full acceptance of drafts that cost nothing would be three tokens a step.
+        assert!(
+            drafted(1.0, 8.0).tpot.0 * 3.0 > with(|d| d.at(8.0, 1e3, &LENGTHS).unwrap()).tpot.0
+        );
+    }
+
+    #[test]
+    fn found_prefixes_shorten_the_first_token_and_leave_the_cache_as_full() {
+        let found = |prefix_hit: f64| {
+            let costs = |costs| EngineCosts { prefix_hit, ..costs };
+            under(costs, |d| d.serve(&Traffic::Open(4.0), &LENGTHS).unwrap())
+        };
+        let (none, half, most) = (found(0.0), found(0.5), found(0.9));
+        assert!(half.ttft < none.ttft && most.ttft < half.ttft);
+        assert!(half.tpot < none.tpot && most.prompt_share < none.prompt_share);
+        assert!((half.batch_cap - none.batch_cap).abs() < 1e-9);
+        assert!(
+            (none.ttft / with(|d| d.serve(&Traffic::Open(4.0), &LENGTHS).unwrap()).ttft - 1.0)
+                .abs()
+                < 1e-12
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::calibrate::{Group, Prior};
 use crate::cli::Output;
 use crate::cli::profile::Sources;
 use crate::config::{DeviceSpec, load_model};
-use crate::plan::points::{self, Setup, served_cache};
+use crate::plan::points::{self, Setup};
 use crate::serving::{Layout, Lengths, Traffic};
 use crate::{Error, Result};
 
@@ -57,13 +57,13 @@ pub(super) fn run(args: &CalibrateArgs, sources: &Sources, output: Output) -> Re
     let (Some(model), Some(device)) = (&args.model, &args.device) else {
         return Err(Error::usage("--plan", "needs --model and --device"));
     };
-    let mut loaded = load_model(model)?.model;
+    let loaded = load_model(model)?.model;
     let device = DeviceSpec::load(device)?;
     let engine = sources.engine();
-    loaded.kv_dtype = served_cache(&loaded, engine, &device);
     let group =
         Group { engine: engine.to_owned(), model: loaded.name.clone(), gpu: device.name.clone() };
-    let chosen = Chosen::of(&group, &[])?;
+    let mut chosen = Chosen::of(&group, &[])?;
+    chosen.default = chosen.default.on(engine, &device);
     let latency = sources.stack(&device, engine)?;
     let mut candidates = Vec::new();
     for tp in RANKS {
@@ -121,7 +121,7 @@ fn candidate(
     latency: &dyn crate::latency::LatencyModel,
     (model, engine): (&str, &str),
 ) -> Option<Candidate> {
-    let costs = chosen.costs().on(engine, &setup.device);
+    let costs = chosen.costs();
     let here = points::predict(setup, &costs, latency).ok()?.served;
     if here.saturated {
         return None;

@@ -11,7 +11,7 @@ use crate::calibrate::{Calibration, Group, judge, pool};
 use crate::cli::Output;
 use crate::cli::profile::Sources;
 use crate::constants::memory;
-use crate::plan::accuracy::{Errors, Summary, summarise};
+use crate::plan::accuracy::{Errors, Summary, looks_speculative, summarise};
 use crate::plan::points::{self, Point, Prediction, REQUESTS_PER_CLIENT};
 use crate::serving::Breakdown;
 use crate::units::Seconds;
@@ -66,6 +66,8 @@ struct RowOut {
     step: Option<Breakdown>,
     refused: Option<String>,
     excluded: Option<String>,
+    /// Whether its server probably drafted tokens: much faster at small loads than predicted without.
+    looks_speculative: bool,
 }
 
 pub(super) fn run(
@@ -92,6 +94,7 @@ pub(super) fn run(
     let scored: Vec<_> =
         points.iter().zip(&results).map(|(p, r)| (p, r.as_ref().ok().map(|a| &a.0))).collect();
     let summary = summarise(&scored);
+    let flags = looks_speculative(&scored);
     let document = Document {
         schema: "moe-frontier/estimate-points",
         schema_version: "1.0",
@@ -114,7 +117,7 @@ pub(super) fn run(
             closed_loop_requests_per_client: REQUESTS_PER_CLIENT,
             unstated_h100_variant: "H100 NVL",
         },
-        rows: points.iter().zip(results).map(|(p, r)| row(p, r)).collect(),
+        rows: points.iter().zip(results).zip(flags).map(|((p, r), f)| row(p, r, f)).collect(),
     };
     output.result(&document, || text(&document))
 }
@@ -130,7 +133,7 @@ fn kernel_times(profile: &[String]) -> String {
 /// A prediction with its interval, or why there is none.
 type Answer = Result<(Prediction, Option<Halves>), String>;
 
-fn row(point: &Point, result: Answer) -> RowOut {
+fn row(point: &Point, result: Answer, looks_speculative: bool) -> RowOut {
     let predicted = result.as_ref().ok().map(|a| &a.0);
     let halves = result.as_ref().ok().and_then(|a| a.1);
     let within = |value: Option<f64>, half: fn(&Halves) -> f64| {
@@ -162,6 +165,7 @@ fn row(point: &Point, result: Answer) -> RowOut {
         saturated: predicted.map(|p| p.served.saturated),
         step: predicted.map(|p| p.served.step),
         excluded: point.excluded.clone(),
+        looks_speculative,
         refused: result.err(),
     }
 }
@@ -196,6 +200,10 @@ fn text(document: &Document) -> String {
             let kind = why.split(':').next().unwrap_or(why);
             *reasons.entry(kind).or_insert(0) += 1;
         }
+    }
+    let speculative = document.rows.iter().filter(|r| r.looks_speculative).count();
+    if speculative > 0 {
+        let _ = writeln!(text, "{speculative} row(s) look like speculative decoding (--mtp)");
     }
     for (reason, count) in reasons {
         let _ = writeln!(text, "not counted: {count} row(s): {reason}");

@@ -14,11 +14,13 @@ use crate::cli::parse::{positive_whole, quantity, tokens};
 use crate::cli::profile::{ProfileArgs, Sources};
 use crate::config::DeviceSpec;
 use crate::plan::points::{self, Point};
-use crate::serving::EngineCosts;
 use crate::workload::RoutingKind;
 
 mod file;
 mod one;
+mod serving;
+
+pub(crate) use serving::ServingArgs;
 
 /// Predicts TTFT, TPOT, throughput, memory and cost of a deployment.
 #[derive(Debug, Args)]
@@ -29,7 +31,7 @@ mod one;
 pub struct EstimateArgs {
     /// CSV of measured points: one prediction per row and a summary of errors.
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "model", "device", "concurrency", "rate", "tp", "ep", "dp", "weights", "cache", "routing", "isl", "osl", "price",
+        "model", "device", "concurrency", "rate", "tp", "ep", "dp", "weights", "cache", "mtp", "prefix_hit", "routing", "isl", "osl", "price",
     ])]
     pub points: Option<PathBuf>,
     /// With --points: predict each row with a prior that was fitted without its model on its device.
@@ -59,9 +61,9 @@ pub struct EstimateArgs {
     /// Weights: bf16, fp16, fp8, int8, int4, mxfp4 or nvfp4; by default as published.
     #[arg(long, value_name = "FORMAT")]
     pub weights: Option<String>,
-    /// Cache: bf16 or fp8; by default as published.
-    #[arg(long, value_name = "FORMAT")]
-    pub cache: Option<String>,
+    /// How the server is run.
+    #[command(flatten)]
+    pub serving: ServingArgs,
     /// Routing of tokens over experts: uniform, zipf:S, power-law:A, hot:SHARE, balanced, trace:FILE.
     #[arg(long, default_value_t = RoutingKind::TYPICAL, value_name = "KIND")]
     pub routing: RoutingKind,
@@ -120,23 +122,20 @@ pub(crate) fn calibrate_all(points: &[Point], sources: &Sources) -> Result<Vec<C
     Ok(groups.into_iter().map(fit).collect())
 }
 
-/// What the engine of `sources` adds for a model on a device: own runs where the group has some, else
-/// the prior; this program's own kernels cost what their profile says.
+/// What the engine of `sources` adds for a model on a device, with its error: own runs where the group
+/// has some, else the prior; this program's own kernels cost what their profile says.
 pub(crate) fn resolve(
     sources: &Sources,
     calibrations: &[Calibration],
-    model: &str,
-    device: Option<&DeviceSpec>,
-) -> Result<EngineCosts> {
-    let engine = sources.engine();
-    if engine == "none" {
-        return sources.costs();
+    serving: &ServingArgs,
+    (model, device): (&str, &DeviceSpec),
+) -> Result<Chosen> {
+    let engine = sources.engine().to_owned();
+    let group = Group { engine, model: model.to_owned(), gpu: device.name.clone() };
+    let mut chosen = Chosen::of(&group, calibrations)?;
+    if group.engine == "none" {
+        chosen.default = sources.costs()?;
     }
-    Ok(Chosen::of(&group(engine, model, device), calibrations)?.costs())
-}
-
-/// The group of an engine, a model and a device, if it is one device.
-pub(crate) fn group(engine: &str, model: &str, device: Option<&DeviceSpec>) -> Group {
-    let gpu = device.map_or_else(String::new, |d| d.name.clone());
-    Group { engine: engine.to_owned(), model: model.to_owned(), gpu }
+    chosen.default = serving.applied(model, chosen.default.on(&group.engine, device))?;
+    Ok(chosen)
 }

@@ -3,13 +3,13 @@
 use serde::Serialize;
 
 use super::{EstimateArgs, resolve};
-use crate::calibrate::predict::{Chosen, Halves, ends};
-use crate::calibrate::{Calibration, Fitted, Group};
+use crate::calibrate::predict::ends;
+use crate::calibrate::{Calibration, Fitted};
 use crate::cli::Output;
 use crate::cli::output::model_lines;
 use crate::cli::profile::{Sources, price};
-use crate::config::{DType, DeviceSpec, Loaded, load_model};
-use crate::latency::{LatencyModel, Operation, Source, Stack};
+use crate::config::{DeviceSpec, Loaded, load_model};
+use crate::latency::{Operation, Source, Stack};
 use crate::plan::outcome::OperationSource;
 use crate::plan::points::{Prediction, Setup, deployment, set_precision};
 use crate::serving::{
@@ -82,6 +82,7 @@ struct Assumptions {
     osl: f64,
     weights: &'static str,
     cache: &'static str,
+    accepted_drafts_from: Option<&'static str>,
     usable_memory_share: f64,
     routing: String,
     usd_per_gpu_hour: Option<f64>,
@@ -100,25 +101,22 @@ pub(super) fn run(
     let (setup, model_assumed) = setup(args, sources)?;
     let engine = sources.engine();
     let stack = sources.stack(&setup.device, engine)?;
-    let costs = resolve(sources, calibrations, &setup.model.name, Some(&setup.device))?
-        .on(engine, &setup.device);
+    let named = (setup.model.name.as_str(), &setup.device);
+    let chosen = resolve(sources, calibrations, &args.serving, named)?;
+    let costs = chosen.costs();
     let routing = LoadModel::new(&args.routing, setup.model.num_experts, setup.model.top_k)?;
     let deployment = deployment(&setup, &costs, stack.as_ref(), &routing);
     deployment.validate()?;
     let served = deployment.serve(&setup.traffic, &setup.lengths)?;
-    let group = Group {
-        engine: engine.to_owned(),
-        model: setup.model.name.clone(),
-        gpu: setup.device.name.clone(),
-    };
-    let calibration = calibrations.iter().find(|c| c.group == group);
-    let halves = halves(&group, calibrations, (&setup, &costs), stack.as_ref(), &served)?;
+    let calibration = calibrations.iter().find(|c| c.group == chosen.group);
     let (price, price_source) = match price(args.price.as_deref(), &setup.device) {
         Ok((price, source)) => (Some(price), source),
         Err(error) if args.price.is_some() => return Err(error),
         Err(_) => (None, "none published; --price sets one".into()),
     };
     let output_rate = served.requests_per_s * setup.lengths.output;
+    let prediction = Prediction { served, output_rate };
+    let halves = chosen.halves(&setup, stack.as_ref(), &prediction)?;
     let memory = Memory {
         device_bytes: deployment.memory.device.0,
         weights_bytes: deployment.weights_per_device().0,
@@ -172,7 +170,8 @@ pub(super) fn run(
             isl: setup.lengths.input,
             osl: setup.lengths.output,
             weights: setup.model.expert_dtype.label(),
-            cache: setup.model.kv_dtype.label(),
+            cache: deployment.cache().label(),
+            accepted_drafts_from: args.serving.accept_source(&setup.model.name),
             usable_memory_share: deployment.memory.usable_share,
             routing: args.routing.to_string(),
             usd_per_gpu_hour: price.map(|p| p.0),
@@ -209,13 +208,6 @@ fn setup(args: &EstimateArgs, sources: &Sources) -> Result<(Setup, Vec<String>)>
         set_precision(&mut model, &weights.to_lowercase())
             .map_err(|reason| Error::usage("--weights", reason))?;
     }
-    if let Some(cache) = &args.cache {
-        model.kv_dtype = match cache.to_lowercase().as_str() {
-            "bf16" => DType::Bf16,
-            "fp8" => DType::Fp8,
-            _ => return Err(Error::usage("--cache", format!("`{cache}`: takes bf16 or fp8"))),
-        };
-    }
     let ranks = args.tp * args.dp;
     if !ranks.is_multiple_of(args.ep) {
         let reason = format!("{} does not divide the {ranks} devices of --tp x --dp", args.ep);
@@ -237,24 +229,6 @@ fn setup(args: &EstimateArgs, sources: &Sources) -> Result<(Setup, Vec<String>)>
     };
     let lengths = Lengths { input: args.isl, output: args.osl };
     Ok((Setup { model, device, layout, lengths, traffic, pools: None }, assumed))
-}
-
-/// Half widths of the 95 % intervals; this program's own kernels without a server have those of their
-/// cells alone.
-fn halves(
-    group: &Group,
-    calibrations: &[Calibration],
-    (setup, costs): (&Setup, &EngineCosts),
-    latency: &dyn LatencyModel,
-    served: &Served,
-) -> Result<Halves> {
-    let output_rate = served.requests_per_s * setup.lengths.output;
-    let prediction = Prediction { served: *served, output_rate };
-    let mut chosen = Chosen::of(group, calibrations)?;
-    if group.engine == "none" {
-        chosen.default = costs.clone();
-    }
-    chosen.halves(setup, latency, &prediction)
 }
 
 /// Dollars per million prompt tokens, output tokens, and output tokens that carry everything.

@@ -2,10 +2,13 @@
 
 use serde::Serialize;
 
+use super::interval::{ModelInterval, halves, interval, upper};
 use super::{Asked, SizeArgs, given};
+use crate::Result;
+use crate::calibrate::predict::{Halves, ends};
 use crate::cli::profile::Sources;
 use crate::plan::request_trace::RequestTrace;
-use crate::plan::size::{Choice, Failure, SizeAnswer, SizeInputs, Window, windows};
+use crate::plan::size::{Choice, Failure, Offer, SizeAnswer, SizeInputs, Window, windows};
 use crate::serving::{Percentiles, Router, usd_per_million_output};
 use crate::units::TokensPerSecond;
 
@@ -38,6 +41,7 @@ pub(super) struct Document {
     pub(super) usd_per_million_input_tokens: f64,
     pub(super) usd_per_million_output_tokens: f64,
     pub(super) usd_per_million_total_tokens: f64,
+    pub(super) model_interval: ModelInterval,
     memory: Memory,
     pub(super) binding_constraint: String,
     pub(super) margins: Vec<Margin>,
@@ -99,6 +103,8 @@ pub(super) struct Margin {
     pub(super) upper_ms: f64,
     /// Share of the limit that the upper end leaves.
     pub(super) left: f64,
+    /// Upper end over the serving model's interval as well.
+    model_upper_ms: f64,
 }
 
 /// Another plan that keeps the limits in its simulation.
@@ -111,23 +117,35 @@ pub(super) struct Alternative {
     max_batch: usize,
     pub(super) usd_per_hour: f64,
     pub(super) ttft_p99_ms: f64,
+    ttft_p99_ms_lo: f64,
+    ttft_p99_ms_hi: f64,
     pub(super) tpot_p99_ms: f64,
+    tpot_p99_ms_lo: f64,
+    tpot_p99_ms_hi: f64,
+    calibration: &'static str,
     goodput: f64,
 }
 
 impl Alternative {
-    fn of(c: &Choice) -> Self {
-        Self {
+    fn of(asked: &Asked, sources: &Sources, c: &Choice) -> Result<Self> {
+        let halves = halves(asked, sources, c)?;
+        let (ttft, tpot) = (&c.simulated.ttft_s.p99, &c.simulated.tpot_s.p99);
+        Ok(Self {
             device: c.device.clone(),
             layout: c.layout.to_string(),
             gpus: c.gpus(),
             replicas: c.replicas,
             max_batch: c.max_batch,
             usd_per_hour: c.usd_per_hour(),
-            ttft_p99_ms: c.simulated.ttft_s.p99.value * 1e3,
-            tpot_p99_ms: c.simulated.tpot_s.p99.value * 1e3,
+            ttft_p99_ms: ttft.value * 1e3,
+            ttft_p99_ms_lo: ends(ttft.lo, halves.ttft).0 * 1e3,
+            ttft_p99_ms_hi: ends(ttft.hi, halves.ttft).1 * 1e3,
+            tpot_p99_ms: tpot.value * 1e3,
+            tpot_p99_ms_lo: ends(tpot.lo, halves.tpot).0 * 1e3,
+            tpot_p99_ms_hi: ends(tpot.hi, halves.tpot).1 * 1e3,
+            calibration: asked.calibration(&c.device),
             goodput: c.goodput,
-        }
+        })
     }
 }
 
@@ -136,6 +154,8 @@ pub(super) struct Assumptions {
     kernel_times: String,
     engine: String,
     pub(super) calibration: &'static str,
+    cache: &'static str,
+    accepted_drafts_from: Option<&'static str>,
     constants: crate::serving::EngineCosts,
     pub(super) model_assumed: Vec<String>,
     pub(super) trace: Option<String>,
@@ -168,15 +188,17 @@ pub(super) fn document(
     sources: &Sources,
     asked: &Asked,
     answer: &SizeAnswer,
-) -> Document {
+) -> Result<Document> {
     let (inputs, best) = (&asked.inputs, &answer.best);
     let (input, output) = best.usd_per_million(inputs);
     let total =
         best.usd_per_hour() / 3600.0 / inputs.rate / (inputs.lengths.input + inputs.lengths.output)
             * 1e6;
-    Document {
+    let halves = halves(asked, sources, best)?;
+    let alternatives = answer.others.iter().map(|c| Alternative::of(asked, sources, c));
+    Ok(Document {
         schema: "moe-frontier/size",
-        schema_version: "1.1",
+        schema_version: "1.2",
         model: inputs.model.name.clone(),
         model_summary: inputs.model.summary(),
         device: best.device.clone(),
@@ -198,6 +220,7 @@ pub(super) fn document(
         usd_per_million_input_tokens: input,
         usd_per_million_output_tokens: output,
         usd_per_million_total_tokens: total,
+        model_interval: interval((asked, sources), best, &halves, (input, output))?,
         memory: Memory {
             weights_bytes: best.weights.0,
             cache_bytes: best.cache_per_sequence.0 * best.max_batch as f64
@@ -206,15 +229,15 @@ pub(super) fn document(
             usable_bytes: best.memory.usable().0,
         },
         binding_constraint: answer.binding.clone(),
-        margins: margins(inputs, best),
+        margins: margins(inputs, best, &halves),
         latency_source: best.source,
-        alternatives: answer.others.iter().map(Alternative::of).collect(),
+        alternatives: alternatives.collect::<Result<_>>()?,
         failed: answer.failures.clone(),
-        assumptions: assumptions(args, sources, asked, best),
-    }
+        assumptions: assumptions(args, sources, asked, best)?,
+    })
 }
 
-fn margins(inputs: &SizeInputs, best: &Choice) -> Vec<Margin> {
+fn margins(inputs: &SizeInputs, best: &Choice, halves: &Halves) -> Vec<Margin> {
     let of = |limit: &crate::plan::size::Limit| {
         let found = limit.simulated(&best.simulated);
         Margin {
@@ -223,19 +246,28 @@ fn margins(inputs: &SizeInputs, best: &Choice) -> Vec<Margin> {
             value_ms: found.value * 1e3,
             upper_ms: found.hi * 1e3,
             left: 1.0 - found.hi / limit.most.0,
+            model_upper_ms: upper(found.hi, limit, halves) * 1e3,
         }
     };
     inputs.limits.iter().map(of).collect()
 }
 
-fn assumptions(args: &SizeArgs, sources: &Sources, asked: &Asked, best: &Choice) -> Assumptions {
+fn assumptions(
+    args: &SizeArgs,
+    sources: &Sources,
+    asked: &Asked,
+    best: &Choice,
+) -> Result<Assumptions> {
     let inputs = &asked.inputs;
-    let chosen = inputs.devices.iter().position(|(d, _)| d.name == best.device).unwrap_or(0);
-    Assumptions {
-        kernel_times: sources.names(&inputs.devices[chosen].0),
+    let chosen = inputs.devices.iter().position(|o| o.device.name == best.device).unwrap_or(0);
+    let Offer { device, costs, .. } = inputs.offer(&best.device)?;
+    Ok(Assumptions {
+        kernel_times: sources.names(device),
         engine: inputs.engine.clone(),
-        calibration: if asked.is_calibrated { "calibrated" } else { "uncalibrated" },
-        constants: inputs.costs.clone(),
+        calibration: asked.calibration(&best.device),
+        cache: costs.cache(&inputs.model).label(),
+        accepted_drafts_from: args.serving.accept_source(&inputs.model.name),
+        constants: costs.clone(),
         model_assumed: asked.assumed.clone(),
         trace: args.trace.as_ref().map(|p| p.display().to_string()),
         trace_left_out: inputs.trace.as_ref().map(RequestTrace::left_out),
@@ -258,7 +290,7 @@ fn assumptions(args: &SizeArgs, sources: &Sources, asked: &Asked, best: &Choice)
         goodput_is: "share of the requests within the highest percentile promised of each metric",
         seed: args.seed,
         simulated_requests: best.simulated.requests,
-    }
+    })
 }
 
 /// One replica at the mean rate.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use clap::Args;
 
 use crate::calibrate::Calibration;
+use crate::calibrate::predict::Chosen;
 use crate::cli::Output;
 use crate::cli::emit::EmitArgs;
-use crate::cli::estimate::{calibrations, group, resolve};
+use crate::cli::estimate::{ServingArgs, calibrations, resolve};
 use crate::cli::output::write_stdout;
 use crate::cli::parse::{duration, positive_whole, quantity, simulated_requests, tokens};
 use crate::cli::profile::{ProfileArgs, Sources, price};
@@ -19,7 +20,7 @@ use crate::files::{ResultFolder, write_atomic};
 use crate::latency::tables::shipped;
 use crate::plan::points::set_precision;
 use crate::plan::request_trace::{Columns, RequestTrace};
-use crate::plan::size::{Limit, Metric, SizeInputs, Statistic, size};
+use crate::plan::size::{Limit, Metric, Offer, SizeInputs, Statistic, size};
 use crate::report::serving_plot;
 use crate::serving::{Lengths, LoadModel, Router, Spread};
 use crate::units::Seconds;
@@ -27,6 +28,7 @@ use crate::workload::RoutingKind;
 use crate::{Error, Result};
 
 mod document;
+mod interval;
 mod text;
 
 use document::document;
@@ -115,7 +117,10 @@ pub struct SizeArgs {
     /// Routing of tokens over experts: uniform, zipf:S, power-law:A, hot:SHARE, balanced, trace:FILE.
     #[arg(long, default_value_t = RoutingKind::TYPICAL, value_name = "KIND")]
     pub routing: RoutingKind,
-    /// Fit the engine's constants to a CSV of measured points first.
+    /// How the server is run.
+    #[command(flatten)]
+    pub serving: ServingArgs,
+    /// Own runs: a CSV of measured points, or what `calibrate --out` wrote.
     #[arg(long, value_name = "FILE")]
     pub calibrate: Option<PathBuf>,
     /// Dollars per device and hour, or `tier:NAME` of the published tiers; by default the first.
@@ -151,9 +156,9 @@ pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
         Some(path) => calibrations(path, &sources)?,
         None => Vec::new(),
     };
-    let asked = asked(args, &sources, &calibrations)?;
+    let asked = asked(args, &sources, calibrations)?;
     let answer = size(&asked.inputs, &sources.latency_of())?;
-    let document = document(args, &sources, &asked, &answer);
+    let document = document(args, &sources, &asked, &answer)?;
     let json = sealed("size.json", &document)?;
     if let Some(folder) = folder {
         write_atomic(&folder.path().join("size.json"), &json, true)?;
@@ -175,12 +180,26 @@ struct Asked {
     inputs: SizeInputs,
     /// Where each device's price comes from.
     prices: Vec<String>,
+    /// Constants of each device with their errors.
+    chosen: Vec<Chosen>,
     /// What was assumed in reading the model.
     assumed: Vec<String>,
-    is_calibrated: bool,
+    calibrations: Vec<Calibration>,
 }
 
-fn asked(args: &SizeArgs, sources: &Sources, calibrations: &[Calibration]) -> Result<Asked> {
+impl Asked {
+    /// Whether the constants on a device are fitted to own runs.
+    fn calibration(&self, device: &str) -> &'static str {
+        let own = |c: &Calibration| {
+            c.group.gpu == device
+                && c.group.model == self.inputs.model.name
+                && c.group.engine == self.inputs.engine
+        };
+        if self.calibrations.iter().any(own) { "calibrated" } else { "uncalibrated" }
+    }
+}
+
+fn asked(args: &SizeArgs, sources: &Sources, calibrations: Vec<Calibration>) -> Result<Asked> {
     let Loaded { mut model, assumed, .. } = load_model(&args.model)?;
     if let Some(weights) = &args.weights {
         set_precision(&mut model, &weights.to_lowercase())
@@ -196,12 +215,13 @@ fn asked(args: &SizeArgs, sources: &Sources, calibrations: &[Calibration]) -> Re
             args.device.iter().map(|name| DeviceSpec::load(name)).collect::<Result<_>>()?
         }
     };
-    let mut devices = Vec::new();
-    let mut prices = Vec::new();
+    let (mut devices, mut prices, mut all) = (Vec::new(), Vec::new(), Vec::new());
     for device in named {
         let (price, source) = price(args.price.as_deref(), &device)?;
+        let chosen = resolve(sources, &calibrations, &args.serving, (&model.name, &device))?;
         prices.push(source);
-        devices.push((device, price));
+        devices.push(Offer { device, price, costs: chosen.costs() });
+        all.push(chosen);
     }
     let columns = Columns::joined(&args.columns);
     let read = |path| RequestTrace::read_with(path, &columns);
@@ -210,16 +230,10 @@ fn asked(args: &SizeArgs, sources: &Sources, calibrations: &[Calibration]) -> Re
     let spread =
         if args.length_cv > 0.0 { Spread::LogNormal(args.length_cv) } else { Spread::Fixed };
     let routing = LoadModel::new(&args.routing, model.num_experts, model.top_k)?;
-    // One set of constants prices all devices: a group's own where only one is asked about.
-    let only = if let [(device, _)] = devices.as_slice() { Some(device) } else { None };
-    let costs = resolve(sources, calibrations, &model.name, only)?;
-    let own = group(sources.engine(), &model.name, only);
-    let is_calibrated = calibrations.iter().any(|c| c.group == own);
     let inputs = SizeInputs {
         model,
         devices,
         engine: sources.engine().to_owned(),
-        costs,
         routing: Arc::new(routing),
         lengths: trace.as_ref().map_or(drawn, RequestTrace::lengths),
         spread: trace.as_ref().map_or(spread, RequestTrace::spread),
@@ -234,7 +248,7 @@ fn asked(args: &SizeArgs, sources: &Sources, calibrations: &[Calibration]) -> Re
         requests: args.requests,
         seed: args.seed,
     };
-    Ok(Asked { inputs, prices, assumed, is_calibrated })
+    Ok(Asked { inputs, prices, chosen: all, assumed, calibrations })
 }
 
 /// Whether a device is compared with others without being named: measured like them, and priced on

@@ -47,6 +47,16 @@ pub(super) fn text(d: &Document) -> String {
             m.left * 100.0
         );
     }
+    let model = &d.model_interval;
+    let range = |r: &super::interval::Range| format!("{:.1} to {:.1} ms", r.lo, r.hi);
+    let most = model.gpus_hi.map_or("no allowed number of".to_owned(), |n| n.to_string());
+    let _ = writeln!(
+        text,
+        "95 % interval of the model: TTFT p99 {}, TPOT p99 {}, {} to {most} GPUs",
+        range(&model.ttft_ms.p99),
+        range(&model.tpot_ms.p99),
+        model.gpus_lo
+    );
     let _ = writeln!(text, "goodput: {:.2} % of the requests", d.goodput * 100.0);
     trace(&mut text, d);
     let _ = writeln!(

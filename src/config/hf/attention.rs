@@ -45,10 +45,15 @@ impl<'a> Reader<'a> {
             output_gate: self.output_gate(),
             values_are_keys: mixer == MixerKind::Full
                 && self.fields.flag(&["attention_k_eq_v"]).unwrap_or(false),
+            wide_norm: self.wide_norm(),
             low_rank: None,
             indexer: self.indexer(index)?,
             projection,
         })
+    }
+
+    fn wide_norm(&self) -> bool {
+        self.kind.starts_with("minimax_m2") && self.fields.flag(&["use_qk_norm"]).unwrap_or(true)
     }
 
     fn output_gate(&self) -> bool {

@@ -3,7 +3,7 @@
 use super::{Accelerator, Engine, Launch, Role};
 use crate::config::device::DeviceKind;
 use crate::config::{DType, DeviceSpec};
-use crate::plan::size::{Choice, SizeInputs};
+use crate::plan::size::{Choice, Offer, SizeInputs};
 use crate::units::whole_part;
 use crate::{Error, Result};
 
@@ -26,14 +26,11 @@ impl Launch {
         provenance: Option<&str>,
     ) -> Result<Self> {
         let engine = Engine::of(&inputs.engine)?;
-        let found = inputs.devices.iter().find(|(device, _)| device.name == choice.device);
-        let (device, _) =
-            found.ok_or_else(|| Error::usage("--device", "the plan's device is gone"))?;
+        let Offer { device, costs, .. } = inputs.offer(&choice.device)?;
         if device.kind == DeviceKind::Cpu {
             let reason = "servers are started on GPUs only; size for one with --device";
             return Err(Error::usage("--emit", reason));
         }
-        let costs = inputs.costs.clone().on(&inputs.engine, device);
         Ok(Self {
             engine,
             engine_version: provenance.and_then(|words| version_in(words, engine)),
@@ -41,7 +38,7 @@ impl Launch {
             model_name: inputs.model.name.clone(),
             weights: inputs.model.expert_dtype,
             published,
-            cache: inputs.model.kv_dtype,
+            cache: costs.cache(&inputs.model),
             device: accelerator(device),
             roles: vec![Role {
                 name: "serve",

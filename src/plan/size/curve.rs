@@ -18,7 +18,6 @@ const PROMPT_POINTS_PER_DOUBLING: f64 = 0.5;
 pub struct PlanCurve {
     steps: Steps,
     output: f64,
-    request_s: f64,
     cache_tokens: f64,
     /// Decode step at the middle batch by part.
     pub step: Breakdown,
@@ -71,7 +70,7 @@ impl PlanCurve {
         let free = (deployment.memory.usable() - deployment.weights_per_device()).0;
         let mut decodes = Vec::new();
         for batch in batch_grid(cap, POINTS_PER_DOUBLING) {
-            let step = deployment.step(&StepLoad::of(lengths, batch, 0.0))?;
+            let step = deployment.decode_step(batch, lengths)?;
             decodes.push((batch.ln(), step.total().0));
         }
         let step = deployment.step(&StepLoad::of(lengths, (cap / 2.0).max(1.0), 0.0))?;
@@ -84,12 +83,17 @@ impl PlanCurve {
         let decode = (1..=count).map(|b| interpolate(&decodes, (b as f64).ln())).collect();
         let prompt = prompt_times(deployment, lengths, cap)?;
         Ok(Self {
-            steps: Steps::new(decode, prompt, *lengths, deployment.costs.chunk_tokens, variability),
+            steps: Steps::new(decode, prompt, *lengths, deployment.costs, variability),
             output: lengths.output.max(1.0),
-            request_s: deployment.costs.request_s,
             cache_tokens: free / per_token * dp,
             step,
         })
+    }
+
+    /// The same on an engine whose steps, and what a first token takes beyond them, are so many times
+    /// as long.
+    pub fn scaled(&self, step: f64, first: f64) -> Self {
+        Self { steps: self.steps.scaled(step, first), ..self.clone() }
     }
 
     /// Sequences that fit.
@@ -111,8 +115,9 @@ impl PlanCurve {
         wanted: impl Fn(Metric, Statistic) -> bool,
     ) -> Option<Load> {
         let mut load = self.steps.at(rate, cap.min(self.cap()), wanted)?;
+        let delivered = self.steps.delivered(load.tpot[0].0);
         for value in &mut load.ttft {
-            *value += Seconds(self.request_s);
+            *value += Seconds(delivered);
         }
         Some(load)
     }
@@ -153,7 +158,7 @@ impl PlanCurve {
 
     /// What the simulation needs, with at most `cap` sequences.
     pub fn speed(&self, cap: usize) -> EngineSpeed {
-        self.steps.speed(cap, self.cache_tokens, self.request_s)
+        self.steps.speed(cap, self.cache_tokens)
     }
 
     /// Output tokens per second of a full replica with `batch` sequences, and its time per token.
@@ -167,7 +172,7 @@ impl PlanCurve {
 /// What prompts of these lengths add to the steps of a deployment.
 fn prompt_times(deployment: &Deployment, lengths: &Lengths, cap: f64) -> Result<PromptTimes> {
     let costs = deployment.costs;
-    let part = lengths.input.min(costs.chunk_tokens);
+    let part = costs.computed(lengths.input).min(costs.chunk_tokens);
     // From an eighth of a prompt to a whole chunk of them.
     let mut tokens = vec![(part / 8.0).max(1.0)];
     while let Some(&last) = tokens.last()

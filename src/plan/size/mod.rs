@@ -10,6 +10,7 @@ mod choice;
 mod curve;
 mod mixture;
 mod nearest;
+mod reach;
 mod replicas;
 mod search;
 mod steps;
@@ -17,6 +18,7 @@ mod windows;
 
 pub use choice::{Choice, Failure};
 pub use curve::{Load, PlanCurve};
+pub use reach::{ModelError, Reach, reach};
 pub use replicas::Miss;
 pub use search::{SizeAnswer, size};
 pub use steps::Variability;
@@ -30,6 +32,7 @@ use crate::config::{DeviceSpec, MoeModel};
 use crate::plan::request_trace::RequestTrace;
 use crate::serving::{EngineCosts, Estimate, Lengths, LoadModel, Router, Simulated, Spread};
 use crate::units::{Seconds, UsdPerHour};
+use crate::{Error, Result};
 
 /// What a limit is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -117,17 +120,26 @@ impl std::fmt::Display for Limit {
     }
 }
 
+/// A device to choose from.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// The device.
+    pub device: DeviceSpec,
+    /// Its price.
+    pub price: UsdPerHour,
+    /// What the engine adds for the model on it.
+    pub costs: EngineCosts,
+}
+
 /// Everything that a size depends on, resolved.
 #[derive(Clone, Debug)]
 pub struct SizeInputs {
     /// The model in the formats it is served in.
     pub model: MoeModel,
-    /// Devices to choose from, each with its price.
-    pub devices: Vec<(DeviceSpec, UsdPerHour)>,
+    /// Devices to choose from.
+    pub devices: Vec<Offer>,
     /// Engine whose kernels and constants are used.
     pub engine: String,
-    /// Its constants.
-    pub costs: EngineCosts,
     /// Load of the experts.
     pub routing: Arc<LoadModel>,
     /// Mean lengths.
@@ -157,6 +169,15 @@ pub struct SizeInputs {
 }
 
 impl SizeInputs {
+    /// The offer of a device by its name.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a device that is not among them.
+    pub fn offer(&self, device: &str) -> Result<&Offer> {
+        let found = self.devices.iter().find(|offer| offer.device.name == device);
+        found.ok_or_else(|| Error::usage("--device", format!("{device} is not among the offers")))
+    }
+
     /// Requests per second that the deployment is sized for.
     pub fn peak(&self) -> f64 {
         self.rate * self.peak_over_mean
@@ -178,20 +199,19 @@ impl SizeInputs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Result as Fallible;
     use crate::config::preset;
     use crate::latency::{LatencyModel, RooflineModel};
 
     fn inputs(rate: f64) -> SizeInputs {
         let device = DeviceSpec::load("h100").unwrap();
         let price = device.price().unwrap().0;
+        let costs = EngineCosts::of("vllm").on("vllm", &device);
         let limit =
             |metric, seconds| Limit { metric, statistic: Statistic::P99, most: Seconds(seconds) };
         SizeInputs {
             model: preset::load("mixtral-8x7b").unwrap().model,
-            devices: vec![(device, price)],
+            devices: vec![Offer { device, price, costs }],
             engine: "vllm".into(),
-            costs: EngineCosts::of("vllm"),
             routing: Arc::new(LoadModel::uniform(8, 2).unwrap()),
             lengths: Lengths { input: 1000.0, output: 200.0 },
             spread: Spread::Geometric,
@@ -208,7 +228,7 @@ mod tests {
         }
     }
 
-    fn run(inputs: &SizeInputs) -> Fallible<SizeAnswer> {
+    fn run(inputs: &SizeInputs) -> Result<SizeAnswer> {
         size(inputs, &|device, _| {
             Ok(Arc::new(RooflineModel::published(device)?) as Arc<dyn LatencyModel>)
         })
@@ -279,6 +299,18 @@ mod tests {
             limit.most = Seconds::from_ms(ms);
         }
         assert!(run(&inputs).is_ok(), "{error}");
+    }
+
+    #[test]
+    fn a_slower_engine_takes_more_devices_and_a_faster_one_fewer() {
+        let inputs = inputs(60.0);
+        let best = run(&inputs).unwrap().best;
+        let exact = reach(&inputs, &best, &ModelError::default()).unwrap();
+        assert_eq!((exact.least, exact.most), (best.gpus(), Some(best.gpus())));
+        let wide = reach(&inputs, &best, &ModelError { tpot: 0.4, ttft: 0.4 }).unwrap();
+        assert!(wide.least < best.gpus() && wide.most.unwrap() > best.gpus(), "{wide:?}");
+        let hopeless = reach(&inputs, &best, &ModelError { tpot: 6.0, ttft: 6.0 }).unwrap();
+        assert_eq!(hopeless.most, None);
     }
 
     #[test]

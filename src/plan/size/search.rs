@@ -4,13 +4,11 @@ use super::candidate::Candidate;
 use super::choice::{Choice, Failure};
 use super::nearest::{Shortfall, sentence};
 use super::replicas::{MEMORY, Miss, Trial, Verdict};
-use super::{PlanCurve, SizeInputs, Variability};
-use crate::config::DeviceSpec;
+use super::{Offer, PlanCurve, SizeInputs, Variability};
 use crate::config::device::DeviceKind;
 use crate::latency::LatencyModel;
 use crate::plan::points::LatencyOf;
-use crate::serving::{Deployment, EngineCosts, Layout, MemoryBudget, Served, Traffic};
-use crate::units::UsdPerHour;
+use crate::serving::{Deployment, Layout, MemoryBudget, Served, Traffic};
 use crate::{Error, Result};
 
 /// Devices of a replica that are always tried.
@@ -45,10 +43,10 @@ pub struct SizeAnswer {
 pub fn size(inputs: &SizeInputs, latency: &LatencyOf) -> Result<SizeAnswer> {
     let mut search = Search { inputs, failures: Vec::new(), shortfalls: Vec::new() };
     let mut candidates = Vec::new();
-    for (device, price) in &inputs.devices {
-        match latency(device, &inputs.engine) {
-            Ok(latency) => candidates.extend(search.device(device, *price, latency.as_ref())?),
-            Err(error) => search.fail(device.name.clone(), error.to_string()),
+    for offer in &inputs.devices {
+        match latency(&offer.device, &inputs.engine) {
+            Ok(latency) => candidates.extend(search.device(offer, latency.as_ref())?),
+            Err(error) => search.fail(offer.device.name.clone(), error.to_string()),
         }
     }
     let (best, others) = search.finish(candidates)?;
@@ -59,11 +57,9 @@ pub fn size(inputs: &SizeInputs, latency: &LatencyOf) -> Result<SizeAnswer> {
 
 /// One replica of a plan at the mean rate.
 fn steady(inputs: &SizeInputs, choice: &Choice, latency: &LatencyOf) -> Result<Served> {
-    let named = inputs.devices.iter().find(|(d, _)| d.name == choice.device);
-    let (device, _) = named.ok_or_else(|| Error::usage("--device", "the plan's device is gone"))?;
-    let latency = latency(device, &inputs.engine)?;
-    let costs = inputs.costs.clone().on(&inputs.engine, device);
-    let deployment = deployment(inputs, device, choice.layout, (latency.as_ref(), &costs));
+    let offer = inputs.offer(&choice.device)?;
+    let latency = latency(&offer.device, &inputs.engine)?;
+    let deployment = deployment(inputs, offer, choice.layout, latency.as_ref());
     let serving = choice.replicas - inputs.spare;
     deployment.serve(&Traffic::Open(inputs.rate / serving as f64), &inputs.lengths)
 }
@@ -71,19 +67,19 @@ fn steady(inputs: &SizeInputs, choice: &Choice, latency: &LatencyOf) -> Result<S
 /// A layout on a device under `inputs`.
 fn deployment<'a>(
     inputs: &'a SizeInputs,
-    device: &DeviceSpec,
+    offer: &'a Offer,
     layout: Layout,
-    (latency, costs): (&'a dyn LatencyModel, &'a EngineCosts),
+    latency: &'a dyn LatencyModel,
 ) -> Deployment<'a> {
     Deployment {
         model: &inputs.model,
         layout,
         latency,
-        costs,
+        costs: &offer.costs,
         routing: &inputs.routing,
         skewed: None,
-        memory: MemoryBudget::of(device),
-        domain: device.scale_up_devices,
+        memory: MemoryBudget::of(&offer.device),
+        domain: offer.device.scale_up_devices,
     }
 }
 
@@ -132,20 +128,15 @@ impl Search<'_> {
 
     /// All plans on one device that may keep the limits; replicas of more than eight devices are
     /// tried where no smaller one does.
-    fn device(
-        &mut self,
-        device: &DeviceSpec,
-        price: UsdPerHour,
-        latency: &dyn LatencyModel,
-    ) -> Result<Vec<Candidate>> {
-        let alone = device.kind == DeviceKind::Cpu;
+    fn device(&mut self, offer: &Offer, latency: &dyn LatencyModel) -> Result<Vec<Candidate>> {
+        let alone = offer.device.kind == DeviceKind::Cpu;
         let groups: [&[usize]; 2] = if alone { [&[1], &[]] } else { [&SIZES, &WIDE_SIZES] };
         for sizes in groups {
             let sizes: Vec<usize> =
                 sizes.iter().copied().filter(|n| *n <= self.inputs.max_gpus).collect();
             let mut found = Vec::new();
             for layout in Layout::candidates(&self.inputs.model, &sizes) {
-                found.extend(self.plan(device, price, layout, latency)?);
+                found.extend(self.plan(offer, layout, latency)?);
             }
             if !found.is_empty() {
                 return Ok(found);
@@ -157,15 +148,13 @@ impl Search<'_> {
     /// One layout on one device, or nothing and the reason noted.
     fn plan(
         &mut self,
-        device: &DeviceSpec,
-        price: UsdPerHour,
+        offer: &Offer,
         layout: Layout,
         latency: &dyn LatencyModel,
     ) -> Result<Option<Candidate>> {
         let inputs = self.inputs;
-        let costs = inputs.costs.clone().on(&inputs.engine, device);
-        let deployment = deployment(inputs, device, layout, (latency, &costs));
-        let name = format!("{} {layout}", device.name);
+        let deployment = deployment(inputs, offer, layout, latency);
+        let name = format!("{} {layout}", offer.device.name);
         let variability = Variability::of(inputs.burstiness, inputs.spread);
         let curve = match PlanCurve::new(&deployment, &inputs.lengths, variability) {
             Ok(curve) => curve,
@@ -186,8 +175,8 @@ impl Search<'_> {
         };
         let (max_batch, start, capacity) = best_cap(&curve, inputs);
         let candidate = Candidate {
-            device: device.name.clone(),
-            price,
+            device: offer.device.name.clone(),
+            price: offer.price,
             layout,
             max_batch,
             start,
@@ -300,7 +289,7 @@ impl Search<'_> {
 
 /// Batch limit and replicas with the fewest replicas by the chain, and what a replica could carry; a
 /// capacity of 0 and one replica where by the chain nothing keeps the limits.
-fn best_cap(curve: &PlanCurve, inputs: &SizeInputs) -> (usize, usize, f64) {
+pub(super) fn best_cap(curve: &PlanCurve, inputs: &SizeInputs) -> (usize, usize, f64) {
     let mut best = (curve.cap(), 1, 0.0);
     let mut cap = curve.cap();
     loop {

@@ -12,7 +12,9 @@
 use super::curve::Load;
 use super::mixture::{Mixture, Shape};
 use super::{Metric, Statistic};
-use crate::serving::{EngineSpeed, Equilibrium, Lengths, PromptTimes, Queue, Spread};
+use crate::serving::{
+    Delivery, EngineCosts, EngineSpeed, Equilibrium, Lengths, PromptTimes, Queue, Spread,
+};
 use crate::units::Seconds;
 
 /// Prompts may take at most this share of the time.
@@ -36,6 +38,8 @@ const GROUPS: f64 = 16.0;
 /// lose memory in about that time, and the mean of a process with correlation `exp(-t)` over one
 /// unit keeps `2 / e`.
 const LEFT_OF_VARIANCE: f64 = 0.736;
+/// Steps that an arrival waits for the running one to end.
+const WAIT_STEPS: f64 = 0.5;
 
 /// Squared coefficients of variation of what a replica is given.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,8 +78,13 @@ pub(super) struct Steps {
     /// Seconds of a decode step with `j + 1` sequences.
     decode: Vec<f64>,
     prompt: PromptTimes,
+    /// Prompt tokens that are computed, and output tokens.
     lengths: Lengths,
     chunk_tokens: f64,
+    request_s: f64,
+    /// Share of the prompt tokens that are computed.
+    computed: f64,
+    delivery: Delivery,
     variability: Variability,
     /// Service of a request with `j + 1` in the system.
     service: Vec<Service>,
@@ -214,12 +223,45 @@ impl Steps {
         decode: Vec<f64>,
         prompt: PromptTimes,
         lengths: Lengths,
-        chunk_tokens: f64,
+        costs: &EngineCosts,
         variability: Variability,
     ) -> Self {
-        let (service, arrivals) = (Vec::new(), Vec::new());
-        let mut steps =
-            Self { decode, prompt, lengths, chunk_tokens, variability, service, arrivals };
+        let computed = costs.computed(lengths.input) / lengths.input;
+        let mut steps = Self {
+            decode,
+            prompt,
+            lengths: Lengths { input: lengths.input * computed, ..lengths },
+            chunk_tokens: costs.chunk_tokens,
+            request_s: costs.request_s,
+            computed,
+            delivery: Delivery::default(),
+            variability,
+            service: Vec::new(),
+            arrivals: Vec::new(),
+        };
+        steps.delivery = steps.delivery(costs);
+        steps.serve();
+        steps
+    }
+
+    /// The same with every step, and what a first token takes beyond them, a factor longer.
+    pub(super) fn scaled(&self, step: f64, first: f64) -> Self {
+        let mut steps = self.clone();
+        steps.decode.iter_mut().for_each(|seconds| *seconds *= step);
+        steps.prompt = steps.prompt.scaled(step);
+        steps.request_s *= first;
+        // Times per token are longer already.
+        steps.delivery.tokens *= first / step;
+        steps.delivery.prompt_token_s *= first;
+        steps.service.clear();
+        steps.arrivals.clear();
+        steps.serve();
+        steps
+    }
+
+    /// Solves the service of every number of requests.
+    fn serve(&mut self) {
+        let steps = self;
         // Smooth in the number of requests: solved on a grid, linear in between.
         let mut at = 1;
         let mut solved = steps.solve(at);
@@ -233,7 +275,22 @@ impl Steps {
             }
             (at, solved) = (next, then);
         }
-        steps
+    }
+
+    /// What `estimate` adds to the steps of a first token: the steps after the one that computes it
+    /// (half a step is the wait for the running one), and prompts slower or faster than their kernels.
+    fn delivery(&self, costs: &EngineCosts) -> Delivery {
+        let typical = (self.cap() as f64).sqrt();
+        let own = self.chunks() * self.decode_at(typical) + self.beside(typical).first();
+        Delivery {
+            tokens: (costs.first_steps - WAIT_STEPS).max(0.0) * costs.speculation.tokens(),
+            prompt_token_s: (costs.prompt_factor - 1.0) * own * self.computed / self.lengths.input,
+        }
+    }
+
+    /// The same in seconds for a mean prompt beside a mean time per output token, with the front end.
+    pub(super) fn delivered(&self, tpot: f64) -> f64 {
+        self.request_s + self.delivery.seconds(self.lengths.input / self.computed, tpot)
     }
 
     /// Sequences that fit.
@@ -247,13 +304,15 @@ impl Steps {
     }
 
     /// What the simulation needs, with at most `cap` sequences.
-    pub(super) fn speed(&self, cap: usize, cache_tokens: f64, request_s: f64) -> EngineSpeed {
+    pub(super) fn speed(&self, cap: usize, cache_tokens: f64) -> EngineSpeed {
         EngineSpeed {
             decode_s: self.decode[..cap.min(self.cap())].to_vec(),
             prompt_s: self.prompt.clone(),
             chunk_tokens: self.chunk_tokens,
             cache_tokens,
-            request_s,
+            request_s: self.request_s,
+            computed: self.computed,
+            delivery: self.delivery,
         }
     }
 

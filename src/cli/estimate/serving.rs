@@ -1,0 +1,58 @@
+//! How the server is run, for every command that predicts one.
+
+use clap::Args;
+
+use crate::cli::parse::positive_whole;
+use crate::config::DType;
+use crate::serving::{CacheFormat, EngineCosts, Speculation, published};
+use crate::{Error, Result};
+
+/// Settings of the server that change its steps.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ServingArgs {
+    /// Cache: bf16 or fp8; by default as published, or 8 bits where the engine's recipes keep it so.
+    #[arg(long, value_name = "FORMAT")]
+    pub cache: Option<String>,
+    /// Tokens that each decode step drafts and checks (multi-token prediction).
+    #[arg(long, value_name = "N", value_parser = positive_whole)]
+    pub mtp: Option<usize>,
+    /// Share of the drafts that are kept; by default what the model's authors state.
+    #[arg(long, value_name = "SHARE", requires = "mtp")]
+    pub accept: Option<f64>,
+    /// Share of the prompt tokens found in the prefix cache.
+    #[arg(long, value_name = "SHARE", default_value = "0")]
+    pub prefix_hit: f64,
+}
+
+impl ServingArgs {
+    /// An engine's constants under these settings.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an unknown format, a share outside 0 to 1, or drafts without a known
+    /// share.
+    pub(crate) fn applied(&self, model: &str, costs: EngineCosts) -> Result<EngineCosts> {
+        let cache = match self.cache.as_deref().map(str::to_lowercase).as_deref() {
+            None => costs.cache,
+            Some("bf16") => CacheFormat::Set(DType::Bf16),
+            Some("fp8") => CacheFormat::Set(DType::Fp8),
+            Some(other) => {
+                return Err(Error::usage("--cache", format!("`{other}`: takes bf16 or fp8")));
+            }
+        };
+        let speculation = match self.mtp {
+            Some(drafts) => Speculation::mtp(model, drafts, self.accept)?,
+            None => Speculation::NONE,
+        };
+        let costs = EngineCosts { cache, speculation, prefix_hit: self.prefix_hit, ..costs };
+        costs.validate().map(|()| costs)
+    }
+
+    /// Where the share of kept drafts comes from.
+    pub(crate) fn accept_source(&self, model: &str) -> Option<&'static str> {
+        self.mtp?;
+        match self.accept {
+            Some(_) => Some("--accept"),
+            None => published(model).map(|p| p.source),
+        }
+    }
+}
