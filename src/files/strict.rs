@@ -65,6 +65,11 @@ pub fn values<T: DeserializeOwned>(
 /// # Errors
 /// What the document has instead of what the type asks for, with its place.
 pub fn from_toml<T: DeserializeOwned>(text: &str, cap: u64) -> Result<T, toml::de::Error> {
+    // The parser keeps a tree of everything, some 230 bytes a value, before a type asks for any of it.
+    let marks = text.bytes().filter(|byte| b"=,{[.".contains(byte)).count();
+    if u64::try_from(marks).is_ok_and(|marks| marks > cap / (2 * CAP_PER_ELEMENT)) {
+        return Err(toml::de::Error::custom("more values than any such file has"));
+    }
     read(toml::Deserializer::parse(text)?, cap)
 }
 
@@ -455,6 +460,9 @@ mod tests {
         assert!(error.to_string().contains("invalid type: sequence"), "{error}");
         assert!(from_slice::<Point>(b"[1, 2]", CAP).is_err());
         assert!(from_toml::<BTreeMap<String, Point>>("p = [1.5, 3]\n", CAP).is_err());
+        let many = format!("x = [{}0]\n", "0,".repeat(9000));
+        let error = from_toml::<BTreeMap<String, Vec<u8>>>(&many, CAP).unwrap_err();
+        assert!(error.to_string().contains("more values"), "{error}");
     }
 
     #[test]
