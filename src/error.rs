@@ -204,6 +204,11 @@ impl Error {
         Self::Device { device: device.into(), reason: reason.into() }
     }
 
+    /// An end that was asked for. Which signal did, and how to go on, is put in by whoever heard it.
+    pub const fn interrupted() -> Self {
+        Self::Interrupted { signal: 2, hint: String::new() }
+    }
+
     /// A failed file operation.
     pub fn io(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::Io { action, path: path.into(), source }
@@ -249,7 +254,7 @@ mod tests {
             (Error::infeasible("tpot", "nearest 20 ms"), 5),
             (Error::device("gpu", "no driver"), 6),
             (Error::io("write", "a.json", io), 7),
-            (Error::Interrupted { signal: 2, hint: String::new() }, 130),
+            (Error::interrupted(), 130),
             (Error::Interrupted { signal: 15, hint: String::new() }, 143),
         ];
         for (error, code) in all {

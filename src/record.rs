@@ -14,11 +14,11 @@ pub const PROFILE_SCHEMA: &str = "moe-frontier/profile";
 
 /// Version of the profile format that this program writes: a new major means old readers must refuse.
 /// 1.1 added what is known of GPUs: clocks and throttling, error correction, power limit. 1.2 added
-/// the timing mode `hot`. 1.3 added why a run ended early.
-pub const PROFILE_VERSION: &str = "1.4";
+/// the timing mode `hot`. 1.3 added why a run ended early. 1.5 added what changes between runs.
+pub const PROFILE_VERSION: &str = "1.5";
 
 /// Versions that this program reads.
-pub const READABLE_VERSIONS: [&str; 5] = ["1.0", "1.1", "1.2", "1.3", PROFILE_VERSION];
+pub const READABLE_VERSIONS: [&str; 6] = ["1.0", "1.1", "1.2", "1.3", "1.4", PROFILE_VERSION];
 
 /// Version of the measuring protocol. A change that moves numbers raises the major.
 pub const PROTOCOL_VERSION: &str = "1.0";
@@ -205,6 +205,10 @@ pub struct RunInfo {
     pub aa_verdict: AaVerdict,
     /// What the device reached.
     pub ceilings: RunCeilings,
+    /// What changes between two runs and is constant in one, as a share: every interval is wider by it on
+    /// either side than the blocks of this run alone make it. Absent in files that know nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub between_runs_rel: Option<f64>,
     /// Why the run ended before its plan did: cells that were not finished are `incomplete`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partial: Option<String>,
@@ -438,7 +442,8 @@ impl LatencyRecord {
     }
 }
 
-/// The median over block medians with its distribution-free interval.
+/// The median over block medians with its distribution-free interval, wider by
+/// [`RunInfo::between_runs_rel`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IntervalRecord {

@@ -7,6 +7,8 @@ mod runs;
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use half::bf16;
 use moe_frontier::kernels::cpu::CpuBackend;
@@ -105,6 +107,52 @@ fn a_file_system_without_locks_needs_the_user_s_word() {
     assert!(unlocked.status.success(), "{}", message(&unlocked));
     let journal = fs::read_to_string(at.join("unlocked/journal.jsonl")).unwrap();
     assert!(journal.contains("\"locked\":false"), "the journal says so");
+    // Replacing a run needs no lock either, and takes none from a file system that has none.
+    let cut = at.join("unlocked/profile.json");
+    fs::remove_file(&cut).unwrap();
+    let refused = with(&format!("{TINY} --out unlocked --overwrite"));
+    assert_eq!(refused.status.code(), Some(7), "{}", message(&refused));
+    assert!(message(&refused).contains("--no-lock"), "{}", message(&refused));
+    let flags = "--experts 0 --overwrite --no-lock";
+    let wrong = with(&format!("{} {flags} --out unlocked", TINY.replace("--experts 4", "")));
+    assert_eq!(wrong.status.code(), Some(2), "{}", message(&wrong));
+    assert!(at.join("unlocked/journal.jsonl").exists(), "a wrong flag removes nothing");
+    let again = with(&format!("{TINY} --out unlocked --overwrite --no-lock"));
+    assert!(again.status.success(), "{}", message(&again));
+    format::read(&cut).unwrap();
+}
+
+/// Case 18, as product.md has it: a law outside its fitted range always says how far. There it answers.
+#[test]
+fn a_law_outside_its_range_says_how_far_at_every_number() {
+    let folder = tempfile::tempdir().unwrap();
+    for (question, outside) in [
+        ("eval --experts 8 --n-active 500M --tokens 20B", false),
+        ("eval --experts 8 --n-active 100B --tokens 20B", true),
+        ("eval --experts 8 --n-active 500M --tokens 20T", true),
+        ("optimal --experts 8 --train-flops 1e25", true),
+    ] {
+        let asked = |json: &str| {
+            let arguments = format!("law {question}{json}");
+            let output = program(folder.path(), &arguments).output().unwrap();
+            assert!(output.status.success(), "{question}: {}", message(&output));
+            (String::from_utf8(output.stdout.clone()).unwrap(), message(&output))
+        };
+        let (text, warning) = asked("");
+        assert_eq!(text.contains("outside, by a factor of up to"), outside, "{text}");
+        assert_eq!(warning.contains("times past what"), outside, "{warning}");
+        let (document, _) = asked(" --json");
+        assert!(document.contains(&format!("\"in_fit_range\": {}", !outside)), "{document}");
+        assert_eq!(document.contains("\"factor\": "), outside, "{document}");
+    }
+    let output = program(folder.path(), "rank --profile h100 --train-flops 1e24 --draws 20 --json");
+    let document = { output }.output().unwrap();
+    let document = String::from_utf8(document.stdout).unwrap();
+    let (losses, factors) = (
+        document.matches("\"loss_nats\": ").count(),
+        document.matches("\"extrapolation\": ").count(),
+    );
+    assert!(losses > 0 && factors >= losses, "{losses} losses, {factors} factors");
 }
 
 /// Case 55, where names come from the files of other tools.
@@ -209,6 +257,45 @@ fn two_commands_are_compared_in_turns() {
     let failed = compared("sleep 0.01", "sh -c 'echo no such thing >&2; exit 9'", &[]);
     assert_eq!(failed.status.code(), Some(4), "{}", message(&failed));
     assert!(message(&failed).contains("no such thing"), "{}", message(&failed));
+    let cut = "echo '{\"schema\": \"moe-frontier/profile\", \"cells\": ['";
+    let unreadable = compared("sleep 0.01", cut, &[]);
+    assert_eq!(unreadable.status.code(), Some(3), "{}", message(&unreadable));
+    assert!(unreadable.stdout.is_empty() && message(&unreadable).contains("output of `echo"));
+    // It fails after whole rounds, which are told.
+    let later = "echo x >> count; test $(wc -l < count) -lt 12";
+    let early = compared("sleep 0.01", later, &[]);
+    assert_eq!(early.status.code(), Some(4), "{}", message(&early));
+    let text = String::from_utf8_lossy(&early.stdout);
+    assert!(text.contains("\"rounds\": 5,") && text.contains("\"partial\": \"`echo x"), "{text}");
     let alone = program(folder.path(), "compare --run true").output().unwrap();
     assert_eq!(alone.status.code(), Some(2));
+}
+
+/// Ctrl-C during turns: the running command is asked to end, and what whole rounds say is printed.
+#[test]
+fn interrupted_turns_print_what_whole_rounds_say() {
+    let folder = tempfile::tempdir().unwrap();
+    // Times that differ so much that no interval becomes narrow.
+    let command =
+        "trap 'echo ended >> ends; exit 1' TERM; echo x >> count; sleep 0.0$(($$ % 9 + 1))";
+    let mut compare = program(folder.path(), "compare --json --time-budget 100s --run");
+    compare.args([command, command]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = compare.spawn().unwrap();
+    let count = || fs::read_to_string(folder.path().join("count")).unwrap_or_default();
+    let start = Instant::now();
+    while count().lines().count() < 40 && start.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let asked = Instant::now();
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", message(&output));
+    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("\"partial\": \"interrupted by signal 2; after "), "{text}");
+    assert!(text.contains("\"effect_rel\": "), "{text}");
+    let before = count();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(count(), before, "nothing runs on");
 }

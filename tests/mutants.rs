@@ -35,7 +35,7 @@ use moe_frontier::latency::tables::flat_table::FlatTable;
 use moe_frontier::law::fit::Reading;
 use moe_frontier::law::{Variable, load_file, load_scaling};
 use moe_frontier::measure::folder::RunFolder;
-use moe_frontier::measure::journal;
+use moe_frontier::measure::journal::{self, Locking};
 use moe_frontier::measure::ledger::Event;
 use moe_frontier::plan::outcome::RankReport;
 use moe_frontier::plan::request_trace::RequestTrace;
@@ -139,7 +139,7 @@ fn read_profile(bytes: &[u8], _: &Path) -> Result<(), Error> {
 
 fn read_plan(bytes: &[u8], folder: &Path) -> Result<(), Error> {
     written(&resealed(bytes), folder, "plan.json");
-    RunFolder::planned(folder).map(drop)
+    RunFolder::planned(folder, Locking::Locked).map(drop)
 }
 
 fn read_law(bytes: &[u8], folder: &Path) -> Result<(), Error> {

@@ -25,6 +25,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_moe-frontier");
 
 /// Short enough for a test, long against a block of some milliseconds on a busy machine.
 const LIMITS: Limits = Limits {
+    opening: Duration::from_secs(60),
     block: Duration::from_secs(8),
     factor: 1,
     pauses: Duration::ZERO,
@@ -100,6 +101,30 @@ fn reason(cell: &Cell) -> &str {
     match &cell.latency {
         LatencyRecord::Absent(reason) => reason,
         LatencyRecord::Interval(_) => panic!("{cell:?}"),
+    }
+}
+
+/// A worker that never becomes one is given up within seconds, however it fails.
+#[test]
+fn a_worker_that_fails_at_its_start_is_noticed_at_once() {
+    let stop = AtomicBool::new(false);
+    let limits = Limits { opening: Duration::from_secs(2), ..LIMITS };
+    for (script, word) in [
+        ("exit 3", "ended with code 3"),
+        ("kill -SEGV $$", "ended by signal 11"),
+        ("echo hello; sleep 100", "said `hello`"),
+        ("exec >&-; sleep 100", "closed its output"),
+        // Something that it has started holds its output open.
+        ("sleep 100 & exit 4", "ended with code 4"),
+        // Not asked again: it would stay silent as long.
+        ("sleep 100", "no answer in 2 s"),
+    ] {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stderr(std::process::Stdio::null());
+        let start = Instant::now();
+        let error = Process::start(command, limits, &stop).err().unwrap();
+        assert!(error.exit_code() == 6 && error.to_string().contains(word), "{script}: {error}");
+        assert!(start.elapsed() < Duration::from_secs(15), "{script}: {:?}", start.elapsed());
     }
 }
 

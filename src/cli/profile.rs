@@ -13,6 +13,7 @@ use clap::Args;
 use crate::calibrate::Group;
 use crate::calibrate::predict::Chosen;
 use crate::cli::parse::quantity;
+use crate::cli::store;
 use crate::config::device::{DeviceKind, Price, PriceKind};
 use crate::config::{DType, DeviceSpec};
 use crate::files::read_capped;
@@ -112,6 +113,7 @@ impl Item {
         }
         let profile = format::from_bytes(path, &bytes)?;
         validate::validate(text, &profile)?;
+        store::warn_of(path, &profile);
         Ok(Self::Own { origin, profile: Arc::new(profile) })
     }
 

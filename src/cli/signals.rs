@@ -1,6 +1,6 @@
 //! Ctrl-C and termination requests. While a command listens, the first one asks it for a clean stop and
 //! the second one ends at once; at any other time the first one ends at once. Temporary files are
-//! removed in every case.
+//! removed in every case, and commands that `compare --run` has started end too.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
@@ -10,6 +10,7 @@ use signal_hook::iterator::Signals;
 
 use crate::error::tidy;
 use crate::files::whole::remove_temporary;
+use crate::measure::pairs::end_running;
 use crate::{Error, Result};
 
 /// Who listens now.
@@ -58,6 +59,7 @@ fn receive(signal: i32) {
         return;
     }
     remove_temporary();
+    end_running();
     std::process::exit(128 + signal);
 }
 
@@ -127,10 +129,9 @@ mod tests {
     #[test]
     fn an_interruption_names_the_signal_that_came() {
         let stop = Stop::default();
-        let interrupted = || Error::Interrupted { signal: 2, hint: String::new() };
-        assert_eq!(stop.explain(interrupted(), "").exit_code(), 130);
+        assert_eq!(stop.explain(Error::interrupted(), "").exit_code(), 130);
         stop.raised.signal.store(15, Ordering::Relaxed);
-        let error = stop.explain(interrupted(), "; nothing was measured");
+        let error = stop.explain(Error::interrupted(), "; nothing was measured");
         assert_eq!(error.exit_code(), 143);
         assert!(error.to_string().contains("nothing was measured"));
         assert_eq!(stop.explain(Error::Gate("x".into()), "").exit_code(), 1);

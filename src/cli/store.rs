@@ -39,20 +39,18 @@ pub fn save(folder: &Path, profile: &Profile) -> Result<PathBuf> {
     create_folder(folder)?;
     let device = &profile.key.device_sha256[..8];
     let name = format!("{}-{device}", profile.provenance.end_unix_s);
-    for number in 1.. {
+    let mut number = 1;
+    loop {
         let further = if number == 1 { String::new() } else { format!("-{number}") };
         let path = folder.join(format!("{name}{further}.json"));
-        match format::write(&path, profile, false) {
-            Err(Error::Io { .. }) if number < MOST_IN_A_SECOND && path.exists() => {
-                if is_of_run(&path, profile) {
-                    format::write(&path, profile, true)?;
-                    return Ok(path);
-                }
+        let is_ours = is_of_run(&path, profile);
+        match format::write(&path, profile, is_ours) {
+            Err(Error::Io { .. }) if !is_ours && number < MOST_IN_A_SECOND && path.exists() => {
+                number += 1;
             }
             written => return written.map(|()| path),
         }
     }
-    Err(Error::unfit("profiles", "too many that ended in one second"))
 }
 
 /// Profiles that may have ended in one second.

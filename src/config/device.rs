@@ -253,7 +253,7 @@ impl DeviceSpec {
             "link_bytes_per_s",
             "flops_per_s",
         ];
-        let Ok(table) = text.parse::<toml::Table>() else { return Ok(()) };
+        let Ok(table) = strict::from_toml::<toml::Table>(text, CAP) else { return Ok(()) };
         let missing: Vec<&str> =
             NEEDED.into_iter().filter(|field| !table.contains_key(*field)).collect();
         if missing.is_empty() {

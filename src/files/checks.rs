@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::seal;
-use super::strict::Elements;
+use super::strict::{Elements, check_length};
 use crate::{Error, Result};
 
 /// Deepest nesting of a JSON document.
@@ -65,6 +65,7 @@ impl<'de> Visitor<'de> for Checked<'_> {
         let below = self.below()?;
         let mut keys = HashSet::new();
         while let Some(key) = map.next_key::<String>()? {
+            check_length(&key)?;
             map.next_value_seed(below)?;
             self.left.count()?;
             if let Some(twice) = keys.replace(key) {
@@ -95,8 +96,8 @@ impl<'de> Visitor<'de> for Checked<'_> {
     fn visit_f64<E>(self, _: f64) -> Result<(), E> {
         Ok(())
     }
-    fn visit_str<E>(self, _: &str) -> Result<(), E> {
-        Ok(())
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+        check_length(text)
     }
     fn visit_unit<E>(self) -> Result<(), E> {
         Ok(())
@@ -139,6 +140,14 @@ mod tests {
         }
         let deep = format!("{{\"a\": {}1{}}}", "[".repeat(100), "]".repeat(100));
         assert!(check(&deep).unwrap_err().to_string().contains("nested deeper"));
+        let long = "x".repeat(5 << 20);
+        for text in [format!("{{\"a\": \"{long}\"}}"), format!("{{\"{long}\": 1}}")] {
+            let error = check_json(Path::new("a.json"), text.as_bytes(), 64 << 20).unwrap_err();
+            assert!(error.to_string().contains("a string longer than 4 MiB"), "{error}");
+            let read = super::super::strict::from_slice::<serde_json::Value>;
+            let error = read(text.as_bytes(), 64 << 20).unwrap_err();
+            assert!(error.to_string().contains("a string longer than 4 MiB"), "{error}");
+        }
     }
 
     #[test]

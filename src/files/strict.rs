@@ -17,6 +17,18 @@ use serde::de::{
 /// a copy of it take half.
 const CAP_PER_ELEMENT: u64 = 64;
 
+/// Longest string of a document, in bytes: the texts of a benchmark's answers are some kilobytes. A message about
+/// a longer one would hold it several times over.
+const LONGEST_STRING: usize = 4 << 20;
+
+/// Refuses a string that no file of ours or of others has.
+pub(super) fn check_length<E: serde::de::Error>(text: &str) -> Result<(), E> {
+    if text.len() > LONGEST_STRING {
+        return Err(E::custom(format!("a string longer than {} MiB", LONGEST_STRING >> 20)));
+    }
+    Ok(())
+}
+
 /// Reads a JSON document, of a reader that takes at most `cap` bytes.
 ///
 /// # Errors
@@ -53,6 +65,11 @@ pub fn values<T: DeserializeOwned>(
 /// # Errors
 /// What the document has instead of what the type asks for, with its place.
 pub fn from_toml<T: DeserializeOwned>(text: &str, cap: u64) -> Result<T, toml::de::Error> {
+    // The parser keeps a tree of everything, some 230 bytes a value, before a type asks for any of it.
+    let marks = text.bytes().filter(|byte| b"=,{[.".contains(byte)).count();
+    if u64::try_from(marks).is_ok_and(|marks| marks > cap / (2 * CAP_PER_ELEMENT)) {
+        return Err(toml::de::Error::custom("more values than any such file has"));
+    }
     read(toml::Deserializer::parse(text)?, cap)
 }
 
@@ -201,13 +218,25 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Strict<'_, V> {
         visit_f32(f32),
         visit_f64(f64),
         visit_char(char),
-        visit_str(&str),
-        visit_borrowed_str(&'de str),
-        visit_string(String),
         visit_bytes(&[u8]),
         visit_borrowed_bytes(&'de [u8]),
         visit_byte_buf(Vec<u8>),
     );
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<V::Value, E> {
+        check_length(text)?;
+        self.inner.visit_str(text)
+    }
+
+    fn visit_borrowed_str<E: serde::de::Error>(self, text: &'de str) -> Result<V::Value, E> {
+        check_length(text)?;
+        self.inner.visit_borrowed_str(text)
+    }
+
+    fn visit_string<E: serde::de::Error>(self, text: String) -> Result<V::Value, E> {
+        check_length(&text)?;
+        self.inner.visit_string(text)
+    }
 
     fn visit_none<E: serde::de::Error>(self) -> Result<V::Value, E> {
         self.inner.visit_none()
@@ -431,6 +460,9 @@ mod tests {
         assert!(error.to_string().contains("invalid type: sequence"), "{error}");
         assert!(from_slice::<Point>(b"[1, 2]", CAP).is_err());
         assert!(from_toml::<BTreeMap<String, Point>>("p = [1.5, 3]\n", CAP).is_err());
+        let many = format!("x = [{}0]\n", "0,".repeat(9000));
+        let error = from_toml::<BTreeMap<String, Vec<u8>>>(&many, CAP).unwrap_err();
+        assert!(error.to_string().contains("more values"), "{error}");
     }
 
     #[test]

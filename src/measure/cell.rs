@@ -122,13 +122,20 @@ impl CellState {
         (medians.len() > 1).then_some((high - low) / median(&medians)?)
     }
 
-    /// The record, before the physics gate. A cell is valid up to a half-width of `width`.
-    pub(super) fn record(&self, facts: &Facts, request: &Request, width: f64) -> Cell {
+    /// The record, before the physics gate. A cell is valid up to a half-width of `width`; its interval is
+    /// wider by `between_runs`.
+    pub(super) fn record(
+        &self,
+        facts: &Facts,
+        request: &Request,
+        width: f64,
+        between_runs: f64,
+    ) -> Cell {
         let CellSpec { shape, tokens, timing, .. } = self.spec;
         let bits = request.dtype.bits();
         let active = self.drawn.active_experts;
         let times: Vec<f64> = self.samples.iter().map(|s| s.1).collect();
-        let mut summary = self.summary(&times, width);
+        let mut summary = self.summary(&times, width, between_runs);
         // Bytes of weights that pass through the caches before one is read again.
         let cycle_bytes = self.drawn.cycle_experts * expert_bytes(&shape, bits);
         // Cold launches find the cache overwritten, whatever they read.
@@ -174,7 +181,7 @@ impl CellState {
         }
     }
 
-    fn summary(&self, times: &[f64], width: f64) -> Summary {
+    fn summary(&self, times: &[f64], width: f64, between_runs: f64) -> Summary {
         let wrong = self.check.is_some_and(|c| c.output != CheckOutcome::Pass);
         let refusal = match &self.failure {
             Some(reason) => Some((Status::Failed, reason.clone())),
@@ -184,7 +191,7 @@ impl CellState {
             None if wrong => Some((Status::Refused, "its output is wrong".to_owned())),
             None => None,
         };
-        let summary = summarise(&self.blocks, times, width);
+        let summary = summarise(&self.blocks, times, width, between_runs);
         match refusal {
             Some((status, reason)) => {
                 Summary { status, latency: LatencyRecord::Absent(reason), ..summary }

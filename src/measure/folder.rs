@@ -125,6 +125,7 @@ impl Head {
 #[derive(Clone, Debug)]
 pub struct RunFolder {
     path: PathBuf,
+    locking: Locking,
 }
 
 /// A run that has been planned before.
@@ -150,7 +151,7 @@ impl RunFolder {
     /// [`Error::Io`] when the folder cannot be written, has no locks, holds a run that was not finished, or
     /// holds files of others.
     pub fn prepare(path: &Path, overwrite: bool, locking: Locking) -> Result<Self> {
-        let folder = Self { path: path.to_owned() };
+        let folder = Self { path: path.to_owned(), locking };
         let refused = |why: String| Err(Error::io("write", path, io::Error::other(why)));
         if path.is_file() {
             return refused("it is a file; a run is kept in a folder".into());
@@ -234,8 +235,8 @@ impl RunFolder {
     ///
     /// # Errors
     /// [`Error::Io`] when there is none, [`Error::BadFile`] when it is not what [`Self::plan`] writes.
-    pub fn planned(path: &Path) -> Result<Planned> {
-        let folder = Self { path: path.to_owned() };
+    pub fn planned(path: &Path, locking: Locking) -> Result<Planned> {
+        let folder = Self { path: path.to_owned(), locking };
         let file = folder.file(PLAN_FILE);
         let bytes = read_capped(&file, CAP)?;
         let plan_sha256 = sha256_hex(&bytes);
@@ -272,7 +273,7 @@ impl RunFolder {
     fn remove_run(&self) -> Result<()> {
         // A run that is being measured keeps its files, and none begins while they go.
         let journal = self.file(JOURNAL_FILE);
-        let _held = journal.exists().then(|| Journal::take(&journal)).transpose()?;
+        let _held = journal.exists().then(|| Journal::take(&journal, self.locking)).transpose()?;
         for name in ["journal.torn", "journal.pid", PLAN_FILE, PROFILE_FILE, JOURNAL_FILE] {
             match fs::remove_file(self.file(name)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -296,13 +297,8 @@ impl Planned {
     /// # Errors
     /// [`Error::Io`] when another process has it; [`Error::BadFile`] when it is damaged;
     /// [`Error::Unfit`] when plan, device or program differ from those it was begun with.
-    pub fn open(
-        &self,
-        facts: &Facts,
-        now: Beginning,
-        locking: Locking,
-    ) -> Result<(Kept, Beginning)> {
-        let path = self.folder.file(JOURNAL_FILE);
+    pub fn open(&self, facts: &Facts, now: Beginning) -> Result<(Kept, Beginning)> {
+        let (path, locking) = (self.folder.file(JOURNAL_FILE), self.folder.locking);
         let (mut journal, mut events) = if path.exists() {
             Journal::open::<Event>(&path, locking)?
         } else {

@@ -103,14 +103,18 @@ impl Journal {
         Ok((journal, contents.records))
     }
 
-    /// Opens a journal that is about to be removed, whatever it holds. Nobody else has it while this exists.
+    /// Opens a journal that is about to be removed, whatever it holds. Nobody else has it while this exists,
+    /// where the file system has locks; without them it takes the user's word.
     ///
     /// # Errors
     /// [`Error::Io`] when another process has it open.
-    pub(super) fn take(path: &Path) -> Result<Self> {
+    pub(super) fn take(path: &Path, locking: Locking) -> Result<Self> {
         let file = OpenOptions::new().append(true).open(path);
         let file = file.map_err(|source| Error::io("open", path, source))?;
-        let named = lock(&file, path, Locking::Locked)?;
+        let named = match (locking, try_lock(&file)) {
+            (Locking::Unlocked, Ok(()) | Err(TryLockError::Error(_))) => None,
+            _ => lock(&file, path, Locking::Locked)?,
+        };
         Ok(Self { path: path.to_owned(), file, seq: 1, length: 0, named })
     }
 

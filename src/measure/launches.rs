@@ -363,7 +363,7 @@ impl CellLaunches {
         // Whatever was measured last when the stop came is not worth keeping.
         match taken {
             Some(taken) if !stop.load(Ordering::Relaxed) => Ok(taken),
-            _ => Err(Error::Interrupted { signal: 2, hint: String::new() }),
+            _ => Err(Error::interrupted()),
         }
     }
 

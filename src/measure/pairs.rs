@@ -5,10 +5,7 @@
 //! profile, cell by cell, when it prints one (`measure --json`), and the time that it takes otherwise.
 
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::plan::ROUNDS;
@@ -17,6 +14,10 @@ use crate::stats::interval::median;
 use crate::stats::paired::{PairedEffect, block_log_ratio, median_effect};
 use crate::{Error, Result};
 
+mod shell;
+
+pub use shell::{Printed, ReadOutput, Shell, end_running};
+
 /// Rounds after which widths are looked at; the first as for cells. On a machine that others use, twenty rounds
 /// are far from enough for two whole processes: the time budget is what ends them.
 const LOOKS: [u32; 11] = [6, 10, 14, 20, 30, 45, 70, 100, 150, 220, 300];
@@ -24,12 +25,6 @@ const LOOKS: [u32; 11] = [6, 10, 14, 20, 30, 45, 70, 100, 150, 220, 300];
 const WIDTH: f64 = 0.02;
 /// Executions in a round.
 const SLOTS: u32 = 4;
-/// How often a waiting parent looks whether it was asked to stop.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Longest output that is looked at for a profile.
-const LONGEST_OUTPUT: u64 = 256 << 20;
-/// Bytes of messages that are kept, for the last line of a command that fails.
-const LONGEST_MESSAGE: u64 = 64 << 10;
 /// An execution may take this many times what the first one took, and at least [`PATIENCE`].
 const OVERDUE: u32 = 20;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -52,10 +47,12 @@ pub struct PairedCell {
 }
 
 /// What turns of two commands amount to.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Paired {
-    /// Rounds of four executions.
+    /// Whole rounds of four executions.
     pub rounds: u32,
+    /// Why there were no more of them, if they ended early.
+    pub failure: Option<Error>,
     /// Whether both print profiles.
     pub by_profile: bool,
     /// The cells of both.
@@ -69,7 +66,8 @@ pub trait Commands {
     /// Runs a command once, within the limit: seconds by the name of what was measured.
     ///
     /// # Errors
-    /// [`Error::Unfit`] when it fails or takes longer; [`Error::Interrupted`] when `stop` was raised.
+    /// [`Error::Unfit`] when it fails or takes longer; [`Error::BadFile`] when it prints what cannot be read;
+    /// [`Error::Io`] when it cannot be started; [`Error::Interrupted`] when `stop` was raised.
     fn run(&mut self, command: &str, limit: Duration, stop: &AtomicBool) -> Result<Times>;
 }
 
@@ -78,25 +76,30 @@ pub trait Commands {
 pub struct Times {
     /// From its start to its end.
     pub whole: Duration,
-    /// Median times of the cells of the profile that it printed, in seconds; `None` without a profile.
-    pub cells: Option<BTreeMap<String, f64>>,
+    /// The profile that it printed, if it did.
+    pub profile: Option<Printed>,
 }
 
 impl Times {
     /// Seconds by name: of its cells, or of the whole.
-    fn by_name(self, by_profile: bool) -> BTreeMap<String, f64> {
-        match self.cells {
-            Some(cells) if by_profile => cells,
-            _ => [(WHOLE.to_owned(), self.whole.as_secs_f64())].into(),
+    fn by_name(self, command: &str, by_profile: bool) -> Result<BTreeMap<String, f64>> {
+        match self.profile {
+            Some(profile) if by_profile => Ok(profile.cells),
+            None if !by_profile => Ok([(WHOLE.to_owned(), self.whole.as_secs_f64())].into()),
+            _ => {
+                let reason = "prints a profile in some of its executions and none in others";
+                Err(Error::unfit(format!("`{command}`"), reason))
+            }
         }
     }
 }
 
 /// Runs two commands in turns until every interval is narrow, at most for `budget` and at least for six rounds.
+/// What ends the turns early after the first round is told beside what the whole rounds say.
 ///
 /// # Errors
-/// [`Error::Unfit`] when a command fails, when six rounds do not fit into the budget, or when one of them alone
-/// prints a profile; [`Error::Interrupted`] when `stop` was raised.
+/// What [`Commands::run`] says before a round is whole; [`Error::Unfit`] when six rounds do not fit into the
+/// budget, when one of the commands alone prints a profile, or when their profiles have no cell in common.
 pub fn compare(
     commands: &mut dyn Commands,
     pair: [&str; 2],
@@ -105,39 +108,74 @@ pub fn compare(
     stop: &AtomicBool,
 ) -> Result<Paired> {
     let start = Instant::now();
-    // The first execution of each touches files and caches; it only says how long the others may take.
-    let first = [commands.run(pair[0], budget, stop)?, commands.run(pair[1], budget, stop)?];
-    let by_profile = first[0].cells.is_some();
-    if by_profile != first[1].cells.is_some() {
-        return Err(Error::unfit(
-            "--run",
-            "one of the commands prints a profile, the other does not",
-        ));
-    }
-    let longest = first[0].whole.max(first[1].whole);
-    let needed = (first[0].whole + first[1].whole).saturating_mul(SLOTS / 2 * ROUNDS);
-    // The first executions find cold caches: what comes after them may take half the time.
-    if needed > budget.saturating_mul(2) {
-        let reason = format!(
-            "{ROUNDS} rounds of these commands take about {:.0} s; raise --time-budget",
-            needed.as_secs_f64()
-        );
-        return Err(Error::unfit("--run", reason));
-    }
-    let limit = PATIENCE.max(longest.saturating_mul(OVERDUE));
+    let (limit, by_profile) = first_pair(commands, pair, budget, observer, stop)?;
     let last = LOOKS[LOOKS.len() - 1];
     let mut turns = Turns { by_profile, ..Turns::default() };
     for round in 1..=last {
         let done = usize::try_from(round - 1).unwrap_or(0);
         observer.step(done, usize::try_from(last).unwrap_or(1), &format!("round {round}"));
-        turns.round(commands, pair, round, limit, stop)?;
+        match turns.round(commands, pair, limit, stop) {
+            Err(error) if turns.rounds == 0 => return Err(error),
+            Err(error) => return turns.result(Some(error)),
+            Ok(()) => {}
+        }
         let spent = start.elapsed();
         let is_over = round >= ROUNDS && spent + spent / round > budget;
         if is_over || (LOOKS.contains(&round) && turns.is_narrow()) {
             break;
         }
     }
-    turns.result()
+    turns.result(None)
+}
+
+/// The first execution of each touches files and caches: it only says how long the others may take, and
+/// whether there is anything to compare.
+fn first_pair(
+    commands: &mut dyn Commands,
+    pair: [&str; 2],
+    budget: Duration,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<(Duration, bool)> {
+    let unfit = |reason: String| Err(Error::unfit("--run", reason));
+    let first = [commands.run(pair[0], budget, stop)?, commands.run(pair[1], budget, stop)?];
+    for (command, times) in pair.into_iter().zip(&first) {
+        if let Some(why) = times.profile.as_ref().and_then(|p| p.partial.as_ref()) {
+            observer.notice(&format!("`{command}` prints a partial profile: {why}"));
+        }
+    }
+    match (&first[0].profile, &first[1].profile) {
+        (Some(a), Some(b)) if !a.cells.keys().any(|name| b.cells.contains_key(name)) => {
+            return unfit(format!(
+                "the commands have no cell in common: A has {}, B has {}",
+                some_of(&a.cells),
+                some_of(&b.cells)
+            ));
+        }
+        (Some(_), None) | (None, Some(_)) => {
+            return unfit("one of the commands prints a profile, the other does not".into());
+        }
+        _ => {}
+    }
+    let longest = first[0].whole.max(first[1].whole);
+    let needed = (first[0].whole + first[1].whole).saturating_mul(SLOTS / 2 * ROUNDS);
+    // The first executions find cold caches: what comes after them may take half the time.
+    if needed > budget.saturating_mul(2) {
+        return unfit(format!(
+            "{ROUNDS} rounds of these commands take about {:.0} s; raise --time-budget",
+            needed.as_secs_f64()
+        ));
+    }
+    Ok((PATIENCE.max(longest.saturating_mul(OVERDUE)), first[0].profile.is_some()))
+}
+
+/// The first cell of some, and how many more there are.
+fn some_of(cells: &BTreeMap<String, f64>) -> String {
+    match (cells.keys().next(), cells.len()) {
+        (None, _) => "none with a time".into(),
+        (Some(name), 1) => format!("`{name}`"),
+        (Some(name), all) => format!("`{name}` and {} more", all - 1),
+    }
 }
 
 /// Rounds so far.
@@ -152,23 +190,24 @@ struct Turns {
 }
 
 impl Turns {
-    /// One round: A B B A, or B A A B in even ones.
+    /// One round: A B B A, or B A A B in even ones. One that is not whole leaves nothing behind.
     fn round(
         &mut self,
         commands: &mut dyn Commands,
         pair: [&str; 2],
-        round: u32,
         limit: Duration,
         stop: &AtomicBool,
     ) -> Result<()> {
-        let order = if round % 2 == 1 { [0, 1, 1, 0] } else { [1, 0, 0, 1] };
+        let order = if self.rounds.is_multiple_of(2) { [0, 1, 1, 0] } else { [1, 0, 0, 1] };
         let mut slots: [Vec<BTreeMap<String, f64>>; 2] = [Vec::new(), Vec::new()];
         for which in order {
-            let times = commands.run(pair[which], limit, stop)?.by_name(self.by_profile);
-            for (name, seconds) in &times {
-                self.times[which].entry(name.clone()).or_default().push(*seconds);
+            let times = commands.run(pair[which], limit, stop)?;
+            slots[which].push(times.by_name(pair[which], self.by_profile)?);
+        }
+        for (own, slots) in self.times.iter_mut().zip(&slots) {
+            for (name, seconds) in slots.iter().flatten() {
+                own.entry(name.clone()).or_default().push(*seconds);
             }
-            slots[which].push(times);
         }
         let [a, b] = &slots;
         for name in a[0].keys() {
@@ -188,7 +227,8 @@ impl Turns {
         self.ratios.values().all(|r| median_effect(r).is_some_and(|e| half(e) <= WIDTH))
     }
 
-    fn result(self) -> Result<Paired> {
+    /// What the rounds amount to, and `failure`, which ended them.
+    fn result(self, failure: Option<Error>) -> Result<Paired> {
         let Self { by_profile, rounds, ratios, times: [a, b] } = self;
         let mut left_out = Vec::new();
         for (which, own, other) in [("A", &a, &b), ("B", &b, &a)] {
@@ -203,123 +243,12 @@ impl Turns {
             cells.push(PairedCell { name, a_s, b_s, rounds: ratios.len(), effect });
         }
         if cells.is_empty() {
-            return Err(Error::unfit("--run", "the commands have no cell in common"));
+            // They had one in the first pair.
+            let reason = "no cell had a time in a whole round of both commands";
+            return Err(failure.unwrap_or_else(|| Error::unfit("--run", reason)));
         }
-        Ok(Paired { rounds, by_profile, cells, left_out })
+        Ok(Paired { rounds, failure, by_profile, cells, left_out })
     }
-}
-
-/// Median times of the cells of the profile that an output is, in seconds; `None` when it is none.
-pub type CellsOf = fn(&[u8]) -> Option<BTreeMap<String, f64>>;
-
-/// Commands of the system's shell.
-#[derive(Clone, Copy, Debug)]
-pub struct Shell {
-    /// Reads profiles.
-    pub cells_of: CellsOf,
-}
-
-impl Commands for Shell {
-    fn run(&mut self, command: &str, limit: Duration, stop: &AtomicBool) -> Result<Times> {
-        let failed = |reason: String| Error::unfit(format!("`{command}`"), reason);
-        let start = Instant::now();
-        let mut running = Execution::start(command).map_err(|e| failed(e.to_string()))?;
-        let ended = loop {
-            match running.end.recv_timeout(LOOK_EVERY) {
-                Ok(ended) => break ended,
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(failed("its end was not seen".into()));
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            if stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted { signal: 2, hint: String::new() });
-            }
-            if start.elapsed() > limit {
-                return Err(failed(format!("did not end in {:.0} s", limit.as_secs_f64())));
-            }
-        };
-        running.is_over = true;
-        let (status, end) = ended.map_err(|e| failed(e.to_string()))?;
-        let text = |stream: &Receiver<Vec<u8>>| {
-            stream.recv_timeout(Duration::from_secs(1)).unwrap_or_default()
-        };
-        if !status.success() {
-            let message = text(&running.messages);
-            let message = String::from_utf8_lossy(&message);
-            let last = message.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("");
-            return Err(failed(format!("ended with {status}: {last}")));
-        }
-        let cells = (self.cells_of)(&text(&running.output));
-        Ok(Times { whole: end.saturating_duration_since(start), cells })
-    }
-}
-
-/// A process, ended with everything that it started when this is dropped before its end.
-struct Execution {
-    id: u32,
-    is_over: bool,
-    end: Receiver<std::io::Result<(ExitStatus, Instant)>>,
-    output: Receiver<Vec<u8>>,
-    messages: Receiver<Vec<u8>>,
-}
-
-impl Execution {
-    fn start(command: &str) -> std::io::Result<Self> {
-        let mut shell = if cfg!(windows) { Command::new("cmd") } else { Command::new("sh") };
-        shell.arg(if cfg!(windows) { "/C" } else { "-c" }).arg(command);
-        shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        #[cfg(unix)]
-        {
-            use std::os::unix::process::CommandExt;
-            shell.process_group(0);
-        }
-        let mut child = shell.spawn()?;
-        let output = kept(child.stdout.take(), LONGEST_OUTPUT)?;
-        let messages = kept(child.stderr.take(), LONGEST_MESSAGE)?;
-        let id = child.id();
-        let (sender, end) = channel();
-        std::thread::Builder::new().name("command".into()).spawn(move || {
-            let ended = child.wait().map(|status| (status, Instant::now()));
-            // Nobody listens after a stop.
-            let _ = sender.send(ended);
-        })?;
-        Ok(Self { id, is_over: false, end, output, messages })
-    }
-}
-
-impl Drop for Execution {
-    fn drop(&mut self) {
-        if !self.is_over {
-            end_group(self.id);
-        }
-    }
-}
-
-/// Ends a process and those that it has started.
-fn end_group(id: u32) {
-    let mut kill = Command::new("kill");
-    kill.args(["-KILL", "--", &format!("-{id}")]).stdout(Stdio::null()).stderr(Stdio::null());
-    // It may have ended meanwhile; there is nobody to tell.
-    let _ = kill.status();
-}
-
-/// Reads a stream to its end in a thread; its first `most` bytes.
-fn kept(
-    stream: Option<impl Read + Send + 'static>,
-    most: u64,
-) -> std::io::Result<Receiver<Vec<u8>>> {
-    let (sender, bytes) = channel();
-    if let Some(mut stream) = stream {
-        std::thread::Builder::new().name("output".into()).spawn(move || {
-            let mut first = Vec::new();
-            let read = stream.by_ref().take(most).read_to_end(&mut first);
-            // The rest is read so that the command does not wait for it.
-            let _ = read.and_then(|_| std::io::copy(&mut stream, &mut std::io::sink()));
-            let _ = sender.send(first);
-        })?;
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -343,17 +272,21 @@ mod tests {
 
     impl Commands for MadeUp {
         fn run(&mut self, command: &str, _: Duration, _: &AtomicBool) -> Result<Times> {
-            if command == "fails" {
-                return Err(Error::unfit("`fails`", "ended with 1"));
-            }
             self.executed += 1.0;
+            if command == "fails" || (command == "fails later" && self.executed > 30.0) {
+                return Err(Error::unfit(format!("`{command}`"), "ended with 1"));
+            }
             let noise: f64 = self.rng.sample(StandardNormal);
             let outlier = if self.rng.random::<f64>() < 0.1 { 1.3 } else { 1.0 };
             let share = if command == "b" { 1.0 + self.slower } else { 1.0 };
             let seconds =
                 0.01 * share * outlier * (self.noise * noise).exp() * (1.0 + 0.003 * self.executed);
-            let cells = self.cells.then(|| [("x".to_owned(), seconds)].into());
-            Ok(Times { whole: Duration::from_secs_f64(seconds), cells })
+            let name = if command == "other" { "y" } else { "x" };
+            let cells = [(name.to_owned(), seconds)].into();
+            let partial = (command == "partial").then(|| "ended in round 3".to_owned());
+            let profile = self.cells.then_some(Printed { cells, partial });
+            let profile = profile.filter(|_| command != "silent" || self.executed < 5.0);
+            Ok(Times { whole: Duration::from_secs_f64(seconds), profile })
         }
     }
 
@@ -387,53 +320,55 @@ mod tests {
         assert_eq!(whole.cells[0].rounds, whole.rounds as usize);
     }
 
-    #[test]
-    fn what_cannot_be_compared_is_refused() {
-        let rng = ChaCha8Rng::seed_from_u64(1);
-        let mut commands = MadeUp { rng, slower: 0.0, noise: 0.0, executed: 0.0, cells: false };
-        let stop = AtomicBool::new(false);
-        let mut attempt = |pair, budget| {
-            let budget = Duration::from_millis(budget);
-            compare(&mut commands, pair, budget, &mut (), &stop).unwrap_err().to_string()
-        };
-        assert!(attempt(["a", "fails"], 60_000).contains("`fails`"));
-        assert!(attempt(["a", "b"], 1).contains("raise --time-budget"));
-    }
+    /// Notices, kept.
+    #[derive(Default)]
+    struct Notices(Vec<String>);
 
-    /// Whether a process is still there.
-    #[cfg(unix)]
-    fn is_running(id: u32) -> bool {
-        let status =
-            Command::new("kill").args(["-0", &id.to_string()]).stderr(Stdio::null()).status();
-        status.unwrap().success()
-    }
+    impl Observer for Notices {
+        fn step(&mut self, _done: usize, _total: usize, _what: &str) {}
 
-    #[cfg(unix)]
-    #[test]
-    fn a_command_is_timed_ended_and_its_failure_told() {
-        let (never, long) = (AtomicBool::new(false), Duration::from_secs(60));
-        let cells_of: CellsOf =
-            |output| (output == b"profile\n").then(|| [("c".to_owned(), 2.0)].into());
-        let mut shell = Shell { cells_of };
-        let profile = shell.run("echo profile", long, &never).unwrap();
-        assert_eq!(profile.cells, cells_of(b"profile\n"));
-        let times = shell.run("sleep 0.05; echo x", long, &never).unwrap();
-        assert!(times.whole >= Duration::from_millis(50) && times.cells.is_none(), "{times:?}");
-        let error = shell.run("echo a >&2; echo 'b b' >&2; exit 3", long, &never).unwrap_err();
-        assert!(error.exit_code() == 4 && error.to_string().contains("3: b b"), "{error}");
-        let start = Instant::now();
-        let error = shell.run("sleep 100 | sleep 100", Duration::from_millis(100), &never);
-        assert!(error.unwrap_err().to_string().contains("did not end"));
-        let error = shell.run("sleep 100", long, &AtomicBool::new(true)).unwrap_err();
-        assert_eq!(error.exit_code(), 130);
-        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
-        let execution = Execution::start("sleep 100").unwrap();
-        let id = execution.id;
-        drop(execution);
-        let start = Instant::now();
-        while is_running(id) && start.elapsed() < Duration::from_secs(20) {
-            std::thread::sleep(LOOK_EVERY);
+        fn notice(&mut self, message: &str) {
+            self.0.push(message.to_owned());
         }
-        assert!(!is_running(id), "it was not ended");
+    }
+
+    fn attempt(pair: [&str; 2], budget_ms: u64, cells: bool) -> (Result<Paired>, f64, Notices) {
+        let rng = ChaCha8Rng::seed_from_u64(1);
+        let mut commands = MadeUp { rng, slower: 0.0, noise: 0.0, executed: 0.0, cells };
+        let (stop, mut notices) = (AtomicBool::new(false), Notices::default());
+        let budget = Duration::from_millis(budget_ms);
+        let outcome = compare(&mut commands, pair, budget, &mut notices, &stop);
+        (outcome, commands.executed, notices)
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_refused_after_the_first_pair() {
+        for (pair, budget_ms, cells, word) in [
+            (["a", "fails"], 60_000, false, "`fails`"),
+            (["a", "b"], 1, false, "raise --time-budget"),
+            (["a", "other"], 60_000, true, "no cell in common: A has `x`, B has `y`"),
+        ] {
+            let (outcome, executed, _) = attempt(pair, budget_ms, cells);
+            let error = outcome.unwrap_err();
+            assert!(error.exit_code() == 4 && error.to_string().contains(word), "{error}");
+            assert!(executed <= 2.0, "{pair:?}: {executed} executions");
+        }
+        // In the first round: nothing is whole.
+        let error = attempt(["a", "silent"], 60_000, true).0.unwrap_err();
+        assert!(error.to_string().contains("none in others"), "{error}");
+    }
+
+    #[test]
+    fn an_early_end_is_told_beside_what_the_whole_rounds_say() {
+        let (paired, _, notices) = attempt(["a", "fails later"], 60_000, true);
+        let paired = paired.unwrap();
+        // Two executions to begin with and seven rounds of four.
+        assert_eq!((paired.rounds, paired.cells[0].rounds), (7, 7));
+        assert!(paired.cells[0].effect.is_some());
+        assert!(paired.failure.unwrap().to_string().contains("fails later"));
+        assert!(notices.0.is_empty());
+        let (paired, _, notices) = attempt(["a", "partial"], 60_000, true);
+        assert!(paired.unwrap().failure.is_none());
+        assert_eq!(notices.0, ["`partial` prints a partial profile: ended in round 3"]);
     }
 }

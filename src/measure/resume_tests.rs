@@ -183,7 +183,7 @@ fn beginning() -> Beginning {
 
 /// Measures what is planned, and writes the profile.
 fn measure(planned: &Planned, fake: &mut Fake) -> Result<Profile> {
-    let (mut kept, beginning) = planned.open(&fake.facts, beginning(), Locking::Locked)?;
+    let (mut kept, beginning) = planned.open(&fake.facts, beginning())?;
     kept.loaded(&fake.drawn)?;
     let clock = fake.clock.clone();
     let stop = AtomicBool::new(false);
@@ -211,7 +211,7 @@ fn begin(path: &Path, fake: &mut Fake) -> Result<Profile> {
 
 /// Goes on, or begins where nothing had begun.
 fn go_on(path: &Path, fake: &mut Fake) -> Result<Profile> {
-    match RunFolder::planned(path) {
+    match RunFolder::planned(path, Locking::Locked) {
         Ok(planned) => measure(&planned, fake),
         Err(Error::Io { .. }) => begin(path, fake),
         Err(error) => Err(error),
@@ -328,9 +328,9 @@ fn another_device_plan_or_program_is_refused_with_the_difference() {
         },
         "threads: 64",
     );
-    let planned = RunFolder::planned(&path).unwrap();
+    let planned = RunFolder::planned(&path, Locking::Locked).unwrap();
     let newer = Beginning { program: "moe-frontier 9".into(), ..beginning() };
-    let error = planned.open(&first.facts, newer, Locking::Locked).unwrap_err();
+    let error = planned.open(&first.facts, newer).unwrap_err();
     assert!(error.exit_code() == 4 && error.to_string().contains("moe-frontier 9"), "{error}");
     // Another plan under the same journal.
     let other = folder.path().join("other");

@@ -21,14 +21,20 @@ use super::worker::{Answer, Ask, Facts, Trouble, Worker};
 use super::{aa, host};
 use crate::kernels::MoeShape;
 use crate::record::{
-    Key, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION, Profile, Provenance, Recipe, RunInfo,
+    Device, Key, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION, Profile, Provenance, Recipe, RunInfo,
 };
+use crate::stats::paired::SMALLEST_EFFECT;
 use crate::{Error, Result};
 
 /// Blocks between two samples of read bandwidth: its swings on shared machines last seconds.
 const READ_EVERY: usize = 4;
 /// A cell is never graded valid with a half-width above this, whatever the machine's own noise.
 const WIDEST_GRADE: f64 = 0.10;
+/// What changes between two runs of one device at least, as a share: memory lies elsewhere, clocks start
+/// elsewhere, neighbours come and go. Repeats of runs on quiet shared CPUs lay 2 % apart, outside of one
+/// interval in two; for GPUs it is the smallest effect that is ever called a difference.
+const BETWEEN_RUNS_CPU: f64 = 0.02;
+const BETWEEN_RUNS_GPU: f64 = SMALLEST_EFFECT;
 /// A difference between the clocks over one block that is no adjustment any more: the time of day was
 /// set, or the machine slept. The block is taken again.
 const JUMP_NS: u64 = 500_000_000;
@@ -183,6 +189,16 @@ pub fn rounds(worker: &mut dyn Worker, plan: &Plan, run: Run) -> Result<Measured
     rounds.into_measured(&facts, beginning, failure)
 }
 
+/// What changes between runs and is constant in this one: on a machine that others use, as much as it moves
+/// one kernel against itself within the run.
+fn between_runs(facts: &Facts, noise_floor_rel: f64) -> f64 {
+    let least = match facts.device {
+        Device::Cpu(_) => BETWEEN_RUNS_CPU,
+        Device::Gpu(_) => BETWEEN_RUNS_GPU,
+    };
+    least.max(noise_floor_rel.min(WIDEST_GRADE))
+}
+
 /// The key that a profile of a device carries.
 fn key(facts: &Facts, seed: u64) -> Key {
     let recipe =
@@ -221,7 +237,7 @@ pub struct CellRouting {
 pub fn routings(plan: &Plan, stop: &AtomicBool) -> Result<Vec<CellRouting>> {
     let of_cell = |spec: &CellSpec| {
         if stop.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted { signal: 2, hint: String::new() });
+            return Err(Error::interrupted());
         }
         let draws = inputs(plan, spec)?.draws.into_iter().map(|draw| draw.ids).collect();
         let MoeShape { hidden, inter, experts, top_k, .. } = spec.shape;
@@ -374,7 +390,9 @@ impl Rounds<'_> {
         // An interval as narrow as the machine can tell a kernel from itself is no noisier than it: every
         // comparison has that floor anyway.
         let width = facts.width.max(noise_floor_rel.min(WIDEST_GRADE));
-        let cells = self.cells.iter().map(|cell| cell.record(facts, request, width));
+        let between_runs = between_runs(facts, noise_floor_rel);
+        let record = |cell: &CellState| cell.record(facts, request, width, between_runs);
+        let cells = self.cells.iter().map(record);
         let cells = cells.map(|cell| refuse_impossible(cell, &ceilings)).collect();
         let clocks = self.time.clocks;
         let profile = Profile {
@@ -400,6 +418,7 @@ impl Rounds<'_> {
                 noise_floor_rel,
                 aa_verdict,
                 ceilings,
+                between_runs_rel: Some(between_runs),
                 partial: failure.as_ref().map(|error| {
                     format!("ended in round {}: {error}", self.complete.saturating_add(1))
                 }),
@@ -473,7 +492,7 @@ impl Rounds<'_> {
 
     fn ask_worker(&mut self, ask: Ask, observer: &mut dyn Observer) -> Result<Option<Answer>> {
         if self.stop.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted { signal: 2, hint: String::new() });
+            return Err(Error::interrupted());
         }
         let start = self.time.elapsed_ns();
         match self.steady_answer(ask, observer) {

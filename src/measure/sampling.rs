@@ -185,8 +185,9 @@ pub fn is_closed(blocks: &[Block], round: u32, width: f64) -> bool {
             && interval_of(blocks).is_some_and(|i| i.half_width_rel() <= width))
 }
 
-/// Summarises the blocks of one cell; `samples_ps` are the times of one launch in all samples.
-pub fn summarise(blocks: &[Block], samples_ps: &[f64], width: f64) -> Summary {
+/// Summarises the blocks of one cell; `samples_ps` are the times of one launch in all samples. The cell is
+/// graded by what its blocks say, up to a half-width of `width`; its interval is wider by `between_runs`.
+pub fn summarise(blocks: &[Block], samples_ps: &[f64], width: f64, between_runs: f64) -> Summary {
     let tukey = tukey_counts(samples_ps);
     let counts =
         Counts { samples: samples_ps.len(), tukey_mild: tukey.mild, tukey_severe: tukey.severe };
@@ -209,6 +210,7 @@ pub fn summarise(blocks: &[Block], samples_ps: &[f64], width: f64) -> Summary {
         Some(interval) => {
             let quiet = interval.half_width_rel() <= width && !flags.contains(&Flag::Contended);
             let status = if quiet { Status::Valid } else { Status::Noisy };
+            let interval = interval.widened(between_runs);
             (status, LatencyRecord::Interval(interval_record(&interval, blocks.len())))
         }
     };
@@ -355,7 +357,7 @@ mod tests {
 
     #[test]
     fn the_status_follows_from_blocks_width_and_contention() {
-        let status = |b: &[Block]| summarise(b, &[1.0; 30], CPU_WIDTH).status;
+        let status = |b: &[Block]| summarise(b, &[1.0; 30], CPU_WIDTH, 0.0).status;
         let tight = blocks(&[1000, 1001, 1002, 1003, 1004, 1005]);
         assert_eq!(status(&tight), Status::Valid);
         assert_eq!(status(&tight[..5]), Status::Incomplete);
@@ -364,7 +366,7 @@ mod tests {
         for block in contended.iter_mut().take(4) {
             block.contended = true;
         }
-        let summary = summarise(&contended, &[1.0; 30], CPU_WIDTH);
+        let summary = summarise(&contended, &[1.0; 30], CPU_WIDTH, 0.0);
         assert_eq!((summary.status, summary.flags), (Status::Noisy, vec![Flag::Contended]));
     }
 
@@ -373,7 +375,7 @@ mod tests {
         let mut samples: Vec<f64> = (0..100).map(|i| 1000.0 + f64::from(i % 7)).collect();
         samples.extend([1e6; 10]);
         let tight = blocks(&[1000, 1001, 1002, 1003, 1004, 1005]);
-        let summary = summarise(&tight, &samples, CPU_WIDTH);
+        let summary = summarise(&tight, &samples, CPU_WIDTH, 0.0);
         assert_eq!((summary.counts.samples, summary.counts.tukey_severe), (110, 10));
         assert_eq!(summary.flags, [Flag::SevereOutliers]);
         assert_eq!(summary.percentiles.p90, PercentileRecord::ValuePs(1006));
@@ -387,8 +389,15 @@ mod tests {
     fn linear_drift_over_the_rounds_stays_inside_the_interval() {
         // A kernel that slows by 1 % a round: the true median over the run is in the middle.
         let drifting: Vec<u64> = (0..6).map(|r| 1_000_000 + 10_000 * r).collect();
-        let summary = summarise(&blocks(&drifting), &[1.0; 6], CPU_WIDTH);
-        let interval = *summary.latency.interval().unwrap();
-        assert!(interval.lo_ps <= 1_025_000 && 1_025_000 <= interval.hi_ps);
+        let interval = |between_runs| {
+            let summary = summarise(&blocks(&drifting), &[1.0; 6], CPU_WIDTH, between_runs);
+            (summary.status, *summary.latency.interval().unwrap())
+        };
+        let (status, alone) = interval(0.0);
+        assert!(alone.lo_ps <= 1_025_000 && 1_025_000 <= alone.hi_ps);
+        // What changes between runs widens the interval and not the grade.
+        let (same_status, wider) = interval(0.02);
+        assert_eq!((status, alone.median_ps), (same_status, wider.median_ps));
+        assert_eq!((wider.lo_ps, wider.hi_ps), (980_392, 1_071_000));
     }
 }

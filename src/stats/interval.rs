@@ -30,6 +30,12 @@ impl MedianInterval {
         let half = (self.hi - self.lo) / 2.0;
         if half == 0.0 { 0.0 } else { half / self.median.abs() }
     }
+
+    /// The interval of a positive value that may also be off by a share that all its draws have in common:
+    /// wider by that share on either side.
+    pub fn widened(self, share: f64) -> Self {
+        Self { lo: self.lo / (1.0 + share), hi: self.hi * (1.0 + share), ..self }
+    }
 }
 
 /// Median of values in any order; `None` for an empty slice or one with a NaN.

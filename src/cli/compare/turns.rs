@@ -1,6 +1,5 @@
 //! `compare --run`: two commands in turns.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,7 +13,8 @@ use crate::error::{shown, tidy};
 use crate::latency::measured::format;
 use crate::latency::measured::validate::{describe, validate};
 use crate::measure::Observer;
-use crate::measure::pairs::{self, Paired, PairedCell, Shell};
+use crate::measure::pairs::{self, Paired, PairedCell, Printed, Shell};
+use crate::measure::record::PROFILE_SCHEMA;
 use crate::report::grid::{Column, grid};
 use crate::stats::paired::{SMALLEST_EFFECT, Verdict};
 use crate::units::Seconds;
@@ -28,6 +28,8 @@ struct Document<'a> {
     command_a: &'a str,
     command_b: &'a str,
     rounds: u32,
+    /// Why there were no more rounds, where the turns ended early.
+    partial: Option<String>,
     /// Whether the cells are those of the profiles that the commands print.
     by_profile: bool,
     bound_rel: f64,
@@ -52,7 +54,8 @@ struct Cell<'a> {
     verdict: Verdict,
 }
 
-/// Compares two commands. Returns how many cells are slower, and of how many.
+/// Compares two commands. Returns how many cells are slower, and of how many. What whole rounds say is printed
+/// also when the turns ended early.
 pub(super) fn run(pair: &[String], budget: Seconds, output: Output) -> Result<(usize, usize)> {
     let [a, b] = pair else {
         return Err(crate::Error::usage("--run", "takes two commands"));
@@ -60,23 +63,37 @@ pub(super) fn run(pair: &[String], budget: Seconds, output: Output) -> Result<(u
     let stop = Stop::listen()?;
     let mut bar = Bar(Progress::new("comparing two commands in turns", 1));
     let budget = Duration::from_secs_f64(budget.0);
-    let compared = pairs::compare(&mut Shell { cells_of }, [a, b], budget, &mut bar, stop.flag());
+    let compared =
+        pairs::compare(&mut Shell { read: printed }, [a, b], budget, &mut bar, stop.flag());
     bar.0.finish();
-    let paired = compared.map_err(|error| stop.explain(error, ""))?;
+    let mut paired = compared.map_err(|error| stop.explain(error, ""))?;
+    let rounds = format!("; after {} whole rounds", paired.rounds);
+    paired.failure = paired.failure.map(|error| stop.explain(error, &rounds));
     let document = document([a, b], &paired);
     output.result(&document, || text(&document, output::width()))?;
-    Ok((document.slower, document.cells.len()))
+    let counts = (document.slower, document.cells.len());
+    drop(document);
+    paired.failure.map_or(Ok(counts), Err)
 }
 
-/// Median times of the cells of a profile, when the output is one.
-fn cells_of(output: &[u8]) -> Option<BTreeMap<String, f64>> {
-    let profile = format::from_bytes(Path::new("output"), output).ok()?;
-    validate("output", &profile).ok()?;
+/// Bytes at the start of a profile in which its schema stands.
+const HEAD: usize = 256;
+
+/// Median times of the cells of the profile that a command printed. What begins as a profile and is none is an
+/// error: the time of the whole command would be an answer to another question.
+fn printed(command: &str, output: &[u8]) -> Result<Option<Printed>> {
+    let head = String::from_utf8_lossy(&output[..output.len().min(HEAD)]);
+    if !(head.trim_start().starts_with('{') && head.contains(PROFILE_SCHEMA)) {
+        return Ok(None);
+    }
+    let name = format!("output of `{}`", shown(command));
+    let profile = format::from_bytes(Path::new(&name), output)?;
+    validate(&name, &profile)?;
     let timed = profile.cells.iter().filter_map(|cell| {
         let interval = cell.latency.interval()?;
         Some((describe(cell), interval.median_ps as f64 * 1e-12))
     });
-    Some(timed.collect())
+    Ok(Some(Printed { cells: timed.collect(), partial: profile.run.partial.clone() }))
 }
 
 /// The bar of the rounds.
@@ -111,11 +128,12 @@ fn document<'a>([a, b]: [&'a str; 2], paired: &'a Paired) -> Document<'a> {
     };
     Document {
         schema: "moe-frontier/compare-run",
-        schema_version: "1.0",
+        schema_version: "1.1",
         paired: true,
         command_a: a,
         command_b: b,
         rounds: paired.rounds,
+        partial: paired.failure.as_ref().map(ToString::to_string),
         by_profile: paired.by_profile,
         bound_rel: SMALLEST_EFFECT,
         faster: count(Verdict::Faster),
@@ -165,6 +183,9 @@ fn text(d: &Document, width: usize) -> String {
         d.rounds,
         d.bound_rel * 100.0
     );
+    if let Some(why) = &d.partial {
+        let _ = writeln!(text, "ended early: {}", tidy(why));
+    }
     for left in d.left_out {
         let _ = writeln!(text, "not compared: {}", tidy(left));
     }
@@ -180,11 +201,15 @@ mod tests {
     #[test]
     fn a_profile_on_stdout_gives_its_cells_and_other_output_none() {
         let profile = synthetic::profile(&[(512, 1536)], 0.01);
-        let cells = cells_of(&format::to_bytes(&profile).unwrap()).unwrap();
-        assert_eq!(cells.len(), profile.cells.len());
-        assert!(cells.values().all(|seconds| *seconds > 0.0));
-        assert_eq!(cells_of(b"{\"schema\": \"moe-frontier/profile\"}"), None);
-        assert_eq!(cells_of(b""), None);
+        let bytes = format::to_bytes(&profile).unwrap();
+        let read = printed("measure", &bytes).unwrap().unwrap();
+        assert_eq!((read.cells.len(), read.partial), (profile.cells.len(), None));
+        assert!(read.cells.values().all(|seconds| *seconds > 0.0));
+        for other in ["", "3 s", "{\"schema\": \"moe-frontier/preset-list\"}"] {
+            assert_eq!(printed("x", other.as_bytes()).unwrap(), None);
+        }
+        let cut = printed("measure --json", &bytes[..bytes.len() / 2]).unwrap_err();
+        assert!(cut.exit_code() == 3 && cut.to_string().contains("`measure --json`"), "{cut}");
     }
 
     #[test]
@@ -199,6 +224,7 @@ mod tests {
         let slower = Some(PairedEffect { effect: 0.1, lo: 0.08, hi: 0.12 });
         let paired = Paired {
             rounds: 6,
+            failure: Some(crate::Error::unfit("`false`", "ended with 1")),
             by_profile: false,
             cells: vec![cell("one", slower), cell("two", None)],
             left_out: vec!["three: only by A".into()],
@@ -207,6 +233,7 @@ mod tests {
         assert_eq!((document.slower, document.ambiguous), (1, 1));
         let text = text(&document, 100);
         assert!(text.contains("SLOWER") && text.contains("+8.0% to +12.0%"), "{text}");
+        assert!(text.contains("ended early: `false`: ended with 1"), "{text}");
         assert!(text.contains("paired: true") && text.contains("not compared: three"), "{text}");
         let json = serde_json::to_string(&document).unwrap();
         assert!(json.contains("\"verdict\":\"SLOWER\"") && json.contains("\"effect_rel\":null"));

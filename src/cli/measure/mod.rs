@@ -219,7 +219,7 @@ fn measure_new(args: &MeasureArgs, locking: Locking) -> Result<Delivered> {
         Some(path) => write_routing(path, plan, args.overwrite, stop.flag()),
         None => Ok(()),
     };
-    place::measure_new(&place, &home, request, planned, locking, &stop)
+    place::measure_new(&place, &home, request, planned, &stop)
 }
 
 /// Measures this machine for another command, with the file in the folder of measured profiles. The run
@@ -239,7 +239,7 @@ pub(super) fn measure(
     let (profile, path, failure) = match Home::prepare(None, false, Locking::Locked) {
         Ok(home) => {
             let Delivered { profile, path, failure } =
-                place::measure_new(&place, &home, request, |_| Ok(()), Locking::Locked, &stop)?;
+                place::measure_new(&place, &home, request, |_| Ok(()), &stop)?;
             (profile, Some(path), failure)
         }
         Err(error) => {

@@ -71,7 +71,7 @@ impl Place<'_> {
         if cfg!(test) || !self.isolate {
             return Process::in_thread(self.serve_here(), stop);
         }
-        match self.command(None).and_then(|it| Process::start(it, Limits::NONE, stop)) {
+        match self.command(None).and_then(|it| Process::start(it, Limits::CPU, stop)) {
             // Without another process the CPU is still there.
             Err(error @ Error::Device { .. }) => {
                 warn(&format!("measured in this process: {error}"));
@@ -201,7 +201,6 @@ pub(super) fn measure_new(
     home: &Home,
     request: impl FnOnce(&Facts) -> Result<Request>,
     planned: impl FnOnce(&Plan) -> Result<()>,
-    locking: Locking,
     stop: &Stop,
 ) -> Result<Delivered> {
     let begun = place.worker(stop.flag()).and_then(|mut process| {
@@ -209,7 +208,7 @@ pub(super) fn measure_new(
         planned(&plan)?;
         let record = place.record(process.facts());
         let planned = home.folder.clone().plan(record, home.destination, plan)?;
-        let measured = measure_planned(&mut process, &planned, locking, stop)?;
+        let measured = measure_planned(&mut process, &planned, stop)?;
         Ok((planned, measured))
     });
     match begun {
@@ -227,12 +226,12 @@ pub(super) fn measure_new(
 /// [`Error::Unfit`] when plan, program or device differ from those it was begun with; why it ended early.
 pub(super) fn resume(path: &Path, locking: Locking) -> Result<Delivered> {
     let stop = Stop::listen()?;
-    let planned = RunFolder::planned(&run_folder(path))?;
+    let planned = RunFolder::planned(&run_folder(path), locking)?;
     let hint = format!("; {}", go_on(&planned));
     let mut process =
         Place::again(&planned.place, stop.flag()).map_err(|e| stop.explain(e, &hint))?;
-    let measured = measure_planned(&mut process, &planned, locking, &stop)
-        .map_err(|e| stop.explain(e, &hint))?;
+    let measured =
+        measure_planned(&mut process, &planned, &stop).map_err(|e| stop.explain(e, &hint))?;
     deliver(&planned, measured, false, &stop)
 }
 
@@ -308,7 +307,7 @@ fn settle(facts: &Facts, stop: &AtomicBool) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(threads, usize::from);
     if !preflight::wait_until_quiet(threads, cores, QUIET, stop) {
         if stop.load(std::sync::atomic::Ordering::Relaxed) {
-            return Err(Error::Interrupted { signal: 2, hint: String::new() });
+            return Err(Error::interrupted());
         }
         warn("other programs use the CPU: intervals will be wide and cells flagged");
     }
@@ -319,14 +318,9 @@ fn settle(facts: &Facts, stop: &AtomicBool) -> Result<()> {
 }
 
 /// Measures a planned run and keeps it in its folder.
-fn measure_planned(
-    process: &mut Process,
-    planned: &Planned,
-    locking: Locking,
-    stop: &Stop,
-) -> Result<Measured> {
+fn measure_planned(process: &mut Process, planned: &Planned, stop: &Stop) -> Result<Measured> {
     let facts = process.facts().clone();
-    let (mut kept, beginning) = planned.open(&facts, Beginning::now(invocation()), locking)?;
+    let (mut kept, beginning) = planned.open(&facts, Beginning::now(invocation()))?;
     let _only = Alone::take(&facts);
     let mut bar = Bar::new(&planned.plan, &facts);
     bar.step(0, 1, "drawing weights");

@@ -87,6 +87,9 @@ pub fn compare(old: &Profile, new: &Profile) -> Result<Comparison> {
     check_keys(old, new)?;
     let floor = old.run.noise_floor_rel.max(new.run.noise_floor_rel);
     let biased = biased(old, new);
+    let between = |profile: &Profile| profile.run.between_runs_rel.unwrap_or(0.0);
+    let runs =
+        Runs { floor, is_biased: biased.is_some(), between_runs: [between(old), between(new)] };
     let mut free: Vec<bool> = vec![true; new.cells.len()];
     let mut cells = Vec::new();
     let mut only_in_old = Vec::new();
@@ -96,7 +99,7 @@ pub fn compare(old: &Profile, new: &Profile) -> Result<Comparison> {
                 free[index] = false;
                 let other = &new.cells[index];
                 let itself = old.run.id == new.run.id && cell == other;
-                cells.push(compare_cells(cell, other, floor, biased.is_some(), itself));
+                cells.push(compare_cells(cell, other, &runs, itself));
             }
             None => only_in_old.push(named(cell)),
         }
@@ -202,19 +205,33 @@ fn partner(cell: &Cell, old: &Profile, new: &Profile, free: &[bool]) -> Option<u
     })
 }
 
-fn compare_cells(old: &Cell, new: &Cell, floor: f64, biased: bool, itself: bool) -> CellComparison {
+/// What holds for all cells of two runs.
+struct Runs {
+    /// The larger noise floor.
+    floor: f64,
+    /// Whether no verdict means anything.
+    is_biased: bool,
+    /// By how much the intervals of each are wider than its blocks make them.
+    between_runs: [f64; 2],
+}
+
+fn compare_cells(old: &Cell, new: &Cell, runs: &Runs, itself: bool) -> CellComparison {
+    let Runs { floor, is_biased, between_runs: [between_old, between_new] } = *runs;
     let (a, b) = (old.latency.interval(), new.latency.interval());
     let us = |i: &IntervalRecord| i.median_ps as f64 * 1e-6;
-    let effect = a.zip(b).map(|(a, b)| unpaired_effect(a, b));
+    // What changes between two runs enters once, by the noise floor below.
+    let effect = a
+        .zip(b)
+        .map(|(a, b)| unpaired_effect(of_blocks(a, between_old), of_blocks(b, between_new)));
     let no_verdict = if itself && effect.is_some() {
         None
     } else {
         unfit("old", old).or_else(|| unfit("new", new))
     };
     let verdict = effect.filter(|_| no_verdict.is_none()).map(|effect| match () {
-        () if biased => Verdict::Ambiguous,
+        () if is_biased => Verdict::Ambiguous,
         () if itself => Verdict::Same,
-        () => between_runs(effect, floor),
+        () => unpaired_verdict(effect, floor),
     });
     CellComparison {
         experts: old.experts,
@@ -237,7 +254,7 @@ fn compare_cells(old: &Cell, new: &Cell, floor: f64, biased: bool, itself: bool)
 }
 
 /// The verdict of two runs: a difference must survive a shift of one of them by the noise floor.
-fn between_runs(effect: PairedEffect, floor: f64) -> Verdict {
+fn unpaired_verdict(effect: PairedEffect, floor: f64) -> Verdict {
     let widened = PairedEffect {
         lo: (1.0 + effect.lo) / (1.0 + floor) - 1.0,
         hi: (1.0 + effect.hi) * (1.0 + floor) - 1.0,
@@ -252,15 +269,17 @@ fn between_runs(effect: PairedEffect, floor: f64) -> Verdict {
     }
 }
 
+/// The median and the ends of an interval as the blocks of its run alone make them, in picoseconds.
+fn of_blocks(interval: &IntervalRecord, between_runs: f64) -> [f64; 3] {
+    let [median, lo, hi] = [interval.median_ps, interval.lo_ps, interval.hi_ps].map(|ps| ps as f64);
+    [median, lo * (1.0 + between_runs), hi / (1.0 + between_runs)]
+}
+
 /// Change of the medians, between the extreme ratios of the two intervals: they exclude zero exactly
 /// when the intervals do not overlap.
-fn unpaired_effect(a: &IntervalRecord, b: &IntervalRecord) -> PairedEffect {
-    let ratio = |b: u64, a: u64| b as f64 / a as f64 - 1.0;
-    PairedEffect {
-        effect: ratio(b.median_ps, a.median_ps),
-        lo: ratio(b.lo_ps, a.hi_ps),
-        hi: ratio(b.hi_ps, a.lo_ps),
-    }
+fn unpaired_effect(a: [f64; 3], b: [f64; 3]) -> PairedEffect {
+    let ([median_a, lo_a, hi_a], [median_b, lo_b, hi_b]) = (a, b);
+    PairedEffect { effect: median_b / median_a - 1.0, lo: lo_b / hi_a - 1.0, hi: hi_b / lo_a - 1.0 }
 }
 
 /// Why a cell carries no verdict. Noisy cells keep their value but are out of verdicts.

@@ -154,6 +154,7 @@ pub(crate) fn profile(widths: &[(usize, usize)], noise: f64) -> Profile {
                 gemm_kernel: "made up".into(),
                 dispatch_ps: 1_000_000,
             },
+            between_runs_rel: None,
             partial: None,
         },
         cells,

@@ -34,11 +34,12 @@ pub fn validate(what: &str, profile: &Profile) -> Result<()> {
     check_peaks(profile).map_err(unfit)?;
     check(profile.cells.len() <= MAX_CELLS, || format!("more than {MAX_CELLS} cells"))
         .map_err(unfit)?;
+    let between_runs = profile.run.between_runs_rel.unwrap_or(0.0);
     let mut seen = HashSet::new();
     for cell in &profile.cells {
         let named = |reason: String| unfit(format!("{}: {reason}", describe(cell)));
         check_sizes(cell).map_err(named)?;
-        check_value(cell).map_err(named)?;
+        check_value(cell, between_runs).map_err(named)?;
         if matches!(cell.status, Status::Valid | Status::Noisy) {
             cell.check_physics(&profile.run.ceilings).map_err(named)?;
         }
@@ -103,6 +104,9 @@ fn check_head(profile: &Profile) -> Checked {
     let run = &profile.run;
     check(run.aa_effect_rel.is_finite() && run.noise_floor_rel >= 0.0, || {
         "the noise floor is not a number of zero or more".into()
+    })?;
+    check(run.between_runs_rel.is_none_or(|share| (0.0..=1.0).contains(&share)), || {
+        "what changes between runs is not a share".into()
     })?;
     check(run.aa_verdict == AaVerdict::Clean || run.noise_floor_rel > 0.0, || {
         "a biased run has a noise floor".into()
@@ -207,7 +211,7 @@ fn check_routing(cell: &Cell, rows: f64) -> Checked {
     })
 }
 
-fn check_value(cell: &Cell) -> Checked {
+fn check_value(cell: &Cell, between_runs: f64) -> Checked {
     let samples = cell.blocks.iter().try_fold(0_usize, |sum, b| sum.checked_add(b.samples));
     check(samples == Some(cell.counts.samples), || "samples do not add up over the blocks".into())?;
     check(cell.blocks.iter().all(|b| b.median_ps > 0 && b.samples > 0), || {
@@ -220,7 +224,7 @@ fn check_value(cell: &Cell) -> Checked {
     match (cell.status, cell.latency.interval()) {
         (Status::Valid | Status::Noisy, Some(interval)) => {
             check(cell.check.output == CheckOutcome::Pass, || "its output was not checked".into())?;
-            check_interval(cell, interval)
+            check_interval(cell, interval, between_runs)
         }
         (Status::Valid | Status::Noisy, None) => Err("no value for a finished cell".into()),
         (Status::Incomplete | Status::Throttled | Status::Failed | Status::Refused, None) => Ok(()),
@@ -238,7 +242,7 @@ fn check_percentiles(cell: &Cell) -> Checked {
     }
 }
 
-fn check_interval(cell: &Cell, interval: &IntervalRecord) -> Checked {
+fn check_interval(cell: &Cell, interval: &IntervalRecord, between_runs: f64) -> Checked {
     Quantity::Confidence.check(interval.confidence)?;
     for ps in [interval.lo_ps, interval.median_ps, interval.hi_ps] {
         Quantity::LatencySeconds.check(ps as f64 * 1e-12)?;
@@ -251,6 +255,7 @@ fn check_interval(cell: &Cell, interval: &IntervalRecord) -> Checked {
     })?;
     let medians: Vec<f64> = cell.blocks.iter().map(|b| b.median_ps as f64).collect();
     let again = median_interval(&medians).ok_or("no interval follows from the blocks")?;
+    let again = again.widened(between_runs);
     let near = |stored: u64, computed: f64| (stored as f64 - computed).abs() <= 1.0;
     check(
         near(interval.median_ps, again.median)
@@ -286,6 +291,8 @@ mod tests {
             ("recipe hash", |p| p.key.recipe.seed = "0x7".into()),
             ("noise floor", |p| p.run.noise_floor_rel = -0.1),
             ("relative error", |p| p.run.noise_floor_rel = 1e9),
+            ("between runs", |p| p.run.between_runs_rel = Some(f64::NAN)),
+            ("follow from the blocks", |p| p.run.between_runs_rel = Some(0.02)),
             ("bandwidth", |p| p.run.ceilings.read_best_bytes_per_s = 1e300),
             ("FLOP/s: 1e300", |p| p.run.ceilings.gemm_best_flops_per_s = 1e300),
             ("before it began", |p| p.provenance.start_unix_s = p.provenance.end_unix_s + 1),

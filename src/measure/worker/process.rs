@@ -23,6 +23,8 @@ use crate::{Error, Result};
 const ATTEMPTS: usize = 3;
 /// How often a waiting parent looks whether it was asked to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long a worker that has closed its output may take to end before it is given up.
+const CLOSING: Duration = Duration::from_secs(1);
 /// How long a killed process may take to end; one inside a call of its driver may never.
 const DYING: Duration = Duration::from_secs(10);
 /// The same when nothing follows on its device: the user waits for the end of this process.
@@ -35,13 +37,15 @@ const SHOWN: usize = 60;
 /// How long a worker may take to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    /// To open the device and to say so.
+    pub opening: Duration,
     /// For a block, at least.
     pub block: Duration,
     /// For a block, in multiples of what the plan expects of it.
     pub factor: u32,
     /// For a block beyond that: pauses in which a device cools down.
     pub pauses: Duration,
-    /// For everything else: to open the device, to sample its ceilings, to check an output.
+    /// For everything else: to sample the device's ceilings, to check an output.
     pub other: Duration,
     /// For drawing and loading one gigabyte of weights beyond that.
     pub gigabyte: Duration,
@@ -54,6 +58,7 @@ impl Default for Limits {
     /// above what a busy machine takes, far below a night.
     fn default() -> Self {
         Self {
+            opening: Duration::from_secs(60),
             block: Duration::from_secs(10),
             factor: 100,
             pauses: COOLING.iter().sum(),
@@ -65,8 +70,10 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// No limits, for a CPU: a busy one may take any time, and its kernels end.
-    pub const NONE: Self = Self {
+    /// For a CPU: a busy one may take any time, and its kernels end. Only its worker has to begin, which touches
+    /// nothing that could take long.
+    pub const CPU: Self = Self {
+        opening: Duration::from_secs(20),
         block: Duration::MAX,
         factor: 1,
         pauses: Duration::ZERO,
@@ -100,20 +107,22 @@ enum Gone {
     Told(Error),
     /// It was found out.
     Found(String),
+    /// It has said nothing in time.
+    Late(String),
 }
 
 impl Gone {
     fn reason(&self) -> String {
         match self {
             Self::Told(error) => error.to_string(),
-            Self::Found(reason) => reason.clone(),
+            Self::Found(reason) | Self::Late(reason) => reason.clone(),
         }
     }
 
     fn into_error(self) -> Error {
         match self {
             Self::Told(error) => error,
-            Self::Found(reason) => Error::device("worker", reason),
+            Self::Found(reason) | Self::Late(reason) => Error::device("worker", reason),
         }
     }
 }
@@ -140,7 +149,8 @@ impl Process {
     /// Starts a worker: a program that calls [`super::serve()`].
     ///
     /// # Errors
-    /// What the worker says of its device; [`Error::Device`] when three in a row end without a word;
+    /// What the worker says of its device; [`Error::Device`] when three in a row end without a word, or one
+    /// stays without a word;
     /// [`Error::Interrupted`] when `stop` was raised.
     pub fn start(command: Command, limits: Limits, stop: &AtomicBool) -> Result<Self> {
         Self::begin(Origin::Command(command), limits, stop)
@@ -152,7 +162,7 @@ impl Process {
     /// # Errors
     /// As [`Self::start`].
     pub fn in_thread(serve: Arc<Serve>, stop: &AtomicBool) -> Result<Self> {
-        Self::begin(Origin::Thread(serve), Limits::NONE, stop)
+        Self::begin(Origin::Thread(serve), Limits { opening: Duration::MAX, ..Limits::CPU }, stop)
     }
 
     fn begin(mut origin: Origin, limits: Limits, stop: &AtomicBool) -> Result<Self> {
@@ -297,6 +307,15 @@ impl Link {
             Self::Thread(orders) => orders.send(line).is_ok(),
         }
     }
+
+    /// Whether the worker has ended, whatever has become of its output.
+    fn is_over(&mut self) -> bool {
+        match self {
+            Self::Child(child, _) => matches!(child.try_wait(), Ok(Some(_))),
+            // The end of its output is its end.
+            Self::Thread(_) => false,
+        }
+    }
 }
 
 /// What was read from a worker.
@@ -317,7 +336,7 @@ impl Running {
             Origin::Thread(serve) => start_thread(Arc::clone(serve))?,
         };
         let mut running = Self { link, lines };
-        match running.reply(limits.other, stop)? {
+        match running.reply(limits.opening, stop)? {
             Reply::Ready(facts) => Ok((running, *facts)),
             Reply::Failed { code, what, reason, .. } => {
                 Err(Gone::Told(error_of(code, what, reason)))
@@ -342,6 +361,7 @@ impl Running {
 
     fn reply(&mut self, limit: Duration, stop: &AtomicBool) -> Result<Reply, Gone> {
         let start = Instant::now();
+        let mut over: Option<Instant> = None;
         let line = loop {
             match self.lines.recv_timeout(LOOK_EVERY) {
                 Ok(Line::Whole(line)) => break line,
@@ -349,14 +369,21 @@ impl Running {
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(Gone::Found(self.ended(0, stop)));
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                // What it has said last may still be on its way, or others hold its output open.
+                Err(RecvTimeoutError::Timeout) => match over {
+                    Some(since) if since.elapsed() >= CLOSING => {
+                        return Err(Gone::Found(self.ended(0, stop)));
+                    }
+                    Some(_) => {}
+                    None => over = self.link.is_over().then(Instant::now),
+                },
             }
             if stop.load(Ordering::Relaxed) {
-                return Err(Gone::Told(interrupted()));
+                return Err(Gone::Told(Error::interrupted()));
             }
             if start.elapsed() >= limit {
                 let seconds = limit.as_secs_f64();
-                return Err(Gone::Found(format!("timeout: no answer in {seconds:.0} s")));
+                return Err(Gone::Late(format!("timeout: no answer in {seconds:.0} s")));
             }
         };
         serde_json::from_slice(&line).map_err(|_| {
@@ -377,7 +404,7 @@ impl Running {
     /// How a worker ended whose output is at its end, `bytes` bytes into a line.
     fn ended(&mut self, bytes: usize, stop: &AtomicBool) -> String {
         let how = match &mut self.link {
-            Link::Child(child, _) => match wait(child, DYING, stop) {
+            Link::Child(child, _) => match wait(child, CLOSING, stop) {
                 Some(status) => describe(status),
                 None => "closed its output".to_owned(),
             },
@@ -474,7 +501,7 @@ fn pause(length: Duration, stop: &AtomicBool) -> Result<()> {
     let start = Instant::now();
     loop {
         if stop.load(Ordering::Relaxed) {
-            return Err(interrupted());
+            return Err(Error::interrupted());
         }
         let left = length.saturating_sub(start.elapsed());
         if left.is_zero() {
@@ -482,10 +509,6 @@ fn pause(length: Duration, stop: &AtomicBool) -> Result<()> {
         }
         std::thread::sleep(left.min(LOOK_EVERY));
     }
-}
-
-const fn interrupted() -> Error {
-    Error::Interrupted { signal: 2, hint: String::new() }
 }
 
 fn describe(status: ExitStatus) -> String {
