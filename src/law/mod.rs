@@ -19,6 +19,8 @@ pub mod dense;
 mod evaluation;
 pub mod file;
 pub mod fit;
+pub mod gains;
+pub mod held_out;
 pub mod inference_aware;
 mod info;
 pub mod krajewski2024;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::latency::Source;
+use crate::law::beyond::LISTED_TOKENS_PER_PARAM;
 use crate::plan::outcome::{
     Binding, Candidate, Choice, LawAnswer, Mixture, RankReport, Sensitivity,
 };
@@ -12,8 +13,6 @@ use crate::units::{Tokens, Usd, UsdPerMillionTokens, count};
 const CLEAR: f64 = 0.5;
 /// Two expected regrets within this factor of each other are told as one.
 const CLOSE_REGRET: f64 = 1.3;
-/// The law's listed runs end at this many training tokens per active parameter.
-const LISTED_TOKENS_PER_PARAM: f64 = 73.0;
 /// Shares of draws below this are not told.
 const SHOWN: f64 = 0.005;
 /// Beyond this factor outside its fitted range a law's answer is named as far outside.

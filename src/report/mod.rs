@@ -21,4 +21,5 @@ pub use write::write_all;
 pub mod accuracy;
 pub mod glossary;
 pub mod grid;
+pub mod reliability;
 pub mod serving_plot;

@@ -10,6 +10,7 @@ pub(super) mod law;
 mod layer_latency;
 mod legend;
 mod panel;
+pub(super) mod reliability;
 mod scene;
 mod total_cost;
 
