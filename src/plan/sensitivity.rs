@@ -92,14 +92,15 @@ fn row(
     }
 }
 
+/// Names of the rows about the laws.
+pub const OF_LAWS: [&str; 2] = ["loss law", "weights of the laws"];
+
 /// What another law, or other weights of the laws, would answer; `today` is the winning expert count.
 /// None with a single law.
 pub fn over_laws(panel: &Panel, today: usize) -> Vec<Sensitivity> {
     let mut rows = Vec::new();
-    for (assumption, words, costs) in [
-        ("loss law", "", panel.by_law()),
-        ("weights of the laws", "without ", panel.without_each()),
-    ] {
+    let answers = [("", panel.by_law()), ("without ", panel.without_each())];
+    for (assumption, (words, costs)) in OF_LAWS.into_iter().zip(answers) {
         let at = |costs: &[(usize, f64)]| -> AtEnd {
             let least = |a: &&(usize, f64), b: &&(usize, f64)| a.1.total_cmp(&b.1);
             let mine = costs.iter().find(|c| c.0 == today);

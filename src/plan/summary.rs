@@ -7,6 +7,7 @@ use crate::law::beyond::LISTED_TOKENS_PER_PARAM;
 use crate::plan::outcome::{
     Binding, Candidate, Choice, LawAnswer, Mixture, RankReport, Sensitivity,
 };
+use crate::plan::sensitivity::OF_LAWS;
 use crate::units::{Tokens, Usd, UsdPerMillionTokens, count};
 
 /// Below this probability nothing is called the winner.
@@ -150,7 +151,8 @@ fn deciding(report: &RankReport) -> Option<String> {
     let strongest = report
         .sensitivity
         .iter()
-        .filter(|s| s.flips && margin(s) < 1.0)
+        // The laws stand first by themselves.
+        .filter(|s| s.flips && margin(s) < 1.0 && !OF_LAWS.contains(&s.assumption.as_str()))
         .min_by(|a, b| margin(a).total_cmp(&margin(b)));
     if let Some(s) = strongest {
         let is_low = s.margin_at_low.is_some_and(|m| m <= margin(s));

@@ -41,7 +41,7 @@ pub struct RankArgs {
     )]
     pub law: String,
     /// Weights of laws in their mixture, such as abnar2025:2,zhao2025:0; or runs:FILE.csv, a file with
-    /// columns experts, n_active, tokens and loss, by the laws' errors on its largest runs [default: 1
+    /// columns `experts`, `n_active`, `tokens` and `loss`, by the laws' errors on its largest runs [default: 1
     /// each].
     #[arg(long, value_name = "NAME:WEIGHT|runs:FILE", help_heading = "What is compared")]
     pub law_weights: Option<String>,
