@@ -8,9 +8,9 @@ mod common;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{ARITHMETIC, LAYER, LINK, READ, Sketch, inputs};
+use common::{ARITHMETIC, LAYER, LINK, READ, Sketch, inputs, provenance};
 use moe_frontier::config::{Attention, KindBytes, MoeModel, TensorKind};
-use moe_frontier::latency::LatencyModel;
+use moe_frontier::latency::{LatencyModel, Operation};
 use moe_frontier::law::{self, Template};
 use moe_frontier::plan::candidates::Density;
 use moe_frontier::plan::inputs::{Demand, Lifetime, Limits, RankInputs, Target};
@@ -18,6 +18,7 @@ use moe_frontier::plan::market::Market;
 use moe_frontier::plan::mixture::{Member, mixture};
 use moe_frontier::plan::outcome::{Candidate, CandidateKind, LawAnswer, Mixture, RankReport};
 use moe_frontier::plan::price::Book;
+use moe_frontier::plan::rank::rank;
 use moe_frontier::report::{rank_text, write_all};
 use moe_frontier::serving::{Layout, ServiceLevel, StepFactors};
 use moe_frontier::units::{Flops, Nats, Seconds};
@@ -306,6 +307,72 @@ fn the_first_law_says_the_same_in_the_list_and_among_all() {
         assert!((candidate.p_best.unwrap() - share.p).abs() < 1e-12);
     }
     assert!((alone.p_none - report.p_none).abs() < 1e-12);
+}
+
+#[test]
+fn a_first_law_that_is_silent_about_dense_models_ranks_the_others() {
+    let inputs = RankInputs { draws: 40, ..inputs() };
+    let sketch = Arc::new(Sketch) as Arc<dyn LatencyModel>;
+    let origin = |operation: Operation, _: u8| Sketch.provenance(operation);
+    let members = members(&["zhao2025", "ludziejewski2025"]);
+    let report = rank(&members, (sketch, &origin), &inputs, provenance()).unwrap().report;
+    assert_eq!(report.laws[0].silent_on, [1]);
+    let listed: Vec<usize> =
+        report.candidates.iter().filter(|c| c.best_of_experts).map(|c| c.experts).collect();
+    assert!(listed.len() > 1 && !listed.contains(&1), "{listed:?}");
+    // The other law still says what it says of dense models.
+    let mixture = report.mixture.unwrap();
+    assert_eq!(mixture.choices[0].experts, 1);
+    assert!(mixture.choices[0].regret_share < 0.5 + 1e-9);
+}
+
+#[test]
+fn regrets_count_every_draw_in_which_any_model_can_be_had() {
+    let inputs = RankInputs { draws: 60, ..inputs() };
+    let (answers, mixture) = over_laws(&law::SCALING_IDS, &inputs);
+    let silent = |experts: usize| {
+        answers.iter().filter(|a| a.refused.is_none() && a.silent_on.contains(&experts)).count()
+    };
+    for choice in mixture.choices.iter().filter(|c| silent(c.experts) == 0) {
+        let share = choice.regret_share;
+        assert!((share + mixture.p_none - 1.0).abs() < 1e-9, "{}: {share}", choice.experts);
+    }
+    // A law under which a model never reaches the loss counts as the training limit lost.
+    let tight = Limits { max_train_factor: 0.9, ..inputs.limits };
+    let (_, tight) = over_laws(&law::SCALING_IDS, &RankInputs { limits: tight, ..inputs });
+    assert!(tight.choices.iter().all(|c| c.expected_regret_usd.is_some_and(|usd| usd > 0.0)));
+}
+
+#[test]
+fn more_served_tokens_never_pick_a_model_that_serves_dearer() {
+    let serving = |lifetime: f64| {
+        let inputs = RankInputs { lifetime: Lifetime::Tokens(lifetime), draws: 1, ..inputs() };
+        let report = report(&inputs);
+        let best = report.candidates.iter().filter(|c| c.best_of_experts);
+        let first = best.min_by(|a, b| a.total_usd.unwrap().total_cmp(&b.total_usd.unwrap()));
+        first.unwrap().serve_usd_per_million_output_tokens.unwrap()
+    };
+    let costs: Vec<f64> = (9..=15).map(|power| serving(10f64.powi(power))).collect();
+    assert!(costs.windows(2).all(|w| w[1] <= w[0] * (1.0 + 1e-9)), "{costs:?}");
+    assert!(costs[6] < costs[0], "{costs:?}");
+}
+
+#[test]
+fn laws_and_their_weights_are_assumptions_like_others() {
+    let inputs = RankInputs { draws: 20, ..inputs() };
+    let sketch = Arc::new(Sketch) as Arc<dyn LatencyModel>;
+    let origin = |operation: Operation, _: u8| Sketch.provenance(operation);
+    let members = members(&law::SCALING_IDS);
+    let report = rank(&members, (sketch, &origin), &inputs, provenance()).unwrap().report;
+    let row = |name: &str| report.sensitivity.iter().find(|s| s.assumption == name).unwrap();
+    for name in ["loss law", "weights of the laws", "weight bits", "MFU by experts"] {
+        let row = row(name);
+        assert!(row.winner_at_low.is_some() && row.winner_at_high.is_some(), "{row:?}");
+    }
+    let winners: Vec<usize> = report.laws.iter().filter_map(|l| l.winner).collect();
+    let agree = winners.windows(2).all(|w| w[0] == w[1]);
+    assert_eq!(row("loss law").flips, !agree, "{winners:?}");
+    assert!(law::SCALING_IDS.contains(&row("loss law").low.as_str()));
 }
 
 #[test]

@@ -8,7 +8,12 @@
 //! (Gadre et al. 2024, 104 runs): of what a fit to ratios up to 85 says that further tokens save, the
 //! share [`REALISED`] is saved.
 
-use crate::law::{Scaling, TokenCurve};
+use std::sync::Arc;
+
+use crate::Result;
+use crate::law::surface::out_of_reach;
+use crate::law::{Extrapolation, Scaling, Slice, TokenCurve};
+use crate::units::Nats;
 
 /// Error per e-fold of size beyond the runs that all expert counts share, in nats.
 pub const SIZE_NATS: f64 = 0.016;
@@ -23,7 +28,7 @@ pub const REALISED: (f64, f64) = (0.75, 0.25);
 const LEAST_REALISED: f64 = 0.1;
 /// Tokens per parameter at which the runs behind a law end where its paper does not say: those of the
 /// default law's.
-pub const USUAL_RATIO: f64 = 73.0;
+pub const LISTED_TOKENS_PER_PARAM: f64 = 73.0;
 /// Tokens per parameter of a compute-optimal run, to turn a largest budget into a largest size.
 const OPTIMAL_RATIO: f64 = 20.0;
 /// Repetitions of a corpus whose tokens are worth (1 - 1/e) of new ones (Muennighoff et al. 2023,
@@ -86,20 +91,14 @@ pub struct Standing {
 impl Standing {
     /// A model of a law, against the expansion of the reference.
     pub fn of(law: &Scaling, experts: usize, n_active: f64, reference: usize) -> Self {
-        let tokens = OPTIMAL_RATIO * n_active;
-        let outside = law.extrapolation(experts, n_active, tokens);
+        let outside = law.extrapolation(experts, n_active, OPTIMAL_RATIO * n_active);
         let size = outside.n_active.max(outside.train_flops.sqrt());
         let expansion =
             |experts| law.template().at_width(experts, law.template().aspect).expansion();
-        let ratio_limit = if outside.tokens_per_param > 0.0 {
-            OPTIMAL_RATIO / outside.tokens_per_param
-        } else {
-            USUAL_RATIO
-        };
         Self {
             distance: size.ln().max(0.0),
             ln_expansion: (expansion(experts) / expansion(reference)).ln(),
-            ratio_limit,
+            ratio_limit: ratio_limit(&outside),
         }
     }
 
@@ -114,6 +113,16 @@ impl Standing {
     pub fn sigma(&self, residual: f64) -> f64 {
         let shared = SIZE_NATS.hypot(SLOPE_NATS * self.ln_expansion) * self.distance;
         shared.hypot(OWN_NATS * self.distance + residual)
+    }
+}
+
+/// Tokens per active parameter at which the runs behind a law end, from how far a run of
+/// [`OPTIMAL_RATIO`] lies outside them.
+fn ratio_limit(outside: &Extrapolation) -> f64 {
+    if outside.tokens_per_param > 0.0 {
+        OPTIMAL_RATIO / outside.tokens_per_param
+    } else {
+        LISTED_TOKENS_PER_PARAM
     }
 }
 
@@ -217,6 +226,45 @@ impl Data {
     }
 }
 
+/// A law at one expert count as its models turn out: over-training pays its share, repeated data what
+/// they are worth, rounding costs what it costs.
+#[derive(Clone, Debug)]
+pub(super) struct Trained {
+    /// The law by itself, on its architecture.
+    pub(super) law: Scaling,
+    pub(super) slice: Arc<dyn Slice>,
+    pub(super) experts: usize,
+    pub(super) data: Data,
+}
+
+impl Trained {
+    /// Size, and tokens per active parameter at which the law's runs end.
+    fn at(&self, n_active: f64) -> (f64, f64) {
+        let tokens = OPTIMAL_RATIO * n_active;
+        (n_active, ratio_limit(&self.law.extrapolation(self.experts, n_active, tokens)))
+    }
+}
+
+impl Slice for Trained {
+    /// The law by itself; [`Data`] stands between it and the models.
+    fn curve(&self, n_active: f64) -> TokenCurve {
+        self.slice.curve(n_active)
+    }
+
+    fn loss(&self, n_active: f64, tokens: f64) -> Nats {
+        Nats(self.data.loss(&self.curve(n_active), self.at(n_active), tokens))
+    }
+
+    fn tokens_for_loss(&self, n_active: f64, loss: Nats) -> Result<f64> {
+        let curve = self.curve(n_active);
+        let tokens = self.data.tokens_for(&curve, self.at(n_active), loss.0);
+        tokens.ok_or_else(|| {
+            let floor = curve.factor * curve.floor;
+            out_of_reach(loss, floor, "use more parameters or a higher loss")
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -268,6 +316,26 @@ mod tests {
         let tokens = at(4.0).tokens_for(&curve, (1e9, 73.0), loss).unwrap();
         assert!((tokens / 2e10 - 1.0).abs() < 1e-6, "{tokens}");
         assert!(at(1.0).tokens_for(&curve, (1e9, 73.0), 2.3).is_none());
+    }
+
+    #[test]
+    fn a_trained_law_is_the_law_within_its_runs_and_pays_less_beyond() {
+        let law = crate::law::load_scaling("ludziejewski2025").unwrap();
+        let (raw, trained) = (law.slice(8).unwrap(), law.trained(Data::ENDLESS).slice(8).unwrap());
+        for tokens in [1e9, 5e10] {
+            assert!((raw.loss(1e9, tokens).0 - trained.loss(1e9, tokens).0).abs() < 1e-12);
+        }
+        let gain = |slice: &dyn Slice| slice.loss(1e9, 73e9).0 - slice.loss(1e9, 1e12).0;
+        let share = gain(trained.as_ref()) / gain(raw.as_ref());
+        assert!((share - REALISED.0).abs() < 1e-6, "{share}");
+        let loss = trained.loss(1e9, 1e12);
+        assert!((trained.tokens_for_loss(1e9, loss).unwrap() / 1e12 - 1.0).abs() < 1e-6);
+        // A compute-optimal model lies within the ratios of the runs: it is the same one.
+        let budget = crate::units::Flops(1e22);
+        let (a, b) = (raw.optimum(budget), trained.optimum(budget));
+        assert!((a.n_active / b.n_active - 1.0).abs() < 1e-4 && (a.loss.0 - b.loss.0).abs() < 1e-9);
+        let back = trained.budget_for_loss(b.loss).unwrap();
+        assert!((back.0 / budget.0 - 1.0).abs() < 1e-6, "{}", back.0);
     }
 
     #[test]

@@ -4,123 +4,23 @@
 //! Magnitudes stand side by side and are not judged. What is judged is whether the direction agrees.
 //! All budgets of the claims lie far outside every fit; the factor is printed.
 
+mod verdict;
+
 use serde::Serialize;
+
+pub use verdict::{Size, Verdict};
 
 use crate::law::bounded::{Bounded, Cost, bounded_cost, bounded_loss, budget_for_both};
 use crate::law::zhao2025::Zhao2025;
 use crate::law::{Optimum, Scaling};
 use crate::units::Flops;
 use crate::{Error, Result};
+use verdict::size_of;
 
 /// Training budgets between which the paper makes its claims.
 const BUDGETS: [f64; 2] = [2.12e21, 8.18e21];
 /// The budget of its bounded-cost examples.
 const MIDDLE: f64 = 5.15e21;
-
-/// Whether a computed answer points where the claim does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// It does.
-    SameDirection,
-    /// It points the other way.
-    OppositeDirection,
-    /// The law or the cost cannot answer.
-    NotComputable,
-}
-
-impl Verdict {
-    /// The words for a table.
-    pub const fn words(self) -> &'static str {
-        match self {
-            Self::SameDirection => "same direction",
-            Self::OppositeDirection => "opposite direction",
-            Self::NotComputable => "not computable",
-        }
-    }
-
-    const fn of(agrees: bool) -> Self {
-        if agrees { Self::SameDirection } else { Self::OppositeDirection }
-    }
-}
-
-/// Where computed magnitudes lie relative to the published ones; stated, not judged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Size {
-    /// All within the published range.
-    Within,
-    /// Some within it, or on both sides of it.
-    Overlapping,
-    /// All below it.
-    Below,
-    /// All above it.
-    Above,
-    /// The paper prints no figure, or nothing was computed.
-    NotComparable,
-}
-
-impl Size {
-    /// The words for a table.
-    pub const fn words(self) -> &'static str {
-        match self {
-            Self::Within => "size within the published range",
-            Self::Overlapping => "size overlapping the published range",
-            Self::Below => "size below the published range",
-            Self::Above => "size above the published range",
-            Self::NotComparable => "no size to compare",
-        }
-    }
-
-    /// Compares values with a range, each end with a hundredth of rounding.
-    fn of(values: &[f64], published: Option<[f64; 2]>) -> Self {
-        const ROUNDING: f64 = 0.01;
-        let Some([low, high]) = published.filter(|_| !values.is_empty()) else {
-            return Self::NotComparable;
-        };
-        let (low, high) = (low * (1.0 - ROUNDING), high * (1.0 + ROUNDING));
-        if values.iter().all(|v| (low..=high).contains(v)) {
-            Self::Within
-        } else if values.iter().all(|v| *v < low) {
-            Self::Below
-        } else if values.iter().all(|v| *v > high) {
-            Self::Above
-        } else {
-            Self::Overlapping
-        }
-    }
-}
-
-/// What a paper prints for a claim: the range, and how many of the computed values it is about.
-const PUBLISHED: [(&str, [f64; 2], usize); 16] = [
-    ("Y1", [2.5, 3.5], 6),
-    ("Y2", [2.4, 4.3], 6),
-    ("Y3", [0.237, 0.428], 2),
-    ("Y4", [3.36e9, 6.14e9], 2),
-    ("Y5", [0.316, 0.381], 2),
-    // Savings as printed, turned into shares of the base's cost as computed.
-    ("Y6", [1.0 - 0.523, 1.0 - 0.490], 2),
-    ("Y7", [0.47, 0.52], 2),
-    // "Up to" 68.4 %.
-    ("Y8", [0.0, 0.684], 2),
-    ("Y9", [0.233, 0.282], 2),
-    ("Y10", [0.210, 0.251], 2),
-    ("Y11", [0.371, 1.252], 4),
-    ("Y12", [0.307, 0.695], 3),
-    ("Y13", [0.16, 0.30], 4),
-    // Single figures, with the rounding of their digits.
-    ("Z1", [6.775, 6.785], 1),
-    ("Z2", [0.305, 0.315], 1),
-    ("Z3", [0.395, 0.405], 1),
-];
-
-/// The size of a claim's answer against the published one.
-fn size_of(id: &str, values: &[f64]) -> (Option<[f64; 2]>, Size) {
-    let found = PUBLISHED.iter().find(|(claim, ..)| *claim == id);
-    let range = found.map(|(_, range, _)| *range);
-    let about = found.map_or(0, |(_, _, about)| *about).min(values.len());
-    (range, Size::of(&values[..about], range))
-}
 
 /// What stands for the cost of serving a token.
 #[derive(Clone, Copy)]
@@ -669,110 +569,4 @@ fn between_percent(a: f64, b: f64, digits: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::law::load_scaling;
-
-    fn all() -> Claims {
-        let law = load_scaling("ludziejewski2025").unwrap();
-        let proxy = |experts, n| law.closure(experts, n).ok().map(|c| c.n_total);
-        let costing = Costing { cost: &proxy, name: "total parameters", is_priced: false };
-        claims(&law, "ludziejewski2025", costing).unwrap()
-    }
-
-    #[test]
-    fn the_default_law_gives_the_computed_values() {
-        // (claim, values, tolerance as computed values are rounded)
-        let expected: [(&str, &[f64], f64); 13] = [
-            ("Y1", &[1.59, 1.69, 2.06, 2.19, 1.3, 1.3], 0.02),
-            ("Y3", &[0.630, 0.593], 0.001),
-            ("Y4", &[8.44e9, 14.43e9, 0.519], 0.005),
-            ("Y5", &[0.60, 0.62], 0.006),
-            ("Y6", &[1.0 - 0.489, 1.0 - 0.474], 0.001),
-            ("Y7", &[1.0 - 0.497, 1.0 - 0.452], 0.001),
-            ("Y8", &[0.32, 0.32], 0.02),
-            ("Y9", &[0.114, 0.115], 0.001),
-            ("Y10", &[0.286, 0.287], 0.001),
-            ("Y11", &[0.339, 0.185, 0.100, 0.055], 0.001),
-            ("Y12", &[0.537, 0.284, 0.151, 0.225], 0.001),
-            ("Y13", &[0.199, 0.193, 0.226, 0.195], 0.001),
-            ("Y14", &[0.51, 0.53, 0.50, 0.55, 0.56, 0.65, 0.0158, 0.0236, 0.0225], 0.006),
-        ];
-        let claims = all().claims;
-        for (id, values, tolerance) in expected {
-            let claim = claims.iter().find(|c| c.id == id).unwrap();
-            assert_eq!(claim.values.len(), values.len(), "{id}");
-            for (got, expected) in claim.values.iter().zip(values) {
-                let near = (got - expected).abs() <= tolerance * expected.abs().max(1.0);
-                assert!(near, "{id}: {got} against {expected}");
-            }
-        }
-    }
-
-    #[test]
-    fn every_claim_is_answered_and_its_distance_from_the_fit_stated() {
-        let claims = all();
-        assert_eq!(claims.claims.len(), 17);
-        assert_eq!(claims.inconsistencies.len(), 5);
-        for claim in &claims.claims {
-            assert!(!claim.computed.is_empty() && !claim.published.is_empty());
-            assert_ne!(claim.verdict, Verdict::NotComputable, "{}: {}", claim.id, claim.computed);
-            if claim.id.starts_with('Y') {
-                assert!(claim.extrapolation > 10.0, "{}: {}", claim.id, claim.extrapolation);
-                assert_eq!(
-                    claim.verdict,
-                    Verdict::SameDirection,
-                    "{}: {}",
-                    claim.id,
-                    claim.computed
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn a_cost_that_serves_nothing_leaves_claims_about_cost_open() {
-        let law = load_scaling("ludziejewski2025").unwrap();
-        let none = |_: usize, _: f64| None;
-        let costing = Costing { cost: &none, name: "none", is_priced: true };
-        let claims = claims(&law, "ludziejewski2025", costing).unwrap().claims;
-        let verdict = |id| claims.iter().find(|c| c.id == id).unwrap().verdict;
-        assert_eq!(verdict("Y6"), Verdict::NotComputable);
-        assert_eq!(verdict("Y3"), Verdict::SameDirection);
-        assert_eq!(verdict("Y1"), Verdict::NotComputable, "none serves cheapest");
-    }
-
-    #[test]
-    fn a_price_under_which_other_counts_serve_cheapest_contradicts_the_first_claim() {
-        let law = load_scaling("ludziejewski2025").unwrap();
-        let first = |favourite: usize| {
-            let price = |experts: usize, n: f64| Some(if experts == favourite { n } else { 2e20 });
-            let costing = Costing { cost: &price, name: "made up", is_priced: true };
-            claims(&law, "l", costing).unwrap().claims[0].verdict
-        };
-        assert_eq!(first(8), Verdict::SameDirection);
-        assert_eq!(first(32), Verdict::OppositeDirection);
-    }
-
-    #[test]
-    fn sizes_are_placed_against_the_published_range() {
-        let range = Some([2.0, 3.0]);
-        assert_eq!(Size::of(&[2.1, 3.0], range), Size::Within);
-        assert_eq!(Size::of(&[1.0, 2.5], range), Size::Overlapping);
-        assert_eq!(Size::of(&[1.0, 4.0], range), Size::Overlapping);
-        assert_eq!(Size::of(&[1.0], range), Size::Below);
-        assert_eq!(Size::of(&[4.0], range), Size::Above);
-        assert_eq!(Size::of(&[], range), Size::NotComparable);
-        assert_eq!(Size::of(&[1.0], None), Size::NotComparable);
-        let claims = all().claims;
-        let size = |id| claims.iter().find(|c| c.id == id).unwrap().size;
-        assert_eq!(size("Y1"), Size::Below);
-        assert_eq!(size("Y3"), Size::Above);
-        assert_eq!(size("Y9"), Size::Below);
-        assert_eq!(size("Y10"), Size::Above);
-        assert_eq!(size("Y14"), Size::NotComparable);
-        for id in ["Z1", "Z2", "Z3"] {
-            assert_eq!(size(id), Size::Within, "{id}");
-        }
-    }
-}
+mod tests;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::unknown_name;
 use crate::law::scaling::ArchitectureLaw;
 use crate::law::surface::{SizeAndTokens, Sizes, Surface};
-use crate::law::{Inputs, LawInfo, LossLaw, PowerLawSlice, Range, Variable, embedded};
+use crate::law::{Inputs, LawInfo, LossLaw, PowerLawSlice, Range, Slice, Variable, embedded};
 use crate::units::{Flops, Nats};
 use crate::{Error, Result, error};
 

@@ -20,6 +20,8 @@ mod evaluation;
 pub mod file;
 #[cfg(feature = "native")]
 pub mod fit;
+pub mod gains;
+pub mod held_out;
 pub mod inference_aware;
 mod info;
 pub mod krajewski2024;

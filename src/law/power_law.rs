@@ -6,12 +6,9 @@
 //! arXiv 2203.15556, equation 4). With a factor `N^k` (Yun et al. 2024) it is searched.
 
 use crate::Result;
-use crate::law::slice::{Slice, TokenCurve};
-use crate::law::surface::{BUDGETS, SIZES, falling_root, minimum, out_of_reach};
+use crate::law::slice::{Slice, TRAIN_FLOPS, TokenCurve, searched};
+use crate::law::surface::out_of_reach;
 use crate::units::{Flops, Nats};
-
-/// FLOPs that training spends per parameter and token.
-const TRAIN_FLOPS: f64 = 6.0;
 
 /// `N^k (m N^mu + n D^nu + c)`; N in active parameters, D in tokens, loss in nats per token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,12 +39,6 @@ pub struct Optimum {
 }
 
 impl PowerLawSlice {
-    /// Loss of `n_active` parameters on `tokens` tokens.
-    pub fn loss(&self, n_active: f64, tokens: f64) -> Nats {
-        let sum = self.m * n_active.powf(self.mu) + self.n * tokens.powf(self.nu) + self.c;
-        Nats(sum * self.factor(n_active))
-    }
-
     fn is_coupled(&self) -> bool {
         self.coupling.abs() > 0.0
     }
@@ -55,79 +46,6 @@ impl PowerLawSlice {
     /// `N^k`.
     fn factor(&self, n_active: f64) -> f64 {
         if self.is_coupled() { n_active.powf(self.coupling) } else { 1.0 }
-    }
-
-    /// The size and tokens of lowest loss at `6 N D = budget`.
-    ///
-    /// With p = -mu and q = -nu: `G = (p m / (q n))^(1/(p+q))`, `N = G (F/6)^(q/(p+q))`,
-    /// `D = (F/6)^(p/(p+q)) / G`.
-    pub fn optimum(&self, budget: Flops) -> Optimum {
-        if self.is_coupled() {
-            return self.searched_optimum(budget);
-        }
-        let (p, q) = (-self.mu, -self.nu);
-        let split = (p * self.m / (q * self.n)).powf(1.0 / (p + q));
-        let work = budget.0 / TRAIN_FLOPS;
-        let n_active = split * work.powf(q / (p + q));
-        let tokens = work.powf(p / (p + q)) / split;
-        Optimum { n_active, tokens, loss: self.loss(n_active, tokens) }
-    }
-
-    fn searched_optimum(&self, budget: Flops) -> Optimum {
-        let tokens = |n: f64| budget.0 / TRAIN_FLOPS / n;
-        let loss = |ln_n: f64| self.loss(ln_n.exp(), tokens(ln_n.exp())).0;
-        let n_active = minimum(loss, (SIZES.0.ln(), SIZES.1.ln())).exp();
-        let tokens = tokens(n_active);
-        Optimum { n_active, tokens, loss: self.loss(n_active, tokens) }
-    }
-
-    /// Tokens that `n_active` parameters need to reach `loss`.
-    ///
-    /// # Errors
-    /// [`crate::Error::Infeasible`] when that many parameters never reach it.
-    pub fn tokens_for_loss(&self, n_active: f64, loss: Nats) -> Result<f64> {
-        let floor = self.m * n_active.powf(self.mu) + self.c;
-        let factor = self.factor(n_active);
-        power_inverse(loss.0 / factor - floor, self.n, self.nu).ok_or_else(|| {
-            out_of_reach(loss, floor * factor, "use more parameters or a higher loss")
-        })
-    }
-
-    /// Parameters that reach `loss` on `tokens` tokens.
-    ///
-    /// # Errors
-    /// [`crate::Error::Infeasible`] when that many tokens never reach it.
-    pub fn n_for_loss(&self, tokens: f64, loss: Nats) -> Result<f64> {
-        if self.is_coupled() {
-            let curve = |n: f64| self.loss(n, tokens).0;
-            return falling_root(curve, SIZES, loss.0).ok_or_else(|| {
-                out_of_reach(loss, curve(SIZES.1), "use more tokens or a higher loss")
-            });
-        }
-        let floor = self.n * tokens.powf(self.nu) + self.c;
-        power_inverse(loss.0 - floor, self.m, self.mu)
-            .ok_or_else(|| out_of_reach(loss, floor, "use more tokens or a higher loss"))
-    }
-
-    /// The smallest training budget whose optimum reaches `loss`.
-    ///
-    /// Along the optimum both terms fall as the same power of the budget, so the inverse is closed:
-    /// `L - c = K (F/6)^(-p q / (p + q))`. With a factor `N^k` it is searched.
-    ///
-    /// # Errors
-    /// [`crate::Error::Infeasible`] when the loss is not above the law's floor.
-    pub fn budget_for_loss(&self, loss: Nats) -> Result<Flops> {
-        if self.is_coupled() {
-            let curve = |budget: f64| self.optimum(Flops(budget)).loss.0;
-            return falling_root(curve, BUDGETS, loss.0)
-                .map(Flops)
-                .ok_or_else(|| out_of_reach(loss, curve(BUDGETS.1), "raise the target loss"));
-        }
-        let (p, q) = (-self.mu, -self.nu);
-        let reducible = self.optimum(Flops(TRAIN_FLOPS)).loss.0 - self.c;
-        power_inverse(loss.0 - self.c, reducible, -p * q / (p + q))
-            .map(|work| Flops(work * TRAIN_FLOPS))
-            .ok_or_else(|| out_of_reach(loss, self.c, "raise the target loss"))
     }
 }
 
@@ -137,24 +55,40 @@ impl Slice for PowerLawSlice {
         TokenCurve { factor: self.factor(n_active), ..TokenCurve::new(floor, (self.n, self.nu)) }
     }
 
-    fn loss(&self, n_active: f64, tokens: f64) -> Nats {
-        Self::loss(self, n_active, tokens)
-    }
-
+    /// With p = -mu and q = -nu: `G = (p m / (q n))^(1/(p+q))`, `N = G (F/6)^(q/(p+q))`,
+    /// `D = (F/6)^(p/(p+q)) / G`.
     fn optimum(&self, budget: Flops) -> Optimum {
-        Self::optimum(self, budget)
-    }
-
-    fn tokens_for_loss(&self, n_active: f64, loss: Nats) -> Result<f64> {
-        Self::tokens_for_loss(self, n_active, loss)
+        if self.is_coupled() {
+            return searched::optimum(self, budget);
+        }
+        let (p, q) = (-self.mu, -self.nu);
+        let split = (p * self.m / (q * self.n)).powf(1.0 / (p + q));
+        let work = budget.0 / TRAIN_FLOPS;
+        let n_active = split * work.powf(q / (p + q));
+        let tokens = work.powf(p / (p + q)) / split;
+        Optimum { n_active, tokens, loss: self.loss(n_active, tokens) }
     }
 
     fn n_for_loss(&self, tokens: f64, loss: Nats) -> Result<f64> {
-        Self::n_for_loss(self, tokens, loss)
+        if self.is_coupled() {
+            return searched::n_for_loss(self, tokens, loss);
+        }
+        let floor = self.n * tokens.powf(self.nu) + self.c;
+        power_inverse(loss.0 - floor, self.m, self.mu)
+            .ok_or_else(|| out_of_reach(loss, floor, "use more tokens or a higher loss"))
     }
 
+    /// Along the optimum both terms fall as the same power of the budget, so the inverse is closed:
+    /// `L - c = K (F/6)^(-p q / (p + q))`.
     fn budget_for_loss(&self, loss: Nats) -> Result<Flops> {
-        Self::budget_for_loss(self, loss)
+        if self.is_coupled() {
+            return searched::budget_for_loss(self, loss);
+        }
+        let (p, q) = (-self.mu, -self.nu);
+        let reducible = self.optimum(Flops(TRAIN_FLOPS)).loss.0 - self.c;
+        power_inverse(loss.0 - self.c, reducible, -p * q / (p + q))
+            .map(|work| Flops(work * TRAIN_FLOPS))
+            .ok_or_else(|| out_of_reach(loss, self.c, "raise the target loss"))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use crate::law::beyond::{Data, Trained};
 use crate::law::{Closure, Inputs, LawInfo, Slice, Template, TokenCurve, Variable};
 use crate::{Error, Result};
 
@@ -53,18 +54,25 @@ pub struct Scaling {
     law: Arc<dyn ArchitectureLaw>,
     template: Arc<Template>,
     drawn: Vec<Arc<dyn ArchitectureLaw>>,
+    /// What stands between the law and the models trained; `None` is the law by itself.
+    data: Option<Data>,
 }
 
 impl Scaling {
     /// A law on the sizes of an architecture.
     pub fn new(id: impl Into<String>, law: Arc<dyn ArchitectureLaw>, template: Template) -> Self {
         let drawn = law.drawn();
-        Self { id: id.into(), law, template: Arc::new(template), drawn }
+        Self { id: id.into(), law, template: Arc::new(template), drawn, data: None }
     }
 
     /// The same law on another architecture.
     pub fn on(&self, template: &Arc<Template>) -> Self {
         Self { template: Arc::clone(template), ..self.clone() }
+    }
+
+    /// The same law as its models turn out with such data, instead of by itself.
+    pub fn trained(&self, data: Data) -> Self {
+        Self { data: Some(data), ..self.clone() }
     }
 
     /// Identifier of the law.
@@ -89,7 +97,14 @@ impl Scaling {
     /// that the law says nothing about.
     pub fn slice(&self, experts: usize) -> Result<Arc<dyn Slice>> {
         self.admits(experts)?;
-        Ok(self.on_template(&self.law, experts))
+        let slice = self.on_template(&self.law, experts);
+        Ok(match self.data {
+            Some(data) => {
+                let law = Self { data: None, ..self.clone() };
+                Arc::new(Trained { law, slice, experts, data })
+            }
+            None => slice,
+        })
     }
 
     /// Whether the law says anything about an expert count of the architecture.

@@ -9,7 +9,7 @@ use crate::law::surface::{SIZES, falling_root, minimum, out_of_reach};
 use crate::units::{Flops, Nats};
 
 /// Training FLOPs per active parameter and token.
-const TRAIN_FLOPS: f64 = 6.0;
+pub(super) const TRAIN_FLOPS: f64 = 6.0;
 /// Newton steps for a number of tokens; from the left of the root each doubles the correct digits.
 const NEWTON_STEPS: u32 = 50;
 /// Relative change of ln D at which Newton's method stops.
@@ -82,11 +82,7 @@ pub trait Slice: Send + Sync + Debug {
 
     /// The size and tokens of lowest loss at `6 N D = budget`.
     fn optimum(&self, budget: Flops) -> Optimum {
-        let tokens = |n: f64| budget.0 / TRAIN_FLOPS / n;
-        let loss = |ln_n: f64| self.loss(ln_n.exp(), tokens(ln_n.exp())).0;
-        let n_active = minimum(loss, (SIZES.0.ln(), SIZES.1.ln())).exp();
-        let tokens = tokens(n_active);
-        Optimum { n_active, tokens, loss: self.loss(n_active, tokens) }
+        searched::optimum(self, budget)
     }
 
     /// Tokens that `n_active` parameters need to reach `loss`.
@@ -106,9 +102,7 @@ pub trait Slice: Send + Sync + Debug {
     /// # Errors
     /// [`crate::Error::Infeasible`] when that many tokens never reach it.
     fn n_for_loss(&self, tokens: f64, loss: Nats) -> Result<f64> {
-        let curve = |n: f64| self.loss(n, tokens).0;
-        falling_root(curve, SIZES, loss.0)
-            .ok_or_else(|| out_of_reach(loss, curve(SIZES.1), "use more tokens or a higher loss"))
+        searched::n_for_loss(self, tokens, loss)
     }
 
     /// The smallest training budget whose optimum reaches `loss`.
@@ -116,16 +110,47 @@ pub trait Slice: Send + Sync + Debug {
     /// # Errors
     /// [`crate::Error::Infeasible`] when no size reaches it.
     fn budget_for_loss(&self, loss: Nats) -> Result<Flops> {
+        searched::budget_for_loss(self, loss)
+    }
+}
+
+/// The searches on a law that has no closed forms.
+pub(super) mod searched {
+    use super::{Flops, Nats, Optimum, Result, SIZES, Slice, TRAIN_FLOPS};
+    use super::{falling_root, minimum, out_of_reach};
+
+    /// [`Slice::optimum`] over ln N.
+    pub(crate) fn optimum(slice: &(impl Slice + ?Sized), budget: Flops) -> Optimum {
+        let tokens = |n: f64| budget.0 / TRAIN_FLOPS / n;
+        let loss = |ln_n: f64| slice.loss(ln_n.exp(), tokens(ln_n.exp())).0;
+        let n_active = minimum(loss, (SIZES.0.ln(), SIZES.1.ln())).exp();
+        let tokens = tokens(n_active);
+        Optimum { n_active, tokens, loss: slice.loss(n_active, tokens) }
+    }
+
+    /// [`Slice::n_for_loss`] by bisection.
+    pub(crate) fn n_for_loss(
+        slice: &(impl Slice + ?Sized),
+        tokens: f64,
+        loss: Nats,
+    ) -> Result<f64> {
+        let curve = |n: f64| slice.loss(n, tokens).0;
+        falling_root(curve, SIZES, loss.0)
+            .ok_or_else(|| out_of_reach(loss, curve(SIZES.1), "use more tokens or a higher loss"))
+    }
+
+    /// [`Slice::budget_for_loss`]: the size whose training to the loss is the least work.
+    pub(crate) fn budget_for_loss(slice: &(impl Slice + ?Sized), loss: Nats) -> Result<Flops> {
         // ln of the training work of the size that needs exactly this loss.
         let work = |ln_n: f64| {
-            let tokens = self.curve(ln_n.exp()).tokens_for(loss.0);
+            let tokens = slice.tokens_for_loss(ln_n.exp(), loss);
             tokens.map_or(f64::INFINITY, |tokens| ln_n + tokens.ln())
         };
         let best = work(minimum(work, (SIZES.0.ln(), SIZES.1.ln())));
         if best.is_finite() {
             return Ok(Flops(TRAIN_FLOPS * best.exp()));
         }
-        let curve = self.curve(SIZES.1);
+        let curve = slice.curve(SIZES.1);
         Err(out_of_reach(loss, curve.factor * curve.floor, "raise the target loss"))
     }
 }

@@ -18,7 +18,7 @@ use crate::law::dense::{self, DenseLaw};
 use crate::law::scaling::{ArchitectureLaw, Extrapolation, state};
 use crate::law::surface::{Surface, falling_root, out_of_reach};
 use crate::law::{
-    Closure, Evaluation, Inputs, LawInfo, LossLaw, Outside, Question, TokenCurve, Variable,
+    Closure, Evaluation, Inputs, LawInfo, LossLaw, Outside, Question, Slice, TokenCurve, Variable,
     embedded,
 };
 use crate::units::Flops;
@@ -249,7 +249,7 @@ impl ArchitectureLaw for Tian2025 {
         };
         let dense = baseline.slice;
         if at.is_dense() {
-            return crate::law::Slice::curve(&dense, at.n_active);
+            return dense.curve(at.n_active);
         }
         let leverage = self.coefficients.power(1.0 / at.expansion(), 2.0 * at.hidden / at.inter);
         let at_one_token = leverage.factor * (6.0 * at.n_active).powf(leverage.exponent);

@@ -125,9 +125,29 @@ pub struct Residuals {
 /// A median absolute deviation times this estimates a normal's standard deviation.
 const MAD_TO_SIGMA: f64 = 1.4826;
 
-/// Residuals of the rows that count; `None` without any. Pools of unknown size say nothing about the
-/// model.
+/// Residuals of the rows that count; `None` without any.
 pub fn residuals(rows: &[Scored]) -> Option<Residuals> {
+    let groups = grouped_residuals(rows);
+    let within = sorted(groups.iter().flat_map(|g| g.within.iter().copied()));
+    let between = sorted(groups.iter().map(|g| g.mean));
+    Some(Residuals {
+        groups: groups.len(),
+        between_groups: MAD_TO_SIGMA * quantile(&between, 0.5)?,
+        within_groups: MAD_TO_SIGMA * quantile(&within, 0.5)?,
+    })
+}
+
+/// Residuals, ln(predicted / measured TPOT), of the rows of one model, device, engine and source.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GroupResiduals {
+    /// Their mean.
+    pub mean: f64,
+    /// Each row's distance from it.
+    pub within: Vec<f64>,
+}
+
+/// Residuals of the rows that count, group by group. Pools of unknown size say nothing about the model.
+pub fn grouped_residuals(rows: &[Scored]) -> Vec<GroupResiduals> {
     let mut groups: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     let known = rows.iter().filter(|r| mode(r.0) != UNSTATED);
     for row in known {
@@ -137,17 +157,11 @@ pub fn residuals(rows: &[Scored]) -> Option<Residuals> {
             groups.entry(name).or_default().push(error.ln_1p());
         }
     }
-    let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
-    let within = sorted(groups.values().flat_map(|v| {
-        let centre = mean(v);
-        v.iter().map(move |r| r - centre)
-    }));
-    let between = sorted(groups.values().map(|v| mean(v)));
-    Some(Residuals {
-        groups: groups.len(),
-        between_groups: MAD_TO_SIGMA * quantile(&between, 0.5)?,
-        within_groups: MAD_TO_SIGMA * quantile(&within, 0.5)?,
-    })
+    let of = |residuals: Vec<f64>| {
+        let mean = residuals.iter().sum::<f64>() / residuals.len() as f64;
+        GroupResiduals { mean, within: residuals.iter().map(|r| r - mean).collect() }
+    };
+    groups.into_values().map(of).collect()
 }
 
 /// What one group of rows adds to the squared error of ln(predicted / measured TPOT).

@@ -18,9 +18,10 @@ const POWERS: std::ops::RangeInclusive<i32> = 15..=26;
 /// # Errors
 /// [`Error::Infeasible`] when not even the smallest fits; whatever the law reports.
 pub fn largest_fitting(law: &Scaling, inputs: &RankInputs) -> Result<Flops> {
+    let inputs = inputs.admitted_by(law)?;
     for power in POWERS.rev() {
         let budget = Flops(10f64.powi(power));
-        if all_fit(law, inputs, budget)? {
+        if all_fit(law, &inputs, budget)? {
             return Ok(budget);
         }
     }
@@ -57,6 +58,7 @@ fn fits(model: &MoeModel, inputs: &RankInputs) -> bool {
 /// # Errors
 /// Whatever the law reports.
 pub fn layer_widths(law: &Scaling, inputs: &RankInputs) -> Result<[(usize, usize); 2]> {
+    let inputs = &inputs.admitted_by(law)?;
     let (_, families) = families(law, inputs, Density::ALL)?;
     let shapes = || families.iter().flat_map(|f| f.curve.iter().map(|p| p.shape));
     let none = || Error::infeasible("no candidate to measure for", "raise --max-train-factor");

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::Result;
 use crate::config::{DType, DeviceSpec};
-use crate::law::Template;
 use crate::law::beyond::Data;
+use crate::law::{Scaling, Template};
 use crate::serving::{EngineCosts, Lengths, MemoryBudget, ServiceLevel, TrainingPrice};
 use crate::units::{Flops, Nats, UsdPerHour, UsdPerMillionTokens};
 use crate::workload::RoutingKind;
@@ -160,6 +161,16 @@ impl RankInputs {
     /// How training data and rounding turn into loss, with a share of over-training that pays.
     pub const fn data(&self, realised: f64) -> Data {
         Data { realised, unique_tokens: self.limits.unique_tokens, rounded_bits: self.rounded_bits }
+    }
+
+    /// The same question about the expert counts that a law says something about.
+    ///
+    /// # Errors
+    /// As [`Scaling::admits`] of the expert count that the comparison refers to.
+    pub fn admitted_by(&self, law: &Scaling) -> Result<Self> {
+        law.admits(self.target.base_experts())?;
+        let admitted = self.experts.iter().copied().filter(|&e| law.admits(e).is_ok());
+        Ok(Self { experts: admitted.collect(), ..self.clone() })
     }
 
     /// The training device with the MFU that an expert count reaches.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::Result;
 use crate::law::beyond::{REALISED, Standing};
 use crate::law::{Scaling, Slice, TokenCurve};
 use crate::plan::candidates::{Density, Family, Point, Reference, Shape, families};
@@ -14,6 +13,7 @@ use crate::plan::outcome::CandidateKind;
 use crate::plan::price::{Book, Priced, replicas};
 use crate::serving::{StepFactors, TrainingPrice, training_flops, usd_per_million_output};
 use crate::units::TokensPerSecond;
+use crate::{Error, Result};
 
 /// A training at its limit is within it.
 const ROUNDING: f64 = 1e-9;
@@ -130,6 +130,32 @@ impl Market {
         let guest = entry((book, law), (family, point), slice.as_ref(), inputs)?;
         self.entries.push(Entry { is_guest: true, ..guest });
         Ok(Some(self.entries.len() - 1))
+    }
+
+    /// The same without guests.
+    pub fn own(&self) -> Self {
+        let mut own = self.clone();
+        own.entries.retain(|e| !e.is_guest);
+        own
+    }
+
+    /// Why nothing can be served, from the candidate that comes nearest.
+    pub fn why_not(&self, inputs: &RankInputs) -> Error {
+        let own = || self.entries.iter().filter(|e| !e.is_guest);
+        let deployed = own().filter_map(|e| e.priced.deploy(inputs, &StepFactors::ONE));
+        let cheapest = deployed.map(|d| d.cost).min_by(|a, b| a.0.total_cmp(&b.0));
+        if let (Some(bound), Some(cheapest)) = (inputs.max_serve, cheapest) {
+            return Error::infeasible(
+                format!("no candidate at equal loss serves for ${}/M or less", bound.0),
+                format!("nearest feasible --max-serve-cost is {:.4}", cheapest.0),
+            );
+        }
+        let weights = |e: &Entry| e.priced.model.weight_bytes().0;
+        let smallest = own().min_by(|a, b| weights(a).total_cmp(&weights(b)));
+        smallest.map_or_else(
+            || Error::infeasible("no candidate can be trained", "raise --max-train-factor"),
+            |entry| entry.priced.why_not(inputs),
+        )
     }
 
     /// What every candidate costs with nothing drawn.

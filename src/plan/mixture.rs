@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::law::Scaling;
 use crate::law::beyond::ErrorDraw;
-use crate::plan::candidates::{Density, Shape};
+use crate::plan::candidates::{Density, Family, Shape};
 use crate::plan::decide::{
     CostTable, Shares, best_of_families, cost_table, cost_table_of, total, win_shares, winner,
 };
@@ -15,7 +15,7 @@ use crate::plan::decision_map::lifetime;
 use crate::plan::draws::{Draw, draws};
 use crate::plan::inputs::RankInputs;
 use crate::plan::market::Market;
-use crate::plan::outcome::{Choice, ExpertShare, LawAnswer, Mixture};
+use crate::plan::outcome::{Choice, ExpertShare, FlopsSaved, LawAnswer, Mixture};
 use crate::plan::price::Book;
 use crate::serving::training_flops;
 use crate::{Error, Result};
@@ -30,16 +30,25 @@ pub struct Member {
 }
 
 /// One law with its candidates.
-struct Seat<'a> {
+pub struct Seat<'a> {
     member: &'a Member,
-    /// Expert counts that the law says something about.
-    inputs: RankInputs,
-    market: Market,
-    lifetime: f64,
-    /// Its own recommendations.
-    best: Vec<Option<(usize, f64)>>,
+    /// The question about the expert counts that the law says something about.
+    pub inputs: RankInputs,
+    /// Its candidates; after its own come those of other laws, as guests.
+    pub market: Market,
+    /// Output tokens served over the model's life.
+    pub lifetime: f64,
+    /// Its own recommendations: entry and total dollars, by expert count.
+    pub best: Vec<Option<(usize, f64)>>,
     /// Costs without a draw, guests included.
     nominal: CostTable,
+}
+
+impl Seat<'_> {
+    /// The law, on the architecture of the inputs.
+    pub const fn law(&self) -> &Scaling {
+        &self.member.law
+    }
 }
 
 /// A recommendation of the mixture for one expert count.
@@ -48,41 +57,67 @@ type Pick = (usize, Shape, f64);
 /// All laws at one question, with one model for each expert count to be judged under each of them.
 pub struct Panel<'a> {
     inputs: &'a RankInputs,
+    /// By the order of the laws; a law that refuses has none.
     seats: Vec<Seat<'a>>,
     refusals: Vec<LawAnswer>,
+    /// Why the first law refuses, if so.
+    first_refusal: Option<Error>,
     picks: Vec<Pick>,
+}
+
+/// What happens to the models of a mixture in one draw under one law.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The expert count whose model is the cheapest.
+    pub winner: usize,
+    /// Dollars that each expert count's model costs beyond the cheapest.
+    pub regrets: Vec<(usize, f64)>,
 }
 
 impl<'a> Panel<'a> {
     /// Prices the candidates of every law and chooses the models to be judged.
     ///
     /// # Errors
-    /// When no latency model answers, or every law refuses.
+    /// When no latency model answers; what the first law refuses for when every law refuses.
     pub fn new(book: &Book, members: &'a [Member], inputs: &'a RankInputs) -> Result<Self> {
         let seated = members
             .par_iter()
             .map(|member| seat(book, member, inputs))
             .collect::<Result<Vec<_>>>()?;
-        let (mut seats, mut refusals) = (Vec::new(), Vec::new());
-        for (member, seat) in members.iter().zip(seated) {
+        let (mut seats, mut refusals, mut first_refusal) = (Vec::new(), Vec::new(), None);
+        for (index, (member, seat)) in members.iter().zip(seated).enumerate() {
             match seat {
                 Ok(seat) => seats.push(seat),
-                Err(reason) => refusals.push(refused(member, reason)),
+                Err(reason) => {
+                    refusals.push(refused(member, reason.to_string()));
+                    first_refusal = first_refusal.or(Some(reason).filter(|_| index == 0));
+                }
             }
         }
         if seats.is_empty() {
-            return Err(Error::infeasible(
-                "no law has a candidate that can be trained and served",
-                "raise --max-train-factor or the budget",
-            ));
+            let no_law = || Error::usage("--law", "no law to rank with");
+            return Err(first_refusal.unwrap_or_else(no_law));
         }
         invite_all(book, &mut seats)?;
         let picks = inputs.experts.iter().filter_map(|&experts| pick(&seats, experts)).collect();
-        Ok(Self { inputs, seats, refusals, picks })
+        Ok(Self { inputs, seats, refusals, first_refusal, picks })
+    }
+
+    /// The same, where the first law has candidates.
+    ///
+    /// # Errors
+    /// What the first law refuses for.
+    pub fn led_by_first(mut self) -> Result<Self> {
+        self.first_refusal.take().map_or(Ok(self), Err)
+    }
+
+    /// The first law that answers.
+    pub fn first(&self) -> &Seat<'a> {
+        &self.seats[0]
     }
 
     /// What each law answers and what their mixture does.
-    pub fn answer(self) -> (Vec<LawAnswer>, Mixture) {
+    pub fn answer(&self) -> (Vec<LawAnswer>, Mixture) {
         let weights = self.weight();
         let judged: Vec<Judged> =
             self.seats.par_iter().map(|seat| judge(seat, &self.picks)).collect();
@@ -93,8 +128,35 @@ impl<'a> Panel<'a> {
             .map(|(seat, judged)| answer(seat, judged, self.inputs, weights))
             .collect();
         let mixture = mix(&self.seats, &judged, &self.picks, weights);
-        answers.extend(self.refusals);
+        answers.extend(self.refusals.iter().cloned());
         (answers, mixture)
+    }
+
+    /// Total dollars of each expert count's recommendation under each law, by the law's identifier.
+    pub fn by_law(&self) -> Vec<(&str, Vec<(usize, f64)>)> {
+        let of = |seat: &Seat| {
+            let families = seat.inputs.experts.iter().zip(&seat.best);
+            families.filter_map(|(&experts, best)| Some((experts, (*best)?.1))).collect()
+        };
+        self.seats.iter().map(|seat| (seat.member.law.id(), of(seat))).collect()
+    }
+
+    /// Mean dollars over the laws of each expert count's model, without one of them in turn, by the
+    /// identifier of the one left out.
+    pub fn without_each(&self) -> Vec<(&str, Vec<(usize, f64)>)> {
+        let of = |left_out: usize| {
+            let others = || self.seats.iter().enumerate().filter(move |(i, _)| *i != left_out);
+            let mean = |&(experts, shape, _): &Pick| {
+                let knows = |s: &&Seat| s.inputs.experts.contains(&experts);
+                let known: Vec<&Seat> = others().map(|(_, s)| s).filter(knows).collect();
+                let weights: f64 = known.iter().map(|s| s.member.weight).sum();
+                let sum: f64 = known.iter().map(|s| s.member.weight * spent(s, &shape)).sum();
+                (weights > 0.0).then_some((experts, sum / weights))
+            };
+            self.picks.iter().filter_map(mean).collect()
+        };
+        let ids = self.seats.iter().map(|s| s.member.law.id()).enumerate();
+        ids.map(|(index, id)| (id, of(index))).collect()
     }
 
     /// Shares of the laws that answer, by their identifiers.
@@ -107,16 +169,16 @@ impl<'a> Panel<'a> {
         self.seats.iter().map(|s| s.member.weight).sum()
     }
 
-    /// The expert count whose model is the cheapest if law number `index` of [`Self::laws`] holds with
-    /// the errors of `draw`, whose own parts are in the order of the inputs; `None` when none of the
-    /// models can be had.
-    pub fn cheapest_in(&self, index: usize, draw: &Draw) -> Option<usize> {
+    /// What happens if law number `index` of [`Self::laws`] holds with the errors of `draw`, whose own
+    /// parts are in the order of the inputs; `None` when none of the models can be had.
+    pub fn outcome(&self, index: usize, draw: &Draw) -> Option<Outcome> {
         let seat = &self.seats[index];
         let draw = restricted(draw, &self.inputs.experts, &seat.inputs.experts);
         let recommended = recommended(seat, &self.picks);
         let asked = |entry: usize| recommended.iter().flatten().any(|r| r.0 == entry);
         let world = seat.market.world_of(&seat.inputs, &draw, &asked);
         let costs = cost_table(&world, seat.inputs.demand, seat.inputs.lengths.output);
+        let regrets = regrets_in(seat, &recommended, &costs)?;
         let totals: Vec<Option<(usize, f64)>> = recommended
             .iter()
             .map(|r| {
@@ -124,7 +186,11 @@ impl<'a> Panel<'a> {
                 Some((entry, total(costs[entry], seat.lifetime))).filter(|t| t.1.is_finite())
             })
             .collect();
-        winner(&totals).map(|family| seat.market.families[family].experts)
+        let families = &seat.market.families;
+        let picked = |f: &usize| self.picks.iter().any(|p| p.0 == families[*f].experts);
+        let regrets = (0..families.len()).filter(picked).map(|f| (families[f].experts, regrets[f]));
+        let regrets = regrets.collect();
+        winner(&totals).map(|family| Outcome { winner: families[family].experts, regrets })
     }
 }
 
@@ -151,28 +217,22 @@ pub fn mixture(
 }
 
 /// One law's candidates; the inner error says why it has none.
-fn seat<'a>(
-    book: &Book,
-    member: &'a Member,
-    inputs: &RankInputs,
-) -> Result<std::result::Result<Seat<'a>, String>> {
+fn seat<'a>(book: &Book, member: &'a Member, inputs: &RankInputs) -> Result<Result<Seat<'a>>> {
     let law = &member.law;
-    let experts: Vec<usize> =
-        inputs.experts.iter().copied().filter(|&e| law.admits(e).is_ok()).collect();
-    if let Err(reason) = law.admits(inputs.target.base_experts()) {
-        return Ok(Err(reason.to_string()));
-    }
-    let inputs = RankInputs { experts, ..inputs.clone() };
+    let inputs = match inputs.admitted_by(law) {
+        Ok(inputs) => inputs,
+        Err(reason) => return Ok(Err(reason)),
+    };
     let market = match Market::new(book, law, &inputs, Density::ALL) {
         Ok(market) => market,
-        Err(e @ (Error::Infeasible { .. } | Error::Usage { .. })) => return Ok(Err(e.to_string())),
+        Err(e @ (Error::Infeasible { .. } | Error::Usage { .. })) => return Ok(Err(e)),
         Err(e) => return Err(e),
     };
     let lifetime = lifetime(&inputs, &market.reference);
     let nominal = cost_table(&market.nominal(&inputs), inputs.demand, inputs.lengths.output);
     let best = best_of_families(&market, &nominal, lifetime);
     if winner(&best).is_none() {
-        return Ok(Err("none of its candidates can be served within the service level".into()));
+        return Ok(Err(market.why_not(&inputs)));
     }
     Ok(Ok(Seat { member, inputs, market, lifetime, best, nominal }))
 }
@@ -215,8 +275,18 @@ fn total_of(seat: &Seat, shape: &Shape) -> f64 {
     total(seat.nominal[index], seat.lifetime)
 }
 
-/// The shape of an expert count with the lowest mean cost over the laws. Where a law says that it misses
-/// the loss, the training limit has been spent and the law's cheapest model must be had all the same.
+/// Total cost of a shape under one law. Where the law says that it misses the loss, the training limit
+/// has been spent and the law's cheapest model must be had all the same.
+fn spent(seat: &Seat, shape: &Shape) -> f64 {
+    let total = total_of(seat, shape);
+    if total.is_finite() {
+        return total;
+    }
+    let cheapest = seat.best.iter().flatten().map(|b| b.1).fold(f64::INFINITY, f64::min);
+    train_limit(seat, shape.experts) + cheapest
+}
+
+/// The shape of an expert count with the lowest mean cost over the laws.
 fn pick(seats: &[Seat], experts: usize) -> Option<Pick> {
     let knows = |s: &&Seat| s.inputs.experts.contains(&experts);
     let shapes: BTreeMap<Shape, f64> = seats
@@ -226,15 +296,7 @@ fn pick(seats: &[Seat], experts: usize) -> Option<Pick> {
         .map(|e| (e.point.shape, e.point.n_active))
         .collect();
     let cost = |shape: &Shape| {
-        let of = |seat: &Seat| {
-            let total = total_of(seat, shape);
-            if total.is_finite() {
-                return total;
-            }
-            let cheapest = seat.best.iter().flatten().map(|b| b.1).fold(f64::INFINITY, f64::min);
-            train_limit(seat, experts) + cheapest
-        };
-        seats.iter().filter(knows).map(|s| s.member.weight * of(s)).sum::<f64>()
+        seats.iter().filter(knows).map(|s| s.member.weight * spent(s, shape)).sum::<f64>()
     };
     let servable = |shape: &Shape| seats.iter().any(|s| total_of(s, shape).is_finite());
     let candidates = shapes.into_iter().filter(|(shape, _)| servable(shape));
@@ -248,8 +310,15 @@ struct Judged {
     own: Shares,
     /// Of the mixture's recommendations, by the law's own expert counts.
     mixed: Shares,
-    /// Mean dollars beyond the cheapest of them in a draw; `None` for expert counts without one.
-    regrets: Vec<Option<f64>>,
+    /// By the law's own expert counts; `None` for those without a model.
+    regrets: Vec<Option<Regret>>,
+}
+
+/// Mean dollars beyond the cheapest, with the share of the draws that it is the mean of.
+#[derive(Clone, Copy)]
+struct Regret {
+    usd: f64,
+    share: f64,
 }
 
 /// The mixture's models as entries of one law, by its own expert counts.
@@ -280,37 +349,51 @@ fn judge(seat: &Seat, picks: &[Pick]) -> Judged {
     Judged {
         own: win_shares(market, &seat.best, &tables, seat.lifetime),
         mixed: win_shares(market, &recommended, &tables, seat.lifetime),
-        regrets: regrets(seat, &recommended, &tables),
+        regrets: regrets(seat, &recommended, picks, &tables),
     }
 }
 
-/// Mean regret of each recommendation over the draws in which any can be had: dollars beyond the
-/// cheapest; a model that cannot be had in a draw has cost the training limit.
+/// Mean regret of each expert count's model over the draws in which any can be had; expert counts
+/// without a model have none.
 fn regrets(
     seat: &Seat,
     recommended: &[Option<(usize, f64)>],
+    picks: &[Pick],
     tables: &[CostTable],
-) -> Vec<Option<f64>> {
-    let missed = |family: usize| train_limit(seat, seat.market.families[family].experts);
+) -> Vec<Option<Regret>> {
     let mut sums = vec![0.0; recommended.len()];
     let mut count = 0.0;
-    for table in tables {
-        let cost = |r: &Option<(usize, f64)>| {
-            r.map_or(f64::INFINITY, |(entry, _)| total(table[entry], seat.lifetime))
-        };
-        let lowest = recommended.iter().map(cost).fold(f64::INFINITY, f64::min);
-        if !lowest.is_finite() {
-            continue;
-        }
+    for regrets in tables.iter().filter_map(|table| regrets_in(seat, recommended, table)) {
         count += 1.0;
-        for (family, (sum, r)) in sums.iter_mut().zip(recommended).enumerate() {
-            let beyond = cost(r) - lowest;
-            *sum += if beyond.is_finite() { beyond } else { missed(family) };
-        }
+        sums.iter_mut().zip(regrets).for_each(|(sum, regret)| *sum += regret);
     }
-    let mean =
-        |(sum, r): (f64, &Option<(usize, f64)>)| r.filter(|_| count > 0.0).map(|_| sum / count);
-    sums.into_iter().zip(recommended).map(mean).collect()
+    let share = count / tables.len().max(1) as f64;
+    let of = |(family, sum): (usize, f64)| {
+        let is_picked = picks.iter().any(|p| p.0 == seat.market.families[family].experts);
+        (is_picked && count > 0.0).then_some(Regret { usd: sum / count, share })
+    };
+    sums.into_iter().enumerate().map(of).collect()
+}
+
+/// Dollars of each family's model beyond the cheapest in one draw; `None` where none can be had. A model
+/// that cannot be had, in this draw or under this law at all, has cost the training limit.
+fn regrets_in(
+    seat: &Seat,
+    recommended: &[Option<(usize, f64)>],
+    table: &CostTable,
+) -> Option<Vec<f64>> {
+    let cost = |r: &Option<(usize, f64)>| {
+        r.map_or(f64::INFINITY, |(entry, _)| total(table[entry], seat.lifetime))
+    };
+    let lowest = recommended.iter().map(cost).fold(f64::INFINITY, f64::min);
+    lowest.is_finite().then(|| {
+        let of = |(family, r): (usize, &Option<(usize, f64)>)| {
+            let beyond = cost(r) - lowest;
+            let missed = || train_limit(seat, seat.market.families[family].experts);
+            if beyond.is_finite() { beyond } else { missed() }
+        };
+        recommended.iter().enumerate().map(of).collect()
+    })
 }
 
 fn refused(member: &Member, reason: String) -> LawAnswer {
@@ -325,6 +408,7 @@ fn refused(member: &Member, reason: String) -> LawAnswer {
         total_usd: None,
         tokens_per_param: None,
         extrapolation: None,
+        flops_saved: Vec::new(),
         p_best: Vec::new(),
         p_none: 0.0,
     }
@@ -348,6 +432,7 @@ fn answer(seat: &Seat, judged: &Judged, inputs: &RankInputs, weights: f64) -> La
         tokens_per_param: point.map(|p| p.tokens_per_param()),
         extrapolation: point
             .map(|p| law.extrapolation(p.shape.experts, p.n_active, p.tokens).worst()),
+        flops_saved: flops_saved(&seat.market),
         p_best: seat
             .inputs
             .experts
@@ -357,6 +442,17 @@ fn answer(seat: &Seat, judged: &Judged, inputs: &RankInputs, weights: f64) -> La
             .collect(),
         p_none: judged.own.none,
     }
+}
+
+/// What more experts save at the target loss, from each expert count to the next.
+fn flops_saved(market: &Market) -> Vec<FlopsSaved> {
+    let needed = |family: &Family| family.slice.budget_for_loss(market.reference.loss).ok();
+    let saved = |pair: &[Family]| {
+        let (from, to) = (&pair[0], &pair[1]);
+        let factor = needed(from)? / needed(to)?;
+        Some(FlopsSaved { from_experts: from.experts, to_experts: to.experts, factor })
+    };
+    market.families.windows(2).filter_map(saved).collect()
 }
 
 /// The laws' shares by their weights.
@@ -369,9 +465,9 @@ fn mix(seats: &[Seat], judged: &[Judged], picks: &[Pick], weights: f64) -> Mixtu
             };
             let weight = seat.member.weight / weights;
             p_best += weight * judged.mixed.wins[family];
-            if let Some(dollars) = judged.regrets[family] {
-                regret += weight * dollars;
-                known += weight;
+            if let Some(Regret { usd, share }) = judged.regrets[family] {
+                regret += weight * share * usd;
+                known += weight * share;
             }
         }
         Choice {
@@ -381,6 +477,7 @@ fn mix(seats: &[Seat], judged: &[Judged], picks: &[Pick], weights: f64) -> Mixtu
             num_layers: shape.layers,
             p_best,
             expected_regret_usd: (known > 0.0).then(|| regret / known),
+            regret_share: known,
         }
     });
     let choices: Vec<Choice> = choices.collect();

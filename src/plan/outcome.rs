@@ -3,16 +3,20 @@
 //! Field names carry their unit at the end. A value that could not be obtained is `null`, with the
 //! reason beside it; it is never zero or NaN.
 
+mod laws;
+
 use serde::{Deserialize, Serialize};
 
 use crate::latency::Source;
 use crate::serving::Layout;
 
+pub use laws::{Choice, ExpertShare, FlopsSaved, LawAnswer, Mixture};
+
 /// Name of the document kind in `rank.json`.
 pub const SCHEMA: &str = "moe-frontier/rank";
 /// Version of the document; the major number changes when a reader of the old form would be misled,
 /// the minor one when fields are added, which documents of an older minor version lack.
-pub const SCHEMA_VERSION: &str = "2.1";
+pub const SCHEMA_VERSION: &str = "2.2";
 
 /// The whole answer of `rank`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -512,77 +516,6 @@ pub struct LawUsed {
     pub target_loss_nats: f64,
     /// Expert count whose loss-optimal model at the budget sets that loss, if it was not given.
     pub target_from_experts: Option<usize>,
-}
-
-/// The answer under one law; losses of two laws are never compared.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LawAnswer {
-    /// Identifier.
-    pub law: String,
-    /// How the architecture became the law's own variables.
-    pub mapping: String,
-    /// Share of the mixture; 0 for a law that was refused.
-    pub weight: f64,
-    /// Why the law ranks nothing here, if so.
-    pub refused: Option<String>,
-    /// Expert counts that it says nothing about.
-    pub silent_on: Vec<usize>,
-    /// The loss that its candidates reach.
-    pub target_loss_nats: Option<f64>,
-    /// Expert count whose recommended candidate is the cheapest in all.
-    pub winner: Option<usize>,
-    /// Total cost of that candidate.
-    pub total_usd: Option<f64>,
-    /// Its training tokens per active parameter.
-    pub tokens_per_param: Option<f64>,
-    /// Largest factor by which it lies outside the law's fitted range; 1 is inside.
-    pub extrapolation: Option<f64>,
-    /// Probability of each expert count's recommended candidate to be the cheapest, within this law.
-    pub p_best: Vec<ExpertShare>,
-    /// Probability that none of them can be had.
-    pub p_none: f64,
-}
-
-/// A probability of an expert count.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ExpertShare {
-    /// Experts per layer.
-    pub experts: usize,
-    /// The probability.
-    pub p: f64,
-}
-
-/// The answer over all laws: one model for each expert count, whichever law holds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Mixture {
-    /// The expert count most likely to be the cheapest.
-    pub winner: Option<usize>,
-    /// One model for each expert count that any law has a candidate of.
-    pub choices: Vec<Choice>,
-    /// Probability that none of them reaches the loss and keeps the service level; with all `p_best` it
-    /// sums to 1.
-    pub p_none: f64,
-}
-
-/// One model of a mixture.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Choice {
-    /// Experts per layer.
-    pub experts: usize,
-    /// Active parameters.
-    pub n_active: f64,
-    /// Width of the residual stream.
-    pub hidden_size: usize,
-    /// Layers.
-    pub num_layers: usize,
-    /// Probability to be the cheapest of the choices in total cost.
-    pub p_best: f64,
-    /// Mean dollars beyond the cheapest of the choices, over the draws in which any can be had.
-    pub expected_regret_usd: Option<f64>,
 }
 
 /// One input of the answer.

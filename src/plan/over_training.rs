@@ -9,6 +9,7 @@
 use rayon::prelude::*;
 
 use crate::Result;
+use crate::law::beyond::REALISED;
 use crate::law::bounded::{Bounded, bounded_cost_at, bounded_loss, budget_for_both_at};
 use crate::law::inference_aware::{Serving, cheapest};
 use crate::law::{Optimum, Scaling};
@@ -51,6 +52,8 @@ pub fn report(
     inputs: &RankInputs,
     lifetime: f64,
 ) -> Result<OverTrainingReport> {
+    // Over-training beyond the law's runs pays what it pays in the ranking.
+    let law = &law.trained(inputs.data(REALISED.0));
     let base_experts = inputs.target.base_experts();
     let budget = market.reference.budget;
     let base = law.slice(base_experts)?.optimum(budget);
@@ -140,7 +143,8 @@ fn smaller(law: &Scaling, experts: usize, bounded: &Bounded) -> SmallerModel {
 fn by_flops(law: &Scaling, market: &Market, processed_tokens: f64) -> Vec<ByFlops> {
     let serving = Serving::in_flops(processed_tokens);
     let models = market.families.iter().filter_map(|family| {
-        let best = cheapest(family.slice.as_ref(), market.reference.loss, serving).ok()?;
+        let slice = law.slice(family.experts).ok()?;
+        let best = cheapest(slice.as_ref(), market.reference.loss, serving).ok()?;
         Some(ByFlops {
             experts: family.experts,
             n_active: best.n_active,

@@ -8,20 +8,21 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::Result;
 use crate::config::{Attention, MoeModel};
 use crate::latency::{LatencyModel, Operation};
 use crate::law::beyond::{REALISED, Standing};
 use crate::law::{Scaling, step_law};
-use crate::plan::candidates::{Density, Point};
+use crate::plan::candidates::Point;
 use crate::plan::decide::{
     CostTable, best_of_families, changes, cost_table, interval, pair_crossing, win_shares, winner,
 };
-use crate::plan::decision_map::{self, lifetime};
+use crate::plan::decision_map;
 use crate::plan::draws::{Draw, draws};
 use crate::plan::frontier::pareto;
 use crate::plan::inputs::{Demand, RankInputs};
 use crate::plan::market::{Market, World};
-use crate::plan::mixture::{Member, mixture};
+use crate::plan::mixture::{Member, Panel};
 use crate::plan::operating::{Operating, operate};
 use crate::plan::outcome::{
     Assumption, Basis, Candidate, CandidateKind, Crossover, DecisionMaps, Interval, LawUsed,
@@ -30,9 +31,8 @@ use crate::plan::outcome::{
 };
 use crate::plan::price::{Book, Priced};
 use crate::plan::{latency_curve, over_training, sensitivity, summary};
-use crate::serving::{StepFactors, training_flops};
+use crate::serving::training_flops;
 use crate::units::{Seconds, nearest_whole};
-use crate::{Error, Result};
 
 /// Draws that crossover intervals use.
 const CROSSOVER_DRAWS: usize = 250;
@@ -82,25 +82,24 @@ pub fn rank(
         .iter()
         .map(|m| Member { law: m.law.on(&inputs.template), weight: m.weight })
         .collect();
-    let Some(Member { law, .. }) = members.first() else {
-        return Err(Error::usage("--law", "no law to rank with"));
-    };
     let book = Book::new(latency, inputs)?;
-    let market = Market::new(&book, law, inputs, Density::ALL)?;
-    let lifetime = lifetime(inputs, &market.reference);
-    // Whether anything can be had is known before anything is drawn.
+    let panel = Panel::new(&book, &members, inputs)?.led_by_first()?;
+    let seat = panel.first();
+    let (law, inputs, lifetime, best) = (seat.law(), &seat.inputs, seat.lifetime, &seat.best);
+    let market = seat.market.own();
+    // The recommendations are the law's own entries, which come before all guests.
+    let first = winner(best).ok_or_else(|| market.why_not(inputs))?;
+    let (winning_entry, _) = best[first].ok_or_else(|| market.why_not(inputs))?;
     let nominal = market.nominal(inputs);
-    let nominal_costs = cost_table(&nominal, inputs.demand, inputs.lengths.output);
-    let best = best_of_families(&market, &nominal_costs, lifetime);
-    let first = winner(&best).ok_or_else(|| infeasible(&market, inputs))?;
-    let (winning_entry, _) = best[first].ok_or_else(|| infeasible(&market, inputs))?;
     let drawn = draws(inputs.draws, inputs.seed, &inputs.ranges, inputs.experts.len());
     let question = Question { book: &book, law, market: &market, inputs, lifetime };
     let costs = question.costs(&nominal, &drawn);
-    let (candidates, p_none) = question.candidates(&costs, &best)?;
+    let (candidates, p_none) = question.candidates(&costs, best)?;
     let offset = candidates.len() - market.entries.len();
     let operations = question.operations(winning_entry, origin)?;
-    let (laws, mixture) = mixture(&book, &members, inputs)?;
+    let (laws, mixture) = panel.answer();
+    let mut sensitivity = sensitivity::over_laws(&panel, inputs.experts[first]);
+    sensitivity.extend(sensitivity::sensitivities((&book, law, &market), inputs, first)?);
     let maps = question.maps(&candidates[offset + winning_entry], &costs, &drawn)?;
     let models = best
         .iter()
@@ -125,8 +124,8 @@ pub fn rank(
         total_cost: total_cost(&market, &costs.nominal, lifetime),
         over_training: over_training::report((&book, law), &market, inputs, lifetime)?,
         decision_map: maps,
-        sensitivity: sensitivity::sensitivities((&book, law, &market), inputs, first)?,
-        layer_latency: latency_curve::curves(&book, &market, &best),
+        sensitivity,
+        layer_latency: latency_curve::curves(&book, &market, best),
         profile: ProfileUsed { operations, ..provenance.profile },
         law: LawUsed {
             id: provenance.law_id,
@@ -411,24 +410,6 @@ fn total_cost(market: &Market, nominal: &CostTable, lifetime: f64) -> Vec<TotalC
         })
         .filter(|curve| !curve.points.is_empty())
         .collect()
-}
-
-/// Why nothing can be served, from the candidate that comes nearest.
-fn infeasible(market: &Market, inputs: &RankInputs) -> Error {
-    let all = market.entries.iter().filter_map(|e| e.priced.deploy(inputs, &StepFactors::ONE));
-    let cheapest = all.map(|deployed| deployed.cost).min_by(|a, b| a.0.total_cmp(&b.0));
-    if let (Some(bound), Some(cheapest)) = (inputs.max_serve, cheapest) {
-        return Error::infeasible(
-            format!("no candidate at equal loss serves for ${}/M or less", bound.0),
-            format!("nearest feasible --max-serve-cost is {:.4}", cheapest.0),
-        );
-    }
-    let weights = |e: &crate::plan::market::Entry| e.priced.model.weight_bytes().0;
-    let smallest = market.entries.iter().min_by(|a, b| weights(a).total_cmp(&weights(b)));
-    smallest.map_or_else(
-        || Error::infeasible("no candidate can be trained", "raise --max-train-factor"),
-        |entry| entry.priced.why_not(inputs),
-    )
 }
 
 impl Candidate {

@@ -5,9 +5,9 @@ use proptest::prelude::*;
 use crate::latency::Source;
 use crate::plan::outcome::{
     Assumption, AtBudget, Basis, Binding, ByFlops, Candidate, CandidateKind, Choice, Crossover,
-    DecisionMap, DecisionMaps, ExpertShare, Interval, LatencyCurve, LatencyPoint, LawAnswer,
-    LawUsed, Mixture, OperationSource, OverTraining, OverTrainingReport, ProfileUsed, RankReport,
-    SCHEMA, SCHEMA_VERSION, Sensitivity, SmallerModel, TotalCostCurve, TotalCostPoint,
+    DecisionMap, DecisionMaps, ExpertShare, FlopsSaved, Interval, LatencyCurve, LatencyPoint,
+    LawAnswer, LawUsed, Mixture, OperationSource, OverTraining, OverTrainingReport, ProfileUsed,
+    RankReport, SCHEMA, SCHEMA_VERSION, Sensitivity, SmallerModel, TotalCostCurve, TotalCostPoint,
 };
 use crate::serving::Layout;
 
@@ -220,6 +220,10 @@ fn laws() -> Vec<LawAnswer> {
         total_usd: winner.map(|_| 5.4e5),
         tokens_per_param: winner.map(|_| 310.0),
         extrapolation: winner.map(|_| 41.0),
+        flops_saved: winner
+            .map(|_| FlopsSaved { from_experts: 1, to_experts: 4, factor: 1.5 })
+            .into_iter()
+            .collect(),
         p_best: winner.map_or_else(Vec::new, |w| {
             let share = |experts| ExpertShare { experts, p: if experts == w { 0.7 } else { 0.2 } };
             vec![share(1), share(4)]
@@ -242,6 +246,7 @@ fn mixture() -> Mixture {
         num_layers: 56,
         p_best,
         expected_regret_usd: Some(regret),
+        regret_share: 0.9,
     };
     Mixture {
         winner: Some(4),

@@ -6,17 +6,24 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::Result;
+use crate::config::DType;
 use crate::law::Scaling;
-use crate::law::beyond::REALISED;
+use crate::law::beyond::{LISTED_TOKENS_PER_PARAM, REALISED};
 use crate::plan::candidates::Density;
 use crate::plan::decide::{best_of_families, cost_table, winner};
 use crate::plan::decision_map::lifetime;
 use crate::plan::draws::Draw;
 use crate::plan::inputs::{Lifetime, Limits, RankInputs};
 use crate::plan::market::Market;
+use crate::plan::mixture::Panel;
 use crate::plan::outcome::Sensitivity;
 use crate::plan::price::Book;
 use crate::stats::Z95;
+
+/// Training MFU that falls with the expert count, by exchange and imbalance: the end of a range, not a
+/// measurement.
+const FALLING_MFU: (&str, [(usize, f64); 3]) =
+    ("0.45 dense, 0.38 at 8, 0.30 at 32", [(1, 0.45), (8, 0.38), (32, 0.30)]);
 
 /// One end of a range: a word for it, and the inputs and draw that stand for it.
 struct End {
@@ -47,32 +54,79 @@ pub fn sensitivities(
     inputs: &RankInputs,
     today: usize,
 ) -> Result<Vec<Sensitivity>> {
-    cases(inputs, today, market.reference.tokens)
-        .into_par_iter()
-        .map(|(assumption, low, high)| {
-            let (winner_at_low, margin_at_low) = outcome((book, law, market), &low, today)?;
-            let (winner_at_high, margin_at_high) = outcome((book, law, market), &high, today)?;
-            let now = Some(inputs.experts[today]);
-            Ok(Sensitivity {
-                assumption: assumption.into(),
-                low: low.text,
-                high: high.text,
-                winner_at_low,
-                winner_at_high,
-                margin_at_low,
-                margin_at_high,
-                flips: winner_at_low != now || winner_at_high != now,
-            })
-        })
-        .collect()
+    let cases = cases(inputs, today, market.reference.tokens);
+    let rows = cases.into_par_iter().map(|(assumption, low, high)| {
+        let at = |end: &End| outcome((book, law, market), end, today);
+        let ends = at(&low).and_then(|at_low| Ok((at_low, at(&high)?)));
+        match ends {
+            Ok(ends) => {
+                let texts = (low.text, high.text);
+                Ok(Some(row(assumption, texts, ends, inputs.experts[today])))
+            }
+            // Formats or shapes that no latency model answers are no end of a range.
+            Err(e) if e.exit_code() == 4 => Ok(None),
+            Err(e) => Err(e),
+        }
+    });
+    Ok(rows.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
-/// The winner at one end, and the cheapest other total over today's winner's.
+/// Who wins at one end, and the cheapest other total over today's winner's.
+type AtEnd = (Option<usize>, Option<f64>);
+
+fn row(
+    assumption: &str,
+    (low, high): (String, String),
+    (at_low, at_high): (AtEnd, AtEnd),
+    today: usize,
+) -> Sensitivity {
+    Sensitivity {
+        assumption: assumption.into(),
+        low,
+        high,
+        winner_at_low: at_low.0,
+        winner_at_high: at_high.0,
+        margin_at_low: at_low.1,
+        margin_at_high: at_high.1,
+        flips: at_low.0 != Some(today) || at_high.0 != Some(today),
+    }
+}
+
+/// Names of the rows about the laws.
+pub const OF_LAWS: [&str; 2] = ["loss law", "weights of the laws"];
+
+/// What another law, or other weights of the laws, would answer; `today` is the winning expert count.
+/// None with a single law.
+pub fn over_laws(panel: &Panel, today: usize) -> Vec<Sensitivity> {
+    let mut rows = Vec::new();
+    let answers = [("", panel.by_law()), ("without ", panel.without_each())];
+    for (assumption, (words, costs)) in OF_LAWS.into_iter().zip(answers) {
+        let at = |costs: &[(usize, f64)]| -> AtEnd {
+            let least = |a: &&(usize, f64), b: &&(usize, f64)| a.1.total_cmp(&b.1);
+            let mine = costs.iter().find(|c| c.0 == today);
+            let runner_up = costs.iter().filter(|c| c.0 != today).min_by(least);
+            let margin = mine.zip(runner_up).map(|(mine, other)| other.1 / mine.1);
+            (costs.iter().min_by(least).map(|c| c.0), margin)
+        };
+        let mut ends: Vec<(String, AtEnd)> =
+            costs.iter().map(|(id, costs)| (format!("{words}{id}"), at(costs))).collect();
+        // Today's winner at its worst, and at its best.
+        let margin = |end: &(String, AtEnd)| end.1.1.unwrap_or(0.0);
+        ends.sort_by(|a, b| margin(a).total_cmp(&margin(b)));
+        if ends.len() > 1 {
+            let (high, low) = (ends.pop(), ends.into_iter().next());
+            let (Some(high), Some(low)) = (high, low) else { continue };
+            rows.push(row(assumption, (low.0, high.0), (low.1, high.1), today));
+        }
+    }
+    rows
+}
+
 fn outcome(
     (book, law, market): (&Book, &Scaling, &Market),
     end: &End,
     today: usize,
-) -> Result<(Option<usize>, Option<f64>)> {
+) -> Result<AtEnd> {
     let inputs = &end.inputs;
     let market = match end.changes {
         Changes::Nothing => Ok(Cow::Borrowed(market)),
@@ -106,7 +160,10 @@ fn cases(
         let mut end =
             End { text, inputs: inputs.clone(), draw: still.clone(), changes: Changes::Nothing };
         change(&mut end.inputs, &mut end.draw);
-        let same = end.inputs.lengths == inputs.lengths && end.inputs.template == inputs.template;
+        let formats = |i: &RankInputs| (i.expert_dtype, i.dense_dtype, i.expert_bits);
+        let same = end.inputs.lengths == inputs.lengths
+            && end.inputs.template == inputs.template
+            && formats(&end.inputs) == formats(inputs);
         end.changes = match end.inputs.limits == inputs.limits {
             _ if !same => Changes::Steps,
             false => Changes::Candidates,
@@ -148,8 +205,20 @@ fn cases(
             with("one per 8 query heads".into(), &|i, _| regroup(i, 8.0)),
         ),
         (
+            "weight bits",
+            with("4, rounded after training".into(), &|i, _| reformat(i, DType::Int4)),
+            with("16".into(), &|i, _| reformat(i, DType::Bf16)),
+        ),
+        (
+            "MFU by experts",
+            with("the same for all".into(), &|i, _| i.mfu_by_experts.clear()),
+            with(FALLING_MFU.0.into(), &|i, _| i.mfu_by_experts = FALLING_MFU.1.to_vec()),
+        ),
+        (
             "tokens per parameter limit",
-            with("73 (listed runs)".into(), &|i, _| i.limits = limits(73.0)),
+            with(format!("{LISTED_TOKENS_PER_PARAM} (listed runs)"), &|i, _| {
+                i.limits = limits(LISTED_TOKENS_PER_PARAM);
+            }),
             with("1000".into(), &|i, _| i.limits = limits(1000.0)),
         ),
         (
@@ -217,6 +286,13 @@ fn service_cases(with: With, inputs: &RankInputs) -> Vec<(&'static str, End, End
         cases.push(("request rate", low, high));
     }
     cases
+}
+
+/// Serves weights in another format, to which those of fewer bits are rounded after training.
+fn reformat(inputs: &mut RankInputs, dtype: DType) {
+    (inputs.expert_dtype, inputs.dense_dtype, inputs.expert_bits) = (dtype, dtype, None);
+    let bits = dtype.bits().floor();
+    inputs.rounded_bits = (bits < 16.0).then_some(bits);
 }
 
 fn regroup(inputs: &mut RankInputs, heads: f64) {

@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 
 use crate::latency::Source;
+use crate::law::beyond::LISTED_TOKENS_PER_PARAM;
 use crate::plan::outcome::{
     Binding, Candidate, Choice, LawAnswer, Mixture, RankReport, Sensitivity,
 };
+use crate::plan::sensitivity::OF_LAWS;
 use crate::units::{Tokens, Usd, UsdPerMillionTokens, count};
 
 /// Below this probability nothing is called the winner.
 const CLEAR: f64 = 0.5;
 /// Two expected regrets within this factor of each other are told as one.
 const CLOSE_REGRET: f64 = 1.3;
-/// The law's listed runs end at this many training tokens per active parameter.
-const LISTED_TOKENS_PER_PARAM: f64 = 73.0;
 /// Shares of draws below this are not told.
 const SHOWN: f64 = 0.005;
 /// Beyond this factor outside its fitted range a law's answer is named as far outside.
@@ -151,7 +151,8 @@ fn deciding(report: &RankReport) -> Option<String> {
     let strongest = report
         .sensitivity
         .iter()
-        .filter(|s| s.flips && margin(s) < 1.0)
+        // The laws stand first by themselves.
+        .filter(|s| s.flips && margin(s) < 1.0 && !OF_LAWS.contains(&s.assumption.as_str()))
         .min_by(|a, b| margin(a).total_cmp(&margin(b)));
     if let Some(s) = strongest {
         let is_low = s.margin_at_low.is_some_and(|m| m <= margin(s));

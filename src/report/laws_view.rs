@@ -1,6 +1,7 @@
 //! The tables of what each law says and of their mixture.
 
-use crate::plan::outcome::{LawAnswer, RankReport};
+use crate::law::gains::PUBLISHED_GAINS;
+use crate::plan::outcome::{FlopsSaved, LawAnswer, RankReport};
 use crate::plan::summary::name;
 use crate::report::view::{NONE, Table, experts, factor, or_none, whole};
 use crate::units::{Usd, count};
@@ -67,7 +68,39 @@ fn notes(report: &RankReport) -> Option<String> {
             notes.push(format!("{} says nothing about {}.", law.law, counts.join(", ")));
         }
     }
+    notes.extend(gains(report));
     (!notes.is_empty()).then(|| notes.join(" "))
+}
+
+/// What a doubling of experts saves at equal loss, by law and as published.
+fn gains(report: &RankReport) -> Option<String> {
+    let span = |low: f64, high: f64| match (format!("{low:.2}"), format!("{high:.2}")) {
+        (low, high) if low == high => low,
+        (low, high) => format!("{low} to {high}"),
+    };
+    let of = |law: &LawAnswer| {
+        // From dense to experts is no doubling.
+        let doublings = law.flops_saved.iter().filter(|s| s.from_experts > 1);
+        let each = || doublings.clone().map(FlopsSaved::per_doubling);
+        let (low, high) = (each().fold(f64::INFINITY, f64::min), each().fold(0.0, f64::max));
+        (high > 0.0).then(|| format!("{} {}", law.law, span(low, high)))
+    };
+    let laws: Vec<String> = report.laws.iter().filter_map(of).collect();
+    let published: Vec<String> = PUBLISHED_GAINS
+        .iter()
+        .map(|g| {
+            let (low, high) = g.per_doubling();
+            let (from, to) = g.between;
+            format!("{} {} ({from} to {to}, arXiv {})", g.name, span(low, high), g.arxiv)
+        })
+        .collect();
+    (!laws.is_empty()).then(|| {
+        format!(
+            "Training FLOPs at equal loss over those with twice the experts: {}; published: {}.",
+            laws.join(", "),
+            published.join(", ")
+        )
+    })
 }
 
 /// One model for each expert count, whichever law holds.

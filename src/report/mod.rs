@@ -34,6 +34,8 @@ pub mod accuracy;
 pub mod glossary;
 pub mod grid;
 #[cfg(feature = "native")]
+pub mod reliability;
+#[cfg(feature = "native")]
 pub mod serving_plot;
 
 /// What a page says of a ranking: its tables and figures as HTML.

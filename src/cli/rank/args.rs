@@ -40,8 +40,10 @@ pub struct RankArgs {
         help_heading = "What is compared"
     )]
     pub law: String,
-    /// Weights of laws in their mixture, such as abnar2025:2,zhao2025:0 [default: 1 each].
-    #[arg(long, value_name = "NAME:WEIGHT", help_heading = "What is compared")]
+    /// Weights of laws in their mixture, such as abnar2025:2,zhao2025:0; or runs:FILE.csv, a file with
+    /// columns `experts`, `n_active`, `tokens` and `loss`, by the laws' errors on its largest runs [default: 1
+    /// each].
+    #[arg(long, value_name = "NAME:WEIGHT|runs:FILE", help_heading = "What is compared")]
     pub law_weights: Option<String>,
     /// Expert counts; 1 is the dense model beside them [default: 1,4,8,16,32].
     #[arg(long, value_parser = count_list, help_heading = "What is compared")]

@@ -2,7 +2,7 @@
 
 use crate::cli::profile::{memory_rule, price};
 use crate::cli::rank::assumptions::Ledger;
-use crate::cli::rank::mfu::Mfu;
+use crate::cli::rank::mfu::{self, Mfu};
 use crate::cli::rank::{RankArgs, architecture};
 use crate::config::device::DeviceKind;
 use crate::config::{DType, DeviceSpec};
@@ -25,7 +25,7 @@ const REPLICA_SIZES: [usize; 4] = [1, 2, 4, 8];
 /// Further ones, where no smaller replica holds the weights and keeps the service level.
 const WIDE_SIZES: [usize; 3] = [16, 32, 64];
 /// Training MFU: range reported for large runs.
-const MFU: (f64, f64, f64) = (0.4, 0.3, 0.5);
+pub(super) const MFU: (f64, f64, f64) = (0.4, 0.3, 0.5);
 /// Spread of the MFU of each expert count about what all share, in the logarithm; no published runs
 /// differ in expert count alone, and a tenth is what imbalance and exchange cost or save.
 const MFU_LOG_SIGMA: f64 = 0.1;
@@ -399,11 +399,24 @@ fn training(args: &RankArgs, ledger: &mut Ledger) -> Result<TrainingPrice> {
     };
     let mfu = args.mfu.as_ref().map_or(MFU.0, Mfu::mean);
     let shown = args.mfu.as_ref().map_or_else(|| MFU.0.to_string(), ToString::to_string);
-    let source = if args.mfu.is_some() { "given" } else { "usual for large runs" };
-    ledger.note("--mfu", &shown, None, source, args.mfu.is_none());
+    let source = match &args.mfu {
+        Some(_) => "given".to_owned(),
+        None => format!("published: {}", published_mfu()),
+    };
+    ledger.note("--mfu", &shown, None, &source, args.mfu.is_none());
     let (low, high) = mfu_range(mfu);
     ledger.drawn(format!("{low:.2} to {high:.2} for all, log-normal {MFU_LOG_SIGMA} each"));
     Ok(TrainingPrice { peak: FlopsPerSecond(peak), mfu, price, overhead: 0.0 })
+}
+
+/// Runs that state their MFU, in words.
+fn published_mfu() -> String {
+    let span = |low: f64, high: f64| {
+        if low < high { format!("{low} to {high}") } else { low.to_string() }
+    };
+    let runs =
+        mfu::PUBLISHED.iter().map(|(name, (low, high))| format!("{name} {}", span(*low, *high)));
+    runs.collect::<Vec<_>>().join("; ")
 }
 
 /// Range of MFU around the one in use, in the proportions of the usual range.

@@ -1,18 +1,27 @@
 //! Which laws rank, and with which weight.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use crate::cli::rank::RankArgs;
-use crate::law::{self, LawInfo, Scaling};
+use crate::law::fit::Reading;
+use crate::law::{self, LawInfo, Scaling, Template, held_out};
 use crate::plan::mixture::Member;
 use crate::{Error, Result};
 
 /// The word for every published law that ranks.
 const ALL: &str = "all";
 
+/// What names a file of runs by which laws are weighted.
+const RUNS: &str = "runs:";
+/// Error in nats below which laws count as equally good: the least residual of a fit.
+const LEAST_ERROR: f64 = 0.002;
+
 /// The laws of a ranking; the first is the one whose candidates are listed.
 pub(super) struct Laws {
     pub(super) members: Vec<Member>,
-    /// The first law's description.
-    pub(super) info: LawInfo,
+    /// Their descriptions.
+    infos: Vec<LawInfo>,
 }
 
 impl Laws {
@@ -50,19 +59,31 @@ impl Laws {
             let law = published.scaling()?;
             members.push((name, Member { law, weight: 1.0 }, published.info().clone()));
         }
-        for (name, weight) in weights(args)? {
-            let found = members.iter_mut().find(|(known, ..)| *known == name);
-            let (_, member, _) = found.ok_or_else(|| {
-                Error::usage("--law-weights", format!("{name} is not among the laws of --law"))
-            })?;
-            member.weight = weight;
+        let given = args.law_weights.as_deref();
+        if given.is_none_or(|text| !text.starts_with(RUNS)) {
+            for (name, weight) in weights(args)? {
+                let found = members.iter_mut().find(|(known, ..)| *known == name);
+                let (_, member, _) = found.ok_or_else(|| {
+                    Error::usage("--law-weights", format!("{name} is not among the laws of --law"))
+                })?;
+                member.weight = weight;
+            }
         }
-        members.retain(|(_, member, _)| member.weight > 0.0);
-        // Candidates are listed under the first law that counts.
-        let first = members.first().map(|(.., info)| info.clone());
-        let info = first.ok_or_else(|| Error::usage("--law-weights", "all weights are 0"))?;
-        let members = members.into_iter().map(|(_, member, _)| member).collect();
-        Ok(Self { members, info })
+        let counted = members.into_iter().filter(|(_, member, _)| member.weight > 0.0);
+        let (members, infos): (Vec<Member>, Vec<LawInfo>) =
+            counted.map(|(_, member, info)| (member, info)).unzip();
+        if members.is_empty() {
+            return Err(Error::usage("--law-weights", "all weights are 0"));
+        }
+        Ok(Self { members, infos })
+    }
+
+    /// The description of the law whose candidates are listed.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] without a law.
+    pub(super) fn info(&self) -> Result<&LawInfo> {
+        self.infos.first().ok_or_else(|| Error::usage("--law", "no law named"))
     }
 
     /// The law whose candidates are listed.
@@ -71,11 +92,49 @@ impl Laws {
         first.ok_or_else(|| Error::usage("--law", "no law named"))
     }
 
+    /// Weights the laws by their errors on the largest of the user's runs, where `--law-weights` names a
+    /// file of them; returns what came out, in words.
+    ///
+    /// # Errors
+    /// Whatever the file is refused for; [`Error::Unfit`] when no law answers enough of the runs.
+    pub(super) fn weigh(
+        &mut self,
+        args: &RankArgs,
+        template: &Arc<Template>,
+    ) -> Result<Option<String>> {
+        let Some(path) = args.law_weights.as_deref().and_then(|t| t.strip_prefix(RUNS)) else {
+            return Ok(None);
+        };
+        let reading = Reading::default();
+        let runs = reading.read(Path::new(path), &held_out::VARIABLES)?.runs;
+        let (mut words, mut refused, mut kept) = (Vec::new(), None, Vec::new());
+        for (member, info) in self.members.drain(..).zip(self.infos.drain(..)) {
+            let id = member.law.id().to_owned();
+            match held_out::held_out(&member.law.on(template), &runs) {
+                Ok(found) => {
+                    let weight = found.rmse_nats.max(LEAST_ERROR).powi(-2);
+                    words.push(format!("{id} {:.4} nats", found.rmse_nats));
+                    kept.push((Member { weight, ..member }, info));
+                }
+                Err(reason) => {
+                    words.push(format!("{id} left out"));
+                    refused = refused.or(Some(reason));
+                }
+            }
+        }
+        (self.members, self.infos) = kept.into_iter().unzip();
+        if let Some(reason) = refused.filter(|_| self.members.is_empty()) {
+            return Err(reason);
+        }
+        Ok(Some(words.join(", ")))
+    }
+
     /// The laws in words, with their weights where these differ.
     pub(super) fn names(&self) -> String {
         let equal = self.members.windows(2).all(|w| (w[0].weight - w[1].weight).abs() < 1e-12);
         let name = |m: &Member| {
-            if equal { m.law.id().to_owned() } else { format!("{} {}", m.law.id(), m.weight) }
+            let share = m.weight / self.members.iter().map(|m| m.weight).sum::<f64>();
+            if equal { m.law.id().to_owned() } else { format!("{} {share:.2}", m.law.id()) }
         };
         self.members.iter().map(name).collect::<Vec<_>>().join(", ")
     }

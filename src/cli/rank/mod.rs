@@ -46,11 +46,12 @@ use place::Place;
 /// # Errors
 /// See [`Error`].
 pub(super) fn answer(args: &RankArgs) -> Result<Answer> {
-    let laws = Laws::read(args)?;
-    let law = laws.first()?;
+    let mut laws = Laws::read(args)?;
     let place = Place::find(args)?;
-    let resolved = inputs::resolve(args, law, &place.serving(args)?)?;
+    let resolved = inputs::resolve(args, laws.first()?, &place.serving(args)?)?;
     let (mut inputs, mut ledger) = (resolved.inputs, resolved.ledger);
+    let weighed = laws.weigh(args, &inputs.template)?;
+    let law = laws.first()?;
     // No other promise or bound was given that a doubled limit would break.
     let is_slow_allowed = args.tpot.is_none()
         && args.ttft.is_none()
@@ -63,10 +64,14 @@ pub(super) fn answer(args: &RankArgs) -> Result<Answer> {
     note_sources(&mut ledger, &sources, &device);
     let is_default = args.law == "all" && args.law_weights.is_none();
     ledger.note("--law", &laws.names(), None, "the first lists its candidates", is_default);
+    if let Some(errors) = &weighed {
+        let why = "errors on the largest quarter of the runs, an offset set by the others";
+        ledger.note("--law-weights", errors, None, why, false);
+    }
     let mut provenance = Provenance {
         profile: used(&sources, &inputs)?,
-        law_id: laws.info.id.clone(),
-        law_source: laws.info.source.clone(),
+        law_id: laws.info()?.id.clone(),
+        law_source: laws.info()?.source.clone(),
         law_uncertainty: uncertainty(law),
         assumptions: ledger.into_entries(),
         warnings: warnings(&sources),

@@ -315,7 +315,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::law::file::named;
     use crate::law::{
-        Inputs, abnar2025, clark2022, dense, krajewski2024, ludziejewski2025, yun2024,
+        Inputs, Slice, abnar2025, clark2022, dense, krajewski2024, ludziejewski2025, yun2024,
     };
     use crate::law::{zhao2025, zhao2025::Activation};
     use std::collections::BTreeMap;

@@ -6,13 +6,11 @@ use super::legend::{Legend, stroke};
 use super::panel::{self, Panel};
 use super::scene::{At, Scene};
 use crate::latency::Source;
+use crate::law::beyond::LISTED_TOKENS_PER_PARAM;
 use crate::plan::outcome::{Candidate, RankReport};
 use crate::plan::summary::name;
 use crate::report::theme::{INK, Looks, MARK, Rgb, SOFT};
 
-/// The law's listed runs end at this many training tokens per active parameter; beyond, a curve is
-/// an extrapolation and drawn as one.
-const LISTED_TOKENS_PER_PARAM: f64 = 73.0;
 /// Colour of the band under the Pareto set.
 const BAND: Rgb = Rgb(218, 221, 237);
 /// Dashes of the extrapolated part.
@@ -105,7 +103,8 @@ fn draw_curve(scene: &mut Scene, panel: &Panel, curve: &[&Candidate], colour: Rg
     }
 }
 
-/// Share of a step from one number of tokens per parameter to another that lies inside the listed runs.
+/// Share of a step from one number of tokens per parameter to another that lies inside the listed runs;
+/// beyond them a curve is an extrapolation and drawn as one.
 fn inside(from: f64, to: f64) -> f64 {
     let limit = LISTED_TOKENS_PER_PARAM;
     match (from <= limit, to <= limit) {

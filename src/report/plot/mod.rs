@@ -13,6 +13,8 @@ mod legend;
 mod panel;
 #[cfg(feature = "native")]
 mod raster;
+#[cfg(feature = "native")]
+pub(super) mod reliability;
 mod scene;
 mod total_cost;
 
