@@ -21,7 +21,8 @@ use super::worker::{Answer, Ask, Facts, Trouble, Worker};
 use super::{aa, host};
 use crate::kernels::MoeShape;
 use crate::record::{
-    Device, Key, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION, Profile, Provenance, Recipe, RunInfo,
+    Device, Key, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION, Profile, Provenance, Recipe,
+    RunInfo,
 };
 use crate::stats::paired::SMALLEST_EFFECT;
 use crate::{Error, Result};

@@ -14,7 +14,7 @@ use crate::latency::measured::format;
 use crate::latency::measured::validate::{describe, validate};
 use crate::measure::Observer;
 use crate::measure::pairs::{self, Paired, PairedCell, Printed, Shell};
-use crate::measure::record::PROFILE_SCHEMA;
+use crate::record::PROFILE_SCHEMA;
 use crate::report::grid::{Column, grid};
 use crate::stats::paired::{SMALLEST_EFFECT, Verdict};
 use crate::units::Seconds;
