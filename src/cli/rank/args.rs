@@ -41,8 +41,8 @@ pub struct RankArgs {
     )]
     pub law: String,
     /// Weights of laws in their mixture, such as abnar2025:2,zhao2025:0; or runs:FILE.csv, a file with
-    /// columns `experts`, `n_active`, `tokens` and `loss`, by the laws' errors on its largest runs [default: 1
-    /// each].
+    /// columns `experts`, `n_active`, `tokens` and `loss`, by the laws' errors on its largest runs
+    /// [default: 1 each].
     #[arg(long, value_name = "NAME:WEIGHT|runs:FILE", help_heading = "What is compared")]
     pub law_weights: Option<String>,
     /// Expert counts; 1 is the dense model beside them [default: 1,4,8,16,32].
