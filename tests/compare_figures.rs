@@ -55,6 +55,7 @@ fn an_execution() {
 }
 
 /// The cells that an execution prints.
+#[expect(clippy::unnecessary_wraps, reason = "readers of other outputs can fail")]
 fn read(_: &str, output: &[u8]) -> Result<Option<Printed>> {
     let text = String::from_utf8_lossy(output);
     let cells: BTreeMap<String, f64> = text

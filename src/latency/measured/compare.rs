@@ -88,8 +88,7 @@ pub fn compare(old: &Profile, new: &Profile) -> Result<Comparison> {
     let floor = old.run.noise_floor_rel.max(new.run.noise_floor_rel);
     let biased = biased(old, new);
     let between = |profile: &Profile| profile.run.between_runs_rel.unwrap_or(0.0);
-    let runs =
-        Runs { floor, is_biased: biased.is_some(), between_runs: [between(old), between(new)] };
+    let runs = Runs { floor, is_biased: biased.is_some(), wider: [between(old), between(new)] };
     let mut free: Vec<bool> = vec![true; new.cells.len()];
     let mut cells = Vec::new();
     let mut only_in_old = Vec::new();
@@ -212,17 +211,16 @@ struct Runs {
     /// Whether no verdict means anything.
     is_biased: bool,
     /// By how much the intervals of each are wider than its blocks make them.
-    between_runs: [f64; 2],
+    wider: [f64; 2],
 }
 
 fn compare_cells(old: &Cell, new: &Cell, runs: &Runs, itself: bool) -> CellComparison {
-    let Runs { floor, is_biased, between_runs: [between_old, between_new] } = *runs;
+    let Runs { floor, is_biased, wider: [wider_old, wider_new] } = *runs;
     let (a, b) = (old.latency.interval(), new.latency.interval());
     let us = |i: &IntervalRecord| i.median_ps as f64 * 1e-6;
     // What changes between two runs enters once, by the noise floor below.
-    let effect = a
-        .zip(b)
-        .map(|(a, b)| unpaired_effect(of_blocks(a, between_old), of_blocks(b, between_new)));
+    let effect =
+        a.zip(b).map(|(a, b)| unpaired_effect(of_blocks(a, wider_old), of_blocks(b, wider_new)));
     let no_verdict = if itself && effect.is_some() {
         None
     } else {
