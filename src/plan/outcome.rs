@@ -392,6 +392,10 @@ pub struct DecisionMap {
     pub x: Vec<f64>,
     /// Whether the last column is not its value but the limit of a large fleet (at scale).
     pub last_is_at_scale: bool,
+    /// Output tokens of a request where x is a request rate and y output tokens: together they say how
+    /// many years the tokens take.
+    #[serde(default)]
+    pub output_tokens_per_request: Option<f64>,
     /// Grid values along y, rising (logarithmic).
     pub y: Vec<f64>,
     /// Expert count whose recommended candidate is cheapest at `[y][x]`; `null` where nothing is
@@ -583,6 +587,25 @@ pub struct Choice {
     pub p_best: f64,
     /// Mean dollars beyond the cheapest of the choices, over the draws in which any can be had.
     pub expected_regret_usd: Option<f64>,
+    /// What it costs over the laws; `null` where no law can have it.
+    #[serde(default)]
+    pub costs: Option<ChoiceCosts>,
+}
+
+/// What a model of a mixture costs: means over the laws under which it can be had, by their weights.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChoiceCosts {
+    /// All parameters.
+    pub n_total: f64,
+    /// Training cost in dollars.
+    pub train_usd: f64,
+    /// Serving cost, all dollars on output tokens.
+    pub serve_usd_per_million_output_tokens: f64,
+    /// Training plus serving over the lifetime of each law.
+    pub total_usd: f64,
+    /// 95 % interval of `total_usd` over laws and draws.
+    pub total_usd_interval: Option<Interval>,
 }
 
 /// One input of the answer.
