@@ -8,6 +8,7 @@ mod inputs;
 mod laws;
 mod machine;
 mod mfu;
+mod print;
 mod serving_cost;
 
 pub use args::RankArgs;
@@ -43,10 +44,13 @@ use machine::Machine;
 /// See [`Error`]; the output folder is created before anything is measured.
 pub fn run(args: &RankArgs, output: Output) -> Result<()> {
     let folder = ResultFolder::begin(&args.out, &["rank.json"], args.overwrite)?;
-    let Ranking { report: mut answer, models } = answer(args)?;
+    let Answer { ranking: Ranking { report: mut answer, models }, model } = answer(args)?;
     answer.arguments = Some(recorded());
-    for warning in &answer.warnings {
-        warn(warning);
+    if output.is_json() {
+        // Printed text has them.
+        for warning in &answer.warnings {
+            warn(warning);
+        }
     }
     for (index, model) in &models {
         let name = format!("config_e{}.json", model.num_experts);
@@ -68,21 +72,30 @@ pub fn run(args: &RankArgs, output: Output) -> Result<()> {
         // The file itself: `report` reads what was kept from here as well.
         return write_stdout(&String::from_utf8_lossy(&document));
     }
-    write_text(&format!(
-        "{}\nwritten to {}: rank.json, report.html and {} more files\n",
-        report::rank_text(&answer, crate::cli::output::colour()),
-        args.out.display(),
-        written.len() + configs - 1
-    ))
+    let files = written.len() + configs;
+    write_text(&print::text(args, &answer, model.as_ref(), files))
+}
+
+/// What was read of the model whose size varies.
+#[derive(Clone, Debug)]
+struct ModelRead {
+    summary: String,
+    assumed: Vec<String>,
+}
+
+/// A ranking, and the model that it is about.
+struct Answer {
+    ranking: Ranking,
+    model: Option<ModelRead>,
 }
 
 /// Everything up to the answer.
-fn answer(args: &RankArgs) -> Result<Ranking> {
+fn answer(args: &RankArgs) -> Result<Answer> {
     let laws = Laws::read(args)?;
     let law = laws.first()?;
     let place = Place::find(args)?;
     let resolved = inputs::resolve(args, law, &place.serving(args)?)?;
-    let (mut inputs, mut ledger) = (resolved.inputs, resolved.ledger);
+    let (mut inputs, mut ledger, model) = (resolved.inputs, resolved.ledger, resolved.model);
     // No other promise or bound was given that a doubled limit would break.
     let is_slow_allowed = args.tpot.is_none()
         && args.ttft.is_none()
@@ -111,10 +124,11 @@ fn answer(args: &RankArgs) -> Result<Ranking> {
             Err(Error::Infeasible { .. }) if is_slow_allowed => {
                 double_limit(&mut inputs.level.tpot, &mut provenance);
             }
-            done => return done,
+            done => return Ok(Answer { ranking: done?, model }),
         }
     }
-    rank(&laws.members, (latency, &origin), &inputs, provenance)
+    let ranking = rank(&laws.members, (latency, &origin), &inputs, provenance)?;
+    Ok(Answer { ranking, model })
 }
 
 /// How often the default limit on TPOT is doubled for a slow or busy machine of one's own.

@@ -11,6 +11,7 @@ mod layer_latency;
 mod legend;
 mod panel;
 mod scene;
+pub(super) mod serving;
 mod total_cost;
 
 use rayon::prelude::*;
