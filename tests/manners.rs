@@ -10,7 +10,11 @@ use std::process::{Command, Output};
 use clap::CommandFactory;
 use moe_frontier::cli::Cli;
 use serde_json::Value;
+use tempfile::TempDir;
 use unicode_width::UnicodeWidthStr;
+
+/// This repository.
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The program in a folder of its own, without the user's settings and profiles.
 fn program(folder: &Path, line: &str) -> Command {
@@ -31,21 +35,44 @@ fn printed(mut command: Command) -> String {
     text(&stdout)
 }
 
-/// Every command that prints tables or paragraphs, with arguments that need no measurement.
-const COMMANDS: [&str; 21] = [
+/// Every command that prints tables or paragraphs; `{root}` is this repository, and files named without it
+/// are those of [`prepared`].
+const COMMANDS: [&str; 40] = [
     "rank --profile h100 --train-flops 1e21 --experts 4,8 --draws 50",
+    "rank --profile h100 --train-flops 1e21 --experts 4,8 --draws 50 --details",
+    "rank --profile h100 --train-flops 1e21 --experts 4,8 --draws 50 --plot braille --law zhao2025",
+    "rank --profile h100 --train-flops 1e22 --model deepseek-v3 --experts 64,128 --draws 50 --rate 5",
     "size --model mixtral-8x7b --device h100 --rate 20 --requests 2000",
+    "size --model deepseek-v3 --device h100 --rate 5 --requests 1000 --details",
     "estimate --model mixtral-8x7b --device h100 --tp 2 --concurrency 8",
+    "estimate --model mixtral-8x7b --device h100 --tp 2 --concurrency 8 --details",
+    "estimate --points few.csv",
+    "estimate --points few.csv --calibrate few.csv --details",
+    "measure --device cpu --quick --dtype f32 --experts 4,8 --top-k 1 --hidden 64 --tokens 1,16 \
+     --time-budget 2s --out again.json --overwrite",
+    "measure --device cpu --quick --dtype f32 --experts 4,8 --top-k 1 --hidden 64 --tokens 1,16 \
+     --time-budget 2s --out again.json --overwrite --details",
+    "compare p.json p.json",
+    "compare p.json p.json --details",
+    "compare --run true true --time-budget 1s",
     "law list",
+    "law list --details",
     "law eval --experts 8 --n-active 1B --tokens 20B",
     "law optimal --experts 64 --train-flops 1e25",
     "law claims",
+    "law fit runs.csv --form hoffmann2022",
     "preset list",
     "preset show deepseek-v3",
     "preset show qwen3-next-80b-a3b",
     "device list",
     "device show h100",
+    "import aiconfigurator {root}/tests/data/results/a16_repeat.csv --out tables --overwrite",
+    "import vllm-bench {root}/tests/data/results/a18_summary.json --gpu h100 --parallelism tp2 --out b.csv \
+     --overwrite",
+    "calibrate few.csv",
+    "calibrate --plan --model mixtral-8x7b --device h100",
     "doctor",
+    "doctor --details",
     "doctor --prune",
     "explain",
     "explain tpot",
@@ -56,19 +83,115 @@ const COMMANDS: [&str; 21] = [
     "law fit --help",
 ];
 
+/// A folder with the files that [`COMMANDS`] name.
+fn prepared() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::create_dir(at.join("profiles")).unwrap();
+    let rows = Path::new(ROOT).join("reports/points/published_rows.csv");
+    let few: Vec<String> =
+        fs::read_to_string(rows).unwrap().lines().take(9).map(|l| format!("{l}\n")).collect();
+    fs::write(at.join("few.csv"), few.concat()).unwrap();
+    let mut runs = String::from("n_active,tokens,loss\n");
+    for (n, d) in (0..24).map(|i| (1e8 * f64::from(1 + i % 6), 2e9 * f64::from(1 + i / 6))) {
+        let loss = 1.7 + 406.0 / n.powf(0.34) + 410.0 / d.powf(0.28);
+        runs += &format!("{n},{d},{loss}\n");
+    }
+    fs::write(at.join("runs.csv"), runs).unwrap();
+    let line = "measure --device cpu --quick --dtype f32 --experts 4,8 --top-k 1 --hidden 64,128 \
+                --tokens 1,16 --time-budget 3s --out p.json";
+    printed(program(at, line));
+    folder
+}
+
 #[test]
 fn no_line_is_wider_than_the_terminal() {
-    let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("profiles")).unwrap();
+    let folder = prepared();
     for width in [60, 80, 100, 160] {
         for line in COMMANDS {
-            let mut command = program(folder.path(), line);
+            let mut command = program(folder.path(), &line.replace("{root}", ROOT));
             command.env("COLUMNS", width.to_string());
             for found in printed(command).lines() {
                 assert!(found.width() <= width, "{line} at {width}: {found}");
             }
         }
     }
+}
+
+#[test]
+fn a_pipe_is_eighty_columns_wide() {
+    let folder = tempfile::tempdir().unwrap();
+    for line in ["device list", "law list", "preset list", "law list --details", "doctor --details"]
+    {
+        let text = printed(program(folder.path(), line));
+        assert!(text.lines().all(|l| l.width() <= 80), "{line}: {text}");
+        assert!(text.lines().any(|l| l.width() > 60), "{line}: {text}");
+    }
+}
+
+#[test]
+fn every_command_answers_first_and_within_a_screen() {
+    let folder = tempfile::tempdir().unwrap();
+    for (line, most) in [
+        ("rank --profile h100 --train-flops 1e21 --draws 50", 24),
+        ("rank --profile h100 --train-flops 1e23 --rate 100 --tpot 20ms --draws 50", 24),
+        ("rank --profile h100 --train-flops 1e21 --draws 50 --law abnar2025", 24),
+        ("rank --profile h100 --train-flops 1e21 --draws 50 --experts 1,2,4,8,16,32,64,128", 24),
+        ("size --model mixtral-8x7b --device h100 --rate 20 --requests 2000", 24),
+        ("estimate --model mixtral-8x7b --device h100 --tp 2 --concurrency 8", 24),
+        ("law list", 24),
+        ("doctor", 24),
+    ] {
+        let mut command = program(folder.path(), line);
+        command.env("COLUMNS", "80");
+        let text = printed(command);
+        assert!(text.lines().count() <= most, "{line}: {} lines\n{text}", text.lines().count());
+        // A ranking says what was asked before.
+        assert!(text.lines().take(3).any(|l| l.starts_with("Answer")), "{line}: {text}");
+    }
+}
+
+#[test]
+fn the_first_screen_of_a_ranking_has_its_parts_and_the_rest_is_in_the_details() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = "rank --profile h100 --train-flops 1e21 --experts 4,8 --draws 50";
+    let screen = printed(program(folder.path(), line));
+    let words =
+        ["Asked", "Answer", "P(best)", "regret", "A 4, B 8", "Page", "out/report.html", "Next"];
+    for word in words {
+        assert!(screen.contains(word), "{word}: {screen}");
+    }
+    let none = printed(program(folder.path(), &format!("{line} --plot none")));
+    assert!(!none.contains("A 4, B 8") && none.contains("P(best)"), "{none}");
+    let wrong = program(folder.path(), &format!("{line} --plot gnuplot")).output().unwrap();
+    assert_eq!(wrong.status.code(), Some(2), "{}", text(&wrong.stderr));
+    let details = printed(program(folder.path(), &format!("{line} --details")));
+    for word in ["What each law says", "Assumptions", "Sensitivity", "Provenance", "Warnings"] {
+        assert!(details.contains(word) && !screen.contains(word), "{word}: {details}");
+    }
+    let shown: Value =
+        serde_json::from_str(&fs::read_to_string(folder.path().join("out/rank.json")).unwrap())
+            .unwrap();
+    let kept = shown["arguments"].to_string();
+    assert!(!kept.contains("details") && !kept.contains("plot"), "{kept}");
+}
+
+#[test]
+fn a_model_is_summarised_before_its_ranking() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = format!("{ROOT}/tests/data/configs/a06_shared_config.json");
+    let rank = format!(
+        "rank --profile h100 --train-flops 1e22 --experts 32,64 --draws 50 --model {config}"
+    );
+    let ranked = printed(program(folder.path(), &rank));
+    let line = format!("estimate --device h100 --concurrency 1 --model {config}");
+    let estimated = printed(program(folder.path(), &line));
+    let said = |text: &str| -> Vec<String> {
+        let is_model = |l: &&str| l.starts_with("model: ") || l.starts_with("assumed: ");
+        text.lines().filter(is_model).map(str::to_owned).collect()
+    };
+    assert!(said(&ranked).iter().any(|l| l.starts_with("model: ")), "{ranked}");
+    assert_eq!(said(&ranked), said(&estimated));
 }
 
 #[test]
@@ -79,7 +202,7 @@ fn tables_use_the_room_there_is() {
         command.env("COLUMNS", width.to_string());
         printed(command).lines().map(UnicodeWidthStr::width).max().unwrap()
     };
-    assert!(widest("law list", 160) > 140 && widest("law list", 60) > 50);
+    assert!(widest("law list --details", 160) > 140 && widest("law list", 60) > 50);
     let mut narrow = program(folder.path(), "device list");
     narrow.env("COLUMNS", "60");
     let narrow = printed(narrow);

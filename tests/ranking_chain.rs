@@ -19,7 +19,7 @@ use moe_frontier::plan::mixture::{Member, mixture};
 use moe_frontier::plan::outcome::{Candidate, CandidateKind, LawAnswer, Mixture, RankReport};
 use moe_frontier::plan::price::Book;
 use moe_frontier::plan::rank::rank;
-use moe_frontier::report::{rank_text, write_all};
+use moe_frontier::report::{rank_details, write_all};
 use moe_frontier::serving::{Layout, ServiceLevel, StepFactors};
 use moe_frontier::units::{Flops, Nats, Seconds};
 
@@ -233,7 +233,7 @@ fn a_report_becomes_a_table_and_a_page_and_is_read_back() {
     let report = report(&inputs());
     let bytes = report.to_bytes().unwrap();
     assert_eq!(RankReport::from_bytes(Path::new("rank.json"), &bytes).unwrap(), report);
-    let text = rank_text(&report, false);
+    let text = rank_details(&report, 100, false);
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     assert!(report.warnings.iter().all(|w| text.contains(&w[..20])), "{text}");
     let folder = tempfile::tempdir().unwrap();

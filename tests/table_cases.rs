@@ -31,6 +31,11 @@ fn counts(document: &Value, table: &str) -> (u64, u64) {
 fn two_runs_of_one_cell_are_one_cell_with_its_spread() {
     let document = import("a16_repeat.csv");
     assert_eq!(counts(&document, "MoE"), (1, 1));
+    // 1.060 and 1.066 ms: ln(1.066/1.060) / sqrt(2) apart.
+    let moe = &document["tables"][0];
+    assert_eq!(moe["repeated_series"], 1, "{moe}");
+    let spread = moe["spread_rel"].as_f64().unwrap();
+    assert!((spread - (1.066_f64 / 1.060).ln() / 2.0_f64.sqrt()).abs() < 1e-6, "{moe}");
 }
 
 #[test]

@@ -17,8 +17,8 @@ use moe_frontier::measure::run::rounds;
 use moe_frontier::measure::sampling::BlockRule;
 use moe_frontier::measure::timing::MonotonicClock;
 use moe_frontier::measure::worker::{Limits, Process};
-use moe_frontier::measure::{Beginning, Cell, Invocation, Measured, Observer, Plan, Request, Run};
-use moe_frontier::record::{LatencyRecord, Status, TimingMode};
+use moe_frontier::measure::{Beginning, Invocation, Measured, Observer, Plan, Request, Run};
+use moe_frontier::record::{Cell, LatencyRecord, Status, TimingMode};
 use moe_frontier::{Error, Result};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_moe-frontier");

@@ -46,6 +46,10 @@ pub struct Args {
     /// End with exit code 1 when any cell has this verdict.
     #[arg(long, value_name = "VERDICT")]
     pub fail_on: Option<FailOn>,
+
+    /// Print every cell, the unchanged ones too.
+    #[arg(long)]
+    pub details: bool,
 }
 
 /// Verdicts that a run can be made to fail on.
@@ -80,8 +84,8 @@ struct Document<'a> {
 /// [`Error::Gate`] when `--fail-on` finds what it looks for, after the result was printed.
 pub fn run(args: &Args, output: Output) -> Result<()> {
     let (slower, cells) = match (&args.run, &args.old, &args.new) {
-        (Some(pair), _, _) => turns::run(pair, args.time_budget, output)?,
-        (None, Some(old), Some(new)) => stored(old, new, output)?,
+        (Some(pair), _, _) => turns::run(pair, args.time_budget, args.details, output)?,
+        (None, Some(old), Some(new)) => stored(old, new, args.details, output)?,
         _ => return Err(Error::usage("compare", "name two profiles, or two commands with --run")),
     };
     match args.fail_on {
@@ -93,7 +97,7 @@ pub fn run(args: &Args, output: Output) -> Result<()> {
 }
 
 /// Compares two stored profiles. Returns how many cells are slower, and of how many.
-fn stored(old: &Path, new: &Path, output: Output) -> Result<(usize, usize)> {
+fn stored(old: &Path, new: &Path, details: bool, output: Output) -> Result<(usize, usize)> {
     let (old, new) = (format::read(old)?, format::read(new)?);
     for (which, profile) in [("old", &old), ("new", &new)] {
         for doubt in doubts(profile) {
@@ -101,7 +105,7 @@ fn stored(old: &Path, new: &Path, output: Output) -> Result<(usize, usize)> {
         }
     }
     let comparison = compare(&old, &new)?;
-    output.result(&document(&comparison), || text(&comparison, output::width()))?;
+    output.result(&document(&comparison), || text(&comparison, output::width(), details))?;
     Ok((comparison.count(Verdict::Slower), comparison.cells.len()))
 }
 
@@ -123,43 +127,38 @@ fn document(comparison: &Comparison) -> Document<'_> {
     }
 }
 
-fn text(comparison: &Comparison, width: usize) -> String {
-    let rows: Vec<_> = comparison.cells.iter().map(row).collect();
-    let mut text = format!("{}, new against old\n\n", shown(&comparison.device));
-    text += &grid(
-        &[
-            Column::numbers("experts"),
-            Column::numbers("top_k").left_out(1),
-            Column::numbers("hidden x inter").left_out(2),
-            Column::numbers("bits").left_out(5),
-            Column::words("routing").left_out(6),
-            Column::words("mode").left_out(4),
-            Column::numbers("tokens"),
-            Column::numbers("old us").left_out(3),
-            Column::numbers("new us").left_out(3),
-            Column::numbers("change"),
-            Column::words("verdict"),
-        ],
-        &rows,
-        width,
-    );
+/// Cells in the table without `--details`.
+const SHOWN: usize = 12;
+
+/// How many cells changed, then those that did, the largest change first; all with `details`.
+fn text(comparison: &Comparison, width: usize, details: bool) -> String {
     let count = |verdict| comparison.count(verdict);
-    let mut line = |line: String| text += &hanging("", &line, width);
-    line(String::new());
-    line(format!(
-        "{} faster, {} slower, {} same, {} ambiguous (paired: false; bound {:.1} %)",
+    let answer = format!(
+        "{} faster, {} slower, {} same, {} ambiguous on {}, new against old (paired: false; bound {:.1} %)",
         count(Verdict::Faster),
         count(Verdict::Slower),
         count(Verdict::Same),
         count(Verdict::Ambiguous),
+        shown(&comparison.device),
         comparison.bound_rel * 100.0
-    ));
+    );
+    let mut text = hanging("Answer  ", &answer, width);
+    if let Some(reason) = &comparison.biased {
+        text += &hanging("", &format!("all verdicts are AMBIGUOUS: {}", tidy(reason)), width);
+    }
+    let cells = changed_first(&comparison.cells, details);
+    let rows: Vec<_> = cells.iter().map(|c| row(c)).collect();
+    if !rows.is_empty() {
+        text += &grid(&columns(), &rows, width);
+    }
+    let mut line = |line: String| text += &hanging("", &line, width);
     let same = comparison.cells.iter().filter(|c| c.same_kernel).count();
     if same > 0 {
         line(format!("{same} of {} cells ran the same kernel", comparison.cells.len()));
     }
-    if let Some(reason) = &comparison.biased {
-        line(format!("all verdicts are AMBIGUOUS: {}", tidy(reason)));
+    let left = comparison.cells.len() - cells.len();
+    if left > 0 {
+        line(format!("{left} more cells: --details"));
     }
     for (which, cells) in [("old", &comparison.only_in_old), ("new", &comparison.only_in_new)] {
         for cell in cells {
@@ -167,6 +166,38 @@ fn text(comparison: &Comparison, width: usize) -> String {
         }
     }
     text
+}
+
+/// All cells in their order with `details`; else those that are not the same, the largest change first.
+fn changed_first(cells: &[CellComparison], details: bool) -> Vec<&CellComparison> {
+    if details {
+        return cells.iter().collect();
+    }
+    let mut changed: Vec<&CellComparison> =
+        cells.iter().filter(|c| c.verdict != Some(Verdict::Same)).collect();
+    let effect = |c: &CellComparison| c.effect_rel.map_or(0.0, f64::abs);
+    let is_open =
+        |c: &CellComparison| !matches!(c.verdict, Some(Verdict::Faster | Verdict::Slower));
+    changed
+        .sort_by(|a, b| is_open(a).cmp(&is_open(b)).then_with(|| effect(b).total_cmp(&effect(a))));
+    changed.truncate(SHOWN);
+    changed
+}
+
+fn columns() -> [Column; 11] {
+    [
+        Column::numbers("experts"),
+        Column::numbers("top_k").left_out(1),
+        Column::numbers("hidden x inter").left_out(2),
+        Column::numbers("bits").left_out(5),
+        Column::words("routing").left_out(6),
+        Column::words("mode").left_out(4),
+        Column::numbers("tokens"),
+        Column::numbers("old us").left_out(3),
+        Column::numbers("new us").left_out(3),
+        Column::numbers("change"),
+        Column::words("verdict"),
+    ]
 }
 
 fn row(c: &CellComparison) -> Vec<String> {
@@ -223,7 +254,8 @@ mod tests {
             (stored(folder.path(), "fast.json", 1), stored(folder.path(), "slow.json", 2));
         let attempt = |old: &PathBuf, new: &PathBuf, fail_on| {
             let (old, new) = (Some(old.clone()), Some(new.clone()));
-            let args = Args { old, new, run: None, time_budget: Seconds(1.0), fail_on };
+            let args =
+                Args { old, new, run: None, time_budget: Seconds(1.0), fail_on, details: false };
             run(&args, Output::new(true))
         };
         assert!(attempt(&fast, &slow, None).is_ok());
@@ -241,11 +273,17 @@ mod tests {
         let read = |name: &str, by| format::read(&stored(folder.path(), name, by)).unwrap();
         let mut comparison = compare(&read("a.json", 1), &read("b.json", 2)).unwrap();
         comparison.only_in_new.push("a cell".into());
-        let text = text(&comparison, 100);
+        let text = text(&comparison, 100, false);
+        assert!(text.starts_with("Answer  0 faster, 3 slower, 0 same"), "{text}");
+        insta::assert_snapshot!(super::text(&comparison, 80, true));
         assert_eq!(text.matches("SLOWER").count(), 3, "{text}");
         assert!(text.contains("+100.0%") && text.contains("paired: false"), "{text}");
         assert!(text.contains("only in the new profile: a cell"), "{text}");
         assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");
+        let unchanged = compare(&read("c.json", 1), &read("c.json", 1)).unwrap();
+        let short = super::text(&unchanged, 100, false);
+        assert!(short.contains("3 more cells: --details") && !short.contains("SAME"), "{short}");
+        assert_eq!(super::text(&unchanged, 100, true).matches("SAME").count(), 3);
         let json = serde_json::to_string(&document(&comparison)).unwrap();
         assert!(json.starts_with("{\"schema\":\"moe-frontier/compare\",\"schema_version\""));
         assert!(json.contains("\"paired\":false") && json.contains("\"verdict\":\"SLOWER\""));

@@ -169,6 +169,7 @@ mod tests {
     #[test]
     fn the_list_fits_a_terminal_and_names_every_device() {
         let devices = DeviceSpec::known().unwrap();
+        insta::assert_snapshot!(list_text(&devices, 80));
         let text = list_text(&devices, 100);
         assert!(devices.iter().all(|d| text.contains(&d.name)), "{text}");
         assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");

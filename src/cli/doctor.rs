@@ -24,6 +24,9 @@ pub struct Args {
     /// not gone on with for 30 days.
     #[arg(long)]
     pub prune: bool,
+    /// Print CPU features, caches, every instruction set, kernels of GPUs and folders too.
+    #[arg(long, conflicts_with = "prune")]
+    pub details: bool,
 }
 
 /// What `--json` prints.
@@ -82,7 +85,10 @@ pub fn run(args: &Args, output: Output) -> Result<()> {
         return prune(output);
     }
     let findings = look();
-    output.result(&findings, || text(&findings, crate::cli::output::width()))
+    output.result(&findings, || {
+        let width = crate::cli::output::width();
+        if args.details { text(&findings, width) } else { summary(&findings, width) }
+    })
 }
 
 /// What `--prune --json` prints.
@@ -206,6 +212,26 @@ fn text(f: &Findings, width: usize) -> String {
     text
 }
 
+/// What other commands will do here, and why.
+fn summary(f: &Findings, width: usize) -> String {
+    let device = match f.gpus.first() {
+        Some(gpu) if f.gpu_unused_because.is_empty() => format!("measures on {gpu}"),
+        _ => format!("measures on the CPU: {}", f.cpu.name),
+    };
+    let profile = if f.profile.is_some() { "has a profile" } else { "not measured yet" };
+    let mut text = hanging("Answer  ", &format!("this machine {device}; {profile}"), width);
+    text += &hanging("Kernels ", &f.kernels, width);
+    if !f.gpu_unused_because.is_empty() {
+        text += &hanging("GPU     ", &format!("not used: {}", f.gpu_unused_because), width);
+    }
+    text += &hanging("Profile ", &newest(f.profile.as_ref()), width);
+    if let Some(load) = f.load_1min.filter(|l| *l > 0.5) {
+        let noisy = format!("{load:.1} over the last minute: times taken now are noisy");
+        text += &hanging("Load    ", &noisy, width);
+    }
+    text + &hanging("Next    ", "rank; measure --quick; doctor --details", width)
+}
+
 fn newest(profile: Option<&Stored>) -> String {
     let Some(p) = profile else {
         return "none of this machine and these kernels: `rank` will measure first".into();
@@ -234,6 +260,9 @@ mod tests {
         for isa in Isa::ALL {
             assert!(text.contains(isa.flag()), "{text}");
         }
+        let short = summary(&findings, 80);
+        assert!(short.starts_with("Answer  this machine measures on"), "{short}");
+        assert!(short.contains(&findings.kernels) || short.lines().count() > 4, "{short}");
         let chosen: Vec<_> = findings.instruction_sets.iter().filter(|s| s.chosen).collect();
         assert!(matches!(chosen[..], [set] if set.missing_because.is_none()), "{text}");
         assert!(text.contains(&format!("{}, {} threads", chosen[0].label, findings.threads)));

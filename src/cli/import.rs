@@ -107,6 +107,10 @@ struct TableCount {
     table: &'static str,
     series: usize,
     cells: usize,
+    /// Series of which cells appear more than once; each is the median of its rows.
+    repeated_series: usize,
+    /// Largest standard deviation of ln(time) between rows of one cell.
+    spread_rel: Option<f64>,
 }
 
 /// Imports the files and writes the tables or points.
@@ -219,7 +223,15 @@ fn of_device<'a>(tables: &'a EngineTables, out: &Path, bytes: usize) -> Imported
     let count = |table: Table| {
         let series = tables.of(table);
         let cells = series.iter().map(|s| tables.points(s).0.len()).sum();
-        TableCount { table: table.label(), series: series.len(), cells }
+        let spreads = series.iter().map(|s| f64::from(s.spread)).filter(|s| *s > 0.0);
+        let spreads: Vec<f64> = spreads.collect();
+        TableCount {
+            table: table.label(),
+            series: series.len(),
+            cells,
+            repeated_series: spreads.len(),
+            spread_rel: spreads.iter().copied().reduce(f64::max),
+        }
     };
     ImportedDevice {
         out: out.display().to_string(),
@@ -249,8 +261,18 @@ fn text(imported: &Imported) -> String {
             d.bytes as f64 / 1e6
         );
         for table in &d.tables {
-            let _ =
-                writeln!(text, "  {}: {} series, {} cells", table.table, table.series, table.cells);
+            let repeats = table.spread_rel.map_or_else(String::new, |spread| {
+                format!(
+                    "; repeated rows in {} of them, {:.2} % apart at most (standard deviation)",
+                    table.repeated_series,
+                    100.0 * spread
+                )
+            });
+            let _ = writeln!(
+                text,
+                "  {}: {} series, {} cells{repeats}",
+                table.table, table.series, table.cells
+            );
         }
         let _ = writeln!(text, "  engines: {}", d.engines.join(", "));
         for left in d.left_out {

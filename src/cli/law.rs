@@ -6,8 +6,8 @@ use serde::Serialize;
 use crate::cli::{Output, output, parse};
 use crate::law::others::{WORKS, Work};
 use crate::law::{self, Evaluation, Inputs, LawInfo, LossLaw, Question, Variable};
-use crate::report::grid::hanging;
-use crate::units::{Flops, Nats};
+use crate::report::grid::{Column, grid, hanging};
+use crate::units::{Flops, Nats, count};
 use crate::{Error, Result};
 
 mod claims;
@@ -18,8 +18,8 @@ mod plot;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List the laws with their variables, fitted ranges and sources.
-    #[command(after_help = "Example:\n  moe-frontier law list")]
-    List,
+    #[command(after_help = "Example:\n  moe-frontier law list --details")]
+    List(ListArgs),
     /// Print the loss of one model.
     #[command(after_help = "Example:\n  moe-frontier law eval --law ludziejewski2025 --experts 8 \
                             --n-active 1B --tokens 20B")]
@@ -40,6 +40,14 @@ pub enum Command {
     /// Draw loss against experts, and best size and tokens against the training budget.
     #[command(after_help = plot::EXAMPLE)]
     Plot(plot::PlotArgs),
+}
+
+/// Arguments of `law list`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct ListArgs {
+    /// Print forms, variables, sources and limits, and related work.
+    #[arg(long)]
+    details: bool,
 }
 
 /// Which law.
@@ -158,7 +166,7 @@ pub struct OptimalArgs {
 /// Whatever the law refuses.
 pub fn run(command: Command, output: Output) -> Result<()> {
     match command {
-        Command::List => list(output),
+        Command::List(args) => list(args, output),
         Command::Eval(args) => eval(&args, output),
         Command::Optimal(args) => optimal(&args, output),
         Command::Fit(args) => fit::run(&args, output),
@@ -175,14 +183,68 @@ struct ListDocument {
     works: [Work; WORKS.len()],
 }
 
-fn list(output: Output) -> Result<()> {
+fn list(args: ListArgs, output: Output) -> Result<()> {
     let laws = law::infos()?;
     let document =
         ListDocument { schema: "moe-frontier/law-list", schema_version: "1.0", laws, works: WORKS };
     output.result(&document, || {
+        if !args.details {
+            return summary(&document.laws, output::width());
+        }
         let laws: Vec<String> = document.laws.iter().map(describe).collect();
         laws.join("\n") + &works()
     })
+}
+
+/// One row for each law: whether it ranks, and the ranges of its runs.
+fn summary(laws: &[LawInfo], width: usize) -> String {
+    let ranks = |info: &LawInfo| law::SCALING_IDS.contains(&info.id.as_str());
+    let answer = format!(
+        "{} loss laws; {} of them rank (`rank --law`), the first by default",
+        laws.len(),
+        laws.iter().filter(|info| ranks(info)).count()
+    );
+    let range = |info: &LawInfo, variable: Variable| {
+        let found = info.ranges.iter().find(|r| r.variable == variable);
+        found.map_or_else(
+            || "-".to_owned(),
+            |r| {
+                let end = |v: Option<f64>| v.map_or_else(|| "?".to_owned(), count_short);
+                format!("{} to {}", end(r.low), end(r.high))
+            },
+        )
+    };
+    let rows: Vec<Vec<String>> = laws
+        .iter()
+        .map(|info| {
+            vec![
+                info.id.clone(),
+                if ranks(info) { "yes" } else { "no" }.to_owned(),
+                range(info, Variable::Experts),
+                range(info, Variable::NActive),
+                range(info, Variable::Tokens),
+            ]
+        })
+        .collect();
+    let columns = [
+        Column::words("law"),
+        Column::words("ranks"),
+        Column::numbers("experts").left_out(1),
+        Column::numbers("active params").left_out(2),
+        Column::numbers("tokens").left_out(3),
+    ];
+    hanging("Answer  ", &answer, width)
+        + &grid(&columns, &rows, width)
+        + &hanging(
+            "Next    ",
+            "--details (form, variables, sources, what each cannot answer)",
+            width,
+        )
+}
+
+/// A number in few characters: whole below a million.
+fn count_short(value: f64) -> String {
+    if value < 1e4 { format!("{value}") } else { count(value) }
 }
 
 /// What is carried of works that are no laws of this list, and why nothing of the others.
@@ -322,6 +384,14 @@ fn text(e: &Evaluation) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_list_has_a_row_for_each_law() {
+        let laws = law::infos().unwrap();
+        let text = summary(&laws, 80);
+        assert!(laws.iter().all(|info| text.contains(&info.id)), "{text}");
+        insta::assert_snapshot!(text);
+    }
 
     #[test]
     fn the_json_starts_with_its_schema_and_has_the_contracts_fields() {

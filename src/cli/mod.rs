@@ -101,13 +101,17 @@ pub enum Command {
     Probe(probe::ProbeArgs),
 }
 
+/// Wider help is hard to read.
+const WIDEST_HELP: usize = 100;
+
 /// The command line of this process, with variables and the file of settings in it.
 ///
 /// # Errors
 /// Help, version and wrong arguments as [`Failure::Usage`]; a wrong file of settings.
 pub fn parse() -> Result<Cli, Failure> {
     let settings = settings::Settings::find()?;
-    let mut command = help::finished(settings.apply(repeat::with_flag(Cli::command()))?);
+    let command = help::finished(settings.apply(repeat::with_flag(Cli::command()))?);
+    let mut command = command.term_width(output::width().min(WIDEST_HELP));
     let words = repeat::expanded(std::env::args_os().collect())?;
     let matches =
         command.try_get_matches_from_mut(words).map_err(|e| match settings.blame(&e) {

@@ -51,15 +51,12 @@ impl Output {
     }
 }
 
-/// Writes text to stdout, no line wider than the terminal.
+/// Writes text to stdout, no line wider than [`width`].
 ///
 /// # Errors
 /// As [`write_stdout`].
 pub fn write_text(text: &str) -> Result<()> {
-    match terminal_width() {
-        Some(width) => write_stdout(&fitted(text, width)),
-        None => write_stdout(text),
-    }
+    write_stdout(&fitted(text, width()))
 }
 
 /// Writes text to stdout.
@@ -81,7 +78,7 @@ pub fn stdout_lines() -> impl Write + Send {
 }
 
 /// How wide text is where nobody says: in a file or a pipe.
-const USUAL_WIDTH: usize = 100;
+const USUAL_WIDTH: usize = 80;
 /// Wider lines are hard to read.
 const WIDEST: usize = 160;
 /// Narrower than this no table is tried.
@@ -107,7 +104,7 @@ pub fn colour() -> bool {
 /// What was read of a model, and what was assumed in reading it.
 pub(crate) fn model_lines(summary: &str, assumed: &[String]) -> String {
     let notes = assumed.iter().map(|note| hanging("assumed: ", note, width()));
-    format!("model: {summary}\n{}", notes.collect::<String>())
+    hanging("model: ", summary, width()) + &notes.collect::<String>()
 }
 
 /// Prints one warning line on stderr.

@@ -350,6 +350,7 @@ mod tests {
     #[test]
     fn the_list_names_every_model_with_its_counted_parameters() {
         let presets: Vec<Shown> = preset::names().map(shown).collect();
+        insta::assert_snapshot!(list_text(&presets, 80));
         let text = list_text(&presets, 100);
         assert!(preset::names().all(|name| text.contains(name)), "{text}");
         assert!(text.contains("46.7 B") && text.contains("12.9 B"), "{text}");

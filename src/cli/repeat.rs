@@ -13,8 +13,8 @@ use crate::{Error, Result};
 
 /// The command that records its flags and takes them again.
 const COMMAND: &str = "rank";
-/// Flags that say where results go, not what they are.
-const NOT_KEPT: [&str; 4] = ["from", "json", "out", "overwrite"];
+/// Flags that say where results go and how they are shown, not what they are.
+const NOT_KEPT: [&str; 6] = ["details", "from", "json", "out", "overwrite", "plot"];
 /// Longest ranking that is read, in bytes.
 const CAP: u64 = 256 << 20;
 

@@ -55,10 +55,9 @@ pub fn run(args: &Args, output: Output) -> Result<()> {
         write_all(&report, None, beside.unwrap_or_else(|| Path::new(".")))?
     };
     let files: Vec<String> = files.iter().map(|p| p.display().to_string()).collect();
-    let lines = || files.join("\n") + "\n";
-    let written =
-        Written { schema: "moe-frontier/report", schema_version: "1.0", files: files.clone() };
-    output.result(&written, lines)
+    let lines = files.join("\n") + "\n";
+    let written = Written { schema: "moe-frontier/report", schema_version: "1.0", files };
+    output.verbatim(&written, &lines)
 }
 
 #[cfg(test)]

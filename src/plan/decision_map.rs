@@ -20,8 +20,10 @@ use crate::units::{Flops, Seconds};
 const RATES: Grid = Grid { points: 25, decades: 3.0 };
 /// Grid of lifetime tokens.
 const LIFETIMES: Grid = Grid { points: 21, decades: 3.0 };
-/// Grid of training budgets: candidates of each budget have to be priced anew.
-const BUDGETS: Grid = Grid { points: 9, decades: 1.0 };
+/// Training budgets in FLOPs, as powers of ten, that the map spans at least: a laptop to a large cluster.
+const BUDGETS: (i32, i32) = (19, 24);
+/// Budgets per factor of ten: candidates of each have to be priced anew.
+const BUDGET_STEPS: i32 = 2;
 /// Grid of limits on time per output token.
 const TPOTS: Grid = Grid { points: 9, decades: 1.0 };
 /// Draws of the columns beside the user's own: a share is good to 0.06 with these.
@@ -41,6 +43,25 @@ impl Grid {
             .map(|i| centre * 10f64.powf(self.decades * (2.0 * i as f64 / last - 1.0)))
             .collect()
     }
+}
+
+/// Training budgets from [`BUDGETS`]' low end or a decade below `own`, whichever is less, to the high end
+/// or a decade above; and the index of `own` among them.
+fn budgets(own: f64) -> (Vec<f64>, usize) {
+    let steps = f64::from(BUDGET_STEPS);
+    // Steps from `own` that reach at least an end.
+    let below = |power: i32| counted((own.log10() - f64::from(power)) * steps);
+    let above = |power: i32| counted((f64::from(power) - own.log10()) * steps);
+    let low = below(BUDGETS.0).max(BUDGET_STEPS);
+    let high = above(BUDGETS.1).max(BUDGET_STEPS);
+    let all = (-low..=high).map(|i| own * 10f64.powf(f64::from(i) / steps)).collect();
+    (all, usize::try_from(low).unwrap_or(0))
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a budget lies within a few hundred decades")]
+fn counted(steps: f64) -> i32 {
+    // A budget on the grid needs no step beyond it.
+    (steps - 1e-9).ceil() as i32
 }
 
 /// Winners over requests per second and lifetime output tokens; the last column is the limit of a
@@ -76,7 +97,11 @@ pub fn traffic(
         .collect();
     let here = (inputs.demand.rate.unwrap_or(beyond), lifetime);
     let labels = ("requests per second", "lifetime output tokens");
-    DecisionMap { last_is_at_scale: true, ..assemble(labels, (x, y), &columns, here) }
+    DecisionMap {
+        last_is_at_scale: true,
+        output_tokens_per_request: Some(inputs.lengths.output),
+        ..assemble(labels, (x, y), &columns, here)
+    }
 }
 
 /// Winners over training budget and limit on TPOT, around the reference budget and `tpot`. The
@@ -92,8 +117,8 @@ pub fn budget(
     (tpot, draws, headline): (Seconds, &[Draw], Cell),
 ) -> Result<DecisionMap> {
     let own = market.reference.budget.0;
-    let (x, y) = (BUDGETS.around(own), TPOTS.around(tpot.as_ms()));
-    let (middle, few) = (x.len() / 2, &draws[..draws.len().min(BUDGET_DRAWS)]);
+    let ((x, middle), y) = (budgets(own), TPOTS.around(tpot.as_ms()));
+    let few = &draws[..draws.len().min(BUDGET_DRAWS)];
     let columns = x
         .par_iter()
         .enumerate()
@@ -179,8 +204,28 @@ fn assemble(
         x,
         y,
         last_is_at_scale: false,
+        output_tokens_per_request: None,
         winner,
         p_best,
         here,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets_span_their_ends_and_hold_the_users_own() {
+        let (all, own) = budgets(1e21);
+        assert_eq!((all.len(), own), (11, 4));
+        assert!((all[0] / 1e19 - 1.0).abs() < 1e-9 && (all[10] / 1e24 - 1.0).abs() < 1e-9);
+        for budget in [3e17, 2.2e19, 7e22, 1e24, 4e26] {
+            let (all, own) = budgets(budget);
+            assert!((all[own] / budget - 1.0).abs() < 1e-12);
+            let (low, high) = (all[0], all[all.len() - 1]);
+            assert!(low <= 1.001e19 && low <= budget / 9.99, "{budget}: {low}");
+            assert!(high >= 0.999e24 && high >= budget * 9.99, "{budget}: {high}");
+        }
     }
 }

@@ -15,7 +15,8 @@ use crate::plan::decision_map::lifetime;
 use crate::plan::draws::{Draw, draws};
 use crate::plan::inputs::RankInputs;
 use crate::plan::market::Market;
-use crate::plan::outcome::{Choice, ExpertShare, FlopsSaved, LawAnswer, Mixture};
+use crate::plan::outcome::{Choice, ChoiceCosts, ExpertShare, FlopsSaved, LawAnswer, Mixture};
+use crate::plan::pooled::{LawCosts, pooled};
 use crate::plan::price::Book;
 use crate::serving::training_flops;
 use crate::{Error, Result};
@@ -312,6 +313,8 @@ struct Judged {
     mixed: Shares,
     /// By the law's own expert counts; `None` for those without a model.
     regrets: Vec<Option<Regret>>,
+    /// Total dollars of the mixture's recommendations in each draw.
+    drawn: Vec<Vec<f64>>,
 }
 
 /// Mean dollars beyond the cheapest, with the share of the draws that it is the mean of.
@@ -350,7 +353,38 @@ fn judge(seat: &Seat, picks: &[Pick]) -> Judged {
         own: win_shares(market, &seat.best, &tables, seat.lifetime),
         mixed: win_shares(market, &recommended, &tables, seat.lifetime),
         regrets: regrets(seat, &recommended, picks, &tables),
+        drawn: recommended.iter().map(|r| drawn_totals(*r, &tables, seat.lifetime)).collect(),
     }
+}
+
+/// Total dollars of a recommendation in each draw, infinite where it cannot be had.
+fn drawn_totals(
+    recommended: Option<(usize, f64)>,
+    tables: &[CostTable],
+    lifetime: f64,
+) -> Vec<f64> {
+    let of = |t: &CostTable| recommended.map_or(f64::INFINITY, |(i, _)| total(t[i], lifetime));
+    tables.iter().map(of).collect()
+}
+
+/// What a recommendation costs over the laws that know its expert count.
+fn costs(seats: &[Seat], judged: &[Judged], shape: &Shape, weights: f64) -> Option<ChoiceCosts> {
+    let mut n_total = 0.0;
+    let mut laws = Vec::new();
+    for (seat, judged) in seats.iter().zip(judged) {
+        let family = seat.inputs.experts.iter().position(|&e| e == shape.experts);
+        let entry = seat.market.entries.iter().position(|e| e.point.shape == *shape);
+        let (Some(family), Some(entry)) = (family, entry) else { continue };
+        n_total = seat.market.entries[entry].priced.model.params().total();
+        let total_usd = total_of(seat, shape);
+        laws.push(LawCosts {
+            weight: seat.member.weight / weights,
+            nominal: total_usd.is_finite().then(|| seat.nominal[entry]),
+            total_usd,
+            drawn: judged.drawn[family].clone(),
+        });
+    }
+    pooled(n_total, &laws)
 }
 
 /// Mean regret of each expert count's model over the draws in which any can be had; expert counts
@@ -478,6 +512,7 @@ fn mix(seats: &[Seat], judged: &[Judged], picks: &[Pick], weights: f64) -> Mixtu
             p_best,
             expected_regret_usd: (known > 0.0).then(|| regret / known),
             regret_share: known,
+            costs: costs(seats, judged, &shape, weights),
         }
     });
     let choices: Vec<Choice> = choices.collect();

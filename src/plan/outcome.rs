@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::latency::Source;
 use crate::serving::Layout;
 
-pub use laws::{Choice, ExpertShare, FlopsSaved, LawAnswer, Mixture};
+pub use laws::{Choice, ChoiceCosts, ExpertShare, FlopsSaved, LawAnswer, Mixture};
 
 /// Name of the document kind in `rank.json`.
 pub const SCHEMA: &str = "moe-frontier/rank";
@@ -396,6 +396,10 @@ pub struct DecisionMap {
     pub x: Vec<f64>,
     /// Whether the last column is not its value but the limit of a large fleet (at scale).
     pub last_is_at_scale: bool,
+    /// Output tokens of a request where x is a request rate and y output tokens: together they say how
+    /// many years the tokens take.
+    #[serde(default)]
+    pub output_tokens_per_request: Option<f64>,
     /// Grid values along y, rising (logarithmic).
     pub y: Vec<f64>,
     /// Expert count whose recommended candidate is cheapest at `[y][x]`; `null` where nothing is

@@ -4,10 +4,11 @@ use proptest::prelude::*;
 
 use crate::latency::Source;
 use crate::plan::outcome::{
-    Assumption, AtBudget, Basis, Binding, ByFlops, Candidate, CandidateKind, Choice, Crossover,
-    DecisionMap, DecisionMaps, ExpertShare, FlopsSaved, Interval, LatencyCurve, LatencyPoint,
-    LawAnswer, LawUsed, Mixture, OperationSource, OverTraining, OverTrainingReport, ProfileUsed,
-    RankReport, SCHEMA, SCHEMA_VERSION, Sensitivity, SmallerModel, TotalCostCurve, TotalCostPoint,
+    Assumption, AtBudget, Basis, Binding, ByFlops, Candidate, CandidateKind, Choice, ChoiceCosts,
+    Crossover, DecisionMap, DecisionMaps, ExpertShare, FlopsSaved, Interval, LatencyCurve,
+    LatencyPoint, LawAnswer, LawUsed, Mixture, OperationSource, OverTraining, OverTrainingReport,
+    ProfileUsed, RankReport, SCHEMA, SCHEMA_VERSION, Sensitivity, SmallerModel, TotalCostCurve,
+    TotalCostPoint,
 };
 use crate::serving::Layout;
 
@@ -53,6 +54,7 @@ pub(crate) fn report() -> RankReport {
         .collect();
     report.decision_map.traffic =
         map("requests per second", "lifetime output tokens", (10.0, 1e12));
+    report.decision_map.traffic.output_tokens_per_request = Some(1000.0);
     report.decision_map.budget =
         map("training budget, FLOPs", "limit on time per output token, ms", (1e23, 20.0));
     report.sensitivity = vec![
@@ -89,6 +91,7 @@ pub(crate) fn empty() -> RankReport {
         x: vec![],
         y: vec![],
         last_is_at_scale: false,
+        output_tokens_per_request: None,
         winner: vec![],
         p_best: vec![],
         here: (1.0, 1e12),
@@ -247,6 +250,13 @@ fn mixture() -> Mixture {
         p_best,
         expected_regret_usd: Some(regret),
         regret_share: 0.9,
+        costs: Some(ChoiceCosts {
+            n_total: 2.1e10,
+            train_usd: 2.4e5,
+            serve_usd_per_million_output_tokens: 0.35,
+            total_usd: 5.4e5 + regret,
+            total_usd_interval: Some(Interval { lo: 3.1e5, hi: 9.8e5, share: 0.9 }),
+        }),
     };
     Mixture {
         winner: Some(4),
@@ -328,6 +338,7 @@ fn map(x_label: &str, y_label: &str, here: (f64, f64)) -> DecisionMap {
         x,
         y,
         last_is_at_scale: false,
+        output_tokens_per_request: None,
         here,
     }
 }

@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 
 use crate::latency::Source;
 use crate::law::beyond::LISTED_TOKENS_PER_PARAM;
-use crate::plan::outcome::{
-    Binding, Candidate, Choice, LawAnswer, Mixture, RankReport, Sensitivity,
-};
-use crate::plan::sensitivity::OF_LAWS;
+use crate::plan::headline::{flips, headline};
+use crate::plan::outcome::{Binding, Candidate, Choice, LawAnswer, Mixture, RankReport};
 use crate::units::{Tokens, Usd, UsdPerMillionTokens, count};
 
 /// Below this probability nothing is called the winner.
-const CLEAR: f64 = 0.5;
+pub(super) const CLEAR: f64 = 0.5;
 /// Two expected regrets within this factor of each other are told as one.
 const CLOSE_REGRET: f64 = 1.3;
 /// Shares of draws below this are not told.
@@ -27,7 +25,8 @@ pub fn sentences(report: &RankReport, lifetime: f64) -> Vec<String> {
     let Some(&first) = best.first() else {
         return Vec::new();
     };
-    let mut lines = over_laws(report);
+    let mut lines: Vec<String> = headline(report).into_iter().collect();
+    lines.extend(over_laws(report));
     let alone = verdict(first, &best, lifetime);
     lines.push(if report.laws.len() > 1 {
         format!("Under {} alone: {}{}", report.law.id, alone[..1].to_lowercase(), &alone[1..])
@@ -143,24 +142,9 @@ fn deciding(report: &RankReport) -> Option<String> {
         let names: Vec<String> = winners.iter().map(|&w| name(w)).collect();
         facts.push(format!("which loss law holds ({})", names.join(", ")));
     }
-    // The lower the margin, the more clearly another count wins there.
-    let margin = |s: &Sensitivity| {
-        let of = |m: Option<f64>| m.unwrap_or(f64::INFINITY);
-        of(s.margin_at_low).min(of(s.margin_at_high))
-    };
-    let strongest = report
-        .sensitivity
-        .iter()
-        // The laws stand first by themselves.
-        .filter(|s| s.flips && margin(s) < 1.0 && !OF_LAWS.contains(&s.assumption.as_str()))
-        .min_by(|a, b| margin(a).total_cmp(&margin(b)));
-    if let Some(s) = strongest {
-        let is_low = s.margin_at_low.is_some_and(|m| m <= margin(s));
-        let (end, winner) =
-            if is_low { (&s.low, s.winner_at_low) } else { (&s.high, s.winner_at_high) };
-        if let Some(winner) = winner {
-            facts.push(format!("{} ({} at {end})", s.assumption, name(winner)));
-        }
+    if let Some((s, is_low, winner)) = flips(report).first() {
+        let end = if *is_low { &s.low } else { &s.high };
+        facts.push(format!("{} ({} at {end})", s.assumption, name(*winner)));
     }
     (!facts.is_empty()).then(|| format!("What would decide it: {}.", facts.join(", then ")))
 }

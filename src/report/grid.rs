@@ -1,4 +1,4 @@
-//! The one house of plain-text tables: as wide as it is told, never wider.
+//! Plain-text tables of a given width.
 //!
 //! What gives way, in this order, until the table fits:
 //!
@@ -8,37 +8,54 @@
 //!    line says which are missing;
 //! 4. the table itself: one line a value, one block a row.
 
+use std::borrow::Cow;
+
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::error::tidy;
 
 /// Narrowest column of words that is wrapped, in terminal columns.
 const NARROWEST: usize = 14;
+/// A longer word may be broken.
+const LONG_WORD: usize = 30;
 
 /// A column of a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
-    title: &'static str,
+    title: Cow<'static, str>,
     numeric: bool,
     order: Option<u8>,
 }
 
 impl Column {
     /// A column of words, to the left. A line end in the title starts another line of the head.
-    pub const fn words(title: &'static str) -> Self {
-        Self { title, numeric: false, order: None }
+    pub fn words(title: impl Into<Cow<'static, str>>) -> Self {
+        Self { title: title.into(), numeric: false, order: None }
     }
 
     /// A column of numbers, to the right, whose cells stay in one piece.
-    pub const fn numbers(title: &'static str) -> Self {
-        Self { title, numeric: true, order: None }
+    pub fn numbers(title: impl Into<Cow<'static, str>>) -> Self {
+        Self { title: title.into(), numeric: true, order: None }
     }
 
     /// The same, left out where the table is too wide: columns with a higher number go first.
-    pub const fn left_out(self, order: u8) -> Self {
+    pub fn left_out(self, order: u8) -> Self {
         Self { order: Some(order), ..self }
     }
+
+    /// The title; its line ends separate the lines of the head.
+    pub fn title(&self) -> &str {
+        &self.title
+    }
+
+    /// Whether the column holds numbers.
+    pub const fn is_numeric(&self) -> bool {
+        self.numeric
+    }
 }
+
+/// A line of a table, and the row that it belongs to; heads and remarks belong to none.
+pub type Line = (Option<usize>, String);
 
 /// A table of at most `width` terminal columns.
 ///
@@ -51,13 +68,20 @@ impl Column {
 /// assert!(grid(&columns, &rows, 20).ends_with("without:\n  price\n"));
 /// ```
 pub fn grid(columns: &[Column], rows: &[Vec<String>], width: usize) -> String {
+    lines(columns, rows, width).into_iter().map(|(_, line)| line + "\n").collect()
+}
+
+/// The lines of the same table, for those who bring out rows.
+pub fn lines(columns: &[Column], rows: &[Vec<String>], width: usize) -> Vec<Line> {
     let rows: Vec<Vec<String>> =
         rows.iter().map(|row| row.iter().map(|cell| tidy(cell)).collect()).collect();
     let mut shown: Vec<usize> = (0..columns.len()).collect();
     loop {
         let table = Table { columns, rows: &rows, shown: &shown };
         if let Some((widths, gap)) = table.widths(width) {
-            return table.draw(&widths, gap) + &table.missing(width);
+            let mut lines = table.draw(&widths, gap);
+            lines.extend(of_none(&table.missing(width)));
+            return lines;
         }
         let next = shown.iter().copied().filter(|&c| columns[c].order.is_some());
         match next.max_by_key(|&c| (columns[c].order, c)) {
@@ -66,6 +90,11 @@ pub fn grid(columns: &[Column], rows: &[Vec<String>], width: usize) -> String {
         }
     }
     stacked(columns, &rows, width)
+}
+
+/// Lines that belong to no row.
+fn of_none(text: &str) -> impl Iterator<Item = Line> + '_ {
+    text.lines().map(|line| (None, line.to_owned()))
 }
 
 /// The columns of a table that are shown.
@@ -87,10 +116,11 @@ impl Table<'_> {
         let mut widths = natural;
         while self.total(&widths, 1) > width {
             let words = (0..widths.len()).filter(|&i| !self.columns[self.shown[i]].numeric);
-            let widest = words.max_by_key(|&i| widths[i])?;
-            if widths[widest] <= NARROWEST.max(self.head(self.shown[widest])) {
-                return None;
-            }
+            let least = |i: usize| {
+                let column = self.shown[i];
+                NARROWEST.max(self.head(column)).max(self.longest_word(column))
+            };
+            let widest = words.filter(|&i| widths[i] > least(i)).max_by_key(|&i| widths[i])?;
             widths[widest] -= 1;
         }
         Some((widths, 1))
@@ -105,21 +135,28 @@ impl Table<'_> {
         self.columns[column].title.split('\n').map(UnicodeWidthStr::width).max().unwrap_or(0)
     }
 
+    /// Widest word that is kept in one piece.
+    fn longest_word(&self, column: usize) -> usize {
+        let cells = self.rows.iter().filter_map(|row| row.get(column));
+        let words = cells.flat_map(|cell| cell.split_whitespace()).map(UnicodeWidthStr::width);
+        words.filter(|w| *w <= LONG_WORD).max().unwrap_or(0)
+    }
+
     fn natural(&self, column: usize) -> usize {
         let cells = self.rows.iter().filter_map(|row| row.get(column));
         cells.map(|cell| cell.width()).chain([self.head(column)]).max().unwrap_or(0)
     }
 
-    fn draw(&self, widths: &[usize], gap: usize) -> String {
+    fn draw(&self, widths: &[usize], gap: usize) -> Vec<Line> {
         let titles: Vec<Vec<String>> = self
             .shown
             .iter()
             .map(|&c| self.columns[c].title.split('\n').map(str::to_owned).collect())
             .collect();
-        let mut text = self.lines(&titles, widths, gap, true);
-        text += &"-".repeat(self.total(widths, gap));
-        text.push('\n');
-        for row in self.rows {
+        let head = self.lines(&titles, widths, gap, true);
+        let rule = "-".repeat(self.total(widths, gap));
+        let mut drawn: Vec<Line> = head.into_iter().chain([rule]).map(|l| (None, l)).collect();
+        for (index, row) in self.rows.iter().enumerate() {
             let cells: Vec<Vec<String>> = self
                 .shown
                 .iter()
@@ -130,15 +167,22 @@ impl Table<'_> {
                     if cell.width() <= width { vec![cell.to_owned()] } else { wrap(cell, width) }
                 })
                 .collect();
-            text += &self.lines(&cells, widths, gap, false);
+            let lines = self.lines(&cells, widths, gap, false);
+            drawn.extend(lines.into_iter().map(|line| (Some(index), line)));
         }
-        text
+        drawn
     }
 
     /// Cells beside each other, each of one or more lines; titles stand at the bottom.
-    fn lines(&self, cells: &[Vec<String>], widths: &[usize], gap: usize, bottom: bool) -> String {
+    fn lines(
+        &self,
+        cells: &[Vec<String>],
+        widths: &[usize],
+        gap: usize,
+        bottom: bool,
+    ) -> Vec<String> {
         let height = cells.iter().map(Vec::len).max().unwrap_or(0);
-        let mut text = String::new();
+        let mut lines = Vec::new();
         for line in 0..height {
             let mut out = String::new();
             for (at, (cell, &width)) in cells.iter().zip(widths).enumerate() {
@@ -149,10 +193,10 @@ impl Table<'_> {
                 out += &if numeric { space + word } else { word.to_owned() + &space };
                 out += &" ".repeat(gap);
             }
-            text += out.trim_end();
-            text.push('\n');
+            out.truncate(out.trim_end().len());
+            lines.push(out);
         }
-        text
+        lines
     }
 
     /// Which columns are not there.
@@ -168,14 +212,20 @@ impl Table<'_> {
 }
 
 /// One block a row, one line a value.
-fn stacked(columns: &[Column], rows: &[Vec<String>], width: usize) -> String {
+fn stacked(columns: &[Column], rows: &[Vec<String>], width: usize) -> Vec<Line> {
     let titles: Vec<String> = columns.iter().map(|c| c.title.replace('\n', " ")).collect();
     let label = titles.iter().map(|t| t.width()).max().unwrap_or(0) + 2;
-    let block = |row: &Vec<String>| -> String {
-        let lines = titles.iter().zip(row);
-        lines.map(|(title, cell)| hanging(&format!("{title:<label$}"), cell, width)).collect()
-    };
-    rows.iter().map(block).collect::<Vec<_>>().join("\n")
+    let mut lines = Vec::new();
+    for (index, row) in rows.iter().enumerate() {
+        if index > 0 {
+            lines.push((None, String::new()));
+        }
+        for (title, cell) in titles.iter().zip(row) {
+            let text = hanging(&format!("{title:<label$}"), cell, width);
+            lines.extend(text.lines().map(|line| (Some(index), line.to_owned())));
+        }
+    }
+    lines
 }
 
 /// A label and a text of at most `width` columns a line, continued under the text. A label may begin
@@ -202,6 +252,23 @@ pub fn hanging(label: &str, text: &str, width: usize) -> String {
         out += line;
         out.truncate(out.trim_end().len());
         out.push('\n');
+    }
+    out
+}
+
+/// A command line of a shell in lines of at most `width` columns, which can be pasted as they are.
+///
+/// ```
+/// use moe_frontier::report::grid::command;
+/// assert_eq!(command("serve --tp 2 --port 80", "  ", 16), "  serve --tp 2 \\\n    --port 80\n");
+/// ```
+pub fn command(text: &str, indent: &str, width: usize) -> String {
+    let lines = wrap(text, width.saturating_sub(indent.len() + 4).max(1));
+    let mut out = String::new();
+    for (at, line) in lines.iter().enumerate() {
+        let further = if at > 0 { "  " } else { "" };
+        let end = if at + 1 < lines.len() { " \\" } else { "" };
+        out += &format!("{indent}{further}{line}{end}\n");
     }
     out
 }

@@ -177,17 +177,17 @@ fn body(html: &mut String, table: &Table, has_caption: bool) {
         push(html, format_args!("<caption>{title}</caption>\n"));
     }
     html.push_str("<thead><tr>");
-    for &(name, numeric) in table.columns {
-        let name = escape_lines(name);
-        let class = if numeric { " class=\"n\"" } else { "" };
+    for column in &table.columns {
+        let name = escape_lines(column.title());
+        let class = if column.is_numeric() { " class=\"n\"" } else { "" };
         push(html, format_args!("<th scope=\"col\"{class}>{name}</th>"));
     }
     html.push_str("</tr></thead>\n<tbody>\n");
     for (index, row) in table.rows.iter().enumerate() {
         let strong = if table.strong == Some(index) { " class=\"strong\"" } else { "" };
         push(html, format_args!("<tr{strong}>"));
-        for (text, &(_, numeric)) in row.iter().zip(table.columns) {
-            let class = if numeric {
+        for (text, column) in row.iter().zip(&table.columns) {
+            let class = if column.is_numeric() {
                 " class=\"n\""
             } else if text.chars().count() <= SHORT {
                 " class=\"s\""

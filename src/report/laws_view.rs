@@ -3,7 +3,8 @@
 use crate::law::gains::PUBLISHED_GAINS;
 use crate::plan::outcome::{FlopsSaved, LawAnswer, RankReport};
 use crate::plan::summary::name;
-use crate::report::view::{NONE, Table, experts, factor, or_none, whole};
+use crate::report::grid::Column;
+use crate::report::view::{NONE, Table, experts, factor, or_none, serving, usd_interval, whole};
 use crate::units::{Usd, count};
 
 /// Shares in a row.
@@ -15,14 +16,14 @@ const SHOWN: f64 = 0.005;
 pub(super) fn by_law(report: &RankReport) -> Table {
     Table {
         title: "What each law says".into(),
-        columns: &[
-            ("law", false),
-            ("weight", true),
-            ("cheapest", true),
-            ("total\ncost", true),
-            ("tokens\n/param", true),
-            ("outside\nfit", true),
-            ("P(best) within the law", false),
+        columns: vec![
+            Column::words("law"),
+            Column::numbers("weight").left_out(4),
+            Column::numbers("cheapest"),
+            Column::numbers("total\ncost"),
+            Column::numbers("tokens\n/param").left_out(3),
+            Column::numbers("outside\nfit").left_out(2),
+            Column::words("P(best) within the law"),
         ],
         rows: report.laws.iter().map(law_row).collect(),
         strong: None,
@@ -111,6 +112,10 @@ pub(super) fn mixture(report: &RankReport) -> Table {
             experts(c.experts),
             count(c.n_active),
             format!("{} x {}", c.hidden_size, c.num_layers),
+            or_none(c.costs, |c| Usd(c.train_usd).to_string()),
+            or_none(c.costs, |c| serving(c.serve_usd_per_million_output_tokens)),
+            or_none(c.costs, |c| Usd(c.total_usd).to_string()),
+            or_none(c.costs.and_then(|c| c.total_usd_interval), usd_interval),
             format!("{:.2}", c.p_best),
             or_none(c.expected_regret_usd, |v| Usd(v).to_string()),
         ]
@@ -118,19 +123,25 @@ pub(super) fn mixture(report: &RankReport) -> Table {
     let winner = report.mixture.as_ref().and_then(|m| m.winner);
     Table {
         title: "One model for each expert count, over all laws".into(),
-        columns: &[
-            ("experts", true),
-            ("active\nparams", true),
-            ("hidden x\nlayers", true),
-            ("P\n(best)", true),
-            ("expected\nregret", true),
+        columns: vec![
+            Column::numbers("experts"),
+            Column::numbers("active\nparams"),
+            Column::numbers("hidden x\nlayers").left_out(1),
+            Column::numbers("train\ncost").left_out(3),
+            Column::numbers("serve\n$/M out").left_out(4),
+            Column::numbers("total\ncost"),
+            Column::numbers("total\n95 %").left_out(2),
+            Column::numbers("P\n(best)"),
+            Column::numbers("expected\nregret"),
         ],
         rows: choices.iter().map(row).collect(),
         strong: winner.and_then(|w| choices.iter().position(|c| c.experts == w)),
         note: report.mixture.as_ref().map(|m| {
             format!(
-                "P(best): cheapest in total cost of these models, laws by their weights; P(none of them \
-                 can be had): {:.2}. Expected regret: mean dollars beyond the cheapest of them.",
+                "Costs are means over the laws under which a model can be had, each with its own lifetime, \
+                 and intervals over laws and draws. P(best): cheapest in total cost of these models, \
+                 laws by their weights; P(none of them can be had): {:.2}. Expected regret: mean \
+                 dollars beyond the cheapest of them.",
                 m.p_none
             )
         }),

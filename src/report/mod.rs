@@ -12,7 +12,9 @@ mod laws_view;
 mod live;
 mod over_training_view;
 mod plot;
+mod screen;
 mod table;
+mod terminal_plot;
 mod theme;
 mod view;
 
@@ -26,17 +28,17 @@ mod write;
 pub use law_plot::write_law_plots;
 #[cfg(feature = "native")]
 pub use live::Live;
-pub use table::rank_text;
+pub use screen::{Frame, rank_screen};
+pub use table::rank_details;
+pub use terminal_plot::TerminalPlot;
 #[cfg(feature = "native")]
-pub use write::write_all;
+pub use write::{write_all, write_size_plots};
 
 pub mod accuracy;
 pub mod glossary;
 pub mod grid;
 #[cfg(feature = "native")]
 pub mod reliability;
-#[cfg(feature = "native")]
-pub mod serving_plot;
 
 /// What a page says of a ranking: its tables and figures as HTML.
 ///

@@ -2,6 +2,7 @@
 
 use crate::plan::outcome::{AtBudget, Candidate, CandidateKind, RankReport, SmallerModel};
 use crate::plan::summary::name;
+use crate::report::grid::Column;
 use crate::report::view::{
     NONE, Table, best_candidates, experts, factor, or_none, serving, short, whole,
 };
@@ -15,16 +16,16 @@ pub(super) fn at_equal_loss(report: &RankReport) -> Table {
     let rows = counts.iter().filter_map(|&e| equal_loss_row(report, e));
     Table {
         title: "Over-training at equal loss: fewer parameters on more tokens".into(),
-        columns: &[
-            ("experts", true),
-            ("active\nparams", true),
-            ("times the\ncheapest", true),
-            ("tokens\n/param", true),
-            ("train\ncost", true),
-            ("extra\ntraining", true),
-            ("serve\n$/M out", true),
-            ("saves\n$/M out", true),
-            ("pays from\noutput tokens", true),
+        columns: vec![
+            Column::numbers("experts"),
+            Column::numbers("active\nparams"),
+            Column::numbers("times the\ncheapest").left_out(4),
+            Column::numbers("tokens\n/param").left_out(3),
+            Column::numbers("train\ncost").left_out(5),
+            Column::numbers("extra\ntraining"),
+            Column::numbers("serve\n$/M out"),
+            Column::numbers("saves\n$/M out").left_out(2),
+            Column::numbers("pays from\noutput tokens").left_out(1),
         ],
         rows: rows.collect(),
         strong: None,
@@ -59,17 +60,17 @@ fn equal_loss_row(report: &RankReport, count_of: usize) -> Option<Vec<String>> {
 
 /// Both algorithms at the base's training budget.
 pub(super) fn at_budget(report: &RankReport) -> Table {
-    const COLUMNS: &[(&str, bool)] = &[
-        ("experts", true),
-        ("same loss:\nactive", true),
-        ("tokens\n/param", true),
-        ("serve\n$/M out", true),
-        ("outside\nfit", true),
-        ("cost bound:\nactive", true),
-        ("loss\nnats", true),
-        ("base\nneeds", true),
-        ("outside\nfit", true),
-        ("both:\ntraining", true),
+    let columns = vec![
+        Column::numbers("experts"),
+        Column::numbers("same loss:\nactive"),
+        Column::numbers("tokens\n/param").left_out(7),
+        Column::numbers("serve\n$/M out").left_out(6),
+        Column::numbers("outside\nfit"),
+        Column::numbers("cost bound:\nactive"),
+        Column::numbers("loss\nnats").left_out(4),
+        Column::numbers("base\nneeds").left_out(5),
+        Column::numbers("outside\nfit"),
+        Column::numbers("both:\ntraining").left_out(3),
     ];
     let o = &report.over_training;
     let base = or_none(o.base_serve_usd_per_million_output_tokens, serving);
@@ -80,7 +81,7 @@ pub(super) fn at_budget(report: &RankReport) -> Table {
             Flops(o.budget_flops),
             name(o.base_experts)
         ),
-        columns: COLUMNS,
+        columns,
         rows: o.at_budget.iter().map(budget_row).collect(),
         strong: None,
         note: Some(format!(
@@ -156,15 +157,15 @@ pub(super) fn by_flops(report: &RankReport) -> Table {
     };
     Table {
         title: format!("By FLOPs alone, over {} processed", Tokens(processed)),
-        columns: &[
-            ("experts", true),
-            ("active\nparams", true),
-            ("tokens\n/param", true),
-            ("training\nFLOPs", true),
-            ("FLOPs\nin all", true),
-            ("outside\nfit", true),
-            ("priced:\nactive", true),
-            ("priced:\ntotal cost", true),
+        columns: vec![
+            Column::numbers("experts"),
+            Column::numbers("active\nparams"),
+            Column::numbers("tokens\n/param").left_out(4),
+            Column::numbers("training\nFLOPs").left_out(5),
+            Column::numbers("FLOPs\nin all"),
+            Column::numbers("outside\nfit").left_out(3),
+            Column::numbers("priced:\nactive").left_out(2),
+            Column::numbers("priced:\ntotal cost"),
         ],
         rows: rows.collect(),
         strong: None,

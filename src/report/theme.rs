@@ -37,6 +37,8 @@ pub(super) const SOFT: Rgb = Rgb(95, 95, 95);
 pub(super) const GRID: Rgb = Rgb(226, 226, 226);
 /// Cells where nothing is feasible.
 pub(super) const VOID: Rgb = Rgb(238, 238, 238);
+/// What cannot be: lifetimes that outlast the service.
+pub(super) const VEIL: Rgb = Rgb(205, 205, 205);
 /// The paper.
 pub(super) const PAPER: Rgb = Rgb(255, 255, 255);
 
@@ -173,7 +175,7 @@ fn home(experts: usize) -> Option<usize> {
 }
 
 /// Beyond the last slot colours come again with another mark.
-fn look(slot: usize) -> Look {
+pub(super) fn look(slot: usize) -> Look {
     let n = LOOKS.len();
     Look { colour: LOOKS[slot % n].0, mark: LOOKS[(slot + slot / n) % n].1 }
 }

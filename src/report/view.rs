@@ -4,20 +4,18 @@
 use crate::latency::Source;
 use crate::plan::outcome::{Assumption, Candidate, Interval, RankReport, Sensitivity};
 use crate::plan::summary::name;
+use crate::report::grid::Column;
 use crate::units::{BytesPerSecond, FlopsPerSecond, Seconds, Usd, UsdPerMillionTokens, count};
 
 /// What stands in a cell without a value.
 pub(super) const NONE: &str = "-";
-
-/// A column: its heading (lines separated by `\n`) and whether it holds numbers.
-pub(super) type Column = (&'static str, bool);
 
 /// A table ready to be printed.
 pub(super) struct Table {
     /// What it shows.
     pub(super) title: String,
     /// Its columns.
-    pub(super) columns: &'static [Column],
+    pub(super) columns: Vec<Column>,
     /// Its cells.
     pub(super) rows: Vec<Vec<String>>,
     /// The row to bring out, if any.
@@ -34,19 +32,19 @@ pub(super) fn best(report: &RankReport) -> Table {
             "Best of each expert count at equal loss ({:.4} nats per token)",
             report.law.target_loss_nats
         ),
-        columns: &[
-            ("experts", true),
-            ("active\nparams", true),
-            ("total\nparams", true),
-            ("train\ntokens", true),
-            ("tokens\n/param", true),
-            ("train\ncost", true),
-            ("serve\n$/M out", true),
-            ("util", true),
-            ("GPUs", true),
-            ("TPOT\nms", true),
-            ("P\n(best)", true),
-            ("bound by", false),
+        columns: vec![
+            Column::numbers("experts"),
+            Column::numbers("active\nparams"),
+            Column::numbers("total\nparams").left_out(4),
+            Column::numbers("train\ntokens").left_out(6),
+            Column::numbers("tokens\n/param").left_out(2),
+            Column::numbers("train\ncost"),
+            Column::numbers("serve\n$/M out"),
+            Column::numbers("util").left_out(7),
+            Column::numbers("GPUs").left_out(5),
+            Column::numbers("TPOT\nms").left_out(3),
+            Column::numbers("P\n(best)"),
+            Column::words("bound by").left_out(1),
         ],
         strong: strongest(&best),
         rows: best.iter().map(|c| best_row(c)).collect(),
@@ -96,14 +94,14 @@ pub(super) fn totals(report: &RankReport) -> Table {
             "Total cost over {} output tokens, with 95 % intervals",
             count(lifetime(report))
         ),
-        columns: &[
-            ("experts", true),
-            ("total\ncost", true),
-            ("total\n95 %", true),
-            ("train\n95 %", true),
-            ("serve $/M out\n95 %", true),
-            ("outside\nfit", true),
-            ("latencies", false),
+        columns: vec![
+            Column::numbers("experts"),
+            Column::numbers("total\ncost"),
+            Column::numbers("total\n95 %"),
+            Column::numbers("train\n95 %").left_out(4),
+            Column::numbers("serve $/M out\n95 %").left_out(3),
+            Column::numbers("outside\nfit").left_out(1),
+            Column::words("latencies").left_out(2),
         ],
         strong: strongest(&best),
         rows: best.iter().map(row).collect(),
@@ -135,19 +133,19 @@ pub(super) fn references(report: &RankReport) -> Table {
     });
     Table {
         title: "For reference: the lowest loss that the training budget reaches".into(),
-        columns: &[
-            ("experts", true),
-            ("active\nparams", true),
-            ("total\nparams", true),
-            ("train\ntokens", true),
-            ("tokens\n/param", true),
-            ("loss\nnats", true),
-            ("train\ncost", true),
-            ("serve\n$/M out", true),
-            ("util", true),
-            ("GPUs", true),
-            ("TPOT\nms", true),
-            ("outside\nfit", true),
+        columns: vec![
+            Column::numbers("experts"),
+            Column::numbers("active\nparams"),
+            Column::numbers("total\nparams").left_out(4),
+            Column::numbers("train\ntokens").left_out(6),
+            Column::numbers("tokens\n/param").left_out(2),
+            Column::numbers("loss\nnats"),
+            Column::numbers("train\ncost").left_out(7),
+            Column::numbers("serve\n$/M out"),
+            Column::numbers("util").left_out(8),
+            Column::numbers("GPUs").left_out(5),
+            Column::numbers("TPOT\nms").left_out(3),
+            Column::numbers("outside\nfit").left_out(1),
         ],
         rows: rows.collect(),
         strong: None,
@@ -191,13 +189,13 @@ pub(super) fn hyperparameters(report: &RankReport) -> Table {
     };
     Table {
         title: "Learning rate and batch to start from".into(),
-        columns: &[
-            ("experts", true),
-            ("active\nparams", true),
-            ("train\ntokens", true),
-            ("peak learning\nrate", true),
-            ("batch\ntokens", true),
-            ("outside\nits runs", true),
+        columns: vec![
+            Column::numbers("experts"),
+            Column::numbers("active\nparams").left_out(2),
+            Column::numbers("train\ntokens").left_out(1),
+            Column::numbers("peak learning\nrate"),
+            Column::numbers("batch\ntokens"),
+            Column::numbers("outside\nits runs"),
         ],
         rows: best.iter().map(row).collect(),
         strong: None,
@@ -221,15 +219,15 @@ pub(super) fn frontier(report: &RankReport) -> Table {
     });
     Table {
         title: "Pareto set: nothing else is cheaper both to train and to serve".into(),
-        columns: &[
-            ("experts", true),
-            ("active\nparams", true),
-            ("total\nparams", true),
-            ("train\ntokens", true),
-            ("tokens\n/param", true),
-            ("train\ncost", true),
-            ("serve\n$/M out", true),
-            ("bound by", false),
+        columns: vec![
+            Column::numbers("experts"),
+            Column::numbers("active\nparams"),
+            Column::numbers("total\nparams").left_out(3),
+            Column::numbers("train\ntokens").left_out(4),
+            Column::numbers("tokens\n/param").left_out(2),
+            Column::numbers("train\ncost"),
+            Column::numbers("serve\n$/M out"),
+            Column::words("bound by").left_out(1),
         ],
         rows: rows.collect(),
         strong: None,
@@ -252,11 +250,11 @@ pub(super) fn crossovers(report: &RankReport) -> Table {
     });
     Table {
         title: "Crossovers: the cheapest expert count as more tokens are served".into(),
-        columns: &[
-            ("below", true),
-            ("above", true),
-            ("served output tokens", true),
-            ("95 % over draws with both orders", false),
+        columns: vec![
+            Column::numbers("below"),
+            Column::numbers("above"),
+            Column::numbers("served output tokens"),
+            Column::words("95 % over draws with both orders"),
         ],
         rows: rows.collect(),
         strong: None,
@@ -292,11 +290,11 @@ pub(super) fn latencies(report: &RankReport) -> Table {
     });
     Table {
         title: "Layer latencies: where they come from".into(),
-        columns: &[
-            ("experts", true),
-            ("hidden x inter", true),
-            ("points of the curve", false),
-            ("latency at tokens in the layer", false),
+        columns: vec![
+            Column::numbers("experts"),
+            Column::numbers("hidden x inter"),
+            Column::words("points of the curve"),
+            Column::words("latency at tokens in the layer"),
         ],
         rows: rows.collect(),
         strong: None,
@@ -327,7 +325,12 @@ pub(super) fn sensitivity(report: &RankReport, flips_only: bool) -> Table {
     let note = "in brackets: runner-up over today's winner in total cost, below 1 it loses";
     Table {
         title: "Sensitivity: one assumption moved, the cheapest expert count at each end".into(),
-        columns: &[("assumption", false), ("low", false), ("high", false), ("flips", false)],
+        columns: vec![
+            Column::words("assumption"),
+            Column::words("low"),
+            Column::words("high"),
+            Column::words("flips"),
+        ],
         note: Some(if kept.is_empty() || !flips_only {
             format!("{note}.")
         } else {
@@ -355,7 +358,12 @@ pub(super) fn assumptions(report: &RankReport) -> Table {
     };
     Table {
         title: "Assumptions (* left at its default)".into(),
-        columns: &[("name", false), ("value", false), ("drawn over", false), ("source", false)],
+        columns: vec![
+            Column::words("name"),
+            Column::words("value"),
+            Column::words("drawn over"),
+            Column::words("source"),
+        ],
         rows: report.assumptions.iter().map(row).collect(),
         strong: None,
         note: None,
@@ -432,7 +440,7 @@ pub(super) fn serving(value: f64) -> String {
     UsdPerMillionTokens(value).to_string().trim_end_matches("/M").to_owned()
 }
 
-fn usd_interval(i: Interval) -> String {
+pub(super) fn usd_interval(i: Interval) -> String {
     format!("{} to {}", Usd(i.lo), Usd(i.hi))
 }
 

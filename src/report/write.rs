@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use crate::Result;
 use crate::files::{create_folder, write_atomic};
 use crate::plan::outcome::RankReport;
+use crate::plan::size::{SizeAnswer, SizeInputs};
 use crate::report::live::{self, Live};
+use crate::report::plot::serving::{WithData, figures};
 use crate::report::{csv, html, plot};
 
 /// Writes every plot (SVG and PNG), candidates and decision maps as CSV, and `report.html` into `out`, replacing
@@ -37,6 +39,20 @@ pub fn write_all(report: &RankReport, live: Option<&Live>, out: &Path) -> Result
             Ok(path)
         })
         .collect()
+}
+
+/// Writes the figures of a size (SVG, PNG and the CSV of each) into a folder that exists.
+///
+/// # Errors
+/// As [`write_all`].
+pub fn write_size_plots(folder: &Path, inputs: &SizeInputs, answer: &SizeAnswer) -> Result<()> {
+    for WithData { figure, csv } in figures(inputs, answer)? {
+        let path = |ending: &str| folder.join(format!("{}.{ending}", figure.name));
+        write_atomic(&path("csv"), csv.as_bytes(), true)?;
+        write_atomic(&path("svg"), figure.svg.as_bytes(), true)?;
+        write_atomic(&path("png"), &figure.png, true)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -11,9 +11,11 @@ use crate::calibrate::fit::ROW_SIGMA;
 use crate::calibrate::predict::Chosen;
 use crate::calibrate::{Group, Prior};
 use crate::cli::Output;
+use crate::cli::output::width;
 use crate::cli::profile::Sources;
 use crate::config::{DeviceSpec, load_model};
 use crate::plan::points::{self, Setup};
+use crate::report::grid::{command, hanging};
 use crate::serving::{Layout, Lengths, Traffic};
 use crate::{Error, Result};
 
@@ -111,7 +113,7 @@ pub(super) fn run(args: &CalibrateArgs, sources: &Sources, output: Output) -> Re
         tpot_half_width_then: then.exp_m1(),
         runs: runs.into_iter().map(|c| c.run).collect(),
     };
-    output.result(&document, || text(&document))
+    output.result(&document, || text(&document, width()))
 }
 
 /// One run with its slopes; `None` where it does not fit or would wait for a place.
@@ -174,30 +176,28 @@ fn best(constants: &Constants, candidates: &[Candidate]) -> Option<usize> {
     (0..sds.len()).min_by(|&a, &b| sds[a].total_cmp(&sds[b]))
 }
 
-fn text(d: &Document) -> String {
-    use std::fmt::Write;
-    let mut text = format!(
-        "{} on {} with {}: the 95 % interval of TPOT reaches {:.0} % up now, {:.0} % after these runs\n",
+fn text(d: &Document, width: usize) -> String {
+    let answer = format!(
+        "{} on {} with {}: the 95 % interval of TPOT reaches {:.0} % up now, {:.0} % after these runs",
         d.model,
         d.device,
         d.engine,
         d.tpot_half_width_now * 100.0,
         d.tpot_half_width_then * 100.0
     );
+    let mut text = hanging("Answer  ", &answer, width);
     for (i, run) in d.runs.iter().enumerate() {
-        let _ = writeln!(
-            text,
-            "{}. tp{}, {:.0} in, {:.0} out, {:.0} clients (about {:.1} ms a token)",
-            i + 1,
-            run.tp,
-            run.isl,
-            run.osl,
-            run.concurrency,
-            run.predicted_tpot_ms
+        let what = format!(
+            "tp{}, {:.0} in, {:.0} out, {:.0} clients (about {:.1} ms a token)",
+            run.tp, run.isl, run.osl, run.concurrency, run.predicted_tpot_ms
         );
-        let _ = writeln!(text, "   {}\n   {}", run.server, run.client);
+        text += &hanging(&format!("{}. ", i + 1), &what, width);
+        text += &command(&run.server, "   ", width);
+        text += &command(&run.client, "   ", width);
     }
-    text.push_str("then: moe-frontier import vllm-bench *.json --gpu DEVICE --parallelism tpN --out runs.csv\n");
-    text.push_str("      moe-frontier calibrate runs.csv --out own.json\n");
-    text
+    text += "then:\n";
+    let import =
+        "moe-frontier import vllm-bench *.json --gpu DEVICE --parallelism tpN --out runs.csv";
+    text += &command(import, "   ", width);
+    text + &command("moe-frontier calibrate runs.csv --out own.json", "   ", width)
 }

@@ -15,7 +15,7 @@ use crate::latency::measured::validate::{describe, validate};
 use crate::measure::Observer;
 use crate::measure::pairs::{self, Paired, PairedCell, Printed, Shell};
 use crate::record::PROFILE_SCHEMA;
-use crate::report::grid::{Column, grid};
+use crate::report::grid::{Column, grid, hanging};
 use crate::stats::paired::{SMALLEST_EFFECT, Verdict};
 use crate::units::Seconds;
 
@@ -56,7 +56,12 @@ struct Cell<'a> {
 
 /// Compares two commands. Returns how many cells are slower, and of how many. What whole rounds say is printed
 /// also when the turns ended early.
-pub(super) fn run(pair: &[String], budget: Seconds, output: Output) -> Result<(usize, usize)> {
+pub(super) fn run(
+    pair: &[String],
+    budget: Seconds,
+    details: bool,
+    output: Output,
+) -> Result<(usize, usize)> {
     let [a, b] = pair else {
         return Err(crate::Error::usage("--run", "takes two commands"));
     };
@@ -70,7 +75,7 @@ pub(super) fn run(pair: &[String], budget: Seconds, output: Output) -> Result<(u
     let rounds = format!("; after {} whole rounds", paired.rounds);
     paired.failure = paired.failure.map(|error| stop.explain(error, &rounds));
     let document = document([a, b], &paired);
-    output.result(&document, || text(&document, output::width()))?;
+    output.result(&document, || text(&document, output::width(), details))?;
     let counts = (document.slower, document.cells.len());
     drop(document);
     paired.failure.map_or(Ok(counts), Err)
@@ -145,11 +150,14 @@ fn document<'a>([a, b]: [&'a str; 2], paired: &'a Paired) -> Document<'a> {
     }
 }
 
-fn text(d: &Document, width: usize) -> String {
-    use std::fmt::Write;
+/// Cells in the table without `--details`.
+const SHOWN: usize = 12;
+
+/// How many cells changed, then those that did; all with `details`.
+fn text(d: &Document, width: usize, details: bool) -> String {
     let percent = |v: Option<f64>| v.map_or_else(|| "-".into(), |v| format!("{:+.1}%", v * 100.0));
     let seconds = |v: f64| Seconds(v).to_string();
-    let row = |c: &Cell| {
+    let row = |c: &&Cell| {
         vec![
             tidy(c.name),
             seconds(c.a_s),
@@ -159,23 +167,8 @@ fn text(d: &Document, width: usize) -> String {
             c.verdict.to_string(),
         ]
     };
-    let mut text = format!("A: {}\nB: {}\n\n", shown(d.command_a), shown(d.command_b));
-    let rows: Vec<_> = d.cells.iter().map(row).collect();
-    text += &grid(
-        &[
-            Column::words("cell"),
-            Column::numbers("A").left_out(2),
-            Column::numbers("B").left_out(2),
-            Column::numbers("change"),
-            Column::numbers("95 % interval").left_out(1),
-            Column::words("verdict"),
-        ],
-        &rows,
-        width,
-    );
-    let _ = writeln!(
-        text,
-        "\n{} faster, {} slower, {} same, {} ambiguous (paired: true; {} rounds; bound {:.1} %)",
+    let answer = format!(
+        "{} faster, {} slower, {} same, {} ambiguous, B against A (paired: true; {} rounds; bound {:.1} %)",
         d.faster,
         d.slower,
         d.same,
@@ -183,11 +176,37 @@ fn text(d: &Document, width: usize) -> String {
         d.rounds,
         d.bound_rel * 100.0
     );
-    if let Some(why) = &d.partial {
-        let _ = writeln!(text, "ended early: {}", tidy(why));
+    let mut text = hanging("Answer  ", &answer, width);
+    // One cell is the whole answer.
+    let all = details || d.cells.len() == 1;
+    let is_shown = |c: &&Cell| all || c.verdict != Verdict::Same;
+    let most = if all { d.cells.len() } else { SHOWN };
+    let rows: Vec<_> = d.cells.iter().filter(is_shown).take(most).map(|c| row(&c)).collect();
+    if !rows.is_empty() {
+        text += &grid(
+            &[
+                Column::words("cell"),
+                Column::numbers("A").left_out(2),
+                Column::numbers("B").left_out(2),
+                Column::numbers("change"),
+                Column::numbers("95 % interval").left_out(1),
+                Column::words("verdict"),
+            ],
+            &rows,
+            width,
+        );
     }
+    if rows.len() < d.cells.len() {
+        let left = d.cells.len() - rows.len();
+        text += &hanging("", &format!("{left} more cells: --details"), width);
+    }
+    if let Some(why) = &d.partial {
+        text += &hanging("Early   ", &format!("ended early: {}", tidy(why)), width);
+    }
+    text += &hanging("A       ", &shown(d.command_a), width);
+    text += &hanging("B       ", &shown(d.command_b), width);
     for left in d.left_out {
-        let _ = writeln!(text, "not compared: {}", tidy(left));
+        text += &hanging("", &format!("not compared: {}", tidy(left)), width);
     }
     text
 }
@@ -231,7 +250,7 @@ mod tests {
         };
         let document = document(["true", "false"], &paired);
         assert_eq!((document.slower, document.ambiguous), (1, 1));
-        let text = text(&document, 100);
+        let text = text(&document, 100, false);
         assert!(text.contains("SLOWER") && text.contains("+8.0% to +12.0%"), "{text}");
         assert!(text.contains("ended early: `false`: ended with 1"), "{text}");
         assert!(text.contains("paired: true") && text.contains("not compared: three"), "{text}");

@@ -1,5 +1,6 @@
 //! `estimate --points`: every row of a file of measured points.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
@@ -9,10 +10,12 @@ use crate::Result;
 use crate::calibrate::predict::{Halves, apply, ends, predict};
 use crate::calibrate::{Calibration, Group, judge, pool};
 use crate::cli::Output;
+use crate::cli::output::width;
 use crate::cli::profile::Sources;
 use crate::constants::memory;
 use crate::plan::accuracy::{Errors, Summary, looks_speculative, summarise};
 use crate::plan::points::{self, Point, Prediction, REQUESTS_PER_CLIENT};
+use crate::report::grid::{Column, grid, hanging};
 use crate::serving::Breakdown;
 use crate::units::Seconds;
 use crate::workload::RoutingKind;
@@ -119,7 +122,7 @@ pub(super) fn run(
         },
         rows: points.iter().zip(results).zip(flags).map(|((p, r), f)| row(p, r, f)).collect(),
     };
-    output.result(&document, || text(&document))
+    output.result(&document, || text(&document, width(), args.details))
 }
 
 /// Where latencies come from, in words.
@@ -170,30 +173,42 @@ fn row(point: &Point, result: Answer, looks_speculative: bool) -> RowOut {
     }
 }
 
-fn text(document: &Document) -> String {
-    use std::fmt::Write;
-    let mut text = format!("{} predictions\n", document.calibration);
+fn text(document: &Document, width: usize, details: bool) -> String {
     let summary = &document.summary;
-    let _ = writeln!(
-        text,
-        "{:>5} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7}  group",
-        "rows", "used", "TPOT", "median", "p90", "bias", "TTFT"
+    let percent = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.1} %", v * 100.0));
+    let answer = format!(
+        "{} of {} rows predicted: TPOT {} off in the median, {} in the mean; {} predictions",
+        summary.all.n_predicted,
+        summary.all.n,
+        percent(summary.all.tpot_median_ape),
+        percent(summary.all.tpot_mape),
+        document.calibration
     );
-    for (name, errors) in [("all", &summary.all), ("overloaded, not in all", &summary.overloaded)]
-        .into_iter()
-        .chain(summary.by_gpu.iter().map(|(n, e)| (n.as_str(), e)))
-        .chain(summary.by_engine.iter().map(|(n, e)| (n.as_str(), e)))
-        .chain(summary.by_group.iter().map(|(n, e)| (n.as_str(), e)))
-    {
-        let _ = writeln!(text, "{}  {name}", columns(errors));
+    let mut text = hanging("Answer  ", &answer, width);
+    let named = |groups: &BTreeMap<String, Errors>| -> Vec<Vec<String>> {
+        groups.iter().map(|(name, errors)| errors_row(name, errors)).collect()
+    };
+    let mut rows = vec![
+        errors_row("all", &summary.all),
+        errors_row("overloaded, not in all", &summary.overloaded),
+    ];
+    rows.extend(named(&summary.by_gpu));
+    rows.extend(named(&summary.by_engine));
+    if details {
+        rows.extend(named(&summary.by_group));
     }
-    for c in document.calibrations {
-        let _ = writeln!(text, "{}: {} rows, {} left out", c.group, c.rows, c.left_out.len());
-        for f in &c.fitted {
-            let _ = writeln!(text, "  {} {:.3} ({:.3} to {:.3})", f.name, f.value, f.lo, f.hi);
+    text += &grid(&columns(), &rows, width);
+    if details {
+        for c in document.calibrations {
+            let head = format!("{}: {} rows, {} left out", c.group, c.rows, c.left_out.len());
+            text += &hanging("", &head, width);
+            for f in &c.fitted {
+                let fitted = format!("{} {:.3} ({:.3} to {:.3})", f.name, f.value, f.lo, f.hi);
+                text += &hanging("  ", &fitted, width);
+            }
         }
     }
-    let mut reasons = std::collections::BTreeMap::new();
+    let mut reasons = BTreeMap::new();
     for row in &document.rows {
         let why = row.refused.as_ref().or(row.excluded.as_ref());
         if let Some(why) = why {
@@ -203,24 +218,42 @@ fn text(document: &Document) -> String {
     }
     let speculative = document.rows.iter().filter(|r| r.looks_speculative).count();
     if speculative > 0 {
-        let _ = writeln!(text, "{speculative} row(s) look like speculative decoding (--mtp)");
+        let note = format!("{speculative} row(s) look like speculative decoding (--mtp)");
+        text += &hanging("", &note, width);
     }
     for (reason, count) in reasons {
-        let _ = writeln!(text, "not counted: {count} row(s): {reason}");
+        text += &hanging("", &format!("not counted: {count} row(s): {reason}"), width);
+    }
+    if !details {
+        text += &hanging("Next    ", "--details (every group of model, GPU and engine)", width);
     }
     text
 }
 
-fn columns(e: &Errors) -> String {
+/// Columns of errors; those of the TPOT go last.
+fn columns() -> [Column; 8] {
+    [
+        Column::words("group"),
+        Column::numbers("rows"),
+        Column::numbers("used").left_out(4),
+        Column::numbers("TPOT\nmean").left_out(3),
+        Column::numbers("TPOT\nmedian"),
+        Column::numbers("TPOT\np90").left_out(1),
+        Column::numbers("TPOT\nbias").left_out(2),
+        Column::numbers("TTFT\nmedian").left_out(5),
+    ]
+}
+
+fn errors_row(name: &str, e: &Errors) -> Vec<String> {
     let percent = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.1} %", v * 100.0));
-    format!(
-        "{:>5} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7}",
-        e.n,
-        e.n_predicted,
+    vec![
+        name.to_owned(),
+        e.n.to_string(),
+        e.n_predicted.to_string(),
         percent(e.tpot_mape),
         percent(e.tpot_median_ape),
         percent(e.tpot_p90_ape),
         percent(e.tpot_bias),
-        percent(e.ttft_median_ape)
-    )
+        percent(e.ttft_median_ape),
+    ]
 }

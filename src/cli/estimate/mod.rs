@@ -83,6 +83,9 @@ pub struct EstimateArgs {
     /// price.
     #[arg(long, value_name = "USD|tier:NAME", value_parser = crate::cli::parse::price)]
     pub price: Option<String>,
+    /// Print the parts of a step, sources and the basis of the dollars; with --points every group.
+    #[arg(long)]
+    pub details: bool,
 }
 
 /// Runs the command.

@@ -6,12 +6,13 @@ use super::{EstimateArgs, resolve};
 use crate::calibrate::predict::ends;
 use crate::calibrate::{Calibration, Fitted};
 use crate::cli::Output;
-use crate::cli::output::model_lines;
+use crate::cli::output::{model_lines, width};
 use crate::cli::profile::{Sources, price};
 use crate::config::{DeviceSpec, Loaded, load_model};
 use crate::latency::{Operation, Source, Stack};
 use crate::plan::outcome::OperationSource;
 use crate::plan::points::{Prediction, Setup, deployment, set_precision};
+use crate::report::grid::{Column, grid, hanging};
 use crate::serving::{
     Breakdown, EngineCosts, Layout, Lengths, LoadModel, Served, Traffic, usd_per_million_output,
     usd_per_million_split,
@@ -181,7 +182,7 @@ pub(super) fn run(
             model_assumed,
         },
     };
-    output.result(&document, || text(&document))
+    output.result(&document, || text(&document, width(), args.details))
 }
 
 /// Where the latencies of a step come from, by operation.
@@ -245,71 +246,111 @@ fn money(price: UsdPerHour, setup: &Setup, served: &Served, rate: f64) -> (f64, 
     (input.0, output.0, usd_per_million_output(gpus, price, TokensPerSecond(rate)).0)
 }
 
-fn text(d: &Document) -> String {
-    use std::fmt::Write;
-    let mut text = model_lines(&d.model_summary, &d.assumptions.model_assumed);
-    let _ = writeln!(text, "{} on {} x {} ({})", d.model, d.gpus, d.device, d.layout);
-    let _ = writeln!(
-        text,
-        "TTFT {:.1} ms ({:.1} to {:.1}), TPOT {:.2} ms ({:.2} to {:.2}, {}), {:.0} output tokens/s ({:.0} to {:.0}; {:.0} per GPU), {:.2} requests/s",
-        d.ttft_ms,
-        d.ttft_ms_lo,
-        d.ttft_ms_hi,
-        d.tpot_ms,
-        d.tpot_ms_lo,
-        d.tpot_ms_hi,
-        d.calibration.state,
-        d.output_tokens_per_s,
-        d.output_tokens_per_s_lo,
-        d.output_tokens_per_s_hi,
-        d.output_tokens_per_s_per_gpu,
-        d.requests_per_s
-    );
-    let _ = writeln!(
-        text,
-        "batch {:.1} of at most {:.0}{}; kernel times: {}",
-        d.mean_batch,
-        d.max_batch,
-        if d.saturated { ", SATURATED: figures are those at the cap" } else { "" },
-        d.latency_source.label()
-    );
+/// The figures of one deployment; what they come from with `details`.
+fn text(d: &Document, width: usize, details: bool) -> String {
+    let mut text = hanging("Answer  ", &answer(d), width);
+    text += &figures(d, width);
     let gib = |bytes: f64| bytes / f64::from(1 << 30);
-    let _ = writeln!(
-        text,
-        "memory per GPU: {:.1} GiB weights, {:.1} GiB cache, {:.1} GiB reserved of {:.1} GiB",
+    let memory = format!(
+        "{:.1} GiB weights, {:.1} GiB cache, {:.1} GiB reserved of {:.1} GiB a GPU",
         gib(d.memory.weights_bytes),
         gib(d.memory.cache_bytes),
         gib(d.memory.reserved_bytes),
         gib(d.memory.device_bytes)
     );
-    let s = &d.step;
-    let _ = writeln!(
-        text,
-        "step: MoE {:.2} ms, dense {:.2}, attention {:.2}, communication {:.2}, engine {:.2}",
-        s.moe.seconds * 1e3,
-        s.dense.seconds * 1e3,
-        s.attention.seconds * 1e3,
-        s.communication.seconds * 1e3,
-        s.overhead_s * 1e3
-    );
-    for l in &d.latencies {
-        let _ = writeln!(text, "  {}: {}, {}", l.operation, l.source.label(), l.from);
-    }
-    match (d.usd_per_million_input_tokens, d.usd_per_million_output_tokens) {
-        (Some(input), Some(output)) => {
-            let _ = writeln!(
-                text,
-                "${input:.3}/M input, ${output:.3}/M output tokens (${:.3} to ${:.3}) at ${}/h ({}; {})",
-                d.usd_per_million_output_tokens_lo.unwrap_or_default(),
-                d.usd_per_million_output_tokens_hi.unwrap_or_default(),
-                d.assumptions.usd_per_gpu_hour.unwrap_or_default(),
-                d.assumptions.cost_basis,
-                d.assumptions.utilisation
-            );
-        }
-        _ => {
-            let _ = writeln!(text, "no price: {}", d.assumptions.price_source);
-        }
+    text += &hanging("Memory  ", &memory, width);
+    let times = format!("{}, {}", d.latency_source.label(), d.calibration.state);
+    text += &hanging("Times   ", &times, width);
+    text += &model_lines(&d.model_summary, &d.assumptions.model_assumed);
+    if details {
+        text += &more(d, width);
+    } else {
+        text += &hanging(
+            "Next    ",
+            "--details (step by operation, sources, basis of the dollars)",
+            width,
+        );
     }
     text
+}
+
+fn answer(d: &Document) -> String {
+    let cost = d.usd_per_million_output_tokens.map_or_else(
+        || format!("no price: {}", d.assumptions.price_source),
+        |usd| format!("${usd:.3}/M output tokens"),
+    );
+    let full = if d.saturated { "; SATURATED: figures are those at the cap" } else { "" };
+    format!(
+        "{} on {} x {} ({}): {:.2} requests/s, batch {:.1} of at most {:.0}, {cost}{full}",
+        d.model, d.gpus, d.device, d.layout, d.requests_per_s, d.mean_batch, d.max_batch
+    )
+}
+
+/// Values with their intervals.
+fn figures(d: &Document, width: usize) -> String {
+    let row = |name: &str, value: String, interval: String| vec![name.to_owned(), value, interval];
+    let mut rows = vec![
+        row(
+            "TPOT ms",
+            format!("{:.2}", d.tpot_ms),
+            format!("{:.2} to {:.2}", d.tpot_ms_lo, d.tpot_ms_hi),
+        ),
+        row(
+            "TTFT ms",
+            format!("{:.1}", d.ttft_ms),
+            format!("{:.1} to {:.1}", d.ttft_ms_lo, d.ttft_ms_hi),
+        ),
+        row(
+            "output tokens/s",
+            format!("{:.0}", d.output_tokens_per_s),
+            format!("{:.0} to {:.0}", d.output_tokens_per_s_lo, d.output_tokens_per_s_hi),
+        ),
+        row("output tokens/s per GPU", format!("{:.0}", d.output_tokens_per_s_per_gpu), "-".into()),
+    ];
+    if let (Some(output), Some(lo), Some(hi)) = (
+        d.usd_per_million_output_tokens,
+        d.usd_per_million_output_tokens_lo,
+        d.usd_per_million_output_tokens_hi,
+    ) {
+        rows.push(row("$/M output", format!("${output:.3}"), format!("${lo:.3} to ${hi:.3}")));
+    }
+    if let Some(input) = d.usd_per_million_input_tokens {
+        rows.push(row("$/M input", format!("${input:.3}"), "-".into()));
+    }
+    let columns =
+        [Column::words("figure"), Column::numbers("value"), Column::numbers("95 %").left_out(1)];
+    grid(&columns, &rows, width)
+}
+
+/// The step by operation, sources, and the basis of the dollars.
+fn more(d: &Document, width: usize) -> String {
+    let s = &d.step;
+    let parts = [
+        ("MoE", s.moe.seconds),
+        ("dense", s.dense.seconds),
+        ("attention", s.attention.seconds),
+        ("communication", s.communication.seconds),
+        ("engine", s.overhead_s),
+    ];
+    let rows: Vec<Vec<String>> = parts
+        .iter()
+        .map(|(name, seconds)| vec![(*name).to_owned(), format!("{:.2}", seconds * 1e3)])
+        .collect();
+    let columns = [Column::words("part of a step"), Column::numbers("ms")];
+    let mut text = "\n".to_owned() + &grid(&columns, &rows, width);
+    for l in &d.latencies {
+        let from = format!("{}: {}, {}", l.operation, l.source.label(), l.from);
+        text += &hanging("From    ", &from, width);
+    }
+    let a = &d.assumptions;
+    if let Some(price) = a.usd_per_gpu_hour {
+        let basis =
+            format!("${price}/h each ({}); {}; {}", a.price_source, a.cost_basis, a.utilisation);
+        text += &hanging("Dollars ", &basis, width);
+    }
+    let lengths = format!(
+        "{} tokens in, {} out; weights {}, cache {}; {} routing; engine {}",
+        a.isl, a.osl, a.weights, a.cache, a.routing, a.engine
+    );
+    text + &hanging("Asked   ", &lengths, width)
 }

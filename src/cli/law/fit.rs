@@ -11,6 +11,7 @@ use crate::law::Variable;
 use crate::law::fit::{
     self, Filter, Fit, FitOptions, FittedOptimum, HoldOut, Mapping, Reading, Spread,
 };
+use crate::report::grid::{Column, grid};
 use crate::units::Flops;
 use crate::{Error, Result, files};
 
@@ -183,7 +184,8 @@ pub(super) fn run(args: &FitArgs, output: Output) -> Result<()> {
 }
 
 fn text(fit: &Fit) -> String {
-    let mut lines = vec![
+    let mut text = String::new();
+    for line in [
         format!("{} losses of {} runs, Huber delta {}", fit.rows, fit.runs, fit.huber_delta),
         format!(
             "error of ln L: root mean square {:.5}, largest {:.5}; Huber sum {:.4e}",
@@ -193,26 +195,20 @@ fn text(fit: &Fit) -> String {
             "{} of {} starts ended within 1 % of the best; condition number {:.1e}",
             fit.starts_landed, fit.starts, fit.condition
         ),
-        String::new(),
-        format!(
-            "{:<12} {:>14} {:>14} {:>14} {:>14}",
-            "coefficient", "value", "5 %", "50 %", "95 %"
-        ),
-    ];
-    for c in &fit.coefficients {
-        let spread = c.spread.map_or_else(String::new, |s| {
-            format!(" {:>14.6} {:>14.6} {:>14.6}", s.p5, s.p50, s.p95)
-        });
-        let note = if c.at_bound { "  at a bound" } else { "" };
-        lines.push(format!("{:<12} {:>14.6}{spread}{note}", c.name, c.value));
+    ] {
+        text.push_str(&wrapped("", &line));
     }
-    lines.push(String::new());
-    lines.push(format!("{:>14} {:>6} {:>14}", "N", "rows", "rms error"));
-    for size in &fit.by_size {
-        lines.push(format!("{:>14.4e} {:>6} {:>14.5}", size.n, size.runs, size.rmsle));
-    }
-    lines.extend(optima(&fit.optima));
-    let mut text = lines.join("\n") + "\n";
+    text.push('\n');
+    text.push_str(&coefficients(fit));
+    let sizes: Vec<Vec<String>> = fit
+        .by_size
+        .iter()
+        .map(|s| vec![format!("{:.4e}", s.n), s.runs.to_string(), format!("{:.5}", s.rmsle)])
+        .collect();
+    let columns = [Column::numbers("N"), Column::numbers("rows"), Column::numbers("rms error")];
+    text.push('\n');
+    text.push_str(&grid(&columns, &sizes, output::width()));
+    text.push_str(&optima(&fit.optima));
     if let Some(held) = &fit.held_out {
         let sentence = format!(
             "without the {} rows of {} = {} the error on them is {:.5}, on the others {:.5}",
@@ -227,20 +223,51 @@ fn text(fit: &Fit) -> String {
     text
 }
 
-/// The best models of the budget asked about, each value with its 5 to 95 % over the resamplings.
-fn optima(optima: &[FittedOptimum]) -> Vec<String> {
-    let Some(first) = optima.first() else {
-        return Vec::new();
-    };
-    let what = first.of.map_or_else(String::new, Variable::name);
-    let mut lines = vec![
-        String::new(),
-        format!(
-            "best models at {:e} training FLOPs, with 5 to 95 % in brackets",
-            first.train_flops
-        ),
-        format!("{what:<10} {:>30} {:>30} {:>24}", "active parameters", "training tokens", "loss"),
+/// Each coefficient with its quantiles over the resamplings.
+fn coefficients(fit: &Fit) -> String {
+    let number = |v: f64| format!("{v:.6}");
+    let rows: Vec<Vec<String>> = fit
+        .coefficients
+        .iter()
+        .map(|c| {
+            let of = |quantile: fn(&Spread) -> f64| {
+                c.spread.as_ref().map_or_else(|| "-".to_owned(), |s| number(quantile(s)))
+            };
+            let note = if c.at_bound { "at a bound" } else { "" };
+            vec![
+                c.name.clone(),
+                number(c.value),
+                of(|s| s.p5),
+                of(|s| s.p50),
+                of(|s| s.p95),
+                note.to_owned(),
+            ]
+        })
+        .collect();
+    let mut columns = vec![
+        Column::words("coefficient"),
+        Column::numbers("value"),
+        Column::numbers("5 %").left_out(1),
+        Column::numbers("50 %").left_out(2),
+        Column::numbers("95 %").left_out(1),
     ];
+    if fit.coefficients.iter().any(|c| c.at_bound) {
+        columns.push(Column::words("note"));
+    }
+    grid(&columns, &rows, output::width())
+}
+
+/// The best models of the budget asked about, each value with its 5 to 95 % over the resamplings.
+fn optima(optima: &[FittedOptimum]) -> String {
+    let Some(first) = optima.first() else {
+        return String::new();
+    };
+    let what = first.of.map_or_else(String::new, |of| of.name().to_string());
+    let title = format!(
+        "best models at {:e} training FLOPs, with 5 to 95 % in brackets",
+        first.train_flops
+    );
+    let mut text = wrapped("\n", &title);
     let large = |v: f64| format!("{v:.3e}");
     let small = |v: f64| format!("{v:.4}");
     let cell = |value: Option<f64>, spread: Option<Spread>, text: &dyn Fn(f64) -> String| {
@@ -248,20 +275,29 @@ fn optima(optima: &[FittedOptimum]) -> Vec<String> {
         spread
             .map_or_else(|| value.clone(), |s| format!("{value} [{}, {}]", text(s.p5), text(s.p95)))
     };
-    lines.extend(optima.iter().map(|o| {
-        format!(
-            "{:<10} {:>30} {:>30} {:>24}",
-            o.value.map_or_else(String::new, |v| v.to_string()),
-            cell(o.n_active, o.n_active_spread, &large),
-            cell(Some(o.tokens), o.tokens_spread, &large),
-            cell(Some(o.loss_nats), o.loss_spread, &small),
-        )
-    }));
+    let rows: Vec<Vec<String>> = optima
+        .iter()
+        .map(|o| {
+            vec![
+                o.value.map_or_else(String::new, |v| v.to_string()),
+                cell(o.n_active, o.n_active_spread, &large),
+                cell(Some(o.tokens), o.tokens_spread, &large),
+                cell(Some(o.loss_nats), o.loss_spread, &small),
+            ]
+        })
+        .collect();
+    let columns = [
+        Column::words(what),
+        Column::numbers("active parameters"),
+        Column::numbers("training tokens"),
+        Column::numbers("loss"),
+    ];
+    text.push_str(&grid(&columns, &rows, output::width()));
     let worst = optima.iter().map(|o| o.extrapolation).fold(1.0, f64::max);
     if worst > 1.0 {
-        lines.push(format!("up to {worst:.1} times outside the fitted runs"));
+        text.push_str(&wrapped("", &format!("up to {worst:.1} times outside the fitted runs")));
     }
-    lines
+    text
 }
 
 #[cfg(test)]

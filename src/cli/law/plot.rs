@@ -67,9 +67,7 @@ pub(super) fn run(args: &PlotArgs, output: Output) -> Result<()> {
     let files = report::write_law_plots(&sweep, &args.out, args.overwrite)?;
     let document =
         Document { schema: "moe-frontier/law-plot", schema_version: "1.0", sweep, files };
-    output.result(&document, || {
-        let names: Vec<String> =
-            document.files.iter().map(|path| format!("{}\n", path.display())).collect();
-        names.concat()
-    })
+    let names: Vec<String> =
+        document.files.iter().map(|path| format!("{}\n", path.display())).collect();
+    output.verbatim(&document, &names.concat())
 }

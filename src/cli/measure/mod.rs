@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::cli::output::{Output, warn, write_stdout, write_text};
+use crate::cli::output::{Output, warn, width, write_stdout, write_text};
 use crate::cli::parse::{CountList, count_list, duration};
 use crate::cli::signals::Stop;
 use crate::config::DType;
@@ -119,6 +119,9 @@ pub struct MeasureArgs {
     /// Replace existing files, and a run that is kept in --out.
     #[arg(long)]
     pub overwrite: bool,
+    /// Print every cell with its interval and its share of the roofline too.
+    #[arg(long)]
+    pub details: bool,
     /// Measure on the CPU in this process instead of one of its own.
     #[arg(long, hide = true)]
     pub in_process: bool,
@@ -161,7 +164,8 @@ pub fn run(args: &MeasureArgs, output: Output) -> Result<()> {
         write_stdout(&String::from_utf8_lossy(&document))?;
     } else {
         let path = crate::error::shown(&path.display().to_string());
-        write_text(&format!("{}\nwritten to {path}\n", table::text(&profile)))?;
+        let text = table::text(&profile, width(), args.details);
+        write_text(&format!("{text}\nwritten to {path}\n"))?;
     }
     failure.map_or(Ok(()), Err)
 }
@@ -336,8 +340,9 @@ mod tests {
         let mut profile = crate::latency::measured::synthetic::profile(&[(512, 1536)], 0.01);
         profile.cells.truncate(2);
         profile.cells[1].latency = crate::record::LatencyRecord::Absent("oom".into());
-        let text = table::text(&profile);
-        assert!(text.contains("read 20.0 GB/s") && text.contains("oom"), "{text}");
+        let text = table::text(&profile, 100, true);
+        let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(flat.contains("read 20.0 GB/s") && flat.contains("oom"), "{text}");
         assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");
     }
 }

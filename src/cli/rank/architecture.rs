@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::cli::rank::ModelRead;
 use crate::cli::rank::RankArgs;
 use crate::cli::rank::assumptions::Ledger;
-use crate::config::{DType, load_model};
+use crate::config::{DType, Loaded, load_model};
 use crate::law::{AttentionTemplate, Template};
 use crate::{Error, Result, error};
 
@@ -16,6 +17,8 @@ pub(super) struct Architecture {
     pub(super) template: Arc<Template>,
     /// Storage of experts and of everything else.
     pub(super) formats: Option<(DType, DType)>,
+    /// What was read of that model.
+    pub(super) read: Option<ModelRead>,
 }
 
 /// Resolves `--model` and the flags over it; `own` is the architecture of the law.
@@ -23,14 +26,15 @@ pub(super) struct Architecture {
 /// # Errors
 /// [`Error::Usage`] for a model whose size cannot be varied, or a flag that does not fit it.
 pub(super) fn resolve(args: &RankArgs, own: Template, ledger: &mut Ledger) -> Result<Architecture> {
-    let (mut template, formats) = if let Some(name) = &args.model {
-        let model = load_model(name)?.model;
+    let (mut template, formats, read) = if let Some(name) = &args.model {
+        let Loaded { model, assumed, .. } = load_model(name)?;
         let source = "given; its proportions stay, its size varies";
         ledger.note("--model", name, None, source, false);
-        (Template::of(&model)?, Some((model.expert_dtype, model.dense_dtype)))
+        let read = ModelRead { summary: model.summary(), assumed };
+        (Template::of(&model)?, Some((model.expert_dtype, model.dense_dtype)), Some(read))
     } else {
         ledger.note("--model", &own.name, None, "the law's own architecture", true);
-        (own, None)
+        (own, None, None)
     };
     feed_forward(args, &mut template, ledger)?;
     if let Some(aspect) = args.aspect {
@@ -40,7 +44,7 @@ pub(super) fn resolve(args: &RankArgs, own: Template, ledger: &mut Ledger) -> Re
     let (source, given) = source(args.aspect.is_some());
     ledger.note("--aspect", &aspect, None, &format!("{source}; hidden size over layers"), !given);
     let template = attention(args, template, ledger)?;
-    Ok(Architecture { template: Arc::new(template), formats })
+    Ok(Architecture { template: Arc::new(template), formats, read })
 }
 
 /// Where a proportion comes from, and whether a flag gave it.

@@ -7,11 +7,12 @@ use clap::Args;
 use crate::cli::parse::{CountList, count_list, duration, non_negative, price, quantity, share};
 use crate::cli::profile::ProfileArgs;
 use crate::cli::rank::mfu::Mfu;
+use crate::report::TerminalPlot;
 use crate::units::Seconds;
 use crate::workload::RoutingKind;
 
 /// Rank expert counts by total cost: training plus serving.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:\n  \
     moe-frontier rank                               measure this machine and rank at a fitting budget\n  \
     moe-frontier rank --train-flops 1e21 --profile h100 --rate 20 --tpot 50ms\n  \
@@ -174,4 +175,15 @@ pub struct RankArgs {
     /// Take --out even where it holds files of others; those stay.
     #[arg(long, help_heading = "Output")]
     pub overwrite: bool,
+    /// Print every table, all assumptions and warnings instead of the first screen.
+    #[arg(long, help_heading = "Output")]
+    pub details: bool,
+    /// Plot of training cost against serving cost in the terminal: none, ascii or braille.
+    #[arg(long, default_value = "ascii", value_name = "KIND", value_parser = terminal_plot, help_heading = "Output")]
+    pub plot: TerminalPlot,
+}
+
+fn terminal_plot(text: &str) -> Result<TerminalPlot, String> {
+    let known = TerminalPlot::ALL.into_iter().find(|(_, name)| *name == text);
+    known.map(|(kind, _)| kind).ok_or_else(|| "plots are none, ascii and braille".into())
 }

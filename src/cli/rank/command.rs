@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Answer, RankArgs, answer};
+use super::{Answer, RankArgs, answer, print};
 use crate::cli::live::THIS_MACHINE;
 use crate::cli::output::{Output, warn, write_stdout, write_text};
 use crate::cli::repeat::recorded;
 use crate::config::hf_write::to_hf_json;
 use crate::files::{ResultFolder, witness, write_atomic};
 use crate::latency::measured::format;
+use crate::plan::rank::Ranking;
 use crate::report::Live;
 use crate::{Result, report};
 
@@ -23,10 +24,13 @@ pub fn run(args: &RankArgs, output: Output) -> Result<()> {
     let made = answer(args)?;
     let read = witness::end();
     let live = live(args, &made, read)?;
-    let (mut answer, models) = (made.ranking.report, made.ranking.models);
+    let Ranking { report: mut answer, models } = made.ranking;
     answer.arguments = Some(recorded());
-    for warning in &answer.warnings {
-        warn(warning);
+    if output.is_json() {
+        // Printed text has them.
+        for warning in &answer.warnings {
+            warn(warning);
+        }
     }
     for (index, model) in &models {
         let name = format!("config_e{}.json", model.num_experts);
@@ -48,12 +52,8 @@ pub fn run(args: &RankArgs, output: Output) -> Result<()> {
         // The file itself: `report` reads what was kept from here as well.
         return write_stdout(&String::from_utf8_lossy(&document));
     }
-    write_text(&format!(
-        "{}\nwritten to {}: rank.json, report.html and {} more files\n",
-        report::rank_text(&answer, crate::cli::output::colour()),
-        args.out.display(),
-        written.len() + configs - 1
-    ))
+    let files = written.len() + configs;
+    write_text(&print::text(args, &answer, made.model.as_ref(), files))
 }
 
 /// What the page needs to answer the question again: the flags, and the files that they name.

@@ -3,7 +3,7 @@
 use crate::cli::profile::{memory_rule, price};
 use crate::cli::rank::assumptions::Ledger;
 use crate::cli::rank::mfu::{self, Mfu};
-use crate::cli::rank::{RankArgs, architecture};
+use crate::cli::rank::{ModelRead, RankArgs, architecture};
 use crate::config::device::DeviceKind;
 use crate::config::{DType, DeviceSpec};
 use crate::constants::residual;
@@ -52,6 +52,8 @@ impl Serving {
 pub(super) struct Resolved {
     pub(super) inputs: RankInputs,
     pub(super) ledger: Ledger,
+    /// What was read of `--model`.
+    pub(super) model: Option<ModelRead>,
     /// Whether the target's budget has still to be found.
     budget_is_open: bool,
     reference: usize,
@@ -130,7 +132,8 @@ pub(super) fn resolve(args: &RankArgs, law: &Scaling, serving: &Serving) -> Resu
         seed: args.seed,
     };
     let budget_is_open = args.train_flops.is_none() && args.target_loss.is_none();
-    let mut resolved = Resolved { inputs, ledger, budget_is_open, reference };
+    let mut resolved =
+        Resolved { inputs, ledger, model: architecture.read, budget_is_open, reference };
     resolved.settle_budget(args, law)?;
     Ok(resolved)
 }

@@ -16,6 +16,8 @@ mod place;
 #[path = "brought.rs"]
 mod place;
 #[cfg(feature = "cli")]
+mod print;
+#[cfg(feature = "cli")]
 mod serving_cost;
 
 pub use args::RankArgs;
@@ -41,6 +43,14 @@ use inputs::Serving;
 use laws::Laws;
 use place::Place;
 
+/// What was read of the model whose size varies.
+#[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "a page prints no text"))]
+struct ModelRead {
+    summary: String,
+    assumed: Vec<String>,
+}
+
 /// Everything up to the answer.
 ///
 /// # Errors
@@ -49,7 +59,7 @@ pub(super) fn answer(args: &RankArgs) -> Result<Answer> {
     let mut laws = Laws::read(args)?;
     let place = Place::find(args)?;
     let resolved = inputs::resolve(args, laws.first()?, &place.serving(args)?)?;
-    let (mut inputs, mut ledger) = (resolved.inputs, resolved.ledger);
+    let (mut inputs, mut ledger, model) = (resolved.inputs, resolved.ledger, resolved.model);
     let weighed = laws.weigh(args, &inputs.template)?;
     let law = laws.first()?;
     // No other promise or bound was given that a doubled limit would break.
@@ -84,16 +94,18 @@ pub(super) fn answer(args: &RankArgs) -> Result<Answer> {
             Err(Error::Infeasible { .. }) if is_slow_allowed => {
                 double_limit(&mut inputs.level.tpot, &mut provenance);
             }
-            done => return Ok(Answer { ranking: done?, inputs, sources }),
+            done => return Ok(Answer { ranking: done?, model, inputs, sources }),
         }
     }
     let ranking = rank(&laws.members, (latency, &origin), &inputs, provenance)?;
-    Ok(Answer { ranking, inputs, sources })
+    Ok(Answer { ranking, model, inputs, sources })
 }
 
 /// An answer with what it was made of.
 pub(super) struct Answer {
     pub(super) ranking: Ranking,
+    #[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "a page prints no text"))]
+    model: Option<ModelRead>,
     #[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "a page brings nothing along"))]
     pub(super) inputs: RankInputs,
     #[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "a page brings nothing along"))]

@@ -10,7 +10,7 @@ use crate::calibrate::predict::Chosen;
 use crate::cli::Output;
 use crate::cli::emit::EmitArgs;
 use crate::cli::estimate::{ServingArgs, calibrations, resolve};
-use crate::cli::output::write_stdout;
+use crate::cli::output::{width, write_stdout};
 use crate::cli::parse::{duration, positive_whole, quantity, simulated_requests, tokens};
 use crate::cli::profile::{ProfileArgs, Sources, price};
 use crate::config::device::PriceKind;
@@ -21,7 +21,7 @@ use crate::latency::tables::shipped;
 use crate::plan::points::set_precision;
 use crate::plan::request_trace::{Columns, RequestTrace};
 use crate::plan::size::{Limit, Metric, Offer, SizeInputs, Statistic, size};
-use crate::report::serving_plot;
+use crate::report::write_size_plots;
 use crate::serving::{Lengths, LoadModel, Router, Spread};
 use crate::units::Seconds;
 use crate::workload::RoutingKind;
@@ -138,6 +138,9 @@ pub struct SizeArgs {
     /// Take --out even where it holds files of others; those stay.
     #[arg(long, requires = "out")]
     pub overwrite: bool,
+    /// Print percentiles, the basis of dollars and times, and every plan.
+    #[arg(long)]
+    pub details: bool,
     /// What to print instead of figures.
     #[command(flatten)]
     pub emit: EmitArgs,
@@ -162,7 +165,7 @@ pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
     let json = sealed("size.json", &document)?;
     if let Some(folder) = folder {
         write_atomic(&folder.path().join("size.json"), &json, true)?;
-        serving_plot::write_all(folder.path(), &asked.inputs, &answer)?;
+        write_size_plots(folder.path(), &asked.inputs, &answer)?;
         folder.finish()?;
     }
     let asked = (&asked.inputs, &answer);
@@ -172,7 +175,7 @@ pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
     if output.is_json() {
         return write_stdout(&String::from_utf8_lossy(&json));
     }
-    output.result(&document, || text(&document))
+    output.result(&document, || text(&document, width(), args.details))
 }
 
 /// What is asked, with what the answer says of it.

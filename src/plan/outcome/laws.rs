@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Interval;
+
 /// The answer under one law; losses of two laws are never compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -97,4 +99,23 @@ pub struct Choice {
     /// Share of the mixture that those laws and draws are.
     #[serde(default)]
     pub regret_share: f64,
+    /// What it costs over the laws; `null` where no law can have it.
+    #[serde(default)]
+    pub costs: Option<ChoiceCosts>,
+}
+
+/// What a model of a mixture costs: means over the laws under which it can be had, by their weights.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChoiceCosts {
+    /// All parameters.
+    pub n_total: f64,
+    /// Training cost in dollars.
+    pub train_usd: f64,
+    /// Serving cost, all dollars on output tokens.
+    pub serve_usd_per_million_output_tokens: f64,
+    /// Training plus serving over the lifetime of each law.
+    pub total_usd: f64,
+    /// 95 % interval of `total_usd` over laws and draws.
+    pub total_usd_interval: Option<Interval>,
 }

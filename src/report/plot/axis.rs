@@ -106,8 +106,8 @@ fn powers(low: f64, high: f64, step: f64) -> Vec<f64> {
     (0..count).map(|i| 10f64.powf((first + f64::from(i)) * step)).collect()
 }
 
-/// About six round values between two others.
-fn even_steps(low: f64, high: f64) -> Vec<f64> {
+/// About six round values above zero between two others.
+pub(super) fn even_steps(low: f64, high: f64) -> Vec<f64> {
     let rough = (high - low) / 7.0;
     let power = 10f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0]

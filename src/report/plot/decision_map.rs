@@ -7,15 +7,20 @@ use super::panel::{self, Panel, RIGHT};
 use super::scene::{At, Scene, Style, text_width};
 use crate::plan::outcome::{DecisionMap, RankReport};
 use crate::plan::summary::name;
-use crate::report::theme::{INK, LABEL, Looks, PAPER, Rgb, SMALL, VOID};
+use crate::report::theme::{INK, LABEL, Looks, PAPER, Rgb, SMALL, VEIL, VOID};
 
+/// Lifetimes that get a diagonal, in years; beyond the last the map is grey.
+const YEARS: [f64; 3] = [1.0, 3.0, 10.0];
+/// Seconds of a year.
+const YEAR_S: f64 = 365.25 * 86_400.0;
 /// Probabilities whose shades the legend shows.
 const SHADES: [f64; 4] = [0.25, 0.5, 0.75, 1.0];
 
 /// Draws the map over request rate and lifetime.
 pub(super) fn draw_traffic(report: &RankReport, looks: &Looks) -> Scene {
     let title = "Cheapest expert count over traffic and lifetime";
-    draw(&report.decision_map.traffic, title, &subtitle(report), looks)
+    let steps = "steps along the rate are whole replicas; the last column counts fractions";
+    draw(&report.decision_map.traffic, title, &format!("{}; {steps}", subtitle(report)), looks)
 }
 
 /// Draws the map over training budget and latency limit.
@@ -25,7 +30,7 @@ pub(super) fn draw_budget(report: &RankReport, looks: &Looks) -> Scene {
 }
 
 fn subtitle(report: &RankReport) -> String {
-    format!("training plus serving at equal loss; {}, {}", report.profile.device, report.law.id)
+    format!("equal loss; {}, {}", report.profile.device, report.law.id)
 }
 
 fn draw(map: &DecisionMap, title: &str, subtitle: &str, looks: &Looks) -> Scene {
@@ -39,6 +44,7 @@ fn draw(map: &DecisionMap, title: &str, subtitle: &str, looks: &Looks) -> Scene 
     let grid = Grid { map, panel: &panel, x: x_edges, y: y_edges };
     grid.cells(&mut scene, looks);
     grid.borders(&mut scene);
+    grid.years(&mut scene);
     if map.last_is_at_scale {
         grid.at_scale(&mut scene);
     }
@@ -78,6 +84,34 @@ impl Grid<'_> {
         scene.dashed(&[from, to], INK, 1.4, (6.0, 4.0));
         let middle = f64::midpoint(from.0, self.panel.at(right, low).0);
         scene.label((middle, to.1 - 6.0), "at scale", Style::left(SMALL, INK).right());
+    }
+
+    /// Lines of equal lifetime, and a grey veil where tokens take longer than the last of them at the rate.
+    fn years(&self, scene: &mut Scene) {
+        let Some(per_request) = self.map.output_tokens_per_request else { return };
+        // The last column has no rate.
+        let columns = self.x.len().saturating_sub(if self.map.last_is_at_scale { 2 } else { 1 });
+        let (Some(&left), Some(&right)) = (self.x.first(), self.x.get(columns)) else { return };
+        let (Some(&low), Some(&high)) = (self.y.first(), self.y.last()) else { return };
+        let per_year = per_request * YEAR_S;
+        let last = YEARS[YEARS.len() - 1];
+        let (top_left, bottom_right) = (self.panel.at(left, high), self.panel.at(right, low));
+        if let Some((from, to)) = clipped(last * per_year, (left, right), (low, high)) {
+            let line = [self.panel.at(from.0, from.1), self.panel.at(to.0, to.1)];
+            veil(scene, top_left, bottom_right.0, line);
+        } else if left * last * per_year < low {
+            // All of it takes longer.
+            veil(scene, top_left, bottom_right.0, [bottom_right, bottom_right]);
+        }
+        for years in YEARS {
+            if let Some((from, to)) = clipped(years * per_year, (left, right), (low, high)) {
+                let ends = [self.panel.at(from.0, from.1), self.panel.at(to.0, to.1)];
+                scene.dashed(&ends, INK, 1.2, (2.0, 3.0));
+                let text = if years > 1.0 { format!("{years} years") } else { "1 year".into() };
+                let at = along(ends, 0.8);
+                scene.label(at, &text, Style::left(SMALL, INK).middle());
+            }
+        }
     }
 
     /// Every cell: column, row.
@@ -188,6 +222,41 @@ fn shade(colour: Rgb, chance: f64) -> Rgb {
     colour.strength(0.22 + 0.78 * ((chance - 0.2) / 0.8).clamp(0.0, 1.0))
 }
 
+/// Hatches what lies above a rising line, from the left edge to at most `right`: colours below stay to be
+/// guessed, and no expert count looks like it.
+fn veil(scene: &mut Scene, (left, top): At, right: f64, [from, to]: [At; 2]) {
+    const STEP: f64 = 7.0;
+    if left >= right {
+        return;
+    }
+    let mut y = top + STEP / 2.0;
+    while y < from.1 {
+        let end = if y > to.1 {
+            from.0 + (to.0 - from.0) * (from.1 - y) / (from.1 - to.1)
+        } else {
+            right
+        };
+        scene.line(vec![(left, y), (end.clamp(left, right), y)], VEIL, 0.75 * STEP);
+        y += STEP;
+    }
+}
+
+/// A place on a line, by its share of the way.
+fn along([a, b]: [At; 2], share: f64) -> At {
+    (a.0 + share * (b.0 - a.0), a.1 + share * (b.1 - a.1))
+}
+
+/// The ends of the line `y = slope * x` inside a rectangle, from left to right.
+fn clipped(
+    slope: f64,
+    (left, right): (f64, f64),
+    (low, high): (f64, f64),
+) -> Option<((f64, f64), (f64, f64))> {
+    let (from, to) = (left.max(low / slope), right.min(high / slope));
+    (is_shown(from) && is_shown(to) && from < to)
+        .then_some(((from, from * slope), (to, to * slope)))
+}
+
 /// Edges of cells around grid values: half-way between neighbours in the logarithm.
 fn edges(values: &[f64]) -> Vec<f64> {
     let between = |a: f64, b: f64| (a * b).sqrt();
@@ -243,6 +312,11 @@ fn legend(scene: &mut Scene, map: &DecisionMap, looks: &Looks) {
         });
     }
     legend.entry(scene, "your point", |scene, (x, y)| cross(scene, (x, y)));
+    if map.output_tokens_per_request.is_some() {
+        legend.entry(scene, "over 10 years\nat that rate", |scene, at| {
+            veil(scene, (at.0 - 14.0, at.1 - 10.5), at.0 + 14.0, [(at.0, at.1 + 10.5); 2]);
+        });
+    }
     legend.heading(scene, "shade: P(best)");
     let winners: Vec<Rgb> = looks.iter().filter(|&(e, _)| won(e)).map(|(_, l)| l.colour).collect();
     for chance in SHADES {
@@ -278,6 +352,13 @@ mod tests {
         assert!(found.iter().zip(expected).all(|(a, b)| (a / b - 1.0).abs() < 1e-12), "{found:?}");
         assert!(edges(&[]).is_empty());
         assert_eq!(edges(&[5.0]).len(), 2);
+    }
+
+    #[test]
+    fn a_line_of_equal_lifetime_is_cut_at_the_map() {
+        let (from, to) = clipped(10.0, (1.0, 100.0), (50.0, 400.0)).unwrap();
+        assert_eq!((from, to), ((5.0, 50.0), (40.0, 400.0)));
+        assert_eq!(clipped(10.0, (1.0, 100.0), (5000.0, 9000.0)), None);
     }
 
     #[test]

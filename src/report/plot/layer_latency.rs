@@ -1,12 +1,12 @@
-//! Latency of one MoE layer against the tokens that enter it: a line with its interval per expert
-//! count, marks that say measured or modelled, and the roofline below.
+//! Latency of one MoE layer against the tokens that enter it: a line per expert count with intervals at
+//! some of its points, marks that say measured or modelled, and the roofline below.
 
 use super::axis::{Axis, is_shown};
 use super::legend::{Legend, stroke};
 use super::panel::{self, Panel};
 use super::scene::Scene;
 use crate::latency::Source;
-use crate::plan::outcome::{LatencyCurve, LatencyPoint, RankReport};
+use crate::plan::outcome::{LatencyCurve, RankReport};
 use crate::plan::summary::name;
 use crate::report::theme::{INK, Looks, SOFT};
 
@@ -31,8 +31,8 @@ pub(super) fn draw(report: &RankReport, looks: &Looks) -> Scene {
         ),
     );
     panel.grid(&mut scene);
-    for curve in curves {
-        band(&mut scene, &panel, curve, looks);
+    for (place, curve) in curves.iter().enumerate() {
+        whiskers(&mut scene, &panel, curve, (place, curves.len()), looks);
     }
     for curve in curves {
         lines(&mut scene, &panel, curve, looks);
@@ -45,15 +45,26 @@ pub(super) fn draw(report: &RankReport, looks: &Looks) -> Scene {
     scene
 }
 
-fn band(scene: &mut Scene, panel: &Panel, curve: &LatencyCurve, looks: &Looks) {
-    let shown = || {
-        let whole =
-            |p: &&LatencyPoint| is_shown(p.tokens) && is_shown(p.lo_us) && is_shown(p.hi_us);
-        curve.points.iter().filter(whole)
-    };
-    let mut outline: Vec<_> = shown().map(|p| panel.at(p.tokens, p.hi_us)).collect();
-    outline.extend(shown().rev().map(|p| panel.at(p.tokens, p.lo_us)));
-    scene.fill(outline, looks.of(curve.experts).colour, 0.16);
+/// Intervals of every n-th point of the curve number `place` of `n`, so that those of two curves stand
+/// beside each other; bands of five curves would hide all.
+fn whiskers(
+    scene: &mut Scene,
+    panel: &Panel,
+    curve: &LatencyCurve,
+    (place, n): (usize, usize),
+    looks: &Looks,
+) {
+    let colour = looks.of(curve.experts).colour.strength(0.75);
+    for (index, p) in curve.points.iter().enumerate() {
+        let is_whole = is_shown(p.tokens) && is_shown(p.lo_us) && is_shown(p.hi_us);
+        if is_whole && index % n == place {
+            let (low, high) = (panel.at(p.tokens, p.lo_us), panel.at(p.tokens, p.hi_us));
+            scene.line(vec![low, high], colour, 1.4);
+            for (x, y) in [low, high] {
+                scene.line(vec![(x - 4.0, y), (x + 4.0, y)], colour, 1.4);
+            }
+        }
+    }
 }
 
 fn lines(scene: &mut Scene, panel: &Panel, curve: &LatencyCurve, looks: &Looks) {
@@ -83,8 +94,11 @@ fn legend(scene: &mut Scene, curves: &[LatencyCurve], looks: &Looks) {
     legend.entry(scene, "roofline: what\nthe ceilings allow", |scene, at| {
         scene.dashed(&stroke(at), SOFT, 1.6, (4.0, 4.0));
     });
-    legend.entry(scene, "95 % interval", |scene, at| {
-        scene.rectangle((at.0 - 12.0, at.1 - 7.0), (at.0 + 12.0, at.1 + 7.0), INK, 0.16);
+    legend.entry(scene, "95 % interval, at\nsome points", |scene, (x, y)| {
+        scene.line(vec![(x, y - 8.0), (x, y + 8.0)], INK, 1.4);
+        for end in [y - 8.0, y + 8.0] {
+            scene.line(vec![(x - 4.0, end), (x + 4.0, end)], INK, 1.4);
+        }
     });
     legend.note(scene, "solid mark: measured\nhollow: interpolated,\ntransferred or roofline");
 }
