@@ -238,6 +238,10 @@ fn scaled(value: f64, steps: &[(f64, &str)], f: &mut fmt::Formatter<'_>) -> fmt:
         .or_else(|| steps.last().copied())
         .unwrap_or((1.0, ""));
     let number = value / factor;
+    // Beyond any use a number still has its place.
+    if number.abs() >= 1e6 {
+        return write!(f, "{number:.2e} {suffix}");
+    }
     let decimals = match number.abs() {
         n if n >= 99.95 => 0,
         n if n >= 9.995 => 1,
@@ -308,6 +312,7 @@ impl fmt::Display for Usd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let value = self.0;
         match value.abs() {
+            v if v >= 1e15 => write!(f, "${value:.2e}"),
             v if v >= 1e9 => write!(f, "${:.2}B", value / 1e9),
             v if v >= 1e6 => write!(f, "${:.2}M", value / 1e6),
             v if v >= 1e4 => write!(f, "${:.1}k", value / 1e3),
@@ -325,6 +330,9 @@ impl fmt::Display for UsdPerHour {
 
 impl fmt::Display for UsdPerMillionTokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.abs() >= 1e9 {
+            return write!(f, "${:.2e}/M", self.0);
+        }
         let decimals = if self.0.abs() >= 99.95 {
             0
         } else if self.0.abs() >= 9.995 {

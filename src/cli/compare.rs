@@ -277,7 +277,8 @@ mod tests {
         assert!(text.starts_with("Answer  0 faster, 3 slower, 0 same"), "{text}");
         insta::assert_snapshot!(super::text(&comparison, 80, true));
         assert_eq!(text.matches("SLOWER").count(), 3, "{text}");
-        assert!(text.contains("+100.0%") && text.contains("paired: false"), "{text}");
+        let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(flat.contains("+100.0%") && flat.contains("paired: false"), "{text}");
         assert!(text.contains("only in the new profile: a cell"), "{text}");
         assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");
         let unchanged = compare(&read("c.json", 1), &read("c.json", 1)).unwrap();

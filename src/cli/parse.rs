@@ -128,6 +128,17 @@ pub fn share(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A share from 0 to 1.
+///
+/// # Errors
+/// A message that says so.
+pub fn portion(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
+        _ => Err("not a share from 0 to 1".into()),
+    }
+}
+
 /// A duration with a unit: `60s`, `20ms`, `500us`, `2m`.
 ///
 /// # Errors

@@ -325,7 +325,7 @@ impl Sources {
             let device = with_tables(device);
             let Some(shipped) = tables::shipped(&device) else { continue };
             let bytes = tables::pack::excerpt(&shipped, self.engine(), weights)?;
-            files.push((tables::shipped::file_name(&device.short_name()), bytes));
+            files.push((tables::shipped::file_name(device.short_name()), bytes));
         }
         Ok(files)
     }

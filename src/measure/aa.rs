@@ -4,13 +4,31 @@
 use super::cell::CellState;
 use super::timing::{Clock, Launch};
 use crate::Result;
-use crate::record::AaVerdict;
-use crate::stats::paired::{block_log_ratio, paired_effect};
+use crate::record::{AaVerdict, Device};
+use crate::stats::paired::{SMALLEST_EFFECT, block_log_ratio, paired_effect};
 
 /// Samples in one slot of A B B A.
 const SLOT_SAMPLES: usize = 5;
 /// Duration of the canary's launch that is looked for: long against the clock, short against a round.
 const CANARY_NS: f64 = 1e6;
+
+/// A cell is never graded valid with a half-width above this, whatever the machine's own noise.
+pub(super) const WIDEST_GRADE: f64 = 0.10;
+/// What changes between two runs of one device at least, as a share: memory lies elsewhere, clocks start
+/// elsewhere, neighbours come and go. Repeats of runs on quiet shared CPUs lay 2 % apart, outside of one
+/// interval in two; for GPUs it is the smallest effect that is ever called a difference.
+const BETWEEN_RUNS_CPU: f64 = 0.02;
+const BETWEEN_RUNS_GPU: f64 = SMALLEST_EFFECT;
+
+/// What changes between runs and is constant in this one: on a machine that others use, as much as it moves
+/// one kernel against itself within the run.
+pub(super) fn between_runs(device: &Device, noise_floor_rel: f64) -> f64 {
+    let least = match device {
+        Device::Cpu(_) => BETWEEN_RUNS_CPU,
+        Device::Gpu(_) => BETWEEN_RUNS_GPU,
+    };
+    least.max(noise_floor_rel.min(WIDEST_GRADE))
+}
 
 /// Log ratios of one kernel against itself, one a round.
 #[derive(Clone, Debug, Default)]

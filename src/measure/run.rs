@@ -21,21 +21,12 @@ use super::worker::{Answer, Ask, Facts, Trouble, Worker};
 use super::{aa, host};
 use crate::kernels::MoeShape;
 use crate::record::{
-    Device, Key, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION, Profile, Provenance, Recipe,
-    RunInfo,
+    Key, PROFILE_SCHEMA, PROFILE_VERSION, PROTOCOL_VERSION, Profile, Provenance, Recipe, RunInfo,
 };
-use crate::stats::paired::SMALLEST_EFFECT;
 use crate::{Error, Result};
 
 /// Blocks between two samples of read bandwidth: its swings on shared machines last seconds.
 const READ_EVERY: usize = 4;
-/// A cell is never graded valid with a half-width above this, whatever the machine's own noise.
-const WIDEST_GRADE: f64 = 0.10;
-/// What changes between two runs of one device at least, as a share: memory lies elsewhere, clocks start
-/// elsewhere, neighbours come and go. Repeats of runs on quiet shared CPUs lay 2 % apart, outside of one
-/// interval in two; for GPUs it is the smallest effect that is ever called a difference.
-const BETWEEN_RUNS_CPU: f64 = 0.02;
-const BETWEEN_RUNS_GPU: f64 = SMALLEST_EFFECT;
 /// A difference between the clocks over one block that is no adjustment any more: the time of day was
 /// set, or the machine slept. The block is taken again.
 const JUMP_NS: u64 = 500_000_000;
@@ -188,16 +179,6 @@ pub fn rounds(worker: &mut dyn Worker, plan: &Plan, run: Run) -> Result<Measured
         return Err(error);
     }
     rounds.into_measured(&facts, beginning, failure)
-}
-
-/// What changes between runs and is constant in this one: on a machine that others use, as much as it moves
-/// one kernel against itself within the run.
-fn between_runs(facts: &Facts, noise_floor_rel: f64) -> f64 {
-    let least = match facts.device {
-        Device::Cpu(_) => BETWEEN_RUNS_CPU,
-        Device::Gpu(_) => BETWEEN_RUNS_GPU,
-    };
-    least.max(noise_floor_rel.min(WIDEST_GRADE))
 }
 
 /// The key that a profile of a device carries.
@@ -390,8 +371,8 @@ impl Rounds<'_> {
         let (aa_effect_rel, noise_floor_rel, aa_verdict) = self.aa.verdict();
         // An interval as narrow as the machine can tell a kernel from itself is no noisier than it: every
         // comparison has that floor anyway.
-        let width = facts.width.max(noise_floor_rel.min(WIDEST_GRADE));
-        let between_runs = between_runs(facts, noise_floor_rel);
+        let width = facts.width.max(noise_floor_rel.min(aa::WIDEST_GRADE));
+        let between_runs = aa::between_runs(&facts.device, noise_floor_rel);
         let record = |cell: &CellState| cell.record(facts, request, width, between_runs);
         let cells = self.cells.iter().map(record);
         let cells = cells.map(|cell| refuse_impossible(cell, &ceilings)).collect();

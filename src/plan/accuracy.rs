@@ -247,7 +247,9 @@ pub fn looks_speculative(rows: &[Scored]) -> Vec<bool> {
         errors.sort_by(f64::total_cmp);
         let fast = quantile(&errors, 0.5).is_some_and(|median| median >= SPECULATES.ln());
         if few.len() >= LEAST_SLOW_ROWS && fast {
-            members.iter().for_each(|m| flags[m.2] = true);
+            for m in members {
+                flags[m.2] = true;
+            }
         }
     }
     flags

@@ -8,6 +8,9 @@ use crate::units::{Usd, count};
 /// Probabilities below this are not named among those of a close call.
 const NAMED: f64 = 0.1;
 
+/// As many are named at most; the table has all.
+const MOST_NAMED: usize = 4;
+
 /// One expert count of the answer.
 struct Standing {
     experts: usize,
@@ -62,6 +65,7 @@ fn close_call(all: &[Standing]) -> String {
         .iter()
         .enumerate()
         .filter(|(i, s)| *i < 2 || s.p_best >= NAMED)
+        .take(MOST_NAMED)
         .map(|(_, s)| format!("{} {:.2}", name(s.experts), s.p_best))
         .collect();
     let regrets = all.iter().filter_map(|s| Some((s.experts, s.regret_usd?)));

@@ -268,7 +268,9 @@ pub fn command(text: &str, indent: &str, width: usize) -> String {
     for (at, line) in lines.iter().enumerate() {
         let further = if at > 0 { "  " } else { "" };
         let end = if at + 1 < lines.len() { " \\" } else { "" };
-        out += &format!("{indent}{further}{line}{end}\n");
+        for part in [indent, further, line, end, "\n"] {
+            out += part;
+        }
     }
     out
 }

@@ -107,14 +107,18 @@ pub(super) fn answer(report: &RankReport, figures: &[Figure]) -> String {
     }
     html.push_str("</div>\n");
     let (first, others) = figures.split_at(figures.len().min(1));
-    first.iter().for_each(|figure| drawn(&mut html, figure));
+    for figure in first {
+        drawn(&mut html, figure);
+    }
     html.push_str("</div>\n");
     warnings(&mut html, report);
     table(&mut html, &laws_view::by_law(report));
     table(&mut html, &laws_view::mixture(report));
     table(&mut html, &view::best(report));
     table(&mut html, &view::totals(report));
-    others.iter().for_each(|figure| drawn(&mut html, figure));
+    for figure in others {
+        drawn(&mut html, figure);
+    }
     for further in [
         view::crossovers(report),
         view::frontier(report),
@@ -123,7 +127,7 @@ pub(super) fn answer(report: &RankReport, figures: &[Figure]) -> String {
         over_training_view::at_budget(report),
         over_training_view::by_flops(report),
         view::hyperparameters(report),
-        view::sensitivity(report, false),
+        view::sensitivity(report),
         view::latencies(report),
     ] {
         table(&mut html, &further);

@@ -24,7 +24,7 @@ pub fn rank_details(report: &RankReport, width: usize, colour: bool) -> String {
         view::hyperparameters(report),
         view::crossovers(report),
         view::latencies(report),
-        view::sensitivity(report, true),
+        view::sensitivity(report),
         view::assumptions(report),
     ];
     for table in &tables {

@@ -2,7 +2,7 @@
 //! same in the same words.
 
 use crate::latency::Source;
-use crate::plan::outcome::{Assumption, Candidate, Interval, RankReport, Sensitivity};
+use crate::plan::outcome::{Assumption, Candidate, Interval, RankReport};
 use crate::plan::summary::name;
 use crate::report::grid::Column;
 use crate::units::{BytesPerSecond, FlopsPerSecond, Seconds, Usd, UsdPerMillionTokens, count};
@@ -305,10 +305,9 @@ pub(super) fn latencies(report: &RankReport) -> Table {
 const ORIGINS: [Source; 4] =
     [Source::Measured, Source::Interpolated, Source::Transferred, Source::Roofline];
 
-/// Single assumptions moved through their range; only those that change the winner if `flips_only`.
-pub(super) fn sensitivity(report: &RankReport, flips_only: bool) -> Table {
-    let shown = report.sensitivity.iter().filter(|s| s.flips || !flips_only);
-    let rows = shown.map(|s| {
+/// Single assumptions moved through their range.
+pub(super) fn sensitivity(report: &RankReport) -> Table {
+    let rows = report.sensitivity.iter().map(|s| {
         let end = |value: &str, winner: Option<usize>, margin: Option<f64>| {
             let margin = margin.map_or_else(String::new, |m| format!(" ({m:.2})"));
             format!("{value}: {}{margin}", winner.map_or_else(|| "none".to_owned(), experts))
@@ -321,8 +320,7 @@ pub(super) fn sensitivity(report: &RankReport, flips_only: bool) -> Table {
         ]
     });
     let rows: Vec<Vec<String>> = rows.collect();
-    let kept: Vec<&str> = stable(report).map(|s| s.assumption.as_str()).collect();
-    let note = "in brackets: runner-up over today's winner in total cost, below 1 it loses";
+    let note = "in brackets: runner-up over today's winner in total cost, below 1 it loses.";
     Table {
         title: "Sensitivity: one assumption moved, the cheapest expert count at each end".into(),
         columns: vec![
@@ -331,18 +329,10 @@ pub(super) fn sensitivity(report: &RankReport, flips_only: bool) -> Table {
             Column::words("high"),
             Column::words("flips"),
         ],
-        note: Some(if kept.is_empty() || !flips_only {
-            format!("{note}.")
-        } else {
-            format!("{note}. No change within the range: {}.", kept.join(", "))
-        }),
+        note: Some(note.into()),
         rows,
         strong: None,
     }
-}
-
-fn stable(report: &RankReport) -> impl Iterator<Item = &Sensitivity> {
-    report.sensitivity.iter().filter(|s| !s.flips)
 }
 
 /// Every input, those left at their default marked.

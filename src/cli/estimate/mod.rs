@@ -139,6 +139,6 @@ pub(crate) fn resolve(
     if group.engine == "none" {
         chosen.default = sources.costs()?;
     }
-    chosen.default = serving.applied(model, chosen.default.on(&group.engine, device))?;
+    chosen.default = serving.applied(model, &chosen.default.on(&group.engine, device))?;
     Ok(chosen)
 }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::cli::parse::positive_whole;
+use crate::cli::parse::{portion, positive_whole, share};
 use crate::config::DType;
 use crate::serving::{CacheFormat, EngineCosts, Speculation, published};
 use crate::{Error, Result};
@@ -17,10 +17,10 @@ pub struct ServingArgs {
     #[arg(long, value_name = "N", value_parser = positive_whole)]
     pub mtp: Option<usize>,
     /// Share of the drafts that are kept; by default what the model's authors state.
-    #[arg(long, value_name = "SHARE", requires = "mtp")]
+    #[arg(long, value_name = "SHARE", value_parser = share, requires = "mtp")]
     pub accept: Option<f64>,
     /// Share of the prompt tokens found in the prefix cache.
-    #[arg(long, value_name = "SHARE", default_value = "0")]
+    #[arg(long, value_name = "SHARE", value_parser = portion, default_value = "0")]
     pub prefix_hit: f64,
 }
 
@@ -30,7 +30,7 @@ impl ServingArgs {
     /// # Errors
     /// [`Error::Usage`] for an unknown format, a share outside 0 to 1, or drafts without a known
     /// share.
-    pub(crate) fn applied(&self, model: &str, costs: EngineCosts) -> Result<EngineCosts> {
+    pub(crate) fn applied(&self, model: &str, costs: &EngineCosts) -> Result<EngineCosts> {
         let cache = match self.cache.as_deref().map(str::to_lowercase).as_deref() {
             None => costs.cache,
             Some("bf16") => CacheFormat::Set(DType::Bf16),
@@ -43,7 +43,8 @@ impl ServingArgs {
             Some(drafts) => Speculation::mtp(model, drafts, self.accept)?,
             None => Speculation::NONE,
         };
-        let costs = EngineCosts { cache, speculation, prefix_hit: self.prefix_hit, ..costs };
+        let costs =
+            EngineCosts { cache, speculation, prefix_hit: self.prefix_hit, ..costs.clone() };
         costs.validate().map(|()| costs)
     }
 

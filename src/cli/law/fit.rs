@@ -262,7 +262,7 @@ fn optima(optima: &[FittedOptimum]) -> String {
     let Some(first) = optima.first() else {
         return String::new();
     };
-    let what = first.of.map_or_else(String::new, |of| of.name().to_string());
+    let what = first.of.map_or_else(String::new, |of| of.name().clone());
     let title = format!(
         "best models at {:e} training FLOPs, with 5 to 95 % in brackets",
         first.train_flops

@@ -212,7 +212,8 @@ fn kept(stream: Option<impl Read>, most: u64) -> Stream {
     Ok((first, rest == 0))
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use super::*;
 

@@ -258,7 +258,7 @@ fn whole(value: f64) -> i32 {
     value.round() as i32
 }
 
-/// Advances of DejaVu Sans from the space to the tilde, in thousandths of its size.
+/// Advances of the pictures' font (`DejaVu Sans`) from the space to the tilde, in thousandths of its size.
 const ADVANCES: [u16; 95] = [
     318, 401, 460, 838, 636, 950, 780, 275, 390, 390, 500, 838, 318, 361, 318, 337, 636, 636, 636,
     636, 636, 636, 636, 636, 636, 636, 337, 337, 838, 838, 838, 531, 1000, 684, 686, 698, 770, 632,
