@@ -13,6 +13,7 @@ use clap::Args;
 use crate::calibrate::Group;
 use crate::calibrate::predict::Chosen;
 use crate::cli::parse::quantity;
+#[cfg(feature = "cli")]
 use crate::cli::store;
 use crate::config::device::{DeviceKind, Price, PriceKind};
 use crate::config::{DType, DeviceSpec};
@@ -113,6 +114,7 @@ impl Item {
         }
         let profile = format::from_bytes(path, &bytes)?;
         validate::validate(text, &profile)?;
+        #[cfg(feature = "cli")]
         store::warn_of(path, &profile);
         Ok(Self::Own { origin, profile: Arc::new(profile) })
     }

@@ -21,6 +21,7 @@ pub mod file;
 #[cfg(feature = "native")]
 pub mod fit;
 pub mod gains;
+#[cfg(feature = "native")]
 pub mod held_out;
 pub mod inference_aware;
 mod info;

@@ -1,11 +1,13 @@
 //! Which laws rank, and with which weight.
 
-use std::path::Path;
+#[cfg(feature = "cli")]
+mod weigh;
+
+#[cfg(not(feature = "cli"))]
 use std::sync::Arc;
 
 use crate::cli::rank::RankArgs;
-use crate::law::fit::Reading;
-use crate::law::{self, LawInfo, Scaling, Template, held_out};
+use crate::law::{self, LawInfo, Scaling};
 use crate::plan::mixture::Member;
 use crate::{Error, Result};
 
@@ -14,9 +16,6 @@ const ALL: &str = "all";
 
 /// What names a file of runs by which laws are weighted.
 const RUNS: &str = "runs:";
-/// Error in nats below which laws count as equally good: the least residual of a fit.
-const LEAST_ERROR: f64 = 0.002;
-
 /// The laws of a ranking; the first is the one whose candidates are listed.
 pub(super) struct Laws {
     pub(super) members: Vec<Member>,
@@ -92,41 +91,22 @@ impl Laws {
         first.ok_or_else(|| Error::usage("--law", "no law named"))
     }
 
-    /// Weights the laws by their errors on the largest of the user's runs, where `--law-weights` names a
-    /// file of them; returns what came out, in words.
+    /// No weights by runs: a page fits nothing.
     ///
     /// # Errors
-    /// Whatever the file is refused for; [`Error::Unfit`] when no law answers enough of the runs.
+    /// [`Error::Usage`] where `--law-weights` names a file of them.
+    #[cfg(not(feature = "cli"))]
     pub(super) fn weigh(
         &mut self,
         args: &RankArgs,
-        template: &Arc<Template>,
+        _: &Arc<law::Template>,
     ) -> Result<Option<String>> {
-        let Some(path) = args.law_weights.as_deref().and_then(|t| t.strip_prefix(RUNS)) else {
-            return Ok(None);
-        };
-        let reading = Reading::default();
-        let runs = reading.read(Path::new(path), &held_out::VARIABLES)?.runs;
-        let (mut words, mut refused, mut kept) = (Vec::new(), None, Vec::new());
-        for (member, info) in self.members.drain(..).zip(self.infos.drain(..)) {
-            let id = member.law.id().to_owned();
-            match held_out::held_out(&member.law.on(template), &runs) {
-                Ok(found) => {
-                    let weight = found.rmse_nats.max(LEAST_ERROR).powi(-2);
-                    words.push(format!("{id} {:.4} nats", found.rmse_nats));
-                    kept.push((Member { weight, ..member }, info));
-                }
-                Err(reason) => {
-                    words.push(format!("{id} left out"));
-                    refused = refused.or(Some(reason));
-                }
+        match &args.law_weights {
+            Some(text) if text.starts_with(RUNS) => {
+                Err(Error::usage("--law-weights", "a page weighs no law by runs; use name:weight"))
             }
+            _ => Ok(None),
         }
-        (self.members, self.infos) = kept.into_iter().unzip();
-        if let Some(reason) = refused.filter(|_| self.members.is_empty()) {
-            return Err(reason);
-        }
-        Ok(Some(words.join(", ")))
     }
 
     /// The laws in words, with their weights where these differ.

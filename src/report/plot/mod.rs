@@ -16,6 +16,7 @@ mod raster;
 #[cfg(feature = "native")]
 pub(super) mod reliability;
 mod scene;
+#[cfg(feature = "native")]
 pub(super) mod serving;
 mod total_cost;
 
