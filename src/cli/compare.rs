@@ -281,7 +281,8 @@ mod tests {
         assert!(flat.contains("+100.0%") && flat.contains("paired: false"), "{text}");
         assert!(text.contains("only in the new profile: a cell"), "{text}");
         assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");
-        let unchanged = compare(&read("c.json", 1), &read("c.json", 1)).unwrap();
+        let same = read("c.json", 1);
+        let unchanged = compare(&same, &same).unwrap();
         let short = super::text(&unchanged, 100, false);
         assert!(short.contains("3 more cells: --details") && !short.contains("SAME"), "{short}");
         assert_eq!(super::text(&unchanged, 100, true).matches("SAME").count(), 3);
