@@ -155,10 +155,11 @@ if (has_controls) {
   check(/invalid value/.test(await settled()), "a wrong value is refused in words");
   await page.click("[data-action=reset]");
   await settled();
-  await page.locator('input[data-flag="--rate"] ~ input[type=range]').fill("2");
+  await page.locator('input[data-flag="--rate"] ~ input[type=range]').fill("2.3");
   await settled();
-  check((await page.inputValue('input[data-flag="--rate"]')) === "100", "a slider writes its value");
-  check(new URL(page.url()).hash.includes("rate=100"), `the address keeps it: ${new URL(page.url()).hash}`);
+  check((await page.inputValue('input[data-flag="--rate"]')) === "200", "a slider writes its value");
+  await page.waitForFunction(() => location.hash !== "");
+  check(new URL(page.url()).hash.includes("rate=200"), `the address keeps it: ${new URL(page.url()).hash}`);
   const csv = (await download("csv")).toString();
   check(csv.startsWith("experts,") && csv.trim().split("\n").length > 5, "candidates as CSV");
   check((await download("png")).subarray(1, 4).toString() === "PNG", "the frontier as PNG");

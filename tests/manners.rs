@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -95,7 +96,7 @@ fn prepared() -> TempDir {
     let mut runs = String::from("n_active,tokens,loss\n");
     for (n, d) in (0..24).map(|i| (1e8 * f64::from(1 + i % 6), 2e9 * f64::from(1 + i / 6))) {
         let loss = 1.7 + 406.0 / n.powf(0.34) + 410.0 / d.powf(0.28);
-        runs += &format!("{n},{d},{loss}\n");
+        writeln!(runs, "{n},{d},{loss}").unwrap();
     }
     fs::write(at.join("runs.csv"), runs).unwrap();
     let line = "measure --device cpu --quick --dtype f32 --experts 4,8 --top-k 1 --hidden 64,128 \

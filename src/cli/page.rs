@@ -28,8 +28,8 @@ struct Line {
 struct Shown {
     /// The page's tables and figures.
     html: String,
-    /// `rank.json`.
-    report: serde_json::Value,
+    /// `rank.json`, as the program writes it.
+    report: String,
 }
 
 /// Why it shows nothing new.
@@ -57,7 +57,7 @@ fn shown(words: &str) -> Result<Shown> {
     let Ranking { report, .. } = rank::answer(&args)?.ranking;
     Ok(Shown {
         html: report::body(&report)?,
-        report: serde_json::from_slice(&report.to_bytes()?).map_err(|e| bad(&e))?,
+        report: String::from_utf8_lossy(&report.to_bytes()?).into_owned(),
     })
 }
 

@@ -138,6 +138,8 @@
       if (data.html) {
         answer.innerHTML = data.html;
         last = data.report;
+        then?.();
+        then = null;
         const is_own = changed.size === 0;
         status.textContent = is_own ? "as the page was written" : `computed here in ${(data.ms / 1e3).toFixed(1)} s`;
         answer.dataset.of = String(data.of);
@@ -181,7 +183,7 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 1e4);
   };
   const csv = () => {
-    const rows = (last ?? given.report)?.candidates ?? [];
+    const rows = last === null ? [] : JSON.parse(last).candidates;
     const names = [...new Set(rows.flatMap(Object.keys))].filter((name) => rows.some((r) => typeof r[name] !== "object"));
     const cell = (value) => {
       const text = value === null || value === undefined || typeof value === "object" ? "" : String(value);
@@ -205,12 +207,19 @@
       () => { status.textContent = `${what} copied`; },
       () => { status.textContent = text; },
     );
+  // The page as written holds no report: its first download computes one.
+  let then = null;
+  const computed = (use) => {
+    if (last !== null) return use();
+    then = use;
+    ask();
+  };
   const actions = {
     reset: () => { changed.clear(); show(); ask(); },
     link: () => copied(location.href, "link"),
     command: () => copied(command(), "command"),
-    json: () => save("rank.json", "application/json", JSON.stringify(last, null, 2)),
-    csv: () => save("candidates.csv", "text/csv", csv()),
+    json: () => computed(() => save("rank.json", "application/json", last)),
+    csv: () => computed(() => save("candidates.csv", "text/csv", csv())),
     png: picture,
   };
   form.addEventListener("click", ({ target }) => actions[target.dataset?.action]?.());
