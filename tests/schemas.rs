@@ -26,7 +26,7 @@ const COMMANDS: [&str; 32] = [
     "estimate --model mixtral-8x7b --device h100 --tp 2 --concurrency 8",
     "estimate --points few.csv",
     "compare p.json p.json",
-    "compare --run true true --time-budget 1s",
+    "compare --run true true --time-budget 6s",
     "law list",
     "law eval --experts 8 --n-active 1B --tokens 20B",
     "law eval --law abnar2025 --sparsity 0.9 --n-total 1B --tokens 20B",
