@@ -70,7 +70,7 @@ pub struct Ranking {
 /// whose candidates are listed. `origin` names who answered an operation.
 ///
 /// # Errors
-/// [`Error::Infeasible`] when no expert count can be trained and served within the limits;
+/// [`crate::Error::Infeasible`] when no expert count can be trained and served within the limits;
 /// whatever the law or the latency model refuses.
 pub fn rank(
     members: &[Member],

@@ -17,7 +17,7 @@ use crate::{Result, report};
 /// Runs the command.
 ///
 /// # Errors
-/// See [`Error`]; the output folder is created before anything is measured.
+/// See [`crate::Error`]; the output folder is created before anything is measured.
 pub fn run(args: &RankArgs, output: Output) -> Result<()> {
     let folder = ResultFolder::begin(&args.out, &["rank.json"], args.overwrite)?;
     witness::begin();
