@@ -260,7 +260,7 @@ pub fn hanging(label: &str, text: &str, width: usize) -> String {
 ///
 /// ```
 /// use moe_frontier::report::grid::command;
-/// assert_eq!(command("serve --tp 2 --port 80", "  ", 16), "  serve --tp 2 \\\n    --port 80\n");
+/// assert_eq!(command("serve --tp 2 --port 80", "  ", 18), "  serve --tp 2 \\\n    --port 80\n");
 /// ```
 pub fn command(text: &str, indent: &str, width: usize) -> String {
     let lines = wrap(text, width.saturating_sub(indent.len() + 4).max(1));
