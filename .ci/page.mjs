@@ -118,11 +118,18 @@ if (has_controls) {
   const { page } = shown;
   await live(page);
   await page.click("#panel summary");
-  const flags = JSON.parse(await page.locator("#question").textContent()).arguments;
   const settled = async () => {
     await page.waitForFunction(() => !document.getElementById("controls").hasAttribute("aria-busy"), null, { timeout: 120_000 });
     return page.locator("#status").textContent();
   };
+  const lines = async () => (await page.locator("#answer").innerText()).split("\n");
+  const written = await lines();
+  await page.click("[data-action=reset]");
+  await settled();
+  const computed = await lines();
+  const other = written.findIndex((line, i) => line !== computed[i]);
+  check(other < 0, `the page computes what it was written with ${other < 0 ? "" : `${written[other]} / ${computed[other]}`}`);
+  const flags = JSON.parse(await page.locator("#question").textContent()).arguments;
   const download = async (action) => {
     const [file] = await Promise.all([page.waitForEvent("download"), page.click(`[data-action=${action}]`)]);
     return readFileSync(await file.path());

@@ -3,28 +3,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Output};
 
 use clap::CommandFactory;
 use moe_frontier::cli::Cli;
 use serde_json::Value;
-use tempfile::TempDir;
 use unicode_width::UnicodeWidthStr;
 
-/// This repository.
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+#[path = "common/prepared.rs"]
+mod setting;
 
-/// The program in a folder of its own, without the user's settings and profiles.
-fn program(folder: &Path, line: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_moe-frontier"));
-    command.args(line.split_whitespace()).current_dir(folder);
-    command.env("MOE_FRONTIER_PROFILES", folder.join("profiles"));
-    command.env("XDG_CONFIG_HOME", folder.join("settings")).env_remove("COLUMNS");
-    command
-}
+use setting::{ROOT, prepared, program};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
@@ -84,33 +74,12 @@ const COMMANDS: [&str; 40] = [
     "law fit --help",
 ];
 
-/// A folder with the files that [`COMMANDS`] name.
-fn prepared() -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let at = folder.path();
-    fs::create_dir(at.join("profiles")).unwrap();
-    let rows = Path::new(ROOT).join("reports/points/published_rows.csv");
-    let few: Vec<String> =
-        fs::read_to_string(rows).unwrap().lines().take(9).map(|l| format!("{l}\n")).collect();
-    fs::write(at.join("few.csv"), few.concat()).unwrap();
-    let mut runs = String::from("n_active,tokens,loss\n");
-    for (n, d) in (0..24).map(|i| (1e8 * f64::from(1 + i % 6), 2e9 * f64::from(1 + i / 6))) {
-        let loss = 1.7 + 406.0 / n.powf(0.34) + 410.0 / d.powf(0.28);
-        writeln!(runs, "{n},{d},{loss}").unwrap();
-    }
-    fs::write(at.join("runs.csv"), runs).unwrap();
-    let line = "measure --device cpu --quick --dtype f32 --experts 4,8 --top-k 1 --hidden 64,128 \
-                --tokens 1,16 --time-budget 3s --out p.json";
-    printed(program(at, line));
-    folder
-}
-
 #[test]
 fn no_line_is_wider_than_the_terminal() {
     let folder = prepared();
     for width in [60, 80, 100, 160] {
         for line in COMMANDS {
-            let mut command = program(folder.path(), &line.replace("{root}", ROOT));
+            let mut command = program(folder.path(), line);
             command.env("COLUMNS", width.to_string());
             for found in printed(command).lines() {
                 assert!(found.width() <= width, "{line} at {width}: {found}");

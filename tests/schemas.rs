@@ -4,16 +4,15 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::{Map, Value};
-use tempfile::TempDir;
 
-/// This repository.
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+#[path = "common/prepared.rs"]
+mod setting;
+
+use setting::{ROOT, prepared, program};
 
 /// Commands whose documents are checked; files named without `{root}` are those of [`prepared`].
 const COMMANDS: [&str; 32] = [
@@ -53,37 +52,6 @@ const COMMANDS: [&str; 32] = [
 
 /// Commands that fail, and how.
 const FAILURES: [(&str, i32); 2] = [("device show h10", 2), ("report p.json", 3)];
-
-fn program(folder: &Path, line: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_moe-frontier"));
-    let line = line.replace("{root}", ROOT);
-    command.args(line.split_whitespace()).current_dir(folder);
-    command.env("MOE_FRONTIER_PROFILES", folder.join("profiles"));
-    command.env("XDG_CONFIG_HOME", folder.join("settings"));
-    command
-}
-
-/// A folder with a few measured servers, made-up training runs and a profile of this machine.
-fn prepared() -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let at = folder.path();
-    fs::create_dir(at.join("profiles")).unwrap();
-    let rows =
-        fs::read_to_string(Path::new(ROOT).join("reports/points/published_rows.csv")).unwrap();
-    let few: Vec<String> = rows.lines().take(9).map(|l| format!("{l}\n")).collect();
-    fs::write(at.join("few.csv"), few.concat()).unwrap();
-    let mut runs = String::from("n_active,tokens,loss\n");
-    for (n, d) in (0..24).map(|i| (1e8 * f64::from(1 + i % 6), 2e9 * f64::from(1 + i / 6))) {
-        let loss = 1.7 + 406.0 / n.powf(0.34) + 410.0 / d.powf(0.28);
-        writeln!(runs, "{n},{d},{loss}").unwrap();
-    }
-    fs::write(at.join("runs.csv"), runs).unwrap();
-    let line = "measure --device cpu --quick --dtype f32 --experts 4,8 --top-k 1 --hidden 64,128 \
-                --tokens 1,16 --time-budget 3s --out p.json";
-    let output = program(at, line).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    folder
-}
 
 fn file(name: &str) -> PathBuf {
     let name = name.strip_prefix("moe-frontier/").unwrap();

@@ -206,8 +206,8 @@ fn cases(
         ),
         (
             "weight bits",
-            with("4, rounded after training".into(), &|i, _| reformat(i, DType::Int4)),
-            with("16".into(), &|i, _| reformat(i, DType::Bf16)),
+            with("4, rounded after training".into(), &|i, _| reformat(i, FORMATS[0])),
+            with("16".into(), &|i, _| reformat(i, FORMATS[1])),
         ),
         (
             "MFU by experts",
@@ -287,6 +287,9 @@ fn service_cases(with: With, inputs: &RankInputs) -> Vec<(&'static str, End, End
     }
     cases
 }
+
+/// Formats of weights that are asked beside the one given: a page has to bring their latencies along.
+pub const FORMATS: [DType; 2] = [DType::Int4, DType::Bf16];
 
 /// Serves weights in another format, to which those of fewer bits are rounded after training.
 fn reformat(inputs: &mut RankInputs, dtype: DType) {

@@ -11,6 +11,7 @@ use crate::config::hf_write::to_hf_json;
 use crate::files::{ResultFolder, witness, write_atomic};
 use crate::latency::measured::format;
 use crate::plan::rank::Ranking;
+use crate::plan::sensitivity;
 use crate::report::Live;
 use crate::{Result, report};
 
@@ -59,13 +60,16 @@ pub fn run(args: &RankArgs, output: Output) -> Result<()> {
 /// What the page needs to answer the question again: the flags, and the files that they name.
 fn live(args: &RankArgs, made: &Answer, read: BTreeMap<PathBuf, Vec<u8>>) -> Result<Live> {
     let inputs = &made.inputs;
-    let weights = [inputs.expert_dtype, inputs.dense_dtype];
+    let [low, high] = sensitivity::FORMATS;
+    let weights = [inputs.expert_dtype, inputs.dense_dtype, low, high];
     let mut files = made.sources.brought(&inputs.device.spec, &weights)?;
     let mut arguments: Vec<String> =
         recorded().into_iter().map(|flag| place_of(flag, &read)).collect();
     let is_named = |path: &Path| {
         let name = path.display().to_string();
-        arguments.iter().any(|flag| flag.contains(&name))
+        let values = arguments.iter().filter_map(|flag| flag.split_once('='));
+        // Lists of sources, and kinds before a name: `trace:loads.json`.
+        values.flat_map(|(_, value)| value.split([',', ':'])).any(|word| word == name)
     };
     let named = read.into_iter().filter(|(path, _)| is_named(path));
     files.extend(named.map(|(path, bytes)| (path.display().to_string(), bytes)));
