@@ -296,8 +296,8 @@ fn page(score: &Score, tenths: &[Tenth]) -> String {
          ![reliability](reliability.svg)\n\n\
          Mean log loss of what happened: {mixture:.3} by the mixture, {alone:.3} by the first law alone \
          with the same errors, {earlier:.3} by the first law alone with its residual only, over-training \
-         worth what the law says and at most {EARLIER_LIMIT} tokens per parameter, which is what the \
-         ranking said before.\n\n\
+         worth what the law says and at most {EARLIER_LIMIT} tokens per parameter, close to \
+         what the ranking said before.\n\n\
          Expected regret of the choice with the least of it, as a share of the training cost of the \
          budget: {forecast:.1}% forecast, {own:.1}% realised; {other:.1}% realised by the expert count \
          that the earlier forecast favoured. Means over the {} truths in which any model can be had.\n",

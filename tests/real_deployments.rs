@@ -1,8 +1,8 @@
 //! `size` against servers that ran: measured rate and latency in, devices out.
 //!
 //! Of each group of open rows (model, device, engine) the row with the most requests per second and
-//! device is asked for: its rate, with its mean times as limits. Constants are those that a group
-//! without rows gets. A step is a doubling: replicas and ranks come in powers of two.
+//! device is asked for: its rate, with its mean times as limits. Constants are those of the engine, which
+//! were fitted to all open rows, these among them: the sizes rest on constants that know the rows. A step is a doubling: replicas and ranks come in powers of two.
 #![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
 #[path = "common/serving.rs"]
@@ -21,7 +21,7 @@ use moe_frontier::serving::{EngineCosts, Router, Spread, Traffic};
 use moe_frontier::units::UsdPerHour;
 use serving::shipped;
 
-/// Constants of a group without rows.
+/// Constants of an engine, without those of any group.
 fn costs(engine: &str, device: &DeviceSpec) -> EngineCosts {
     let prior = Prior { groups: Vec::new(), ..Prior::shipped().unwrap().clone() };
     let group = Group { engine: engine.into(), model: String::new(), gpu: String::new() };

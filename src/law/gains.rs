@@ -17,13 +17,13 @@ pub struct PublishedGain {
 /// al. print 23.7 to 42.8 % of the FLOPs for 16 experts against 4.
 pub const PUBLISHED_GAINS: [PublishedGain; 3] = [
     PublishedGain {
-        name: "Kimi K2",
+        name: "Kimi K2, sparsity",
         arxiv: "2507.20534",
         between: (8.0, 16.0),
         factor: (1.69 / 1.39, 1.69 / 1.39),
     },
     PublishedGain {
-        name: "Kimi K2",
+        name: "Kimi K2, sparsity",
         arxiv: "2507.20534",
         between: (16.0, 32.0),
         factor: (1.39 / 1.15, 1.39 / 1.15),

@@ -222,7 +222,7 @@ pub fn decompose(rows: &[Scored]) -> Decomposition {
 
 /// How much faster than predicted rows at small loads are that probably speculated: the servers that
 /// are known to are 1.5 to 2 times as fast.
-const SPECULATES: f64 = 1.4;
+pub const SPECULATES: f64 = 1.4;
 /// Rows at small loads that it takes.
 const LEAST_SLOW_ROWS: usize = 3;
 

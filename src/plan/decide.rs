@@ -165,11 +165,12 @@ pub fn pair_crossing(
     Some((low * high).sqrt())
 }
 
+/// Below this many values the 2.5th percentile is the smallest value and means nothing.
+pub const FEWEST: usize = 40;
+
 /// 95 % interval of the finite values with the share of all that they are, or `None` when there are
 /// too few for one.
 pub fn interval(mut values: Vec<f64>) -> Option<Interval> {
-    /// Below this many values the 2.5th percentile is the smallest value and means nothing.
-    const FEWEST: usize = 40;
     let all = values.len();
     values.retain(|v| v.is_finite());
     if values.len() < FEWEST {

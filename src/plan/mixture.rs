@@ -374,12 +374,16 @@ fn costs(seats: &[Seat], judged: &[Judged], shape: &Shape, weights: f64) -> Opti
     for (seat, judged) in seats.iter().zip(judged) {
         let family = seat.inputs.experts.iter().position(|&e| e == shape.experts);
         let entry = seat.market.entries.iter().position(|e| e.point.shape == *shape);
-        let (Some(family), Some(entry)) = (family, entry) else { continue };
-        n_total = seat.market.entries[entry].priced.model.params().total();
+        let Some(family) = family else { continue };
         let total_usd = total_of(seat, shape);
+        // A law under which it never reaches the loss counts as one where it cannot be had.
+        let entry = entry.filter(|_| total_usd.is_finite());
+        if let Some(entry) = entry {
+            n_total = seat.market.entries[entry].priced.model.params().total();
+        }
         laws.push(LawCosts {
             weight: seat.member.weight / weights,
-            nominal: total_usd.is_finite().then(|| seat.nominal[entry]),
+            nominal: entry.map(|entry| seat.nominal[entry]),
             total_usd,
             drawn: judged.drawn[family].clone(),
         });
@@ -409,8 +413,9 @@ fn regrets(
     sums.into_iter().enumerate().map(of).collect()
 }
 
-/// Dollars of each family's model beyond the cheapest in one draw; `None` where none can be had. A model
-/// that cannot be had, in this draw or under this law at all, has cost the training limit.
+/// Dollars of each family's model beyond the cheapest in one draw, at most the training limit; `None`
+/// where none can be had. Whoever finds that a model cannot be served, in this draw or under this law at
+/// all, or that serving it costs more than training anew, trains the cheapest in its place.
 fn regrets_in(
     seat: &Seat,
     recommended: &[Option<(usize, f64)>],
@@ -422,9 +427,8 @@ fn regrets_in(
     let lowest = recommended.iter().map(cost).fold(f64::INFINITY, f64::min);
     lowest.is_finite().then(|| {
         let of = |(family, r): (usize, &Option<(usize, f64)>)| {
-            let beyond = cost(r) - lowest;
-            let missed = || train_limit(seat, seat.market.families[family].experts);
-            if beyond.is_finite() { beyond } else { missed() }
+            let anew = train_limit(seat, seat.market.families[family].experts);
+            (cost(r) - lowest).min(anew)
         };
         recommended.iter().enumerate().map(of).collect()
     })

@@ -1,6 +1,7 @@
 //! What one model costs over several laws: means of the laws' central values, intervals over all their
 //! draws.
 
+use crate::plan::decide::FEWEST;
 use crate::plan::outcome::{ChoiceCosts, Interval};
 
 /// The cost of one model under one law.
@@ -43,6 +44,9 @@ fn interval(laws: &[LawCosts]) -> Option<Interval> {
     let all: f64 = values.iter().map(|v| v.1).sum();
     values.retain(|v| v.0.is_finite());
     values.sort_by(|a, b| a.0.total_cmp(&b.0));
+    if values.len() < FEWEST {
+        return None;
+    }
     let had: f64 = values.iter().map(|v| v.1).sum();
     let at = |share: f64| {
         let mut below = 0.0;

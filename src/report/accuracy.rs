@@ -8,8 +8,8 @@ use crate::calibrate::Group;
 use crate::calibrate::judge::{self, Held, Judged};
 use crate::latency::tables::errors::ErrorRow;
 use crate::plan::accuracy::{
-    AGGREGATED, Decomposition, Errors, Residuals, Scored, Summary, looks_speculative, summarise,
-    tpot_error, ttft_error,
+    Decomposition, Errors, Residuals, SPECULATES, Scored, Summary, looks_speculative, tpot_error,
+    ttft_error,
 };
 use crate::units::Seconds;
 
@@ -226,21 +226,12 @@ shares:\n\n| group | rows | mean | spread within | share | looks like speculatio
     }
     let Some(way) = page.ways.first() else { return };
     let flags = looks_speculative(&way.rows);
-    let others: Vec<Scored> =
-        way.rows.iter().zip(&flags).filter(|(_, flag)| !**flag).map(|(row, _)| *row).collect();
-    let rest = summarise(&others);
-    let percent = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.1} %", v * 100.0));
-    if let Some(e) = rest.by_mode.get(AGGREGATED) {
-        let _ = writeln!(
-            text,
-            "\n{} rows look like speculation (the half of a layout's rows with the smaller loads is at \
-least 1.4 times as fast as predicted); they count in every figure of this page. Aggregated rows without \
-them: TPOT median {}, MAPE {}.",
-            flags.iter().filter(|f| **f).count(),
-            percent(e.tpot_median_ape),
-            percent(e.tpot_mape)
-        );
-    }
+    let _ = writeln!(
+        text,
+        "\n{} rows look like speculation (the median of the half of a layout's rows with the smaller loads \
+is at least {SPECULATES} times as fast as predicted); they count in every figure of this page.",
+        flags.iter().filter(|f| **f).count()
+    );
     text.push('\n');
 }
 
@@ -331,6 +322,7 @@ fn cell(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::plan::accuracy::decompose;
+    use crate::plan::accuracy::summarise;
 
     #[test]
     fn a_page_of_nothing_is_still_a_page_and_cells_cannot_break_it() {

@@ -218,7 +218,7 @@ fn text(document: &Document, width: usize, details: bool) -> String {
     }
     let speculative = document.rows.iter().filter(|r| r.looks_speculative).count();
     if speculative > 0 {
-        let note = format!("{speculative} row(s) look like speculative decoding (--mtp)");
+        let note = format!("{speculative} row(s) look like speculative decoding");
         text += &hanging("", &note, width);
     }
     for (reason, count) in reasons {

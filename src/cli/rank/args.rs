@@ -179,7 +179,7 @@ pub struct RankArgs {
     #[arg(long, help_heading = "Output")]
     pub details: bool,
     /// Plot of training cost against serving cost in the terminal: none, ascii or braille.
-    #[arg(long, default_value = "ascii", value_name = "KIND", value_parser = terminal_plot, help_heading = "Output")]
+    #[arg(long, default_value = "ascii", value_name = "KIND", value_parser = terminal_plot, conflicts_with = "details", help_heading = "Output")]
     pub plot: TerminalPlot,
 }
 

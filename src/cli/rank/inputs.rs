@@ -404,22 +404,14 @@ fn training(args: &RankArgs, ledger: &mut Ledger) -> Result<TrainingPrice> {
     let shown = args.mfu.as_ref().map_or_else(|| MFU.0.to_string(), ToString::to_string);
     let source = match &args.mfu {
         Some(_) => "given".to_owned(),
-        None => format!("published: {}", published_mfu()),
+        None => {
+            format!("usual for large runs; published: {} {}", mfu::PUBLISHED.0, mfu::PUBLISHED.1)
+        }
     };
     ledger.note("--mfu", &shown, None, &source, args.mfu.is_none());
     let (low, high) = mfu_range(mfu);
     ledger.drawn(format!("{low:.2} to {high:.2} for all, log-normal {MFU_LOG_SIGMA} each"));
     Ok(TrainingPrice { peak: FlopsPerSecond(peak), mfu, price, overhead: 0.0 })
-}
-
-/// Runs that state their MFU, in words.
-fn published_mfu() -> String {
-    let span = |low: f64, high: f64| {
-        if low < high { format!("{low} to {high}") } else { low.to_string() }
-    };
-    let runs =
-        mfu::PUBLISHED.iter().map(|(name, (low, high))| format!("{name} {}", span(*low, *high)));
-    runs.collect::<Vec<_>>().join("; ")
 }
 
 /// Range of MFU around the one in use, in the proportions of the usual range.

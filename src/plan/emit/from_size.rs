@@ -39,6 +39,8 @@ impl Launch {
             weights: inputs.model.expert_dtype,
             published,
             cache: costs.cache(&inputs.model),
+            speculation: costs.speculation,
+            prefix_hit: costs.prefix_hit,
             device: accelerator(device),
             roles: vec![Role {
                 name: "serve",

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::config::DType;
 use crate::plan::size::Limit;
-use crate::serving::{Layout, Lengths, MemoryBudget};
+use crate::serving::{Layout, Lengths, MemoryBudget, Speculation};
 use crate::units::Bytes;
 use crate::{Error, Result};
 
@@ -129,6 +129,10 @@ pub struct Launch {
     pub published: DType,
     /// Storage of cached keys and values.
     pub cache: DType,
+    /// Drafts of each step.
+    pub speculation: Speculation,
+    /// Share of the prompt tokens found in the prefix cache.
+    pub prefix_hit: f64,
     /// The device.
     pub device: Accelerator,
     /// Servers by kind.
@@ -206,6 +210,19 @@ impl Launch {
                 self.weights.label()
             ));
         }
+        let Speculation { drafts, acceptance } = self.speculation;
+        if drafts > 0.0 {
+            notes.push(format!(
+                "priced with {drafts} drafts a step, each kept with {acceptance}: add the speculative decoding of \
+                 the engine"
+            ));
+        }
+        if self.prefix_hit > 0.0 {
+            notes.push(format!(
+                "priced with {} of the prompt tokens in the prefix cache, which has to be on",
+                self.prefix_hit
+            ));
+        }
         if self.roles.iter().any(|role| role.hosts(&self.device) > 1) {
             notes.push(
                 "a replica spans several hosts: set LEADER_ADDRESS (of its first host), HOST_RANK (from 0) and, for \
@@ -269,6 +286,8 @@ pub(crate) mod testing {
             weights: DType::Bf16,
             published: DType::Bf16,
             cache: DType::Bf16,
+            speculation: Speculation::NONE,
+            prefix_hit: 0.0,
             device: Accelerator {
                 name: device.name.clone(),
                 short_name: "h100_sxm".into(),
@@ -295,6 +314,16 @@ pub(crate) mod testing {
 mod tests {
     use super::testing::launch;
     use super::*;
+
+    #[test]
+    fn drafts_and_a_prefix_cache_that_were_priced_are_asked_for() {
+        let plain = launch(Engine::Vllm, Layout::tensor(2));
+        assert!(!plain.script().unwrap().contains("drafts"));
+        let speculation = Speculation { drafts: 1.0, acceptance: 0.85 };
+        let text = Launch { speculation, prefix_hit: 0.5, ..plain }.script().unwrap();
+        assert!(text.contains("priced with 1 drafts a step, each kept with 0.85"), "{text}");
+        assert!(text.contains("0.5 of the prompt tokens in the prefix cache"), "{text}");
+    }
 
     #[test]
     fn a_script_says_what_it_is_for() {

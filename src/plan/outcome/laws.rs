@@ -94,7 +94,8 @@ pub struct Choice {
     /// Probability to be the cheapest of the choices in total cost.
     pub p_best: f64,
     /// Mean dollars beyond the cheapest of the choices, over the laws that know the expert count and
-    /// the draws in which any choice can be had; one that cannot has cost the training limit.
+    /// the draws in which any choice can be had; at most the training limit, which is what one that
+    /// cannot be had has cost.
     pub expected_regret_usd: Option<f64>,
     /// Share of the mixture that those laws and draws are.
     #[serde(default)]

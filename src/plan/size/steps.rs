@@ -252,7 +252,8 @@ impl Steps {
         steps.request_s *= first;
         // Times per token are longer already.
         steps.delivery.tokens *= first / step;
-        steps.delivery.prompt_token_s *= first;
+        // A correction of the times of steps, often a negative one.
+        steps.delivery.prompt_token_s *= step;
         steps.service.clear();
         steps.arrivals.clear();
         steps.serve();
