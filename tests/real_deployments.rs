@@ -13,11 +13,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use moe_frontier::calibrate::{Group, Prior};
-use moe_frontier::config::DeviceSpec;
+use moe_frontier::config::{DeviceSpec, preset};
 use moe_frontier::latency::LatencyModel;
 use moe_frontier::plan::points::{self, Point, typical_load};
 use moe_frontier::plan::size::{Limit, Metric, Offer, SizeInputs, Statistic, size};
-use moe_frontier::serving::{EngineCosts, Router, Spread, Traffic};
+use moe_frontier::serving::{
+    Deployment, EngineCosts, Layout, Lengths, MemoryBudget, Router, Spread, StepLoad, Traffic,
+};
 use moe_frontier::units::UsdPerHour;
 use serving::shipped;
 
@@ -97,4 +99,68 @@ fn measured_rates_and_latencies_take_about_the_measured_devices() {
     }
     println!("{within} of {} within one step", best.len());
     assert!(best.len() >= 12 && within as f64 >= 0.8 * best.len() as f64, "{within}");
+}
+
+/// DeepSeek's production day of 27 to 28 February 2025 (open-infra-index, day 6): H800, prompts on nodes
+/// of EP32 with 32 redundant experts, decoding on EP144 with 32, two halves of a batch overlapping;
+/// 608 G prompt tokens, 56.3 % of them in the cache, 168 G output tokens at 20 to 22 tokens a second, 4,989
+/// tokens held a token in the mean; a node of eight read 73.7 k prompt tokens a second, those in the
+/// cache included, or wrote 14.8 k.
+#[test]
+fn deepseeks_production_day_takes_about_its_nodes() {
+    const HIT: f64 = 0.563;
+    const NODE: f64 = 8.0;
+    let device = DeviceSpec::load("h800").unwrap();
+    let model = preset::load("deepseek-v3").unwrap().model;
+    let latency = shipped(&device, "sglang").unwrap();
+    let routing = typical_load(model.num_experts, model.top_k).unwrap();
+    let costs = EngineCosts {
+        redundant_experts: 32,
+        overlap: true,
+        prefix_hit: HIT,
+        ..costs("sglang", &device)
+    };
+    // Prompts and answers in the day's proportion that hold 4,989 tokens in the mean.
+    let output = 4989.0 / (608.0 / 168.0 + 0.5);
+    let lengths = Lengths { input: 4989.0 - 0.5 * output, output };
+    let on = |ranks| Deployment {
+        model: &model,
+        layout: Layout::data_expert(ranks),
+        latency: latency.as_ref(),
+        costs: &costs,
+        routing: &routing,
+        skewed: None,
+        memory: MemoryBudget::of(&device),
+        domain: device.scale_up_devices,
+    };
+    let decode = on(144);
+    decode.validate().unwrap();
+    let cap = decode.batch_cap(&lengths).unwrap();
+    let tpot = |batch: f64| decode.decode_step(batch, &lengths).unwrap().total().0;
+    let asked = 1.0 / 21.0;
+    let (mut low, mut high) = (1.0, cap);
+    while high - low > 1.0 {
+        let middle = f64::midpoint(low, high);
+        if tpot(middle) < asked { low = middle } else { high = middle }
+    }
+    let written = low / tpot(low) * NODE / 144.0;
+    println!("{:?}", decode.decode_step(low, &lengths).unwrap());
+    println!(
+        "batch {low} of at most {cap}, {:.1} ms, {written:.0} output tokens/s a node",
+        1e3 * tpot(low)
+    );
+    let prefill = on(32);
+    prefill.validate().unwrap();
+    let tokens = costs.chunk_tokens * 32.0;
+    let load = StepLoad {
+        sequences: 0.0,
+        context: lengths.input,
+        prompt_tokens: tokens,
+        prompt_length: lengths.input,
+    };
+    let step = prefill.step(&load).unwrap();
+    let read = tokens / (1.0 - HIT) / step.total().0 * NODE / 32.0;
+    println!("{step:?}\n{read:.0} prompt tokens/s a node");
+    assert!((written / 14_800.0 - 1.0).abs() < 0.25, "{written}");
+    assert!((read / 73_700.0 - 1.0).abs() < 0.25, "{read}");
 }

@@ -212,7 +212,7 @@ impl Priced {
             if options.iter().any(|o: &ReplicaOption| keeps(o, inputs)) {
                 break;
             }
-            for layout in Layout::candidates(&model, sizes) {
+            for layout in Layout::candidates(&model, 0, sizes) {
                 let deployment = deployment(&model, layout, routing, latency, inputs);
                 match StepCurve::new(&deployment, &inputs.lengths, &inputs.level) {
                     Ok(curve) => options.push(ReplicaOption { layout, curve }),

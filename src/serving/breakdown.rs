@@ -221,6 +221,20 @@ impl<'a> Tally<'a> {
         self.sums = Breakdown::mix(step, times, step, 0.0);
     }
 
+    /// Of two halves one communicates while the other computes: what is left of the communication is
+    /// what computing does not cover.
+    pub(super) fn hide_communication(&mut self) {
+        let computing: f64 = [self.sums.moe, self.sums.dense, self.sums.attention]
+            .iter()
+            .map(|part| part.seconds)
+            .sum();
+        let part = &mut self.sums.communication;
+        let left = (part.seconds - computing).max(0.0);
+        part.arithmetic_s *= if part.seconds > 0.0 { left / part.seconds } else { 0.0 };
+        part.seconds = left;
+        part.floor_s = part.floor_s.min(left);
+    }
+
     /// Adds what the engine makes of it.
     pub(super) fn finish(self, costs: &EngineCosts, layers: &Layers, load: &StepLoad) -> Breakdown {
         let mut step = self.sums;

@@ -89,7 +89,7 @@ impl Deployment<'_> {
     /// # Errors
     /// [`Error::Usage`] that names what is wrong.
     pub fn validate(&self) -> Result<()> {
-        self.layout.validate(self.model)?;
+        self.layout.validate_with(self.model, self.costs.redundant_experts)?;
         self.costs.validate()
     }
 
@@ -99,16 +99,38 @@ impl Deployment<'_> {
     /// [`Error::Unfit`] that names the operation no latency model answers.
     pub fn step(&self, load: &StepLoad) -> Result<Breakdown> {
         let mut tally = Tally::new(self.latency);
-        let group = self.group(load);
-        self.layers(&group, self.rows(load), &mut tally)?;
+        let whole = self.group(load);
+        let halves = if self.overlaps() { 2.0 } else { 1.0 };
+        let part = StepLoad {
+            sequences: load.sequences / halves,
+            prompt_tokens: load.prompt_tokens / halves,
+            ..*load
+        };
+        let group = self.group(&part);
+        self.layers(&group, self.rows(&part), &mut tally)?;
         tally.repeat(self.passes());
         self.head(&group, &mut tally)?;
-        self.communication(load, &mut tally)?;
+        self.communication(&part, &mut tally)?;
+        if self.overlaps() {
+            tally.repeat(halves);
+            tally.hide_communication();
+        }
+        let group = whole;
         let layers = Layers::of(self.model, self.layout.attention_tp);
         // Each attention group schedules its own sequences and prompts.
         let GroupLoad { sequences, prompt_tokens, .. } = group;
         let own = StepLoad { sequences, prompt_tokens, ..*load };
         Ok(tally.finish(self.costs, &layers, &own))
+    }
+
+    /// Whether steps run as two halves; only what is exchanged between ranks can be hidden.
+    fn overlaps(&self) -> bool {
+        self.costs.overlap && self.exchanges()
+    }
+
+    /// Whether ranks hold different sequences, so that tokens travel to their experts.
+    fn exchanges(&self) -> bool {
+        self.layout.attention_dp > 1 && !self.model.is_dense()
     }
 
     /// Rows of a step: drafts are checked like tokens.
@@ -160,7 +182,7 @@ impl Deployment<'_> {
     fn communication(&self, load: &StepLoad, tally: &mut Tally) -> Result<()> {
         let (layout, model) = (&self.layout, self.model);
         let layers = model.num_layers as f64 * self.passes();
-        let exchanging = layout.attention_dp > 1 && !model.is_dense();
+        let exchanging = self.exchanges();
         let moe_layers = if exchanging { model.moe_layers() as f64 * self.passes() } else { 0.0 };
         let rows = self.rows(load);
         let local = rows / layout.attention_dp as f64;
@@ -191,13 +213,14 @@ impl Deployment<'_> {
         tally.communication(&Query::Exchange(exchange), moe_layers)
     }
 
-    /// Weights on one device: experts are spread over all devices, routers and norms on each, the
-    /// rest over the attention's ranks.
+    /// Weights on one device: experts and their copies are spread over all devices, routers and norms
+    /// on each, the rest over the attention's ranks.
     pub fn weights_per_device(&self) -> Bytes {
         let devices = self.layout.devices() as f64;
         let tp = self.layout.attention_tp as f64;
         let spread = if self.model.is_dense() { tp } else { devices };
-        let mixed = self.model.expert_bits() / self.model.tensor_bits().experts;
+        let copies = self.costs.redundant_experts as f64 / self.model.num_experts as f64;
+        let mixed = (1.0 + copies) * self.model.expert_bits() / self.model.tensor_bits().experts;
         let on_one = self.model.weights_by_kind().into_iter().map(|part| match part.kind {
             TensorKind::Experts => part.bytes().0 * mixed / spread,
             TensorKind::Router | TensorKind::Norms => part.bytes().0,
@@ -312,6 +335,35 @@ mod tests {
         on_roofline("mixtral-8x7b", "h100", 2, |d| {
             let lengths = Lengths { input: 4000.0, output: 4000.0 };
             assert!(d.guaranteed_cap(&lengths).unwrap() < d.batch_cap(&lengths).unwrap());
+        });
+    }
+
+    #[test]
+    fn halves_that_overlap_hide_the_exchange_and_read_the_weights_twice() {
+        on_roofline("deepseek-v3", "h100", 8, |d| {
+            let plain = Deployment { layout: Layout::data_expert(16), ..*d };
+            let costs = EngineCosts { overlap: true, ..d.costs.clone() };
+            let halves = Deployment { costs: &costs, ..plain };
+            let step = |d: &Deployment, sequences| d.step(&decode(sequences)).unwrap();
+            let (a, b) = (step(&plain, 4096.0), step(&halves, 4096.0));
+            assert!(b.communication.seconds < 0.5 * a.communication.seconds, "{a:?} {b:?}");
+            assert!(b.total().0 < a.total().0, "{a:?} {b:?}");
+            // Few sequences: the second reading of the weights costs more than it hides.
+            let (a, b) = (step(&plain, 16.0), step(&halves, 16.0));
+            assert!(b.moe.seconds > a.moe.seconds, "{a:?} {b:?}");
+        });
+    }
+
+    #[test]
+    fn copies_of_experts_take_memory_and_let_more_ranks_divide() {
+        on_roofline("deepseek-v3", "h100", 8, |d| {
+            let layout = Layout::data_expert(144);
+            assert!(Deployment { layout, ..*d }.validate().is_err());
+            let costs = EngineCosts { redundant_experts: 32, ..d.costs.clone() };
+            Deployment { layout, costs: &costs, ..*d }.validate().unwrap();
+            let plain = d.weights_per_device().0;
+            let more = Deployment { costs: &costs, ..*d }.weights_per_device().0;
+            assert!(more > 1.1 * plain && more < 1.125 * plain, "{plain} {more}");
         });
     }
 

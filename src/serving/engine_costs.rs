@@ -76,6 +76,12 @@ pub struct EngineCosts {
     pub speculation: Speculation,
     /// Share of the prompt tokens whose cache is found and that are not computed again.
     pub prefix_hit: f64,
+    /// Copies of busy experts, over all expert-parallel ranks (expert-parallel load balancing).
+    #[serde(default)]
+    pub redundant_experts: usize,
+    /// Whether a step runs as two halves, one exchanging tokens while the other computes.
+    #[serde(default)]
+    pub overlap: bool,
 }
 
 impl EngineCosts {
@@ -109,6 +115,8 @@ impl EngineCosts {
             cache: if engine == "trtllm" { CacheFormat::Narrow } else { CacheFormat::Published },
             speculation: Speculation::NONE,
             prefix_hit: 0.0,
+            redundant_experts: 0,
+            overlap: false,
         }
     }
 
@@ -136,6 +144,8 @@ impl EngineCosts {
             cache: CacheFormat::Published,
             speculation: Speculation::NONE,
             prefix_hit: 0.0,
+            redundant_experts: 0,
+            overlap: false,
         }
     }
 

@@ -278,7 +278,8 @@ impl Deployment<'_> {
 
     /// The routed experts of the busiest rank; choices of experts of no work cost nothing.
     fn experts(&self, block: &MoeBlock, tokens: f64, routing: &LoadModel) -> MoeQuery {
-        let busiest = routing.busiest(tokens, self.layout.moe_ep);
+        let copies = self.costs.redundant_experts;
+        let busiest = routing.busiest_with(tokens, self.layout.moe_ep, copies);
         let working = block.mean_active() / block.top_k as f64;
         MoeQuery {
             hidden: block.expert_input(self.model.hidden_size),

@@ -37,8 +37,8 @@ impl Layout {
         Self { attention_tp: 1, attention_dp: devices, moe_tp: 1, moe_ep: devices }
     }
 
-    /// The layouts of `model` that are tried, on one device and on each of `sizes` devices.
-    pub fn candidates(model: &MoeModel, sizes: &[usize]) -> Vec<Self> {
+    /// The layouts of `model` with so many copies of experts that are tried on each of `sizes` devices.
+    pub fn candidates(model: &MoeModel, redundant: usize, sizes: &[usize]) -> Vec<Self> {
         let mut all = Vec::new();
         for &devices in sizes {
             all.push(Self::tensor(devices));
@@ -47,7 +47,7 @@ impl Layout {
                 all.push(Self::data_expert(devices));
             }
         }
-        all.retain(|layout| layout.validate(model).is_ok());
+        all.retain(|layout| layout.validate_with(model, redundant).is_ok());
         all
     }
 
@@ -66,6 +66,14 @@ impl Layout {
     /// # Errors
     /// [`Error::Usage`] that names what does not divide.
     pub fn validate(&self, model: &MoeModel) -> Result<()> {
+        self.validate_with(model, 0)
+    }
+
+    /// The same with so many copies of experts beside the model's own.
+    ///
+    /// # Errors
+    /// As [`Self::validate`]; copies without expert-parallel ranks to balance.
+    pub fn validate_with(&self, model: &MoeModel, redundant: usize) -> Result<()> {
         let bad = |reason: String| Err(Error::usage("layout", reason));
         let parts = [self.attention_tp, self.attention_dp, self.moe_tp, self.moe_ep];
         if parts.contains(&0) || self.devices() != self.moe_tp * self.moe_ep {
@@ -77,9 +85,20 @@ impl Layout {
         if !heads.is_multiple_of(self.attention_tp) {
             return bad(format!("{heads} heads do not divide over {} ranks", self.attention_tp));
         }
-        if !model.num_experts.is_multiple_of(self.moe_ep) {
-            let experts = model.num_experts;
-            return bad(format!("{experts} experts do not divide over {} ranks", self.moe_ep));
+        let experts = model.num_experts;
+        if redundant > 0 && (self.moe_ep == 1 || redundant > experts * (self.moe_ep - 1)) {
+            return bad(format!(
+                "{redundant} copies of {experts} experts have no place on {} rank(s)",
+                self.moe_ep
+            ));
+        }
+        if !(experts + redundant).is_multiple_of(self.moe_ep) {
+            let copies =
+                if redundant > 0 { format!(" and {redundant} copies") } else { String::new() };
+            return bad(format!(
+                "{experts} experts{copies} do not divide over {} ranks",
+                self.moe_ep
+            ));
         }
         let width = model.moe_intermediate_size;
         if !width.is_multiple_of(self.moe_tp) {

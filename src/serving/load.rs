@@ -1,6 +1,7 @@
 //! How many experts a step reads and how many rows the busiest rank gets.
 
-use std::sync::OnceLock;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -11,7 +12,7 @@ use crate::Result;
 use crate::workload::RoutingKind;
 
 /// Token counts of a table: powers of two up to 2^17.
-const TOKEN_POWERS: u64 = 18;
+const TOKEN_POWERS: u32 = 18;
 /// Routings drawn for each entry; means are good to about 1 % with these.
 const SAMPLES: usize = 64;
 /// Seed of the drawn routings and of the placement of experts on ranks.
@@ -28,6 +29,14 @@ pub struct RankLoad {
     pub max_rows: f64,
 }
 
+impl RankLoad {
+    fn add(&mut self, other: &Self, weight: f64) {
+        self.rows += weight * other.rows;
+        self.active += weight * other.active;
+        self.max_rows += weight * other.max_rows;
+    }
+}
+
 /// Routing of one MoE layer as expectations.
 ///
 /// Each expert is visited by a token with its own probability; experts lie on ranks in a seeded
@@ -41,6 +50,8 @@ pub struct LoadModel {
     is_balanced: bool,
     /// By number of ranks, rising: the divisors of the number of experts.
     tables: OnceLock<Vec<(usize, Vec<RankLoad>)>>,
+    /// By number of ranks and of copies, as they were asked for.
+    copied: Arc<Mutex<BTreeMap<(usize, usize), Arc<Vec<RankLoad>>>>>,
 }
 
 impl LoadModel {
@@ -60,6 +71,7 @@ impl LoadModel {
             is_balanced: matches!(kind, RoutingKind::Balanced),
             inclusion,
             tables: OnceLock::new(),
+            copied: Arc::default(),
         })
     }
 
@@ -116,6 +128,41 @@ impl LoadModel {
         at_tokens(&tables[at].1, tokens)
     }
 
+    /// The same with `copies` further places for the busiest experts, which share their rows, and
+    /// experts dealt to the ranks by load.
+    pub fn busiest_with(&self, tokens: f64, ranks: usize, copies: usize) -> RankLoad {
+        if copies == 0 || ranks <= 1 || self.is_balanced {
+            return self.busiest(tokens, ranks);
+        }
+        let known = self
+            .copied
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&(ranks, copies))
+            .cloned();
+        let table = known.unwrap_or_else(|| {
+            let table =
+                Arc::new(self.sampled_with(&Placement::new(&self.inclusion, ranks, copies)));
+            let mut copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(copied.entry((ranks, copies)).or_insert(table))
+        });
+        at_tokens(&table, tokens)
+    }
+
+    /// Means over the routings of [`Self::sampled`], placed.
+    fn sampled_with(&self, placement: &Placement) -> Vec<RankLoad> {
+        let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+        let mean = |power: u32| {
+            let mut sum = RankLoad { rows: 0.0, active: 0.0, max_rows: 0.0 };
+            for _ in 0..SAMPLES {
+                let counts = self.one_routing(1_u64 << power, &mut rng);
+                sum.add(&placement.busiest_of(&counts), 1.0 / SAMPLES as f64);
+            }
+            sum
+        };
+        (0..TOKEN_POWERS).map(mean).collect()
+    }
+
     /// Means over drawn routings at 1, 2, 4, ... tokens; the same routings for every number of ranks.
     fn sampled(&self) -> Vec<(usize, Vec<RankLoad>)> {
         let mut rng = ChaCha8Rng::seed_from_u64(SEED);
@@ -130,10 +177,7 @@ impl LoadModel {
             for (ranks, table) in &mut tables {
                 let mut sum = RankLoad { rows: 0.0, active: 0.0, max_rows: 0.0 };
                 for counts in &routings {
-                    let one = busiest_of(counts, experts / *ranks);
-                    sum.rows += one.rows / SAMPLES as f64;
-                    sum.active += one.active / SAMPLES as f64;
-                    sum.max_rows += one.max_rows / SAMPLES as f64;
+                    sum.add(&busiest_of(counts, experts / *ranks), 1.0 / SAMPLES as f64);
                 }
                 table.push(sum);
             }
@@ -158,6 +202,66 @@ impl LoadModel {
             *count *= scale;
         }
         counts
+    }
+}
+
+/// Experts and copies on ranks, as expert-parallel load balancers place them (DeepSeek's EPLB): a copy
+/// goes to the expert with most rows per copy, then the heaviest goes to the lightest rank with room.
+struct Placement {
+    /// Of each rank, its experts.
+    ranks: Vec<Vec<usize>>,
+    /// Of each expert, its places.
+    places: Vec<u32>,
+}
+
+impl Placement {
+    fn new(inclusion: &[f64], ranks: usize, copies: usize) -> Self {
+        let mut places = vec![1_u32; inclusion.len()];
+        let each = |places: &[u32], e: usize| inclusion[e] / f64::from(places[e]);
+        for _ in 0..copies {
+            // One expert has at most one place a rank.
+            let busiest = (0..places.len())
+                .filter(|e| (places[*e] as usize) < ranks)
+                .max_by(|a, b| each(&places, *a).total_cmp(&each(&places, *b)));
+            if let Some(busiest) = busiest {
+                places[busiest] += 1;
+            }
+        }
+        let mut dealt: Vec<usize> =
+            (0..places.len()).flat_map(|e| std::iter::repeat_n(e, places[e] as usize)).collect();
+        dealt.sort_by(|a, b| each(&places, *b).total_cmp(&each(&places, *a)));
+        let room = dealt.len().div_ceil(ranks);
+        let mut held: Vec<(f64, Vec<usize>)> = vec![(0.0, Vec::new()); ranks];
+        for expert in dealt {
+            let free = held.iter_mut().filter(|(_, experts)| experts.len() < room);
+            if let Some((load, experts)) = free.min_by(|a, b| a.0.total_cmp(&b.0)) {
+                *load += each(&places, expert);
+                experts.push(expert);
+            }
+        }
+        Self { ranks: held.into_iter().map(|(_, experts)| experts).collect(), places }
+    }
+
+    /// The rank with most rows when those of an expert are shared by its places.
+    fn busiest_of(&self, counts: &[f64]) -> RankLoad {
+        let of = |experts: &Vec<usize>| {
+            let mut load = RankLoad { rows: 0.0, active: 0.0, max_rows: 0.0 };
+            for &expert in experts {
+                let places = f64::from(self.places[expert]);
+                let rows = counts[expert] / places;
+                // Fewer rows than places: some places have none.
+                load.active += counts[expert].min(places) / places;
+                load.rows += rows;
+                load.max_rows = load.max_rows.max(rows);
+            }
+            load
+        };
+        let ranks = self.ranks.iter().map(of);
+        ranks.max_by(|a, b| a.rows.total_cmp(&b.rows)).unwrap_or(RankLoad {
+            rows: 0.0,
+            active: 0.0,
+            max_rows: 0.0,
+        })
     }
 }
 
@@ -250,6 +354,30 @@ mod tests {
             assert!(rows > before, "{i}");
             before = rows;
         }
+    }
+
+    #[test]
+    fn copies_of_the_busiest_experts_relieve_the_busiest_rank() {
+        let load = LoadModel::new(&RoutingKind::Zipf { s: 0.7 }, 256, 8).unwrap();
+        let mean = 4096.0 * 8.0 / 32.0;
+        let plain = load.busiest_with(4096.0, 32, 0);
+        let copied = load.busiest_with(4096.0, 32, 32);
+        assert!(copied.rows < 0.8 * plain.rows && copied.rows >= mean, "{plain:?} {copied:?}");
+        assert!(copied.max_rows <= 0.6 * plain.max_rows && copied.active <= 9.0);
+        // 256 and 32 over 144 ranks: two each.
+        let wide = load.busiest_with(1e5, 144, 32);
+        assert!(wide.active <= 2.0 && wide.rows >= 1e5 * 8.0 / 144.0, "{wide:?}");
+    }
+
+    #[test]
+    fn no_expert_has_two_places_on_every_rank() {
+        let mut inclusion = vec![0.01; 8];
+        inclusion[3] = 0.9;
+        let placement = Placement::new(&inclusion, 4, 8);
+        assert_eq!(placement.places[3], 4);
+        assert!(placement.ranks.iter().all(|rank| rank.len() == 4));
+        let placed: usize = placement.ranks.iter().flatten().filter(|e| **e == 3).count();
+        assert_eq!(placed, 4);
     }
 
     #[test]

@@ -31,7 +31,8 @@ pub(crate) use serving::ServingArgs;
 pub struct EstimateArgs {
     /// CSV of measured points: one prediction per row and a summary of errors.
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "model", "device", "concurrency", "rate", "tp", "ep", "dp", "weights", "cache", "mtp", "prefix_hit", "routing", "isl", "osl", "price",
+        "model", "device", "concurrency", "rate", "tp", "ep", "dp", "weights", "cache", "mtp", "prefix_hit",
+        "redundant_experts", "overlap", "routing", "isl", "osl", "price",
     ])]
     pub points: Option<PathBuf>,
     /// With --points: predict each row with a prior that was fitted without its model on its device.

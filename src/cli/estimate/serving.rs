@@ -22,6 +22,12 @@ pub struct ServingArgs {
     /// Share of the prompt tokens found in the prefix cache.
     #[arg(long, value_name = "SHARE", value_parser = portion, default_value = "0")]
     pub prefix_hit: f64,
+    /// Copies of busy experts over all expert-parallel ranks; experts and copies divide over them.
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub redundant_experts: usize,
+    /// Steps run as two halves, one exchanging tokens between ranks while the other computes.
+    #[arg(long)]
+    pub overlap: bool,
 }
 
 impl ServingArgs {
@@ -43,8 +49,14 @@ impl ServingArgs {
             Some(drafts) => Speculation::mtp(model, drafts, self.accept)?,
             None => Speculation::NONE,
         };
-        let costs =
-            EngineCosts { cache, speculation, prefix_hit: self.prefix_hit, ..costs.clone() };
+        let costs = EngineCosts {
+            cache,
+            speculation,
+            prefix_hit: self.prefix_hit,
+            redundant_experts: self.redundant_experts,
+            overlap: self.overlap,
+            ..costs.clone()
+        };
         costs.validate().map(|()| costs)
     }
 

@@ -41,6 +41,8 @@ impl Launch {
             cache: costs.cache(&inputs.model),
             speculation: costs.speculation,
             prefix_hit: costs.prefix_hit,
+            redundant_experts: costs.redundant_experts,
+            overlap: costs.overlap,
             device: accelerator(device),
             roles: vec![Role {
                 name: "serve",

@@ -133,6 +133,10 @@ pub struct Launch {
     pub speculation: Speculation,
     /// Share of the prompt tokens found in the prefix cache.
     pub prefix_hit: f64,
+    /// Copies of busy experts over all expert-parallel ranks.
+    pub redundant_experts: usize,
+    /// Whether a step runs as two halves, one exchanging tokens while the other computes.
+    pub overlap: bool,
     /// The device.
     pub device: Accelerator,
     /// Servers by kind.
@@ -223,6 +227,17 @@ impl Launch {
                 self.prefix_hit
             ));
         }
+        if self.redundant_experts > 0 {
+            notes.push(format!(
+                "priced with {} redundant experts: turn the engine's expert load balancing on with as many",
+                self.redundant_experts
+            ));
+        }
+        if self.overlap {
+            notes.push(
+                "priced with two halves of a batch that overlap: turn the engine's two-batch overlap on".into(),
+            );
+        }
         if self.roles.iter().any(|role| role.hosts(&self.device) > 1) {
             notes.push(
                 "a replica spans several hosts: set LEADER_ADDRESS (of its first host), HOST_RANK (from 0) and, for \
@@ -288,6 +303,8 @@ pub(crate) mod testing {
             cache: DType::Bf16,
             speculation: Speculation::NONE,
             prefix_hit: 0.0,
+            redundant_experts: 0,
+            overlap: false,
             device: Accelerator {
                 name: device.name.clone(),
                 short_name: "h100_sxm".into(),
@@ -320,9 +337,11 @@ mod tests {
         let plain = launch(Engine::Vllm, Layout::tensor(2));
         assert!(!plain.script().unwrap().contains("drafts"));
         let speculation = Speculation { drafts: 1.0, acceptance: 0.85 };
-        let text = Launch { speculation, prefix_hit: 0.5, ..plain }.script().unwrap();
+        let settings = Launch { prefix_hit: 0.5, redundant_experts: 32, overlap: true, ..plain };
+        let text = Launch { speculation, ..settings }.script().unwrap();
         assert!(text.contains("priced with 1 drafts a step, each kept with 0.85"), "{text}");
         assert!(text.contains("0.5 of the prompt tokens in the prefix cache"), "{text}");
+        assert!(text.contains("32 redundant experts") && text.contains("two-batch"), "{text}");
     }
 
     #[test]

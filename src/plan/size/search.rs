@@ -135,7 +135,8 @@ impl Search<'_> {
             let sizes: Vec<usize> =
                 sizes.iter().copied().filter(|n| *n <= self.inputs.max_gpus).collect();
             let mut found = Vec::new();
-            for layout in Layout::candidates(&self.inputs.model, &sizes) {
+            let copies = offer.costs.redundant_experts;
+            for layout in Layout::candidates(&self.inputs.model, copies, &sizes) {
                 found.extend(self.plan(offer, layout, latency)?);
             }
             if !found.is_empty() {
