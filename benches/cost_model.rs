@@ -79,6 +79,7 @@ fn parts(c: &mut Criterion, law: &Scaling) {
         weight_bits: 16.0,
         tensor_parallel: 1,
         expert_parallel: 1,
+        dispatched: false,
         tokens: 60.0,
         rows: 120.0,
         active: 8.0,

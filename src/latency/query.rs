@@ -131,6 +131,9 @@ pub struct MoeQuery {
     pub expert_parallel: usize,
     /// Tokens entering the layer, over all expert-parallel ranks.
     pub tokens: f64,
+    /// Whether each rank gets the rows of its own experts alone (an exchange dispatched them), not all
+    /// tokens, of which it leaves out those of other ranks.
+    pub dispatched: bool,
     /// Rows (token-expert pairs) of the busiest rank.
     pub rows: f64,
     /// Experts of the busiest rank with at least one row.
@@ -140,6 +143,15 @@ pub struct MoeQuery {
 }
 
 impl MoeQuery {
+    /// What the kernels of the busiest rank see: of dispatched rows a layer without ranks.
+    pub(crate) fn of_kernel(&self) -> Self {
+        if !self.dispatched {
+            return *self;
+        }
+        let tokens = self.rows / self.top_k as f64;
+        Self { expert_parallel: 1, tokens, dispatched: false, ..*self }
+    }
+
     /// Intermediate size of one expert on one device.
     pub fn local_inter(&self) -> f64 {
         self.inter as f64 / self.tensor_parallel as f64

@@ -45,6 +45,7 @@ fn point(book: &Book, model: &MoeModel, load: &LoadModel, tokens: f64) -> Option
         weight_bits: model.expert_bits(),
         tensor_parallel: 1,
         expert_parallel: 1,
+        dispatched: false,
         tokens,
         rows: all.rows,
         active: all.active,

@@ -129,7 +129,7 @@ impl Deployment<'_> {
     }
 
     /// Whether ranks hold different sequences, so that tokens travel to their experts.
-    fn exchanges(&self) -> bool {
+    pub(super) fn exchanges(&self) -> bool {
         self.layout.attention_dp > 1 && !self.model.is_dense()
     }
 

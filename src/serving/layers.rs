@@ -276,7 +276,8 @@ impl Deployment<'_> {
         tally.dense(&gemm(tokens, hidden, local, weights), layers)
     }
 
-    /// The routed experts of the busiest rank; choices of experts of no work cost nothing.
+    /// The routed experts of the busiest rank; choices of experts of no work cost nothing. Inside one
+    /// scale-up domain engines gather all tokens on every rank by default; over nodes they dispatch.
     fn experts(&self, block: &MoeBlock, tokens: f64, routing: &LoadModel) -> MoeQuery {
         let copies = self.costs.redundant_experts;
         let busiest = routing.busiest_with(tokens, self.layout.moe_ep, copies);
@@ -291,6 +292,7 @@ impl Deployment<'_> {
             weight_bits: self.model.expert_bits(),
             tensor_parallel: self.layout.moe_tp,
             expert_parallel: self.layout.moe_ep,
+            dispatched: self.exchanges() && self.layout.nodes(self.domain) > 1,
             tokens,
             rows: busiest.rows * working,
             active: busiest.active,

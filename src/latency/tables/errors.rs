@@ -277,6 +277,7 @@ fn moe(sizes: &MoeSizes, weights: DType, tokens: u32) -> MoeQuery {
         weight_bits: weights.bits(),
         tensor_parallel: sizes.tensor_parallel as usize,
         expert_parallel: sizes.expert_parallel as usize,
+        dispatched: false,
         tokens: f64::from(tokens),
         rows: load.rows,
         active: load.active,

@@ -6,7 +6,8 @@
 //! does not grow with the experts hit. Here `q` is what an even spread of all tokens gives: kernels
 //! of expert-parallel ranks also spend time on tokens that they hold no expert of. Power-law series
 //! say how much longer an uneven load of as many tokens takes; in between, by ln of the busiest
-//! expert's rows over the even ones.
+//! expert's rows over the even ones. Ranks that an exchange sends their own rows alone are asked for as
+//! those rows of a layer without ranks: no table holds kernels behind a dispatch.
 //!
 //! Another layout or shape answers through the share of the roofline that its work reached:
 //! `f + (t - f) x roofline(asked) / roofline(measured)`. The measured TP sizes around the asked one
@@ -140,6 +141,7 @@ impl MoeTimes {
 
     /// Time of a MoE layer.
     pub(super) fn answer(&self, q: &MoeQuery, carry: &Carry) -> Answer {
+        let q = &q.of_kernel();
         let key = [
             word(q.hidden),
             word(q.inter),

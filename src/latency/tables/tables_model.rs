@@ -183,6 +183,7 @@ num_heads,num_key_value_heads,head_dim,beam_width,attn_dtype,kv_cache_dtype,step
             weight_bits: 16.0,
             tensor_parallel,
             expert_parallel: 1,
+            dispatched: false,
             tokens,
             rows,
             active,
@@ -320,6 +321,14 @@ num_heads,num_key_value_heads,head_dim,beam_width,attn_dtype,kv_cache_dtype,step
         assert_eq!(moe(&plain, even), moe(&both, even));
         let uneven = MoeQuery { max_rows: 50.0, ..even };
         assert!(moe(&both, uneven).value > moe(&plain, uneven).value);
+    }
+
+    #[test]
+    fn dispatched_rows_cost_what_they_do_in_a_layer_without_ranks() {
+        let model = model(&[&format!("{MOE}{}", series(1))], "h100");
+        let alone = layer(64.0, 1);
+        let rank = MoeQuery { expert_parallel: 8, tokens: 512.0, dispatched: true, ..alone };
+        assert!((moe(&model, rank).value.0 / moe(&model, alone).value.0 - 1.0).abs() < 1e-12);
     }
 
     #[test]
