@@ -3,6 +3,11 @@
 //! Rates of devices live in their files (`config/presets/devices`); constants that are fitted to
 //! servers live in [`crate::serving::EngineCosts`].
 
+/// Activations travel and are stored in 16 bits.
+pub const ACTIVATION_BYTES: f64 = 2.0;
+/// Edge of the blocks of fp8 weights that share a scale; engines refuse to split one.
+pub const FP8_BLOCK: usize = 128;
+
 /// Shares of a device's peaks and fixed times that a roofline assumes: the middle of what the H100
 /// kernel tables of aiconfigurator show (commit 095f58a5).
 pub mod roofline {
@@ -26,6 +31,20 @@ pub mod roofline {
     /// Half the 95 % range of ln(time): shares of bandwidth from 0.45 to 0.9, of arithmetic from 0.3
     /// to 0.8 were seen, so that the time lies within a factor of 1.5.
     pub const LOG_SIGMA: f64 = 0.2;
+}
+
+/// Sequences and prompt tokens that a server admits to one step: vLLM's defaults.
+pub mod scheduler {
+    /// Prompt tokens of a step on a large device.
+    pub const CHUNK_TOKENS: f64 = 8192.0;
+    /// Sequences on a large device.
+    pub const MAX_SEQUENCES: f64 = 1024.0;
+    /// Prompt tokens of a step on any other device, and of this program's own kernels.
+    pub const SMALL_CHUNK_TOKENS: f64 = 2048.0;
+    /// Sequences on any other device.
+    pub const SMALL_MAX_SEQUENCES: f64 = 256.0;
+    /// Memory from which a device is large: 70 GiB.
+    pub const LARGE_DEVICE_BYTES: f64 = 70.0 * 1_073_741_824.0;
 }
 
 /// Memory of a serving device.

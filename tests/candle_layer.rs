@@ -58,7 +58,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 fn weights(shape: MoeShape, dtype: DType) -> LayerWeights {
     let tensors = tensors(shape, dtype);
     let data = |name: &str| match dtype {
-        DType::F32 => WeightData::F32(values(&tensors[name])),
+        DType::F32 => WeightData::F32(values(&tensors[name]).into()),
         DType::F16 => {
             WeightData::F16(values(&tensors[name]).into_iter().map(f16::from_f32).collect())
         }

@@ -35,7 +35,8 @@ fn an_execution() {
     let values = |n: usize| (0..n).map(|i| ((i * 7) % 13) as f32 * 0.01 - 0.06).collect();
     let (w13, w2): (Vec<f32>, Vec<f32>) =
         (values(shape.w13_len().unwrap()), values(shape.w2_len().unwrap()));
-    let weights = LayerWeights::new(shape, WeightData::F32(w13), WeightData::F32(w2)).unwrap();
+    let weights =
+        LayerWeights::new(shape, WeightData::F32(w13.into()), WeightData::F32(w2.into())).unwrap();
     let backend = CpuBackend::new();
     for tokens in TOKENS {
         let x: Vec<f32> = values(tokens * shape.hidden);

@@ -58,7 +58,7 @@ fn one_expert_is_the_dense_product_to_the_bit() {
         |values: &[f32]| WeightData::Bf16(values.iter().copied().map(bf16::from_f32).collect());
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
         let formats = [
-            (WeightData::F32(w13.clone()), WeightData::F32(w2.clone())),
+            (WeightData::F32(w13.clone().into()), WeightData::F32(w2.clone().into())),
             (narrow(&w13), narrow(&w2)),
         ];
         for (w13, w2) in formats {

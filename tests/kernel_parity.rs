@@ -35,10 +35,10 @@ fn normal(rng: &mut ChaCha8Rng, count: usize, scale: f32) -> Vec<f32> {
 /// Rows of `k` weights in a format.
 fn stored(values: Vec<f32>, k: usize, format: Format) -> WeightData {
     match format {
-        Format::F32 => WeightData::F32(values),
+        Format::F32 => WeightData::F32(values.into()),
         Format::Bf16 => WeightData::Bf16(values.into_iter().map(bf16::from_f32).collect()),
         Format::F16 => WeightData::F16(values.into_iter().map(f16::from_f32).collect()),
-        Format::Int8 => WeightData::F32(values).quantized(k).unwrap(),
+        Format::Int8 => WeightData::F32(values.into()).quantized(k).unwrap(),
     }
 }
 

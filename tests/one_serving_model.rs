@@ -25,11 +25,11 @@ fn same(a: &Value, b: &Value, what: &str) {
 }
 
 /// What `estimate` says of a deployment at a rate of one replica.
-fn estimate(model: &Path, profile: &str, layout: &Value, rate: f64) -> Value {
+fn estimate(model: &Path, profile: &str, layout: &Value, rate: f64, flags: &[&str]) -> Value {
     let of = |key: &str| layout[key].as_u64().unwrap().to_string();
     let (tp, dp, ep) = (of("attention_tp"), of("attention_dp"), of("moe_ep"));
     let (rate, model) = (format!("{rate:?}"), model.to_str().unwrap());
-    run(&[
+    let asked = [
         "estimate",
         "--json",
         "--model",
@@ -48,7 +48,8 @@ fn estimate(model: &Path, profile: &str, layout: &Value, rate: f64) -> Value {
         "1000",
         "--osl",
         "1000",
-    ])
+    ];
+    run(&[&asked[..], flags].concat())
 }
 
 fn check(profile: &str) {
@@ -78,7 +79,7 @@ fn check(profile: &str) {
         }
         let model = out.join(config);
         let rate = number(&candidate["requests_per_s_per_replica"]);
-        let said = estimate(&model, profile, &candidate["layout"], rate);
+        let said = estimate(&model, profile, &candidate["layout"], rate, &[]);
         let name = format!("rank against estimate, {} experts", candidate["experts"]);
         same(&candidate["tpot_ms"], &said["tpot_ms"], &name);
         same(&candidate["ttft_ms"], &said["ttft_ms"], &name);
@@ -88,16 +89,16 @@ fn check(profile: &str) {
             &name,
         );
         if compared == 1 {
-            sized(&model, profile);
+            sized(&model, profile, &[]);
         }
         compared += 1;
     }
     assert_eq!(compared, 5, "every expert count has a recommended model");
 }
 
-/// The plan that `size` chooses, and what `estimate` says of it.
-fn sized(model: &Path, profile: &str) {
-    let size = run(&[
+/// The plan that `size` chooses, and what `estimate` says of it under the same flags.
+fn sized(model: &Path, profile: &str, flags: &[&str]) -> (Value, Value) {
+    let asked = [
         "size",
         "--json",
         "--model",
@@ -116,7 +117,8 @@ fn sized(model: &Path, profile: &str) {
         "4s",
         "--requests",
         "2000",
-    ]);
+    ];
+    let size = run(&[&asked[..], flags].concat());
     let replica = &size["steady_state"];
     let layout = serde_json::json!({
         "attention_tp": size["tensor_parallel"],
@@ -124,7 +126,7 @@ fn sized(model: &Path, profile: &str) {
         "moe_ep": size["expert_parallel"],
     });
     let rate = 50.0 / number(&size["replicas"]);
-    let said = estimate(model, profile, &layout, rate);
+    let said = estimate(model, profile, &layout, rate, flags);
     same(&replica["tpot_ms"], &said["tpot_ms"], "size against estimate, TPOT");
     same(&replica["ttft_ms"], &said["ttft_ms"], "size against estimate, TTFT");
     same(
@@ -132,6 +134,7 @@ fn sized(model: &Path, profile: &str) {
         &said["usd_per_million_output_tokens_all_on_output"],
         "size against estimate, dollars",
     );
+    (size, said)
 }
 
 #[test]
@@ -142,4 +145,21 @@ fn commands_agree_on_published_peaks() {
 #[test]
 fn commands_agree_on_shipped_tables() {
     check("h100");
+}
+
+#[test]
+fn drafts_and_found_prefixes_mean_the_same_to_every_command() {
+    let of = |flags: &[&str]| sized(Path::new("mixtral-8x7b"), "roofline:h100", flags);
+    let (plain_size, plain) = of(&[]);
+    let (drafts_size, drafts) = of(&["--mtp", "3", "--accept", "0.8"]);
+    let (prefix_size, prefix) = of(&["--prefix-hit", "0.6"]);
+    let value = |of: &Value, key: &str| number(&of[key]);
+    assert!(value(&drafts, "tpot_ms") < value(&plain, "tpot_ms"));
+    assert!(value(&prefix, "tpot_ms") < value(&plain, "tpot_ms"));
+    assert!(value(&prefix, "ttft_ms") < value(&plain, "ttft_ms"));
+    // The simulation of a plan waits as the steady state does, in steps of one token or of several.
+    for (size, said) in [(plain_size, plain), (drafts_size, drafts), (prefix_size, prefix)] {
+        let ratio = value(&size["ttft_ms"], "mean") / value(&said, "ttft_ms");
+        assert!((0.85..1.15).contains(&ratio), "{ratio}: {}", size["assumptions"]["constants"]);
+    }
 }

@@ -22,6 +22,7 @@ use moe_frontier::plan::rank::rank;
 use moe_frontier::report::{rank_details, write_all};
 use moe_frontier::serving::{Layout, ServiceLevel, StepFactors};
 use moe_frontier::units::{Flops, Nats, Seconds};
+use proptest::prelude::*;
 
 fn answer(inputs: &RankInputs) -> moe_frontier::Result<RankReport> {
     common::report(&law::load_scaling("ludziejewski2025")?, inputs)
@@ -135,6 +136,42 @@ fn a_more_permissive_limit_never_costs_more() {
             total(&RankInputs { level, ..base.clone() }, experts)
         };
         rising([15.0, 18.0, 20.0, 25.0, 40.0].map(tpot).to_vec(), "tpot");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(16) })]
+
+    #[test]
+    fn a_question_with_one_limit_relaxed_never_costs_more(
+        experts in prop::sample::select(vec![4_usize, 8, 16]),
+        decades in prop::option::of(0.0..3.5_f64),
+        tokens_per_param in 150.0..1000.0_f64,
+        factor in 1.2..5.0_f64,
+        tpot_ms in 12.0..60.0_f64,
+        (which, relaxed) in (0..3_usize, 1.0..3.0_f64),
+    ) {
+        let demand = Demand { rate: decades.map(|d| 10f64.powf(d)), utilisation: 0.8 };
+        let of = |by: [f64; 3]| {
+            let base = inputs();
+            let limits = Limits {
+                max_tokens_per_param: tokens_per_param * by[0],
+                max_train_factor: factor * by[1],
+                ..base.limits
+            };
+            let tpot = Some(Seconds::from_ms(tpot_ms * by[2]));
+            let level = ServiceLevel { tpot, ttft: None };
+            let experts_asked = vec![4, experts.max(8)];
+            let asked = RankInputs { experts: experts_asked, limits, level, demand, draws: 1, ..base };
+            // A question without an answer costs more than any.
+            let Ok(report) = answer(&asked) else { return f64::INFINITY };
+            let best = report.candidates.iter().find(|c| c.best_of_experts && c.experts == experts);
+            best.and_then(|c| c.total_usd).unwrap_or(f64::INFINITY)
+        };
+        let mut by = [1.0; 3];
+        by[which] = relaxed;
+        let (tight, loose) = (of([1.0; 3]), of(by));
+        prop_assert!(loose <= tight * (1.0 + 1e-9), "{tight} then {loose}");
     }
 }
 

@@ -83,7 +83,8 @@ pub(crate) fn weights_bf16(shape: MoeShape) -> LayerWeights {
     let narrow = |count: Option<usize>, length: usize, seed| {
         let scale = (3.0 / length as f32).sqrt();
         let values = uniform(count.expect("shape fits"), scale, seed);
-        WeightData::Bf16(values.into_par_iter().map(bf16::from_f32).collect())
+        let narrow: Vec<bf16> = values.into_par_iter().map(bf16::from_f32).collect();
+        WeightData::Bf16(narrow.into())
     };
     let w13 = narrow(shape.w13_len(), shape.hidden, 1);
     let w2 = narrow(shape.w2_len(), shape.inter, 2);
@@ -97,8 +98,8 @@ pub(crate) fn weights_bf16(shape: MoeShape) -> LayerWeights {
 pub(crate) fn widened(weights: &LayerWeights) -> LayerWeights {
     let widen = |data: &WeightData| match data {
         WeightData::F32(v) => WeightData::F32(v.clone()),
-        WeightData::Bf16(v) => WeightData::F32(v.par_iter().map(|v| v.to_f32()).collect()),
-        WeightData::F16(v) => WeightData::F32(v.par_iter().map(|v| v.to_f32()).collect()),
+        WeightData::Bf16(v) => WeightData::F32(v.iter().map(|v| v.to_f32()).collect()),
+        WeightData::F16(v) => WeightData::F32(v.iter().map(|v| v.to_f32()).collect()),
         WeightData::Int8(_) | WeightData::Fp8(_) => unreachable!("widened from bf16"),
     };
     LayerWeights::new(weights.shape, widen(&weights.w13), widen(&weights.w2))

@@ -10,7 +10,7 @@ use crate::calibrate::prior::{Errors, Prior};
 use crate::calibrate::{Calibration, Constants};
 use crate::latency::LatencyModel;
 use crate::plan::points::{self, Point, Prediction, Setup};
-use crate::serving::{EngineCosts, Traffic};
+use crate::serving::{EngineCosts, LoadModel, Traffic};
 
 /// Step of the numerical slopes.
 const H: f64 = 1e-3;
@@ -65,26 +65,26 @@ impl Chosen {
         self.constants.costs(&self.default)
     }
 
-    /// Half widths for a prediction with these constants on a device.
+    /// A setup with these constants under a load of the experts, and the half widths of what is
+    /// predicted.
     ///
     /// # Errors
     /// As [`points::predict`].
-    pub fn halves(
+    pub fn predict(
         &self,
         setup: &Setup,
         latency: &dyn LatencyModel,
-        prediction: &Prediction,
-    ) -> Result<Halves> {
-        let served = &prediction.served;
+        routing: &LoadModel,
+    ) -> Result<(Prediction, Halves)> {
         let costs = self.costs();
-        let served_by = |costs: EngineCosts| points::predict(setup, &costs, latency);
-        // The same prediction moved, whatever the routing of `prediction`.
-        let base = served_by(costs.clone())?.served.tpot;
+        let by = |costs: &EngineCosts| points::predict_under(setup, costs, latency, routing);
+        let prediction = by(&costs)?;
+        let served = &prediction.served;
         let mut slope = [0.0; TPOT];
         for (p, slope) in slope.iter_mut().enumerate() {
             let mut step = [0.0; TPOT];
             step[p] = H;
-            *slope = (served_by(with_tpot(&costs, &step))?.served.tpot / base).ln() / H;
+            *slope = (by(&with_tpot(&costs, &step))?.served.tpot / served.tpot).ln() / H;
         }
         // As the errors that scale it were judged.
         let kernels = served.step.log_sd(served.step.total().0);
@@ -97,7 +97,7 @@ impl Chosen {
             Traffic::Open(_) if !served.saturated => 0.0,
             _ => (share * tpot).hypot((1.0 - share) * ttft),
         };
-        Ok(Halves { tpot, ttft, rate })
+        Ok((prediction, Halves { tpot, ttft, rate }))
     }
 }
 
@@ -116,9 +116,9 @@ pub fn predict(
     let mut chosen = Chosen::of(&group, own).map_err(text)?;
     chosen.default = chosen.default.on(&point.engine, &setup.device);
     let latency = latency(&setup.device, &point.engine).map_err(text)?;
-    let prediction = points::predict(setup, &chosen.costs(), latency.as_ref()).map_err(text)?;
-    let halves = chosen.halves(setup, latency.as_ref(), &prediction).map_err(text)?;
-    Ok((prediction, halves))
+    let (experts, top_k) = (setup.model.num_experts, setup.model.top_k);
+    let routing = points::typical_load(experts, top_k).map_err(text)?;
+    chosen.predict(setup, latency.as_ref(), &routing).map_err(text)
 }
 
 /// Predicts a point with given constants.

@@ -146,6 +146,15 @@ fn table_errors(args: &AccuracyArgs) -> Result<Vec<TableErrors<'static>>> {
             how: format!("Each MoE shape of {} answered without its own series.", from.device),
             rows: errors::shape_errors(&from)?,
         },
+        TableErrors {
+            name: "Kernel tables: exchanges over a number of nodes that was left out",
+            how: format!(
+                "Each expert exchange of {} answered from those over fewer and over more nodes; the \
+                 fewest and the most nodes have none to one side and get no answer.",
+                from.device
+            ),
+            rows: errors::node_errors(&from)?,
+        },
     ];
     if let Some(path) = &args.carried_to {
         let truth = tables::read(path)?;

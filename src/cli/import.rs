@@ -71,7 +71,7 @@ pub struct Aiconfigurator {
 /// Tables to judge.
 #[derive(Debug, Args)]
 pub struct TableErrors {
-    /// What is judged: `cells`, `points` or `shapes`.
+    /// What is judged: `cells`, `points`, `shapes` or `nodes`.
     pub what: String,
     /// Tables that answer.
     pub from: PathBuf,
@@ -133,10 +133,11 @@ fn table_errors(args: &TableErrors, output: Output) -> Result<()> {
         "cells" => errors::cell_errors(&from, truth.as_ref().unwrap_or(&from))?,
         "points" => errors::point_errors(&from)?,
         "shapes" => errors::shape_errors(&from)?,
+        "nodes" => errors::node_errors(&from)?,
         other => {
             return Err(Error::usage(
                 "WHAT",
-                format!("`{other}` is none of cells, points, shapes"),
+                format!("`{other}` is none of cells, points, shapes, nodes"),
             ));
         }
     };

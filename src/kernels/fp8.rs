@@ -5,12 +5,14 @@
 //! value is 448. Matrices that are no multiple of 128 have smaller blocks at their ends, and no block
 //! reaches into the next matrix.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
+use crate::constants::FP8_BLOCK as BLOCK;
+use crate::kernels::Values;
 use crate::{Error, Result};
 
-/// Edge of the blocks that share a scale.
-const BLOCK: usize = 128;
 /// The largest value of e4m3.
 const LARGEST: f32 = 448.0;
 /// The code of NaN, without the sign.
@@ -22,8 +24,8 @@ const STEP: f32 = 1.0 / 512.0;
 /// `e4m3(codes[m, n, k]) * scales[m, n / 128, k / 128]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fp8Weights {
-    codes: Vec<u8>,
-    scales: Vec<f32>,
+    codes: Values<u8>,
+    scales: Values<f32>,
     rows: usize,
     k: usize,
 }
@@ -47,7 +49,17 @@ impl Fp8Weights {
         if let Some(block) = scales.iter().position(|s| !s.is_finite()) {
             return invalid(format!("the scale of block {block} is not finite"));
         }
-        Ok(Self { codes, scales, rows, k })
+        Ok(Self { codes: codes.into(), scales: scales.into(), rows, k })
+    }
+
+    /// The matrices of some values, which are not copied; `None` where they are no whole matrices of these.
+    pub(super) fn part(&self, range: Range<usize>) -> Option<Self> {
+        let size = self.rows * self.k;
+        let whole = range.start.is_multiple_of(size) && range.end.is_multiple_of(size);
+        let blocks = self.rows.div_ceil(BLOCK) * self.k.div_ceil(BLOCK);
+        let scales = self.scales.part(range.start / size * blocks..range.end / size * blocks)?;
+        let codes = self.codes.part(range)?;
+        whole.then_some(Self { codes, scales, ..*self })
     }
 
     /// Rounds matrices `[matrices, rows, k]` block by block, with the scale `max |block| / 448`, to the
@@ -100,7 +112,7 @@ impl Fp8Weights {
                     Err(not_finite(start / k))
                 }
             })?;
-        Ok(Self { codes, scales, rows, k })
+        Ok(Self { codes: codes.into(), scales: scales.into(), rows, k })
     }
 
     /// All codes, `[matrices, rows, k]`.

@@ -1,9 +1,11 @@
 //! Weights in 8 bits: symmetric, with one scale for each output channel.
 
+use std::ops::Range;
+
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use crate::kernels::WeightData;
+use crate::kernels::{Values, WeightData};
 use crate::{Error, Result};
 
 /// The largest quantised value; -128 is never produced, so that the range is symmetric.
@@ -15,8 +17,8 @@ const MOST: usize = 1 << 31;
 /// A stack of weight rows in 8 bits: value `[row, k]` is `values[row, k] * scales[row]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Int8Weights {
-    values: Vec<i8>,
-    scales: Vec<f32>,
+    values: Values<i8>,
+    scales: Values<f32>,
     k: usize,
 }
 
@@ -41,7 +43,15 @@ impl Int8Weights {
                 format!("the scale of row {row} is not finite"),
             ));
         }
-        Ok(Self { values, scales, k })
+        Ok(Self { values: values.into(), scales: scales.into(), k })
+    }
+
+    /// The rows of some values, which are not copied; `None` where they are no whole rows of these.
+    pub(super) fn part(&self, range: Range<usize>) -> Option<Self> {
+        let whole = range.start.is_multiple_of(self.k) && range.end.is_multiple_of(self.k);
+        let scales = self.scales.part(range.start / self.k..range.end / self.k)?;
+        let values = self.values.part(range)?;
+        whole.then_some(Self { values, scales, k: self.k })
     }
 
     /// Rounds rows of `k` values to the nearest multiple of their scale, `max |row| / 127`, ties to even:
@@ -85,7 +95,7 @@ impl Int8Weights {
                 if scale.is_finite() { Ok(()) } else { Err(not_finite(i)) }
             },
         )?;
-        Ok(Self { values, scales, k })
+        Ok(Self { values: values.into(), scales: scales.into(), k })
     }
 
     /// All values, `[rows, k]`.
@@ -208,7 +218,7 @@ mod tests {
     #[test]
     fn formats_agree_where_they_hold_the_values() {
         let wide: Vec<f32> = (0..96u8).map(|i| f32::from(i % 23) * 0.25 - 2.0).collect();
-        let expected = WeightData::F32(wide.clone()).quantized(32).unwrap();
+        let expected = WeightData::F32(wide.clone().into()).quantized(32).unwrap();
         let narrow = WeightData::Bf16(wide.iter().map(|&v| bf16::from_f32(v)).collect());
         let half = WeightData::F16(wide.iter().map(|&v| f16::from_f32(v)).collect());
         assert_eq!(narrow.quantized(32).unwrap(), expected);

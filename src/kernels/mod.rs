@@ -17,12 +17,14 @@ pub mod math;
 pub mod reference;
 mod routing;
 pub mod stages;
+mod values;
 mod weights;
 
 pub use fp8::Fp8Weights;
 pub use int8::Int8Weights;
 pub use reference::{Activations, Arithmetic};
 pub use routing::{Alignment, Routed, RouterSpec};
+pub use values::Values;
 pub use weights::{LayerWeights, MAX_EXPERTS, MoeShape, WeightData};
 
 use crate::Result;

@@ -1,9 +1,11 @@
 //! The shape and the weights of one MoE layer as they lie in a checkpoint.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use crate::config::DType;
-use crate::kernels::{Fp8Weights, Int8Weights};
+use crate::kernels::{Fp8Weights, Int8Weights, Values};
 use crate::{Error, Result};
 
 /// Most experts of one layer; routers keep one score per expert at hand.
@@ -72,11 +74,11 @@ impl MoeShape {
 #[derive(Clone, Debug, PartialEq)]
 pub enum WeightData {
     /// Single precision.
-    F32(Vec<f32>),
+    F32(Values<f32>),
     /// bfloat16; products accumulate in f32.
-    Bf16(Vec<bf16>),
+    Bf16(Values<bf16>),
     /// IEEE half precision, widened to f32 when used; products accumulate in f32.
-    F16(Vec<f16>),
+    F16(Values<f16>),
     /// 8 bits with a scale for each row; sums are exact.
     Int8(Int8Weights),
     /// 8-bit floats with a scale for each block of 128 x 128, widened exactly when used.
@@ -125,12 +127,26 @@ impl WeightData {
     /// Bytes of all values, and of their scales.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::F32(v) => size_of_val(v.as_slice()),
-            Self::Bf16(v) => size_of_val(v.as_slice()),
-            Self::F16(v) => size_of_val(v.as_slice()),
+            Self::F32(v) => size_of_val(&**v),
+            Self::Bf16(v) => size_of_val(&**v),
+            Self::F16(v) => size_of_val(&**v),
             Self::Int8(rows) => size_of_val(rows.values()) + size_of_val(rows.scales()),
             Self::Fp8(blocks) => size_of_val(blocks.codes()) + size_of_val(blocks.scales()),
         }
+    }
+}
+
+impl WeightData {
+    /// Some of the values, which are not copied; whole rows of int8 weights and whole matrices of fp8
+    /// weights. `None` where they are not.
+    fn part(&self, range: Range<usize>) -> Option<Self> {
+        Some(match self {
+            Self::F32(v) => Self::F32(v.part(range)?),
+            Self::Bf16(v) => Self::Bf16(v.part(range)?),
+            Self::F16(v) => Self::F16(v.part(range)?),
+            Self::Int8(rows) => Self::Int8(rows.part(range)?),
+            Self::Fp8(matrices) => Self::Fp8(matrices.part(range)?),
+        })
     }
 }
 
@@ -195,6 +211,23 @@ impl LayerWeights {
     /// Bytes of all weights, scales included.
     pub fn bytes(&self) -> usize {
         self.w13.bytes() + self.w2.bytes()
+    }
+
+    /// A layer of some of these experts, whose weights are not copied.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for experts that this layer does not have, or fewer than `top_k`.
+    pub fn part(&self, experts: Range<usize>, top_k: usize) -> Result<Self> {
+        let shape = MoeShape { experts: experts.len(), top_k, ..self.shape };
+        let part = |data: &WeightData| {
+            let each = data.len() / self.shape.experts;
+            data.part(experts.start * each..experts.end * each)
+        };
+        let (Some(w13), Some(w2)) = (part(&self.w13), part(&self.w2)) else {
+            let reason = format!("there are no experts {experts:?} of {}", self.shape.experts);
+            return Err(Error::usage("experts", reason));
+        };
+        Self::new(shape, w13, w2)
     }
 
     /// The same layer in 8 bits, with a scale for each output channel; see [`Int8Weights::quantize`].

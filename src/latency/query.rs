@@ -4,9 +4,7 @@
 //! because steady states have mean loads.
 
 use crate::config::DType;
-
-/// Activations travel and are stored in 16 bits.
-const ACTIVATION_BYTES: f64 = 2.0;
+use crate::constants::ACTIVATION_BYTES;
 
 /// One operation.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,25 +1,33 @@
 //! Several latency models, asked in order for each operation.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::latency::query::{Operation, Query};
 use crate::latency::{Absent, Answer, Latency, LatencyModel};
 
 /// Models in order of preference.
-#[derive(Clone)]
 pub struct Stack {
     models: Vec<Arc<dyn LatencyModel>>,
+    /// What the first model that was passed over lacked, by operation, in the order of
+    /// [`Operation::ALL`].
+    lacked: [OnceLock<Absent>; Operation::ALL.len()],
 }
 
 impl Stack {
     /// A stack that asks `models` in their order.
     pub fn new(models: Vec<Arc<dyn LatencyModel>>) -> Self {
-        Self { models }
+        Self { models, lacked: [const { OnceLock::new() }; Operation::ALL.len()] }
     }
 
-    /// Who answers an operation first, in words; `None` when no model holds it.
+    /// Who has answered an operation, in words, with why no model before it did; `None` when no model
+    /// holds it.
     pub fn origin(&self, operation: Operation, origin: u8) -> Option<String> {
-        self.models.get(usize::from(origin))?.provenance(operation)
+        let from = self.models.get(usize::from(origin))?.provenance(operation)?;
+        let lacked = self.lacked[operation as usize].get().filter(|_| origin > 0);
+        match lacked {
+            Some(Absent::Key(reason)) => Some(format!("{from} ({reason})")),
+            Some(Absent::Operation) | None => Some(from),
+        }
     }
 }
 
@@ -30,7 +38,12 @@ impl LatencyModel for Stack {
             match model.answer(query) {
                 Ok(latency) => return Ok(Latency { origin, ..latency }),
                 // The first model that holds the operation says best what is missing.
-                Err(reason) if missing == Absent::Operation => missing = reason,
+                Err(reason) if missing == Absent::Operation => {
+                    if reason != Absent::Operation {
+                        self.lacked[query.operation() as usize].get_or_init(|| reason.clone());
+                    }
+                    missing = reason;
+                }
                 Err(_) => {}
             }
         }
@@ -77,7 +90,9 @@ mod tests {
         assert_eq!(ask(16.0).unwrap().origin, 0);
         assert_eq!(ask(4.0).unwrap().origin, 1);
         assert_eq!(ask(1.0), Err(Absent::Key("1 rows".into())));
-        assert_eq!(stack.origin(Operation::Gemm, 1).unwrap(), "from 2 rows on");
+        assert_eq!(stack.origin(Operation::Gemm, 0).unwrap(), "from 10 rows on");
+        let second = stack.origin(Operation::Gemm, 1).unwrap();
+        assert_eq!(second, "from 2 rows on (4 rows)");
         assert!(stack.provenance(Operation::Moe).is_none());
     }
 }

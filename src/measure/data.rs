@@ -40,11 +40,11 @@ pub fn weights(shape: MoeShape, dtype: DType, seed: u64) -> Result<LayerWeights>
         let scaled: Vec<f32> = table.iter().map(|v| v * narrow(scale(k))).collect();
         let fill = |start: usize, values: &mut [f32]| copy(&scaled, start, values, seed ^ stream);
         match dtype {
-            DType::F32 => Ok(WeightData::F32(copies(&scaled, n, seed ^ stream))),
+            DType::F32 => Ok(WeightData::F32(copies(&scaled, n, seed ^ stream).into())),
             DType::Bf16 => {
                 let bits: Vec<u16> = scaled.iter().map(|v| bf16::from_f32(*v).to_bits()).collect();
                 let values = copies(&bits, n, seed ^ stream);
-                Ok(WeightData::Bf16(values.reinterpret_into::<bf16>()))
+                Ok(WeightData::Bf16(values.reinterpret_into::<bf16>().into()))
             }
             DType::Int8 => Ok(WeightData::Int8(Int8Weights::quantize_rows(n, k, fill)?)),
             DType::Fp8 => Ok(WeightData::Fp8(Fp8Weights::quantize_bands(n, (rows, k), fill)?)),

@@ -222,6 +222,19 @@ impl CellLaunches {
         &self.spec
     }
 
+    /// The next launch takes this one of `sets` sets of weights.
+    pub(super) fn go_on_at(&mut self, set: usize, sets: usize) {
+        let next = self.cursor.prepared % self.inputs.draws.len();
+        // Some draws go on to the next set themselves.
+        let before = if self.inputs.draws[next].next_set { sets - 1 } else { 0 };
+        self.cursor.set = (set + before) % sets;
+    }
+
+    /// The set of weights of the last launch.
+    pub(super) const fn last_set(&self) -> usize {
+        self.cursor.last_set
+    }
+
     /// What was drawn, on a layer with `sets` sets of weights.
     pub(super) fn drawn(&self, sets: usize) -> Drawn {
         let active_experts = self.inputs.mean(|d| d.load.active() as f64);

@@ -2,6 +2,7 @@
 //!
 //! A time budget cuts the list of cells, never the rounds that an interval needs.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -19,9 +20,10 @@ use crate::{Error, Result};
 /// Rounds that every cell gets: the fewest that carry a 95 % interval.
 pub const ROUNDS: u32 = 6;
 
-/// Weights of one shape in multiples of the last-level cache. Launches visit at least half of each set
-/// before they take the next, and what they read in one cycle must be twice the cache: caches do not
-/// evict strictly by age, and with one times the cache layers were seen 10 to 20 % faster than memory.
+/// Weights that a shape's launches go through, in multiples of the last-level cache. Launches visit at
+/// least half of each set before they take the next, and what they read in one cycle must be twice the
+/// cache: caches do not evict strictly by age, and with one times the cache layers were seen 10 to 20 %
+/// faster than memory. Layers whose experts are alike go through the same memory ([`Pool`]).
 const POOL_PER_CACHE: f64 = 4.0;
 
 /// What one cycle must read, in multiples of the last-level cache, to count as read from memory.
@@ -169,8 +171,13 @@ fn batch_bytes(shape: &MoeShape, tokens: usize) -> f64 {
 pub struct Machine {
     /// Last-level cache.
     pub cache_bytes: f64,
-    /// Memory that weights can have, copies of a backend's own left out.
+    /// Memory that weights can have.
     pub available_bytes: f64,
+    /// How often the weights that layers share lie in it: not at all where the device has a memory of its
+    /// own.
+    pub shared_copies: usize,
+    /// How often the weights of each layer by itself lie in it besides.
+    pub own_copies: usize,
     /// Rough read bandwidth, bytes per second.
     pub read_bytes_per_s: f64,
     /// Rough dense rate, FLOP/s.
@@ -212,7 +219,8 @@ impl Plan {
     /// [`Error::Usage`] for sizes that make no layer, [`Error::Unfit`] when nothing fits.
     pub fn new(request: Request, machine: &Machine) -> Result<Self> {
         let mut plan = Self { cells: vec![], shapes: vec![], left_out: vec![], request };
-        let shapes = plan.fitting_shapes(machine)?;
+        let fitting = plan.fitting_shapes(machine)?;
+        let shapes: Vec<MoeShape> = fitting.iter().map(|(shape, _)| *shape).collect();
         let planned = plan.request.budget.as_secs_f64() * PLANNED_SHARE;
         let mut left = planned;
         let mut memory = BATCH_SHARE * machine.available_bytes;
@@ -255,32 +263,30 @@ impl Plan {
                 ),
             ));
         }
-        plan.shapes = shapes.iter().map(|s| (*s, plan.sets(s, machine))).collect();
+        plan.shapes = fitting;
         plan.shapes.retain(|(shape, _)| plan.cells.iter().any(|c| c.shape == *shape));
         Ok(plan)
     }
 
     /// The layers whose weights fit together, the most wanted first.
-    fn fitting_shapes(&mut self, machine: &Machine) -> Result<Vec<MoeShape>> {
+    fn fitting_shapes(&mut self, machine: &Machine) -> Result<Vec<(MoeShape, usize)>> {
         let request = &self.request;
-        let mut left = MEMORY_SHARE * machine.available_bytes;
+        let most = MEMORY_SHARE * machine.available_bytes;
         let mut shapes = Vec::new();
         for &(hidden, inter) in &request.widths {
             for &experts in &request.experts {
                 let top_k = request.top_k.min(experts);
                 let shape = MoeShape { experts, top_k, hidden, inter, gated: request.gated };
                 shape.validate()?;
-                let bytes = self.sets(&shape, machine) as f64 * layer_bytes(&shape, request.dtype);
-                if bytes <= left {
-                    left -= bytes;
-                    shapes.push(shape);
-                } else {
+                shapes.push((shape, self.sets(&shape, machine)));
+                if needed_bytes(&shapes, request.dtype, machine) > most {
+                    shapes.pop();
                     self.left_out.push(format!("{experts} experts of {hidden} x {inter}: memory"));
                 }
             }
         }
         if shapes.is_empty() {
-            let most = MEMORY_SHARE * machine.available_bytes / f64::from(1 << 30);
+            let most = most / f64::from(1 << 30);
             return Err(Error::unfit(
                 "plan",
                 format!("no layer fits into {most:.1} GiB; ask for fewer experts or smaller sizes"),
@@ -322,6 +328,77 @@ impl Plan {
     }
 }
 
+/// Weights that the layers of one width share: sets of the one with most experts, of which the others
+/// take parts. All go through the same memory, so that it need outgrow the cache only once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// The layer with most experts.
+    pub shape: MoeShape,
+    /// Sets of it.
+    pub sets: usize,
+}
+
+impl Pool {
+    /// The pools of some layers with their numbers of sets.
+    pub fn of(shapes: &[(MoeShape, usize)]) -> Vec<Self> {
+        let mut pools: Vec<Self> = Vec::new();
+        for &(shape, _) in shapes {
+            match pools.iter_mut().find(|p| p.is_of(&shape)) {
+                Some(pool) if pool.shape.experts < shape.experts => pool.shape = shape,
+                Some(_) => {}
+                None => pools.push(Self { shape, sets: 0 }),
+            }
+        }
+        for pool in &mut pools {
+            let needed = |(shape, sets): &(MoeShape, usize)| sets.div_ceil(pool.parts(shape));
+            let own = shapes.iter().filter(|(shape, _)| pool.is_of(shape));
+            pool.sets = own.map(needed).max().unwrap_or(0);
+        }
+        pools
+    }
+
+    /// Whether a layer's experts are those of the pool.
+    pub fn is_of(&self, shape: &MoeShape) -> bool {
+        let of = |s: &MoeShape| (s.hidden, s.inter, s.gated);
+        of(&self.shape) == of(shape)
+    }
+
+    /// Sets of a layer in one set of the pool.
+    pub const fn parts(&self, shape: &MoeShape) -> usize {
+        self.shape.experts / shape.experts
+    }
+
+    /// The set of the pool that holds a layer's set, and the place of its experts there.
+    pub fn place(&self, shape: &MoeShape, set: usize) -> (usize, Range<usize>) {
+        let parts = self.parts(shape);
+        let first = set % parts * shape.experts;
+        (set / parts, first..first + shape.experts)
+    }
+
+    /// The first of a layer's `sets` sets whose weights were not read since those before the expert
+    /// `read` of the pool, counted over all of its sets.
+    pub fn set_after(&self, shape: &MoeShape, sets: usize, read: usize) -> usize {
+        let (whole, rest) = (read / self.shape.experts, read % self.shape.experts);
+        let parts = self.parts(shape);
+        let set = whole * parts + rest.div_ceil(shape.experts).min(parts);
+        if set < sets { set } else { 0 }
+    }
+
+    /// The expert of the pool behind a layer's set, counted over all of its sets.
+    pub fn end(&self, shape: &MoeShape, set: usize) -> usize {
+        let (of_pool, experts) = self.place(shape, set);
+        of_pool * self.shape.experts + experts.end
+    }
+}
+
+/// Memory that the weights of some layers take.
+fn needed_bytes(shapes: &[(MoeShape, usize)], dtype: DType, machine: &Machine) -> f64 {
+    let bytes = |shape: &MoeShape, sets: usize| sets as f64 * layer_bytes(shape, dtype);
+    let shared: f64 = Pool::of(shapes).iter().map(|p| bytes(&p.shape, p.sets)).sum();
+    let own: f64 = shapes.iter().map(|(shape, sets)| bytes(shape, *sets)).sum();
+    machine.shared_copies as f64 * shared + machine.own_copies as f64 * own
+}
+
 /// Bytes of one set of weights.
 pub fn layer_bytes(shape: &MoeShape, dtype: DType) -> f64 {
     shape.experts as f64 * expert_bytes(shape, dtype.bits())
@@ -334,6 +411,8 @@ mod tests {
     const MACHINE: Machine = Machine {
         cache_bytes: 32e6,
         available_bytes: 16e9,
+        shared_copies: 1,
+        own_copies: 0,
         read_bytes_per_s: 20e9,
         gemm_flops_per_s: 200e9,
     };
@@ -373,6 +452,42 @@ mod tests {
         for (shape, sets) in &plan.shapes {
             assert!(*sets as f64 * layer_bytes(shape, DType::Bf16) >= 4.0 * MACHINE.cache_bytes);
         }
+    }
+
+    #[test]
+    fn layers_of_one_width_share_memory_whatever_the_cache() {
+        // 2 GB for each of 10 layers would not fit by far.
+        let machine = Machine { cache_bytes: 512e6, ..MACHINE };
+        let plan = Plan::new(request(), &machine).unwrap();
+        assert!(plan.left_out.is_empty(), "{:?}", plan.left_out);
+        assert_eq!(plan.shapes.len(), 10);
+        let bytes = |machine: &Machine| needed_bytes(&plan.shapes, DType::Bf16, machine);
+        assert!((4e9..5e9).contains(&bytes(&machine)), "{:e}", bytes(&machine));
+        // A device that has a memory of its own holds each layer's.
+        let apart = Machine { shared_copies: 0, own_copies: 1, ..machine };
+        assert!(bytes(&apart) > 19e9, "{:e}", bytes(&apart));
+        assert!(!Plan::new(request(), &apart).unwrap().left_out.is_empty());
+    }
+
+    #[test]
+    fn a_layers_sets_are_parts_of_the_pool_one_after_the_other() {
+        let shape = |experts| MoeShape { experts, top_k: 1, hidden: 8, inter: 8, gated: true };
+        let shapes = [(shape(1), 40), (shape(4), 10), (shape(32), 2), (shape(8), 9)];
+        let pools = Pool::of(&shapes);
+        assert_eq!(pools, [Pool { shape: shape(32), sets: 3 }]);
+        let pool = pools[0];
+        assert_eq!(pool.place(&shape(4), 9), (1, 4..8));
+        assert_eq!(pool.end(&shape(4), 9), 40);
+        for (shape, sets) in shapes {
+            for set in 0..sets {
+                let after = pool.set_after(&shape, sets, pool.end(&shape, set));
+                assert_eq!(after, (set + 1) % sets, "{shape:?} {set}");
+            }
+        }
+        // Behind what another layer has read: not the set that it was in the middle of.
+        assert_eq!(pool.set_after(&shape(8), 9, 33), 5);
+        assert_eq!(pool.set_after(&shape(8), 9, 32), 4);
+        assert_eq!(pool.set_after(&shape(32), 2, 36), 0);
     }
 
     #[test]

@@ -6,14 +6,14 @@ use super::aa;
 use super::ceilings::CeilingSamples;
 use super::data;
 use super::launches::{Bed, CellLaunches, Drawn};
-use super::plan::{Machine, Plan};
+use super::plan::{Machine, Plan, Pool};
 use super::run::{self, Beginning, Invocation, Observer, Run};
 use super::target::{CeilingTests, Target};
 use super::timing::MonotonicClock;
 use super::worker::{Answer, Ask, Facts, Trouble, Worker};
 use crate::config::DType;
 use crate::kernels::{LayerWeights, LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage};
-use crate::record::Profile;
+use crate::record::{Device, Profile};
 use crate::{Error, Result};
 
 /// The device, the backend and the host's clock of a run.
@@ -69,11 +69,18 @@ impl<'a> Session<'a> {
         let found = samples.record(kernel, self.target.peer())?;
         Ok(Machine {
             cache_bytes: self.target.cache_bytes(),
-            available_bytes: self.target.available_bytes()
-                / self.backend.weight_copies(dtype) as f64,
+            available_bytes: self.target.available_bytes(),
+            shared_copies: self.shared_copies(),
+            own_copies: self.backend.weight_copies(dtype) - self.shared_copies(),
             read_bytes_per_s: found.read_best_bytes_per_s,
             gemm_flops_per_s: found.gemm_best_flops_per_s,
         })
+    }
+
+    /// How often the weights that layers share lie in the memory of the device: a GPU has each layer's
+    /// own.
+    fn shared_copies(&self) -> usize {
+        usize::from(matches!(self.target.device(), Device::Cpu(_)))
     }
 
     /// Measures the cells of a plan in this process.
@@ -109,7 +116,7 @@ impl<'a> Session<'a> {
         let request = &plan.request;
         let facts = self.facts();
         facts.check_modes(&request.modes)?;
-        let sets = draw_sets(plan)?;
+        let (pools, sets) = draw_sets(plan)?;
         let layers = self.layers(plan, &sets)?;
         let dense = self.target.sizes().dense_weights(request.dtype, request.seed)?;
         let ceilings = self.target.ceilings(self.backend, &dense)?;
@@ -130,7 +137,9 @@ impl<'a> Session<'a> {
             drawn.push(cell.drawn(of_shape));
             cells.push((place, cell));
         }
-        work(&mut Loaded { facts, drawn, sets: &sets, layers, ceilings, cells, bed })
+        let shared = if self.shared_copies() > 0 { pools } else { Vec::new() };
+        let pools = shared.into_iter().map(|pool| (pool, 0)).collect();
+        work(&mut Loaded { facts, drawn, sets: &sets, layers, ceilings, cells, pools, bed })
     }
 
     /// The layers of a plan. One that the device has no room for costs its own cells; without any there is
@@ -164,17 +173,29 @@ impl<'a> Session<'a> {
 /// A loaded layer, or why the device does not take it.
 type Layer<'a> = Result<Box<dyn LoadedLayer + 'a>, String>;
 
-fn draw_sets(plan: &Plan) -> Result<Vec<(MoeShape, Vec<LayerWeights>)>> {
+/// The sets of weights of a layer.
+type Sets = (MoeShape, Vec<LayerWeights>);
+
+/// The weights of a plan's layers, with the pools whose parts they are.
+fn draw_sets(plan: &Plan) -> Result<(Vec<Pool>, Vec<Sets>)> {
     let request = &plan.request;
-    plan.shapes
-        .iter()
-        .map(|&(shape, count)| {
-            let sets = (0..count)
-                .map(|i| data::weights(shape, request.dtype, request.seed.wrapping_add(i as u64)))
-                .collect::<Result<Vec<_>>>()?;
-            Ok((shape, sets))
-        })
-        .collect()
+    let pools = Pool::of(&plan.shapes);
+    let mut all: Vec<Sets> = plan.shapes.iter().map(|(shape, _)| (*shape, Vec::new())).collect();
+    for pool in &pools {
+        let drawn = (0..pool.sets)
+            .map(|i| data::weights(pool.shape, request.dtype, request.seed.wrapping_add(i as u64)))
+            .collect::<Result<Vec<_>>>()?;
+        for ((shape, sets), (_, count)) in all.iter_mut().zip(&plan.shapes) {
+            if !pool.is_of(shape) {
+                continue;
+            }
+            for set in 0..*count {
+                let (of_pool, experts) = pool.place(shape, set);
+                sets.push(drawn[of_pool].part(experts, shape.top_k)?);
+            }
+        }
+    }
+    Ok((pools, all))
 }
 
 /// A plan's layers on the device of this process.
@@ -186,6 +207,8 @@ pub(super) struct Loaded<'a> {
     ceilings: Box<dyn CeilingTests + 'a>,
     /// Each with the number of its layer.
     cells: Vec<(usize, CellLaunches)>,
+    /// Memory that layers share, with the expert behind those that were last read.
+    pools: Vec<(Pool, usize)>,
     bed: Bed<'a>,
 }
 
@@ -195,6 +218,17 @@ impl Loaded<'_> {
         self.cells.get(cell).map(|(_, cell)| cell.spec().tokens)
     }
 
+    /// Lets a cell begin behind what was last read of the memory that its layer shares with others:
+    /// what they have left in the cache.
+    fn go_on(&mut self, cell: usize) {
+        let Some((layer, cell)) = self.cells.get_mut(cell) else { return };
+        let shape = cell.spec().shape;
+        let sets = self.sets.get(*layer).map_or(1, |(_, sets)| sets.len());
+        if let Some((pool, read)) = self.pools.iter().find(|(pool, _)| pool.is_of(&shape)) {
+            cell.go_on_at(pool.set_after(&shape, sets, *read), sets);
+        }
+    }
+
     /// Does one piece of the run.
     ///
     /// # Errors
@@ -202,6 +236,9 @@ impl Loaded<'_> {
     /// raised; whatever the device reports.
     pub(super) fn answer(&mut self, ask: Ask, stop: &AtomicBool) -> Result<Answer> {
         let mut samples = CeilingSamples::default();
+        if let Ask::Block { cell, .. } | Ask::Itself { cell, .. } = ask {
+            self.go_on(cell);
+        }
         match ask {
             Ask::ReadRate => self.ceilings.sample_read(&mut samples)?,
             Ask::OtherRates => self.ceilings.sample_rest(&mut samples)?,
@@ -209,7 +246,9 @@ impl Loaded<'_> {
                 let bed = &self.bed;
                 let (cell, layer, sets) =
                     place(&mut self.cells, &mut self.layers, self.sets, cell)?;
-                return Ok(Answer::Block(cell.take(layer, sets, bed, round, stop)?));
+                let taken = cell.take(layer, sets, bed, round, stop)?;
+                note_read(&mut self.pools, cell);
+                return Ok(Answer::Block(taken));
             }
             Ask::CheckLast { cell } => {
                 let bed = &self.bed;
@@ -224,10 +263,20 @@ impl Loaded<'_> {
                     place(&mut self.cells, &mut self.layers, self.sets, cell)?;
                 let ratio =
                     |timed: &mut dyn super::timing::Launch| aa::log_ratio(timed, clock, round);
-                return Ok(Answer::Itself(cell.borrow(layer, sets.len(), ratio)?));
+                let ratio = cell.borrow(layer, sets.len(), ratio)?;
+                note_read(&mut self.pools, cell);
+                return Ok(Answer::Itself(ratio));
             }
         }
         Ok(Answer::Rates(samples))
+    }
+}
+
+/// Remembers where a cell's launches have ended in the memory that its layer shares.
+fn note_read(pools: &mut [(Pool, usize)], cell: &CellLaunches) {
+    let shape = &cell.spec().shape;
+    if let Some((pool, read)) = pools.iter_mut().find(|(pool, _)| pool.is_of(shape)) {
+        *read = pool.end(shape, cell.last_set());
     }
 }
 

@@ -30,6 +30,8 @@ pub(super) fn plan(
     let machine = Machine {
         cache_bytes: 1e6,
         available_bytes: 1e9,
+        shared_copies: 1,
+        own_copies: 0,
         read_bytes_per_s: 1e10,
         gemm_flops_per_s: 1e11,
     };

@@ -1,10 +1,8 @@
 //! What one launch of a layer has to move and to compute, whatever the kernel.
 
+use crate::constants::ACTIVATION_BYTES;
 use crate::kernels::MoeShape;
 use crate::record::WorkRecord;
-
-/// Bytes of one activation as counted: layers exchange 16-bit values.
-const ACTIVATION_BYTES: f64 = 2.0;
 
 /// Bytes of one expert's weights at `weight_bits` bits each.
 pub fn expert_bytes(shape: &MoeShape, weight_bits: f64) -> f64 {

@@ -146,22 +146,38 @@ pub struct GroupResiduals {
     pub within: Vec<f64>,
 }
 
+impl GroupResiduals {
+    fn of(residuals: impl ExactSizeIterator<Item = f64> + Clone) -> Self {
+        let mean = residuals.clone().sum::<f64>() / residuals.len() as f64;
+        Self { mean, within: residuals.map(|r| r - mean).collect() }
+    }
+
+    /// Squares of the mean over all rows, and of what is left.
+    fn squares(&self) -> (f64, f64) {
+        let within = self.within.iter().map(|r| r * r).sum();
+        (self.within.len() as f64 * self.mean * self.mean, within)
+    }
+}
+
 /// Residuals of the rows that count, group by group. Pools of unknown size say nothing about the model.
 pub fn grouped_residuals(rows: &[Scored]) -> Vec<GroupResiduals> {
-    let mut groups: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    let known = rows.iter().filter(|r| mode(r.0) != UNSTATED);
-    for row in known {
+    let name = |p: &Point| format!("{} / {} / {} / {}", p.model, p.gpu, p.engine, p.origin);
+    let groups = residuals_by(rows, name).into_values();
+    groups.map(|g| GroupResiduals::of(g.iter().map(|r| r.1))).collect()
+}
+
+/// Index and residual of the rows that count, by a name.
+fn residuals_by(
+    rows: &[Scored],
+    name: impl Fn(&Point) -> String,
+) -> BTreeMap<String, Vec<(usize, f64)>> {
+    let mut groups: BTreeMap<String, Vec<(usize, f64)>> = BTreeMap::new();
+    for (index, row) in rows.iter().enumerate().filter(|(_, r)| mode(r.0) != UNSTATED) {
         if let Some(error) = tpot_error(row) {
-            let p = row.0;
-            let name = format!("{} / {} / {} / {}", p.model, p.gpu, p.engine, p.origin);
-            groups.entry(name).or_default().push(error.ln_1p());
+            groups.entry(name(row.0)).or_default().push((index, error.ln_1p()));
         }
     }
-    let of = |residuals: Vec<f64>| {
-        let mean = residuals.iter().sum::<f64>() / residuals.len() as f64;
-        GroupResiduals { mean, within: residuals.iter().map(|r| r - mean).collect() }
-    };
-    groups.into_values().map(of).collect()
+    groups
 }
 
 /// What one group of rows adds to the squared error of ln(predicted / measured TPOT).
@@ -177,8 +193,8 @@ pub struct GroupError {
     pub sd: f64,
     /// Share of the summed squares of all groups.
     pub share: f64,
-    /// Whether its rows look like speculation.
-    pub speculates: bool,
+    /// Rows among them that look like speculation ([`looks_speculative`]): those of some layouts.
+    pub speculative_rows: usize,
 }
 
 /// The squared error of the rows that count, split.
@@ -193,27 +209,24 @@ pub struct Decomposition {
 /// Splits the squared error of the rows that count; pools of unknown size are left out.
 pub fn decompose(rows: &[Scored]) -> Decomposition {
     let flags = looks_speculative(rows);
-    let mut all: BTreeMap<String, (Vec<f64>, bool)> = BTreeMap::new();
-    for (row, flag) in rows.iter().zip(flags).filter(|(r, _)| mode(r.0) != UNSTATED) {
-        let Some(error) = tpot_error(row) else { continue };
-        let p = row.0;
-        let name = format!("{} / {} / {} {} / {}", p.model, p.gpu, p.engine, p.version, p.origin);
-        let entry = all.entry(name).or_default();
-        entry.0.push(error.ln_1p());
-        entry.1 |= flag;
-    }
-    let squares = |v: &[f64]| v.iter().map(|r| r * r).sum::<f64>();
-    let total: f64 = all.values().map(|(v, _)| squares(v)).sum::<f64>().max(f64::MIN_POSITIVE);
-    let mut between = 0.0;
-    let mut groups: Vec<GroupError> = all
+    let name =
+        |p: &Point| format!("{} / {} / {} {} / {}", p.model, p.gpu, p.engine, p.version, p.origin);
+    let groups = residuals_by(rows, name).into_iter().map(|(name, members)| {
+        let residuals = GroupResiduals::of(members.iter().map(|m| m.1));
+        (name, residuals, members.iter().filter(|m| flags[m.0]).count())
+    });
+    let groups: Vec<_> = groups.collect();
+    let sum = |of: fn((f64, f64)) -> f64| groups.iter().map(|g| of(g.1.squares())).sum::<f64>();
+    let total = sum(|(between, within)| between + within).max(f64::MIN_POSITIVE);
+    let between = sum(|(between, _)| between) / total;
+    let mut groups: Vec<GroupError> = groups
         .into_iter()
-        .map(|(name, (v, speculates))| {
-            let count = v.len() as f64;
-            let mean = v.iter().sum::<f64>() / count;
-            let sum = squares(&v);
-            between += count * mean * mean / total;
-            let sd = (sum / count - mean * mean).max(0.0).sqrt();
-            GroupError { name, rows: v.len(), mean, sd, share: sum / total, speculates }
+        .map(|(name, residuals, speculative_rows)| {
+            let (shared, within) = residuals.squares();
+            let rows = residuals.within.len();
+            let sd = (within / rows as f64).sqrt();
+            let share = (shared + within) / total;
+            GroupError { name, rows, mean: residuals.mean, sd, share, speculative_rows }
         })
         .collect();
     groups.sort_by(|a, b| b.share.total_cmp(&a.share));

@@ -347,7 +347,7 @@ impl Prediction {
 /// Latencies on a setup's device with kernels of an engine, as a whole command uses them.
 pub type LatencyOf<'a> = dyn Fn(&DeviceSpec, &str) -> Result<Arc<dyn LatencyModel>> + Sync + 'a;
 
-/// Predicts one setup with the given engine constants.
+/// Predicts one setup with the given engine constants under typical routing.
 ///
 /// # Errors
 /// What cannot be predicted and why.
@@ -357,7 +357,20 @@ pub fn predict(
     latency: &dyn LatencyModel,
 ) -> Result<Prediction> {
     let routing = typical_load(setup.model.num_experts, setup.model.top_k)?;
-    let deployment = deployment(setup, costs, latency, &routing);
+    predict_under(setup, costs, latency, &routing)
+}
+
+/// The same under a given load of the experts.
+///
+/// # Errors
+/// What cannot be predicted and why.
+pub fn predict_under(
+    setup: &Setup,
+    costs: &EngineCosts,
+    latency: &dyn LatencyModel,
+    routing: &LoadModel,
+) -> Result<Prediction> {
+    let deployment = deployment(setup, costs, latency, routing);
     deployment.validate()?;
     let served = match &setup.pools {
         None => deployment.serve(&setup.traffic, &setup.lengths)?,

@@ -208,7 +208,7 @@ fn remains(text: &mut String, page: &Page) {
         "## What remains\n\nOf the summed squares of ln(predicted / measured TPOT), zero-shot and over \
 rows with stated workers, {:.0} % is one factor for each group of one model, device, engine version and \
 source (a few own runs take it away) and {:.0} % varies within groups. The groups with the largest \
-shares:\n\n| group | rows | mean | spread within | share | looks like speculation |\n|---|---|---|---|---|---|",
+shares:\n\n| group | rows | mean | spread within | share | rows that look like speculation |\n|---|---|---|---|---|---|",
         d.between * 100.0,
         (1.0 - d.between) * 100.0
     );
@@ -221,7 +221,7 @@ shares:\n\n| group | rows | mean | spread within | share | looks like speculatio
             g.mean,
             g.sd,
             g.share * 100.0,
-            if g.speculates { "yes" } else { "" }
+            if g.speculative_rows > 0 { g.speculative_rows.to_string() } else { String::new() }
         );
     }
     let Some(way) = page.ways.first() else { return };

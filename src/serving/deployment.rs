@@ -5,6 +5,7 @@
 
 use crate::config::layers::TensorKind;
 use crate::config::{DType, MoeModel};
+use crate::constants::ACTIVATION_BYTES;
 use crate::latency::{CollectiveKind, CollectiveQuery, ExchangeQuery, LatencyModel, Phase, Query};
 use crate::serving::breakdown::{Breakdown, Tally};
 use crate::serving::layers::gemm;
@@ -13,8 +14,6 @@ use crate::serving::{EngineCosts, Layers, Layout, Lengths, LoadModel, MemoryBudg
 use crate::units::Bytes;
 use crate::{Error, Result};
 
-/// Activations travel and are stored in 16 bits.
-const ACTIVATION_BYTES: f64 = 2.0;
 /// Engines quantise what they dispatch where the experts are stored in 8 bits or fewer.
 const QUANTISED_DISPATCH_BITS: f64 = 8.0;
 
@@ -99,7 +98,6 @@ impl Deployment<'_> {
     /// [`Error::Unfit`] that names the operation no latency model answers.
     pub fn step(&self, load: &StepLoad) -> Result<Breakdown> {
         let mut tally = Tally::new(self.latency);
-        let whole = self.group(load);
         let halves = if self.overlaps() { 2.0 } else { 1.0 };
         let part = StepLoad {
             sequences: load.sequences / halves,
@@ -108,18 +106,19 @@ impl Deployment<'_> {
         };
         let group = self.group(&part);
         self.layers(&group, self.rows(&part), &mut tally)?;
-        tally.repeat(self.passes());
-        self.head(&group, &mut tally)?;
         self.communication(&part, &mut tally)?;
+        let passes = self.passes();
+        tally.repeat(passes);
+        self.head(&group, &mut tally)?;
         if self.overlaps() {
             tally.repeat(halves);
             tally.hide_communication();
         }
-        let group = whole;
-        let layers = Layers::of(self.model, self.layout.attention_tp);
+        let group = self.group(load);
+        let layers = Layers::of(self.model, self.layout.attention_tp).repeated(passes * halves);
         // Each attention group schedules its own sequences and prompts.
         let GroupLoad { sequences, prompt_tokens, .. } = group;
-        let own = StepLoad { sequences, prompt_tokens, ..*load };
+        let own = StepLoad { sequences, prompt_tokens: prompt_tokens / halves, ..*load };
         Ok(tally.finish(self.costs, &layers, &own))
     }
 
@@ -181,9 +180,9 @@ impl Deployment<'_> {
     /// sequences.
     fn communication(&self, load: &StepLoad, tally: &mut Tally) -> Result<()> {
         let (layout, model) = (&self.layout, self.model);
-        let layers = model.num_layers as f64 * self.passes();
+        let layers = model.num_layers as f64;
         let exchanging = self.exchanges();
-        let moe_layers = if exchanging { model.moe_layers() as f64 * self.passes() } else { 0.0 };
+        let moe_layers = if exchanging { model.moe_layers() as f64 } else { 0.0 };
         let rows = self.rows(load);
         let local = rows / layout.attention_dp as f64;
         if layout.attention_tp > 1 {

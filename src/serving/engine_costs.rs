@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::layers::{LayerGroup, Mixer};
 use crate::config::{DType, DeviceSpec, MoeModel};
+use crate::constants::scheduler;
 use crate::error::in_range;
 use crate::serving::{Speculation, StepLoad};
 
@@ -108,8 +109,8 @@ impl EngineCosts {
             first_steps,
             prompt_factor,
             burst_factor,
-            chunk_tokens: 8192.0,
-            max_sequences: 1024.0,
+            chunk_tokens: scheduler::CHUNK_TOKENS,
+            max_sequences: scheduler::MAX_SEQUENCES,
             // SGLang runs prompts in steps of their own unless told otherwise.
             mixed: engine != "sglang",
             cache: if engine == "trtllm" { CacheFormat::Narrow } else { CacheFormat::Published },
@@ -138,7 +139,7 @@ impl EngineCosts {
             first_steps: 0.5,
             prompt_factor: 1.0,
             burst_factor: 1.0,
-            chunk_tokens: 2048.0,
+            chunk_tokens: scheduler::SMALL_CHUNK_TOKENS,
             max_sequences: 4096.0,
             mixed: true,
             cache: CacheFormat::Published,
@@ -158,10 +159,14 @@ impl EngineCosts {
         if has_recipe && self.cache == CacheFormat::Published {
             self.cache = CacheFormat::Narrow;
         }
-        let large = device.memory_bytes >= 70.0 * f64::from(1 << 30)
+        let large = device.memory_bytes >= scheduler::LARGE_DEVICE_BYTES
             && !device.name.to_lowercase().contains("a100");
         if engine == "vllm" && !large {
-            return Self { chunk_tokens: 2048.0, max_sequences: 256.0, ..self };
+            return Self {
+                chunk_tokens: scheduler::SMALL_CHUNK_TOKENS,
+                max_sequences: scheduler::SMALL_MAX_SEQUENCES,
+                ..self
+            };
         }
         self
     }
@@ -239,6 +244,17 @@ fn first_token(engine: &str) -> [f64; 4] {
 }
 
 impl Layers {
+    /// The same run so often.
+    pub(super) fn repeated(self, times: f64) -> Self {
+        let Self { all, moe, unmeasured, wide_norms } = self;
+        Self {
+            all: all * times,
+            moe: moe * times,
+            unmeasured: unmeasured * times,
+            wide_norms: wide_norms * times,
+        }
+    }
+
     /// The layers of a model with heads over some ranks.
     pub fn of(model: &MoeModel, tensor_parallel: usize) -> Self {
         let moe = if model.is_dense() { 0 } else { model.moe_layers() };

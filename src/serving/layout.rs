@@ -1,10 +1,8 @@
 //! How a model is spread over the devices of one replica.
 
 use crate::config::{Attention, DType, MoeModel};
+use crate::constants::FP8_BLOCK;
 use crate::{Error, Result};
-
-/// Width of the blocks that fp8 weights are scaled in; engines refuse to split one.
-const FP8_BLOCK: usize = 128;
 
 /// Parallel sizes of one replica.
 ///

@@ -105,7 +105,7 @@ impl Layer {
             let scale = 1.0 / f32::from(u16::try_from(depth).unwrap()).sqrt();
             let values: Vec<bf16> = (0..len).map(|_| suite::normal(rng, scale)).collect();
             if case.opt.weights == WeightFormat::Bf16 {
-                return WeightData::Bf16(values);
+                return WeightData::Bf16(values.into());
             }
             let wide: Vec<f32> = values.iter().map(|v| v.to_f32()).collect();
             WeightData::Fp8(Fp8Weights::quantize(&wide, rows, depth).unwrap())

@@ -174,11 +174,11 @@ fn weights_of(kernel: &ProductKernel, case: &Case, rng: &mut ChaCha8Rng) -> Weig
             }
         }
     }
-    let other = |len: usize| WeightData::F32(vec![0.0; len]);
+    let other = |len: usize| WeightData::F32(vec![0.0; len].into());
     let (w13, w2) = if up {
-        (WeightData::F32(exact), other(s.w2_len().unwrap()))
+        (WeightData::F32(exact.into()), other(s.w2_len().unwrap()))
     } else {
-        (other(s.w13_len().unwrap()), WeightData::F32(exact))
+        (other(s.w13_len().unwrap()), WeightData::F32(exact.into()))
     };
     Weights { exact: LayerWeights::new(s, w13, w2).unwrap(), bytes, scales }
 }
@@ -538,13 +538,15 @@ pub(crate) fn check_large_stack(kernel: &'static ProductKernel, run: &Run) -> Ou
     product(board, &launch).map_err(|e| e.to_string())?;
     // The reference sees the last expert by itself.
     let one = MoeShape { experts: 1, top_k: 1, hidden, inter, gated: true };
-    let other = |len: usize| WeightData::Bf16(vec![bf16::ZERO; len]);
+    let other = |len: usize| WeightData::Bf16(vec![bf16::ZERO; len].into());
     let exact = if up {
-        let alone = LayerWeights::new(one, WeightData::Bf16(last), other(hidden * inter)).unwrap();
+        let alone =
+            LayerWeights::new(one, WeightData::Bf16(last.into()), other(hidden * inter)).unwrap();
         stages::up(&alone, true, 0, &input)
     } else {
         let alone =
-            LayerWeights::new(one, other(2 * hidden * inter), WeightData::Bf16(last)).unwrap();
+            LayerWeights::new(one, other(2 * hidden * inter), WeightData::Bf16(last.into()))
+                .unwrap();
         stages::down(&alone, 0, &input)
     };
     let out = y.unwrap_or(h);

@@ -52,8 +52,12 @@ fn load(words: &[&str]) -> Result<Vec<LayerWeights>> {
     let shape = MoeShape { experts, top_k, hidden, inter, gated: true };
     (0..sets)
         .map(|set| {
-            let w13 = WeightData::Bf16(bf16s(&format!("w13.{set}.bf16"))?);
-            LayerWeights::new(shape, w13, WeightData::Bf16(bf16s(&format!("w2.{set}.bf16"))?))
+            let w13 = WeightData::Bf16(bf16s(&format!("w13.{set}.bf16"))?.into());
+            LayerWeights::new(
+                shape,
+                w13,
+                WeightData::Bf16(bf16s(&format!("w2.{set}.bf16"))?.into()),
+            )
         })
         .collect()
 }

@@ -107,17 +107,14 @@ pub(super) fn run(
     let costs = chosen.costs();
     let routing = LoadModel::new(&args.routing, setup.model.num_experts, setup.model.top_k)?;
     let deployment = deployment(&setup, &costs, stack.as_ref(), &routing);
-    deployment.validate()?;
-    let served = deployment.serve(&setup.traffic, &setup.lengths)?;
+    let (Prediction { served, output_rate }, halves) =
+        chosen.predict(&setup, stack.as_ref(), &routing)?;
     let calibration = calibrations.iter().find(|c| c.group == chosen.group);
     let (price, price_source) = match price(args.price.as_deref(), &setup.device) {
         Ok((price, source)) => (Some(price), source),
         Err(error) if args.price.is_some() => return Err(error),
         Err(_) => (None, "none published; --price sets one".into()),
     };
-    let output_rate = served.requests_per_s * setup.lengths.output;
-    let prediction = Prediction { served, output_rate };
-    let halves = chosen.halves(&setup, stack.as_ref(), &prediction)?;
     let memory = Memory {
         device_bytes: deployment.memory.device.0,
         weights_bytes: deployment.weights_per_device().0,

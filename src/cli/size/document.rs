@@ -137,7 +137,7 @@ impl Alternative {
             gpus: c.gpus(),
             replicas: c.replicas,
             max_batch: c.max_batch,
-            usd_per_hour: c.usd_per_hour(),
+            usd_per_hour: c.total_price().0,
             ttft_p99_ms: ttft.value * 1e3,
             ttft_p99_ms_lo: ends(ttft.lo, halves.ttft).0 * 1e3,
             ttft_p99_ms_hi: ends(ttft.hi, halves.ttft).1 * 1e3,
@@ -191,10 +191,10 @@ pub(super) fn document(
     answer: &SizeAnswer,
 ) -> Result<Document> {
     let (inputs, best) = (&asked.inputs, &answer.best);
-    let (input, output) = best.usd_per_million(inputs);
-    let total =
-        best.usd_per_hour() / 3600.0 / inputs.rate / (inputs.lengths.input + inputs.lengths.output)
-            * 1e6;
+    let (input, output) = best.token_prices(inputs);
+    let tokens = inputs.lengths.input + inputs.lengths.output;
+    let all = TokensPerSecond(inputs.rate * tokens);
+    let total = usd_per_million_output(best.gpus() as f64, best.price, all);
     let halves = halves(asked, sources, best)?;
     let alternatives = answer.others.iter().map(|c| Alternative::of(asked, sources, c));
     Ok(Document {
@@ -218,10 +218,10 @@ pub(super) fn document(
         goodput: best.goodput,
         replicas_over_time: windows(inputs, best),
         steady_state: steady(inputs, answer),
-        usd_per_hour: best.usd_per_hour(),
-        usd_per_million_input_tokens: input,
-        usd_per_million_output_tokens: output,
-        usd_per_million_total_tokens: total,
+        usd_per_hour: best.total_price().0,
+        usd_per_million_input_tokens: input.0,
+        usd_per_million_output_tokens: output.0,
+        usd_per_million_total_tokens: total.0,
         model_interval: interval((asked, sources), best, &halves, (input, output))?,
         memory: Memory {
             weights_bytes: best.weights.0,
@@ -261,7 +261,6 @@ fn assumptions(
     best: &Choice,
 ) -> Result<Assumptions> {
     let inputs = &asked.inputs;
-    let chosen = inputs.devices.iter().position(|o| o.device.name == best.device).unwrap_or(0);
     let Offer { device, costs, .. } = inputs.offer(&best.device)?;
     Ok(Assumptions {
         kernel_times: sources.names(device),
@@ -283,7 +282,7 @@ fn assumptions(
         spare_replicas: args.spare,
         limits_were_default: given(args).is_empty(),
         usd_per_gpu_hour: best.price.0,
-        price_source: asked.prices.get(chosen).cloned().unwrap_or_default(),
+        price_source: asked.terms(&best.device)?.price_source.clone(),
         cost_basis: "split by time in prefill and in decode, idle time included",
         usable_memory_share: best.memory.usable_share,
         routing: args.routing.to_string(),

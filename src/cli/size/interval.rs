@@ -6,9 +6,10 @@ use super::Asked;
 use crate::Result;
 use crate::calibrate::predict::{Halves, ends};
 use crate::cli::profile::Sources;
-use crate::plan::points::{self, Setup};
+use crate::plan::points::Setup;
 use crate::plan::size::{Choice, ModelError, Reach, reach};
 use crate::serving::{Estimate, Percentiles, Traffic};
+use crate::units::UsdPerMillionTokens;
 
 /// A value's 95 % interval.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -77,8 +78,6 @@ fn of_steps(asked: &Asked, sources: &Sources, choice: &Choice) -> Result<Halves>
 
 fn under(asked: &Asked, sources: &Sources, choice: &Choice, traffic: Traffic) -> Result<Halves> {
     let inputs = &asked.inputs;
-    let at = inputs.devices.iter().position(|offer| offer.device.name == choice.device);
-    let chosen = &asked.chosen[at.unwrap_or(0)];
     let offer = inputs.offer(&choice.device)?;
     let setup = Setup {
         model: inputs.model.clone(),
@@ -89,8 +88,8 @@ fn under(asked: &Asked, sources: &Sources, choice: &Choice, traffic: Traffic) ->
         pools: None,
     };
     let latency = sources.stack(&offer.device, &inputs.engine)?;
-    let prediction = points::predict(&setup, &offer.costs, latency.as_ref())?;
-    chosen.halves(&setup, latency.as_ref(), &prediction)
+    let chosen = &asked.terms(&choice.device)?.chosen;
+    chosen.predict(&setup, latency.as_ref(), &inputs.routing).map(|(_, halves)| halves)
 }
 
 /// The intervals of the chosen plan.
@@ -98,7 +97,7 @@ pub(super) fn interval(
     (asked, sources): (&Asked, &Sources),
     choice: &Choice,
     halves: &Halves,
-    usd_per_million: (f64, f64),
+    (input, output): (UsdPerMillionTokens, UsdPerMillionTokens),
 ) -> Result<ModelInterval> {
     let inputs = &asked.inputs;
     let Halves { tpot, ttft, .. } = of_steps(asked, sources, choice)?;
@@ -106,7 +105,6 @@ pub(super) fn interval(
     let gpus = choice.gpus() as f64;
     let (low, high) = (least as f64 / gpus, most.map(|m| m as f64 / gpus));
     let rate = inputs.rate * inputs.lengths.output / gpus;
-    let (input, output) = usd_per_million;
     Ok(ModelInterval {
         of: OF,
         calibration: asked.calibration(&choice.device),
@@ -120,10 +118,10 @@ pub(super) fn interval(
             .all(|l| upper(l.simulated(&choice.simulated).hi, l, halves) <= l.most.0),
         gpus_lo: least,
         gpus_hi: most,
-        usd_per_million_input_tokens_lo: input * low,
-        usd_per_million_input_tokens_hi: high.map(|h| input * h),
-        usd_per_million_output_tokens_lo: output * low,
-        usd_per_million_output_tokens_hi: high.map(|h| output * h),
+        usd_per_million_input_tokens_lo: input.0 * low,
+        usd_per_million_input_tokens_hi: high.map(|h| input.0 * h),
+        usd_per_million_output_tokens_lo: output.0 * low,
+        usd_per_million_output_tokens_hi: high.map(|h| output.0 * h),
         output_tokens_per_s_per_gpu: rate,
         output_tokens_per_s_per_gpu_lo: high.map(|h| rate / h),
         output_tokens_per_s_per_gpu_hi: rate / low,

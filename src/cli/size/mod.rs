@@ -1,5 +1,6 @@
 //! `size`: devices, layout, batch limit and replicas for a request rate under a service level.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -181,16 +182,28 @@ pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
 /// What is asked, with what the answer says of it.
 struct Asked {
     inputs: SizeInputs,
-    /// Where each device's price comes from.
-    prices: Vec<String>,
-    /// Constants of each device with their errors.
-    chosen: Vec<Chosen>,
+    /// By the name of the device.
+    terms: BTreeMap<String, Terms>,
     /// What was assumed in reading the model.
     assumed: Vec<String>,
     calibrations: Vec<Calibration>,
 }
 
+/// What the answer says of a device beside its offer.
+struct Terms {
+    /// Where its price comes from.
+    price_source: String,
+    /// Constants on it with their errors.
+    chosen: Chosen,
+}
+
 impl Asked {
+    /// The terms of a device.
+    fn terms(&self, device: &str) -> Result<&Terms> {
+        let unknown = || Error::usage("--device", format!("{device} is not among the offers"));
+        self.terms.get(device).ok_or_else(unknown)
+    }
+
     /// Whether the constants on a device are fitted to own runs.
     fn calibration(&self, device: &str) -> &'static str {
         let own = |c: &Calibration| {
@@ -218,13 +231,13 @@ fn asked(args: &SizeArgs, sources: &Sources, calibrations: Vec<Calibration>) -> 
             args.device.iter().map(|name| DeviceSpec::load(name)).collect::<Result<_>>()?
         }
     };
-    let (mut devices, mut prices, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut devices, mut terms) = (Vec::new(), BTreeMap::new());
     for device in named {
-        let (price, source) = price(args.price.as_deref(), &device)?;
+        let (price, price_source) = price(args.price.as_deref(), &device)?;
         let chosen = resolve(sources, &calibrations, &args.serving, (&model.name, &device))?;
-        prices.push(source);
-        devices.push(Offer { device, price, costs: chosen.costs() });
-        all.push(chosen);
+        let costs = chosen.costs();
+        terms.insert(device.name.clone(), Terms { price_source, chosen });
+        devices.push(Offer { device, price, costs });
     }
     let columns = Columns::joined(&args.columns);
     let read = |path| RequestTrace::read_with(path, &columns);
@@ -251,7 +264,7 @@ fn asked(args: &SizeArgs, sources: &Sources, calibrations: Vec<Calibration>) -> 
         requests: args.requests,
         seed: args.seed,
     };
-    Ok(Asked { inputs, prices, chosen: all, assumed, calibrations })
+    Ok(Asked { inputs, terms, assumed, calibrations })
 }
 
 /// Whether a device is compared with others without being named: measured like them, and priced on

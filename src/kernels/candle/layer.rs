@@ -192,9 +192,9 @@ fn expect_dims(name: &str, tensor: &Tensor, dims: &[usize]) -> Result<()> {
 fn values(tensor: &Tensor) -> Result<WeightData> {
     let flat = tensor.flatten_all()?;
     match tensor.dtype() {
-        DType::F32 => Ok(WeightData::F32(flat.to_vec1()?)),
-        DType::BF16 => Ok(WeightData::Bf16(flat.to_vec1()?)),
-        DType::F16 => Ok(WeightData::F16(flat.to_vec1()?)),
+        DType::F32 => Ok(WeightData::F32(flat.to_vec1()?.into())),
+        DType::BF16 => Ok(WeightData::Bf16(flat.to_vec1()?.into())),
+        DType::F16 => Ok(WeightData::F16(flat.to_vec1()?.into())),
         other => bail!("expert weights are {other:?}; convert them to F32, BF16 or F16 first"),
     }
 }

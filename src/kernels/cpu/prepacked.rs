@@ -128,7 +128,7 @@ mod tests {
         match dtype {
             DType::F16 => WeightData::F16(values.iter().map(|&v| f16::from_f32(v)).collect()),
             DType::Bf16 => WeightData::Bf16(values.iter().map(|&v| bf16::from_f32(v)).collect()),
-            _ => WeightData::F32(values.to_vec()),
+            _ => WeightData::F32(values.iter().copied().collect()),
         }
     }
 

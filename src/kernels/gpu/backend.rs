@@ -500,7 +500,7 @@ mod tests {
     const FACTS: DeviceFacts = DeviceFacts { l2_bytes: 1 << 10, ..DeviceFacts::H100 };
 
     fn layer(shape: MoeShape) -> LayerWeights {
-        let values = |n: Option<usize>| WeightData::F32(vec![0.5; n.unwrap()]);
+        let values = |n: Option<usize>| WeightData::F32(vec![0.5; n.unwrap()].into());
         LayerWeights::new(shape, values(shape.w13_len()), values(shape.w2_len())).unwrap()
     }
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::constants::ACTIVATION_BYTES;
 use crate::latency::query::MoeQuery;
 use crate::units::Seconds;
 
@@ -37,7 +38,7 @@ impl LayerQuery {
     pub fn bytes(&self) -> f64 {
         let matrices = if self.gated { 3.0 } else { 2.0 };
         let expert = matrices * self.hidden as f64 * self.inter as f64 * self.weight_bits / 8.0;
-        self.active_experts * expert + 2.0 * self.tokens * self.hidden as f64 * 2.0
+        self.active_experts * expert + 2.0 * self.tokens * self.hidden as f64 * ACTIVATION_BYTES
     }
 
     /// Floating-point operations of the grouped products.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::choose::version_order;
+use super::choose::{DEEPEP_SMS, version_order};
 use super::gather::keep_only;
 use super::load::{balanced, power_law};
 use super::narrow::word;
@@ -97,32 +97,63 @@ pub fn cell_errors(from: &EngineTables, truth: &EngineTables) -> Result<Vec<Erro
 /// # Errors
 /// As [`cell_errors`].
 pub fn shape_errors(tables: &EngineTables) -> Result<Vec<ErrorRow>> {
-    let target = device(tables)
-        .ok_or_else(|| Error::unfit(&tables.device, "errors are judged on known devices"))?;
-    let mut rows = Rows::default();
-    for (group, kernels) in groups(tables) {
-        if group.table != Table::Moe {
-            continue;
-        }
-        let all = cells(tables, &group, &kernels);
-        let shape = |s: &Sizes| [s[0], s[1], s[2], s[3]];
-        let shapes: BTreeSet<[u32; 4]> = all.keys().map(|(s, _)| shape(s)).collect();
-        let mut errors = Judged::default();
-        for left in shapes {
-            let others = subset(tables, &group, &kernels, &|s| shape(&s.sizes) != left);
-            if others.series.is_empty() {
-                continue;
-            }
-            let model = TablesModel::new(Arc::new(others), &target, None)?;
-            for ((sizes, point), seconds) in &all {
-                if shape(sizes) == left && MoeSizes::of(sizes).skew == 0 {
-                    errors.add(&model, query(&group, sizes, *point), *seconds);
+    let moe = LeaveOut {
+        from: |table| table == Table::Moe,
+        together: |sizes| sizes[..4].to_vec(),
+        counts: |sizes| MoeSizes::of(sizes).skew == 0,
+    };
+    moe.errors(tables)
+}
+
+/// Each expert exchange predicted from those of the same engine over other numbers of nodes. The fewest
+/// nodes and the most have none to either side and get no answer.
+///
+/// # Errors
+/// As [`cell_errors`].
+pub fn node_errors(tables: &EngineTables) -> Result<Vec<ErrorRow>> {
+    let exchange = LeaveOut {
+        from: |table| matches!(table, Table::DecodeExchange | Table::PrefillExchange),
+        together: |sizes| vec![ExchangeSizes::of(sizes).nodes],
+        counts: |_| true,
+    };
+    exchange.errors(tables)
+}
+
+/// Cells that are predicted from the others of their group.
+struct LeaveOut {
+    from: fn(Table) -> bool,
+    /// What the cells that are left out together have in common.
+    together: fn(&Sizes) -> Vec<u32>,
+    /// Whether a cell is judged.
+    counts: fn(&Sizes) -> bool,
+}
+
+impl LeaveOut {
+    fn errors(&self, tables: &EngineTables) -> Result<Vec<ErrorRow>> {
+        let target = device(tables)
+            .ok_or_else(|| Error::unfit(&tables.device, "errors are judged on known devices"))?;
+        let mut rows = Rows::default();
+        for (group, kernels) in groups(tables).into_iter().filter(|(g, _)| (self.from)(g.table)) {
+            let all = cells(tables, &group, &kernels);
+            let keys: BTreeSet<Vec<u32>> = all.keys().map(|(s, _)| (self.together)(s)).collect();
+            let mut errors = Judged::default();
+            for left in keys {
+                let is_left = |sizes: &Sizes| (self.together)(sizes) == left;
+                let others = subset(tables, &group, &kernels, &|s| !is_left(&s.sizes));
+                if others.series.is_empty() {
+                    continue;
+                }
+                let model = TablesModel::new(Arc::new(others), &target, None)?;
+                for ((sizes, point), seconds) in &all {
+                    if is_left(sizes) && (self.counts)(sizes) {
+                        errors.add(&model, query(&group, sizes, *point), *seconds);
+                    }
                 }
             }
+            rows.add(&group, &errors, &Default::default());
         }
-        rows.add(&group, &errors, &Default::default());
+        Ok(rows.finish())
     }
-    Ok(rows.finish())
 }
 
 /// Every second point of each series predicted from the others.
@@ -165,7 +196,7 @@ fn groups(tables: &EngineTables) -> BTreeMap<Group, Vec<u32>> {
         let kernel = tables.kernel(series);
         // Eager collectives and throughput kernels of other sizes are not what is asked for.
         let unused = kernel.source.contains("eager")
-            || series.table == Table::PrefillExchange && !kernel.source.ends_with("20 SMs");
+            || series.table == Table::PrefillExchange && !kernel.source.ends_with(DEEPEP_SMS);
         if !unused {
             by_group.entry(group(series.table, kernel)).or_default().insert(series.kernel);
         }

@@ -11,6 +11,7 @@ use super::lines::{Line, Place};
 use super::narrow::{whole, word};
 use super::series::{EngineTables, Table};
 use super::sigma;
+use crate::constants::ACTIVATION_BYTES;
 use crate::latency::model::{Absent, Answer};
 use crate::latency::query::GemmQuery;
 use crate::latency::rates::{Precision, Work};
@@ -199,7 +200,10 @@ fn nearest(grid: &Grid, q: &GemmQuery) -> (u32, u32) {
 }
 
 fn work(precision: Precision, m: f64, n: f64, k: f64) -> Work {
-    Work { bytes: n * k * precision.bits / 8.0 + 2.0 * m * (n + k), flops: 2.0 * m * n * k }
+    Work {
+        bytes: n * k * precision.bits / 8.0 + ACTIVATION_BYTES * m * (n + k),
+        flops: 2.0 * m * n * k,
+    }
 }
 
 impl Resolved {

@@ -12,6 +12,7 @@ use super::narrow::word;
 use super::series::{EngineTables, Point, Table};
 use super::sigma;
 use crate::config::DType;
+use crate::constants::ACTIVATION_BYTES;
 use crate::latency::model::{Absent, Answer};
 use crate::latency::query::{MlaPart, MlaQuery, Phase};
 use crate::latency::rates::{Arithmetic, Precision, Work};
@@ -237,7 +238,7 @@ fn work(part: MlaPart, q: &MlaQuery, heads: u32, bits: f64) -> Work {
                 Phase::Decode => q.sequences,
             };
             Work {
-                bytes: core.bytes + params * bits / 8.0 + 4.0 * tokens * hidden,
+                bytes: core.bytes + params * bits / 8.0 + 2.0 * ACTIVATION_BYTES * tokens * hidden,
                 flops: core.flops + 2.0 * params * tokens,
             }
         }

@@ -26,6 +26,7 @@ use super::narrow::{single, word};
 use super::series::{EngineTables, MoeSizes, Series, Table};
 use super::sigma;
 use crate::config::DType;
+use crate::constants::ACTIVATION_BYTES;
 use crate::latency::model::{Absent, Answer};
 use crate::latency::query::MoeQuery;
 use crate::latency::rates::{Precision, Work};
@@ -322,7 +323,8 @@ fn work(sizes: &MoeSizes, precision: Precision, load: &Load) -> Work {
     let params = sizes.expert_params();
     let tokens = load.rows / f64::from(sizes.top_k);
     Work {
-        bytes: load.active * params * precision.bits / 8.0 + 4.0 * tokens * f64::from(sizes.hidden),
+        bytes: load.active * params * precision.bits / 8.0
+            + 2.0 * ACTIVATION_BYTES * tokens * f64::from(sizes.hidden),
         flops: 2.0 * params * load.rows,
     }
 }
@@ -493,7 +495,7 @@ impl Resolved {
         let tokens = load.rows / q.top_k as f64;
         Work {
             bytes: load.active * params * self.precision.bits / 8.0
-                + 4.0 * tokens * q.hidden as f64,
+                + 2.0 * ACTIVATION_BYTES * tokens * q.hidden as f64,
             flops: 2.0 * params * load.rows,
         }
     }

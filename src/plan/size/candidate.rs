@@ -1,8 +1,9 @@
 //! A plan before its simulation, and what the simulation makes of it.
 
 use super::choice::{Choice, goodput};
-use super::replicas::{Found, Miss, Trial, fewest};
-use super::{Load, Metric, PlanCurve, SizeInputs};
+use super::replicas::{Found, Miss};
+use super::settle::settle;
+use super::{Load, PlanCurve, SizeInputs};
 use crate::latency::Source;
 use crate::serving::{Layout, MemoryBudget};
 use crate::units::{Bytes, UsdPerHour};
@@ -36,20 +37,20 @@ impl Candidate {
         format!("{} {}", self.device, self.layout)
     }
 
-    /// Dollars per hour with so many serving replicas.
-    pub(super) fn usd_per_hour(&self, replicas: usize, inputs: &SizeInputs) -> f64 {
-        ((replicas + inputs.spare) * self.layout.devices()) as f64 * self.price.0
+    /// Price of so many serving replicas.
+    pub(super) fn price_of(&self, replicas: usize, inputs: &SizeInputs) -> UsdPerHour {
+        self.price * ((replicas + inputs.spare) * self.layout.devices()) as f64
     }
 
-    /// Serving replicas that cost less than so many dollars per hour.
-    pub(super) fn below(&self, usd: f64, inputs: &SizeInputs) -> usize {
-        let each = self.layout.devices() as f64 * self.price.0;
+    /// Serving replicas that cost less than that.
+    pub(super) fn below(&self, price: UsdPerHour, inputs: &SizeInputs) -> usize {
+        let each = self.price * self.layout.devices() as f64;
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "a ratio of prices; a negative one saturates at zero"
         )]
-        let all = (usd / each * (1.0 - 1e-12)).ceil() as usize;
+        let all = (price / each * (1.0 - 1e-12)).ceil() as usize;
         all.saturating_sub(1 + inputs.spare).min(self.most)
     }
 
@@ -64,30 +65,6 @@ impl Candidate {
         floor.max(1)
     }
 
-    /// Batch limits worth trying: the best one by the chain, the memory's, and from the largest one
-    /// whose full step keeps the limit on TPOT down: bursts then wait for a place instead of slowing
-    /// each other.
-    fn caps(&self, inputs: &SizeInputs) -> Vec<usize> {
-        let tpot = inputs.limits.iter().filter(|l| l.metric == Metric::Tpot);
-        let tpot = tpot.map(|l| l.most.0).fold(f64::INFINITY, f64::min);
-        let (mut low, mut high) = (1, self.curve.cap() + 1);
-        while high - low > 1 {
-            let middle = usize::midpoint(low, high);
-            if self.curve.throughput(middle).1.0 <= tpot {
-                low = middle;
-            } else {
-                high = middle;
-            }
-        }
-        let mut caps = vec![self.max_batch];
-        for cap in [self.curve.cap(), low, low / 2, low / 4, low / 8, low / 16] {
-            if cap > 0 && !caps.contains(&cap) {
-                caps.push(cap);
-            }
-        }
-        caps
-    }
-
     /// The fewest replicas up to `most` that keep the limits, with their batch limit.
     pub(super) fn settle(
         &self,
@@ -95,24 +72,7 @@ impl Candidate {
         start: usize,
         most: usize,
     ) -> Result<Result<(usize, Found), Miss>> {
-        let mut best: Option<(usize, Found)> = None;
-        let mut missed = None;
-        for cap in self.caps(inputs) {
-            let most = best.as_ref().map_or(most, |(_, found)| found.replicas - 1);
-            if most == 0 {
-                break;
-            }
-            let trial = Trial { inputs, curve: &self.curve, cap };
-            match fewest(start.min(most), most, |replicas| trial.check(replicas))? {
-                Ok(found) => best = Some((cap, found)),
-                Err(miss) => missed = missed.or(Some(miss)),
-            }
-        }
-        match (best, missed) {
-            (Some(best), _) => Ok(Ok(best)),
-            (None, Some(miss)) => Ok(Err(miss)),
-            (None, None) => Err(Error::unfit("size", "no batch limit to try")),
-        }
+        settle(inputs, &self.curve, &[self.max_batch], (start, most))
     }
 
     /// The plan with what its simulation found.

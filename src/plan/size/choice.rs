@@ -6,7 +6,7 @@ use super::replicas::Miss;
 use super::{Load, PlanCurve, SizeInputs};
 use crate::latency::Source;
 use crate::serving::{FleetRun, Layout, MemoryBudget, Simulated, usd_per_million_split};
-use crate::units::{Bytes, UsdPerHour};
+use crate::units::{Bytes, UsdPerHour, UsdPerMillionTokens};
 
 /// A plan that cannot keep the service level, with what failed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -62,27 +62,26 @@ impl Choice {
         self.layout.devices() * self.replicas
     }
 
-    /// Dollars per hour.
-    pub fn usd_per_hour(&self) -> f64 {
-        self.gpus() as f64 * self.price.0
+    /// Price of all devices.
+    pub fn total_price(&self) -> UsdPerHour {
+        self.price * self.gpus() as f64
     }
 
-    /// Dollars per million prompt tokens and per million output tokens at a mean rate.
-    pub fn usd_per_million(&self, inputs: &SizeInputs) -> (f64, f64) {
+    /// Price of prompt tokens and of output tokens at the mean rate.
+    pub fn token_prices(&self, inputs: &SizeInputs) -> (UsdPerMillionTokens, UsdPerMillionTokens) {
         let busy = self.mean_load.prompt_share;
         // Idle time is paid in proportion to what the busy time goes to.
         let decoding = 1.0 - busy;
         let occupied = busy + decoding * (self.mean_load.mean_batch.min(1.0));
         let share = if occupied > 0.0 { busy / occupied } else { 0.0 };
-        let (input, output) = usd_per_million_split(
+        usd_per_million_split(
             self.gpus() as f64,
             self.price,
             inputs.rate,
             inputs.lengths.input,
             inputs.lengths.output,
             share,
-        );
-        (input.0, output.0)
+        )
     }
 
     /// Mean rate over what the replicas, spares left out, carry within the limits.

@@ -13,6 +13,7 @@ mod nearest;
 mod reach;
 mod replicas;
 mod search;
+mod settle;
 mod steps;
 mod windows;
 
@@ -201,6 +202,7 @@ mod tests {
     use super::*;
     use crate::config::preset;
     use crate::latency::{LatencyModel, RooflineModel};
+    use crate::units::Tokens;
 
     fn inputs(rate: f64) -> SizeInputs {
         let device = DeviceSpec::load("h100").unwrap();
@@ -242,16 +244,16 @@ mod tests {
         for choice in std::iter::once(best).chain(&answer.others) {
             let kept = |l: &Limit| l.simulated(&choice.simulated).hi <= l.most.0;
             assert!(inputs.limits.iter().all(kept), "{}", choice.name());
-            assert!(choice.usd_per_hour() >= best.usd_per_hour());
+            assert!(choice.total_price() >= best.total_price());
             assert!(choice.goodput >= 0.98 && choice.goodput <= 1.0);
         }
         assert!(best.replicas >= 2 && !answer.others.is_empty());
         let utilisation = best.utilisation(&inputs);
         assert!(utilisation > 0.0 && utilisation <= 1.0 / 1.2 + 1e-3, "{utilisation}");
         // What a request costs does not depend on how it is split.
-        let (input, output) = best.usd_per_million(&inputs);
-        let per_request = best.usd_per_hour() / 3600.0 / inputs.rate;
-        let split = (1000.0 * input + 200.0 * output) / 1e6;
+        let (input, output) = best.token_prices(&inputs);
+        let per_request = best.total_price() * Seconds(1.0) / inputs.rate;
+        let split = input * Tokens(1000.0) + output * Tokens(200.0);
         assert!((split / per_request - 1.0).abs() < 1e-9);
     }
 
@@ -260,7 +262,7 @@ mod tests {
         let cost = |rate: f64, tpot: f64| {
             let mut inputs = inputs(rate);
             inputs.limits[1].most = Seconds(tpot);
-            run(&inputs).unwrap().best.usd_per_hour()
+            run(&inputs).unwrap().best.total_price()
         };
         assert!(cost(5.0, 0.06) <= cost(20.0, 0.06) && cost(20.0, 0.06) < cost(100.0, 0.06));
         assert!(cost(20.0, 0.06) <= cost(20.0, 0.02));

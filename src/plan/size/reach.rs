@@ -1,8 +1,8 @@
 //! What the serving model's own error does to a plan: the same question on a slower and on a faster
 //! engine.
 
-use super::replicas::{Trial, fewest};
 use super::search::best_cap;
+use super::settle::settle;
 use super::{Choice, SizeInputs};
 use crate::Result;
 
@@ -35,18 +35,9 @@ pub fn reach(inputs: &SizeInputs, choice: &Choice, error: &ModelError) -> Result
         let (step, first) = ((sign * error.tpot).exp(), (sign * error.ttft).exp());
         let curve = choice.curve.scaled(step, first);
         let (by_chain, start, _) = best_cap(&curve, inputs);
-        let mut best: Option<usize> = None;
-        for cap in [choice.max_batch, by_chain] {
-            let trial = Trial { inputs, curve: &curve, cap: cap.min(curve.cap()) };
-            let allowed = best.map_or(most, |replicas| replicas - 1);
-            if allowed == 0 {
-                break;
-            }
-            if let Ok(found) = fewest(start.min(allowed), allowed, |n| trial.check(n))? {
-                best = Some(found.replicas);
-            }
-        }
-        Ok(best.map(|serving| (serving + inputs.spare) * choice.layout.devices()))
+        let first = [choice.max_batch, by_chain];
+        let found = settle(inputs, &curve, &first, (start, most))?.ok();
+        Ok(found.map(|(_, f)| (f.replicas + inputs.spare) * choice.layout.devices()))
     };
     let least = at(-1.0)?.unwrap_or_else(|| choice.gpus()).min(choice.gpus());
     Ok(Reach { least, most: at(1.0)?.map(|gpus| gpus.max(choice.gpus())) })

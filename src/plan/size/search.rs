@@ -9,6 +9,7 @@ use crate::config::device::DeviceKind;
 use crate::latency::LatencyModel;
 use crate::plan::points::LatencyOf;
 use crate::serving::{Deployment, Layout, MemoryBudget, Served, Traffic};
+use crate::units::UsdPerHour;
 use crate::{Error, Result};
 
 /// Devices of a replica that are always tried.
@@ -224,18 +225,17 @@ impl Search<'_> {
     fn finish(&mut self, mut candidates: Vec<Candidate>) -> Result<(Choice, Vec<Choice>)> {
         let inputs = self.inputs;
         candidates.sort_by(|a, b| {
-            let usd = |c: &Candidate| c.usd_per_hour(c.start, inputs);
-            usd(a).total_cmp(&usd(b)).then(a.layout.devices().cmp(&b.layout.devices()))
+            let price = |c: &Candidate| c.price_of(c.start, inputs).0;
+            price(a).total_cmp(&price(b)).then(a.layout.devices().cmp(&b.layout.devices()))
         });
         let mut found: Vec<Choice> = Vec::new();
         // Plans that cost more than the best one, with the replicas that they need at least.
         let mut dearer: Vec<(Candidate, usize)> = Vec::new();
         let mut simulated = 0;
         for candidate in candidates {
-            let best = found.iter().map(Choice::usd_per_hour).fold(f64::INFINITY, f64::min);
-            let cheaper =
-                if best.is_finite() { candidate.below(best, inputs) } else { candidate.most };
-            if cheaper < candidate.floor() || (simulated >= FINALISTS && best.is_finite()) {
+            let best = found.iter().map(Choice::total_price).reduce(UsdPerHour::min);
+            let cheaper = best.map_or(candidate.most, |best| candidate.below(best, inputs));
+            if cheaper < candidate.floor() || (simulated >= FINALISTS && best.is_some()) {
                 let least = candidate.start;
                 dearer.push((candidate, least));
                 continue;
@@ -254,8 +254,8 @@ impl Search<'_> {
             return Err(self.infeasible()?);
         }
         dearer.sort_by(|a, b| {
-            let usd = |(c, least): &(Candidate, usize)| c.usd_per_hour(*least, inputs);
-            usd(a).total_cmp(&usd(b))
+            let price = |(c, least): &(Candidate, usize)| c.price_of(*least, inputs).0;
+            price(a).total_cmp(&price(b))
         });
         for (candidate, least) in dearer {
             if found.len() > ALTERNATIVES {
@@ -268,7 +268,7 @@ impl Search<'_> {
         }
         found.sort_by(|a, b| {
             let tpot = a.load.tpot[0].0.total_cmp(&b.load.tpot[0].0);
-            a.usd_per_hour().total_cmp(&b.usd_per_hour()).then(tpot)
+            a.total_price().0.total_cmp(&b.total_price().0).then(tpot)
         });
         let others = found.split_off(1);
         let best = found.pop().ok_or_else(|| Error::unfit("size", "no plan was found"))?;

@@ -38,8 +38,8 @@ const GROUPS: f64 = 16.0;
 /// lose memory in about that time, and the mean of a process with correlation `exp(-t)` over one
 /// unit keeps `2 / e`.
 const LEFT_OF_VARIANCE: f64 = 0.736;
-/// Steps that an arrival waits for the running one to end.
-const WAIT_STEPS: f64 = 0.5;
+/// Times per token that an arrival waits for the running step to end.
+const WAITED: f64 = 0.5;
 
 /// Squared coefficients of variation of what a replica is given.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -278,13 +278,18 @@ impl Steps {
         }
     }
 
-    /// What `estimate` adds to the steps of a first token: the steps after the one that computes it
-    /// (half a step is the wait for the running one), and prompts slower or faster than their kernels.
+    /// What `estimate` adds to the steps of a first token: the steps after the one that computes it,
+    /// and prompts slower or faster than their kernels. The chain and the simulation count in times per
+    /// token, of which a step with drafts takes several: they wait half of one for the running step, and
+    /// one is in each step of a prompt, where a whole step rides on it or none.
     fn delivery(&self, costs: &EngineCosts) -> Delivery {
         let typical = (self.cap() as f64).sqrt();
-        let own = self.chunks() * self.decode_at(typical) + self.beside(typical).first();
+        let step = costs.speculation.tokens();
+        let riding = if costs.mixed { step } else { 0.0 };
+        let own = self.chunks() * riding * self.decode_at(typical) + self.beside(typical).first();
+        let beyond = costs.first_steps * step - WAITED + (riding - 1.0) * self.chunks();
         Delivery {
-            tokens: (costs.first_steps - WAIT_STEPS).max(0.0) * costs.speculation.tokens(),
+            tokens: beyond.max(0.0),
             prompt_token_s: (costs.prompt_factor - 1.0) * own * self.computed / self.lengths.input,
         }
     }

@@ -474,7 +474,7 @@ mod tests {
             let mut rng = ChaCha8Rng::seed_from_u64(seed as u64);
             let w13 = narrowed(&normal(&mut rng, shape.w13_len().unwrap(), 0.15));
             let w2 = narrowed(&normal(&mut rng, shape.w2_len().unwrap(), 0.15));
-            let (w13, w2) = (WeightData::Bf16(w13), WeightData::Bf16(w2));
+            let (w13, w2) = (WeightData::Bf16(w13.into()), WeightData::Bf16(w2.into()));
             let weights = LayerWeights::new(shape, w13, w2).unwrap();
             let x = normal(&mut rng, tokens * hidden, 1.0);
             let logits = normal(&mut rng, tokens * experts, 1.0);

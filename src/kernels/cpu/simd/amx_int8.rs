@@ -262,8 +262,8 @@ mod tests {
             let mut normal = |count: usize, scale: f32| -> Vec<f32> {
                 (0..count).map(|_| rng.sample::<f32, _>(StandardNormal) * scale).collect()
             };
-            let w13 = WeightData::F32(normal(shape.w13_len().unwrap(), 0.15));
-            let w2 = WeightData::F32(normal(shape.w2_len().unwrap(), 0.15));
+            let w13 = WeightData::F32(normal(shape.w13_len().unwrap(), 0.15).into());
+            let w2 = WeightData::F32(normal(shape.w2_len().unwrap(), 0.15).into());
             let weights = LayerWeights::new(shape, w13, w2).unwrap().quantized().unwrap();
             let (x, logits) = (normal(tokens * hidden, 1.0), normal(tokens * experts, 1.0));
             let routed = reference::route(&logits, experts, top_k, &RouterSpec::softmax()).unwrap();
