@@ -178,7 +178,7 @@ begin() {
     export MOE_FRONTIER_PROFILES="$out/profiles"
     part doctor 20 "$bin/moe-frontier" doctor --details
     sed 's/^/    /' "$out/doctor.log"
-    gpu=$("$bin/moe-frontier" doctor --json 2>/dev/null | grep -c '"gpu:0')
+    gpu=$(grep -c '^GPU  *gpu:0' "$out/doctor.log")
     reason=$(sed -n 's/^GPU not used *//p' "$out/doctor.log")
 }
 
