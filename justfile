@@ -84,6 +84,11 @@ candle-cuda *flags:
 gpu-bundle:
     python3 kernels/bundle/build.py
 
+# Try the scripts of the bundle without a GPU, on ten times the clock
+[group('kernels')]
+gpu-dry-run program='target/release/moe-frontier':
+    bash .ci/bundle {{ program }}
+
 # Measure this machine and keep the profile; `just profile --experts 8 --quick`
 [group('bench')]
 profile *flags:

@@ -4,7 +4,12 @@
 //! the roofline floor under ceilings measured in the same run, the share of it that the layer reaches,
 //! and how many times longer cuBLAS takes for the products alone (one call an expert; grouped). Every
 //! launch finds the second-level cache overwritten; times are the device's own, medians over interleaved
-//! rounds. Without a GPU it says why and measures nothing.
+//! rounds, all of them recorded and replayed. Without a GPU it says why and measures nothing; without
+//! cuBLAS its columns are empty and the floor is that of memory alone. `--quick` takes a few cells; `--once`
+//! launches the products of four batches once each and times nothing: for a profiler.
+//!
+//! First it says what a cold launch costs after caches that were only overwritten, whose lines it must then
+//! write back, and after caches that were read through as well, as everything else here is measured.
 //!
 //! With the feature `candle-cuda` candle's own `moe_gemm` is timed in the same rounds on the same tokens
 //! and experts, in the faster of its two modes; `wrong` stands where its output is not ours up to
@@ -22,9 +27,11 @@ use std::collections::BTreeMap;
 
 use common::{Batch, Mode, median};
 use moe_frontier::config::DType;
-use moe_frontier::gpu::{Cublas, CudaDevice, GroupedProducts, Launcher, Product, Region};
-use moe_frontier::kernels::gpu::launches::{ReadStream, read_stream};
-use moe_frontier::kernels::gpu::{GpuBackend, MoeOptions};
+use moe_frontier::gpu::{
+    Cublas, CudaDevice, GroupedProducts, Launcher, Product, Recording, Region,
+};
+use moe_frontier::kernels::gpu::launches::{ReadPath, ReadStream, flush, read_stream};
+use moe_frontier::kernels::gpu::{Flush, GpuBackend, MoeOptions};
 use moe_frontier::kernels::{LayerWeights, LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage};
 
 /// Layers that people serve, and their names.
@@ -35,6 +42,11 @@ const SHAPES: [(&str, MoeShape); 3] = [
 ];
 /// Decode, the region between, prefill.
 const TOKENS: [usize; 9] = [1, 4, 16, 64, 256, 512, 1024, 4096, 16384];
+/// The few shapes and tokens of `--quick`.
+const FEW_SHAPES: usize = 2;
+const FEW_TOKENS: [usize; 5] = [1, 16, 64, 1024, 16384];
+/// Tokens of `--once`: one for each family of kernels.
+const ONCE_TOKENS: [usize; 4] = [8, 64, 1024, 16384];
 /// Interleaved rounds of a cell.
 const ROUNDS: usize = 15;
 /// The dense product whose rate is the ceiling.
@@ -45,8 +57,15 @@ type Products = Vec<(Product, [Region; 3])>;
 
 /// What the device reached in this run.
 struct Ceilings {
-    read_bytes_per_s: f64,
-    gemm_flops_per_s: f64,
+    /// Through registers, and through shared memory where the device can.
+    read: [Option<f64>; 2],
+    gemm_flops_per_s: Option<f64>,
+}
+
+impl Ceilings {
+    fn read_bytes_per_s(&self) -> f64 {
+        self.read.into_iter().flatten().fold(0.0, f64::max)
+    }
 }
 
 /// cuBLAS with one pair of products per expert that has rows.
@@ -131,11 +150,33 @@ impl<'a> PerExpert<'a> {
     }
 }
 
-fn ceilings(device: &mut CudaDevice, blas: &Cublas) -> Ceilings {
+fn ceilings(device: &mut CudaDevice, blas: Option<&Cublas>) -> Ceilings {
     let from = device.allocate(2 << 30).expect("2 GiB");
     let to = device.allocate(ReadStream::result_bytes(device)).expect("result");
     device.fill(from, 0x5a).expect("fill");
     let stream = ReadStream { from, to };
+    let rate = |device: &mut CudaDevice, path| {
+        let rates: Vec<f64> = (0..ROUNDS)
+            .map(|_| {
+                let ns = device.elapsed_ns(|d| read_stream(d, &stream, path)).expect("read");
+                stream.bytes(path) as f64 * 1e9 / ns
+            })
+            .collect();
+        median(&rates)
+    };
+    let bulk = device.facts().is_hopper();
+    let read = [
+        Some(rate(device, ReadPath::Registers)),
+        bulk.then(|| rate(device, ReadPath::SharedMemory)),
+    ];
+    for region in [from, to] {
+        device.free(region).expect("freed once");
+    }
+    Ceilings { read, gemm_flops_per_s: blas.map(|blas| dense_rate(device, blas)) }
+}
+
+/// cuBLAS' rate of a large product.
+fn dense_rate(device: &mut CudaDevice, blas: &Cublas) -> f64 {
     let matrix = 2 * (SQUARE * SQUARE) as u64;
     let square = [(); 3].map(|()| device.allocate(matrix).expect("matrices"));
     for (region, seed) in square.iter().zip(11..) {
@@ -145,26 +186,25 @@ fn ceilings(device: &mut CudaDevice, blas: &Cublas) -> Ceilings {
         device.upload(*region, &bytes).expect("upload");
     }
     let product = Product { m: SQUARE, n: SQUARE, k: SQUARE };
-    let (mut read, mut dense) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        let ns = device.elapsed_ns(|d| read_stream(d, &stream)).expect("read");
-        read.push(from.bytes as f64 * 1e9 / ns);
-        let [a, b, c] = square;
-        let ns = device.elapsed_ns(|_| blas.gemm_bf16(product, a, b, c)).expect("dense product");
-        dense.push(product.flops() * 1e9 / ns);
-    }
-    for region in [from, to].into_iter().chain(square) {
+    let dense: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            let [a, b, c] = square;
+            let ns = device.elapsed_ns(|_| blas.gemm_bf16(product, a, b, c));
+            product.flops() * 1e9 / ns.expect("dense product")
+        })
+        .collect();
+    for region in square {
         device.free(region).expect("freed once");
     }
-    Ceilings { read_bytes_per_s: median(&read), gemm_flops_per_s: median(&dense) }
+    median(&dense)
 }
 
 /// Milliseconds of cuBLAS: a call an expert, and one grouped call a product whose sizes the host knows;
 /// and of candle.
 struct PeerTimes {
-    per_expert: f64,
-    grouped: f64,
-    candle: f64,
+    per_expert: Option<f64>,
+    grouped: Option<f64>,
+    candle: Option<f64>,
 }
 
 /// candle's own products of a layer and a batch, beside ours; nothing without the feature.
@@ -219,58 +259,122 @@ impl Candle {
     }
 }
 
+/// What is timed of cuBLAS: recordings of a call an expert and of one grouped call a product, and what
+/// empties the caches before each. A library that cannot be recorded has no times.
+struct Recorded {
+    per_expert: Option<Recording>,
+    grouped: Option<Recording>,
+    cooling: Option<Recording>,
+    products: [GroupedProducts; 2],
+    flush: [Region; 3],
+}
+
+impl Recorded {
+    fn new(device: &mut CudaDevice, peer: &PerExpert) -> Self {
+        let products = peer.products().expect("regions fit");
+        let products = products.map(|list| GroupedProducts::new(device, &list).expect("products"));
+        let bytes = 2 * device.facts().l2_bytes;
+        let words = ReadStream::result_bytes(device);
+        let flush =
+            [bytes, bytes, words].map(|bytes| device.allocate(bytes).expect("flush buffer"));
+        let [written, from, to] = flush;
+        let cooling = device.record(&mut |d| {
+            launches_flush(d, written)?;
+            read_stream(d, &ReadStream { from, to }, ReadPath::Caches)
+        });
+        let mut record = |work: &dyn Fn() -> moe_frontier::Result<()>| {
+            let made = device.record(&mut |_| work());
+            made.unwrap_or_else(|reason| {
+                println!("cuBLAS is left out: {reason}");
+                None
+            })
+        };
+        let per_expert = record(&|| peer.run());
+        let blas = peer.blas;
+        let grouped = record(&|| products.iter().try_for_each(|p| blas.grouped_gemm_bf16(p)));
+        let cooling = cooling.expect("the flush is recorded");
+        Self { per_expert, grouped, cooling, products, flush }
+    }
+
+    /// Milliseconds of a recording behind emptied caches.
+    fn time(&self, device: &mut CudaDevice, recording: Option<Recording>) -> Option<f64> {
+        Some(device.time(recording?, self.cooling).expect("cuBLAS runs") * 1e-6)
+    }
+
+    fn free(self, device: &mut CudaDevice) {
+        for recording in [self.per_expert, self.grouped, self.cooling].into_iter().flatten() {
+            device.forget(recording);
+        }
+        for products in self.products {
+            products.free(device).expect("freed once");
+        }
+        for region in self.flush {
+            device.free(region).expect("freed once");
+        }
+    }
+}
+
+fn launches_flush(device: &mut dyn Launcher, written: Region) -> moe_frontier::Result<()> {
+    flush(device, written, 1)
+}
+
 /// Milliseconds of every stage, of cuBLAS and of candle, over interleaved rounds.
 fn cell(
     backend: &GpuBackend<CudaDevice>,
     layer: &mut dyn LoadedLayer,
-    (peer, candle): (&PerExpert, &mut Candle),
-    flush: Region,
+    (peer, candle): (Option<&PerExpert>, &mut Candle),
 ) -> (BTreeMap<&'static str, f64>, PeerTimes) {
     let mut ours: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
-    let (mut per_expert, mut grouped_ms, mut candle_ms) = (Vec::new(), Vec::new(), Vec::new());
-    let grouped = {
-        let mut device = backend.launcher();
-        let products = peer.products().expect("regions fit");
-        products.map(|list| GroupedProducts::new(&mut device, &list).expect("products"))
-    };
-    for round in 0..ROUNDS {
+    let (mut per_expert, mut grouped, mut candle_ms) = (Vec::new(), Vec::new(), Vec::new());
+    let recorded = peer.map(|peer| Recorded::new(&mut backend.launcher(), peer));
+    for _ in 0..ROUNDS {
         for stage in Stage::ALL {
             let ns = layer.time(stage, &[0]).expect("stage runs").expect("a GPU has a clock");
             ours.entry(stage.label()).or_default().push(ns as f64 * 1e-6);
         }
-        let mut device = backend.launcher();
-        let byte = u8::try_from(round % 250 + 1).unwrap_or(1);
-        device.fill(flush, byte).expect("flush");
-        per_expert.push(device.elapsed_ns(|_| peer.run()).expect("cuBLAS runs") * 1e-6);
-        device.fill(flush, byte).expect("flush");
-        let both = |_: &mut CudaDevice| {
-            grouped.iter().try_for_each(|products| peer.blas.grouped_gemm_bf16(products))
-        };
-        grouped_ms.push(device.elapsed_ns(both).expect("cuBLAS runs") * 1e-6);
-        drop(device);
+        if let Some(recorded) = &recorded {
+            let mut device = backend.launcher();
+            per_expert.extend(recorded.time(&mut device, recorded.per_expert));
+            grouped.extend(recorded.time(&mut device, recorded.grouped));
+        }
         candle_ms.extend(candle.time());
     }
-    for products in grouped {
-        products.free(&mut backend.launcher()).expect("freed once");
+    if let Some(recorded) = recorded {
+        recorded.free(&mut backend.launcher());
     }
+    let some = |ms: &[f64]| (!ms.is_empty()).then(|| median(ms));
     let times = PeerTimes {
-        per_expert: median(&per_expert),
-        grouped: median(&grouped_ms),
-        candle: median(&candle_ms),
+        per_expert: some(&per_expert),
+        grouped: some(&grouped),
+        candle: some(&candle_ms),
     };
     (ours.into_iter().map(|(stage, ms)| (stage, median(&ms))).collect(), times)
 }
 
-fn shape_table(backend: &GpuBackend<CudaDevice>, blas: &Cublas, name: &str, shape: MoeShape) {
+/// A ratio to ours as the table has it.
+fn ratio(peer: Option<f64>, ours: f64) -> String {
+    peer.map_or_else(|| "-".into(), |peer| format!("{:.2}x", peer / ours))
+}
+
+fn shape_table(
+    backend: &GpuBackend<CudaDevice>,
+    blas: Option<&Cublas>,
+    (name, shape): (&str, MoeShape),
+    all_tokens: &[usize],
+) {
     let found = ceilings(&mut backend.launcher(), blas);
+    let terabytes =
+        |rate: Option<f64>| rate.map_or_else(|| "-".into(), |rate| format!("{:.2}", rate / 1e12));
     println!(
-        "\n{name}: {} experts of {} x {}, top-{}; read {:.2} TB/s, cuBLAS {:.0} TFLOP/s",
+        "\n{name}: {} experts of {} x {}, top-{}; read {} TB/s through registers, {} through shared \
+         memory; cuBLAS {} TFLOP/s",
         shape.experts,
         shape.hidden,
         shape.inter,
         shape.top_k,
-        found.read_bytes_per_s / 1e12,
-        found.gemm_flops_per_s / 1e12
+        terabytes(found.read[0]),
+        terabytes(found.read[1]),
+        found.gemm_flops_per_s.map_or_else(|| "-".into(), |rate| format!("{:.0}", rate / 1e12)),
     );
     println!(
         "{:>6} {:>8} {:>8} {:>8} {:>8} {:>8} | {:>8} {:>8} {:>6} | {:>7} {:>7} {:>7} | kernels",
@@ -289,68 +393,105 @@ fn shape_table(backend: &GpuBackend<CudaDevice>, blas: &Cublas, name: &str, shap
     );
     let sets = [common::weights_bf16(shape)];
     let mut candle = Candle::new(&sets[0]);
-    for tokens in TOKENS {
+    for &tokens in all_tokens {
         let batch = Batch::new(&shape, tokens);
         let mut layer = backend.load(&sets, &RouterSpec::softmax(), tokens).expect("layer loads");
         layer.set_input(&batch.x, &batch.logits).expect("input fits");
         layer.run(Stage::Layer, 0).expect("layer runs");
         assert_eq!(layer.routed().expect("routed").ids, batch.routed.ids, "another routing");
-        let (peer, flush) = {
-            let mut device = backend.launcher();
-            let bytes = 2 * device.facts().l2_bytes;
-            let peer = PerExpert::new(&mut device, blas, shape, &batch);
-            (peer, device.allocate(bytes).expect("flush buffer"))
-        };
+        let peer = blas.map(|blas| PerExpert::new(&mut backend.launcher(), blas, shape, &batch));
         let agrees = candle.put(&batch, &layer.output().expect("output"));
-        let (ms, peers) = cell(backend, layer.as_mut(), (&peer, &mut candle), flush);
-        let mut device = backend.launcher();
-        peer.free(&mut device);
-        device.free(flush).expect("freed once");
-        drop(device);
+        let (ms, peers) = cell(backend, layer.as_mut(), (peer.as_ref(), &mut candle));
+        if let Some(peer) = peer {
+            peer.free(&mut backend.launcher());
+        }
         let expert = 3.0 * (shape.hidden * shape.inter) as f64;
         let rows = (tokens * shape.top_k) as f64;
         let bytes =
             2.0 * expert * batch.load.active() as f64 + 4.0 * (tokens * shape.hidden) as f64;
-        let floor = (bytes / found.read_bytes_per_s)
-            .max(2.0 * expert * rows / found.gemm_flops_per_s)
-            * 1e3;
+        let dense = found.gemm_flops_per_s.map_or(0.0, |rate| 2.0 * expert * rows / rate);
+        let floor = (bytes / found.read_bytes_per_s()).max(dense) * 1e3;
         let whole = ms["moe_layer"];
+        let products = ms["gate_up"] + ms["down"];
         let tokens_u32 = u32::try_from(tokens).expect("few");
         let plan = backend.plan(&shape, tokens_u32, DType::Bf16).expect("plan");
         println!(
             "{tokens:>6} {:>8.4} {:>8.4} {:>8.4} {:>8.4} {:>8.4} | {whole:>8.4} {floor:>8.4} \
-             {:>6.2} | {:>6.2}x {:>6.2}x {:>7} | {plan}",
+             {:>6.2} | {:>7} {:>7} {:>7} | {plan}",
             ms["router"],
             ms["align"],
             ms["gate_up"],
             ms["down"],
             ms["combine"],
             floor / whole,
-            peers.per_expert / (ms["gate_up"] + ms["down"]),
-            peers.grouped / (ms["gate_up"] + ms["down"]),
-            match peers.candle / (ms["gate_up"] + ms["down"]) {
-                _ if !agrees => "wrong".into(),
-                ratio if ratio.is_nan() => "-".into(),
-                ratio => format!("{ratio:.2}x"),
-            },
+            ratio(peers.per_expert, products),
+            ratio(peers.grouped, products),
+            if agrees { ratio(peers.candle, products) } else { "wrong".into() },
         );
     }
 }
 
+/// What one token of a layer takes behind caches that were emptied in either way.
+fn flushes(mut backend: GpuBackend<CudaDevice>) -> GpuBackend<CudaDevice> {
+    let (name, shape) = SHAPES[1];
+    let sets = [common::weights_bf16(shape)];
+    let batch = Batch::new(&shape, 1);
+    for (flush, words) in [
+        (Flush::Write, "overwritten"),
+        (Flush::WriteThenRead, "overwritten and read through, as below"),
+    ] {
+        backend = backend.with_flush(flush);
+        let mut layer = backend.load(&sets, &RouterSpec::softmax(), 1).expect("layer loads");
+        layer.set_input(&batch.x, &batch.logits).expect("input fits");
+        let times: Vec<f64> = (0..4 * ROUNDS)
+            .filter_map(|_| layer.time(Stage::Layer, &[0]).expect("layer runs"))
+            .map(|ns| ns as f64 * 1e-6)
+            .collect();
+        println!("{name}, 1 token, caches {words}: {:.4} ms", median(&times));
+    }
+    backend
+}
+
+/// Launches the products of each batch once.
+fn once(backend: &GpuBackend<CudaDevice>) {
+    let (name, shape) = SHAPES[0];
+    let sets = [common::weights_bf16(shape)];
+    for tokens in ONCE_TOKENS {
+        let batch = Batch::new(&shape, tokens);
+        let mut layer = backend.load(&sets, &RouterSpec::softmax(), tokens).expect("layer loads");
+        layer.set_input(&batch.x, &batch.logits).expect("input fits");
+        for stage in [Stage::Router, Stage::Align, Stage::GateUp, Stage::Down] {
+            layer.run(stage, 0).expect("stage runs");
+        }
+        println!("{name}, {tokens} tokens: {}", layer.plan().unwrap_or_default());
+    }
+}
+
 fn main() {
-    let opened = CudaDevice::open(0).and_then(|device| Ok((Cublas::new(&device)?, device)));
-    let (blas, device) = match opened {
-        Ok(opened) => opened,
+    let device = match CudaDevice::open(0) {
+        Ok(device) => device,
         Err(reason) => return println!("SKIPPED: {reason}"),
     };
     if Mode::from_args() == Mode::CriterionOnly {
         return println!("SKIPPED: nothing here is timed by criterion");
     }
+    let blas = Cublas::new(&device);
+    if let Err(reason) = &blas {
+        println!("cuBLAS is left out: {reason}");
+    }
+    if std::env::args().any(|argument| argument == "--once") {
+        let backend = GpuBackend::new(device, "once".into(), MoeOptions::default());
+        return once(&backend.expect("default options are accepted"));
+    }
+    let is_quick = std::env::args().any(|argument| argument == "--quick");
     let name = device.gpu().name.clone();
     println!("{name}; milliseconds, medians of {ROUNDS} interleaved rounds, cold cache");
     let backend =
         GpuBackend::new(device, name, MoeOptions::default()).expect("default options are accepted");
-    for (name, shape) in SHAPES {
-        shape_table(&backend, &blas, name, shape);
+    let backend = flushes(backend);
+    let shapes = if is_quick { &SHAPES[..FEW_SHAPES] } else { &SHAPES[..] };
+    for shape in shapes {
+        let tokens = if is_quick { &FEW_TOKENS[..] } else { &TOKENS[..] };
+        shape_table(&backend, blas.as_ref().ok(), *shape, tokens);
     }
 }

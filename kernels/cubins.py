@@ -13,8 +13,16 @@ The compiler comes from the packages of kernels/toolkit.txt, in a virtual enviro
   information only to ptxas, which would let them pass;
 - kernels contain the instructions they are written for (HGMMA, UTMALDG, HMMA), and those that keep
   accumulators in registers do not touch local memory (LDL, STL);
-- registers, stack and static shared memory of each kernel stand in prebuilt/resources.txt, so that
-  growth is a difference that someone reads.
+- registers, stack, static shared memory and the most threads of a block of each kernel stand in
+  prebuilt/resources.txt as the image itself states them, so that growth is a difference that someone
+  reads. The library checks every launch against them.
+
+Images are assembled by the ptxas of CUDA 12.9, from PTX of the newer front end whose version is
+lowered to one that it reads: code that needed more would not pass it. Drivers run images of their own
+major version and of older ones, so these load from CUDA 12.0 (driver 525) on, and on 13.x; images of
+CUDA 13 load on 13.x alone. Architectures that came later need the driver that brought them (sm_100
+and sm_120: CUDA 12.8, driver 570). Portable code is compiled by the driver, which must know its
+version: CUDA 12.3 (driver 545).
 
 Images hold no paths and no dates: two builds in different folders are equal byte for byte.
 """
@@ -25,6 +33,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -34,7 +43,8 @@ from pathlib import Path
 KERNELS = Path(__file__).resolve().parent
 PREBUILT = KERNELS / "prebuilt"
 HEADERS = sorted(path.name for path in KERNELS.glob("*.cuh"))
-FLAGS = ["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas=-v,-warn-spills,-Werror"]
+FLAGS = ["-std=c++17", "-O3", "-Werror", "all-warnings"]
+ASSEMBLER_FLAGS = ["-O3", "-v", "-warn-spills", "-Werror"]
 
 # Every family since Ampere. The generic kernels use no feature of one architecture alone, so plain
 # sm_100 and sm_120 also serve 10.3 and 12.1.
@@ -42,6 +52,11 @@ EVERY = ["sm_80", "sm_89", "sm_90a", "sm_100", "sm_120"]
 HOPPER = ["sm_90a"]
 # Catch-all for what the table has no image for: compiled by the driver at load.
 PTX = "compute_80"
+# What the front end writes, and what it is lowered to: for the assembler, and for the drivers that
+# compile the portable code.
+PTX_VERSION = "9.0"
+ASSEMBLED_VERSION = "8.8"
+PORTABLE_VERSION = "8.3"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +77,7 @@ SOURCES = [
     Source("grouped_gemm_sm90", HOPPER, needs=("HGMMA", "UTMALDG", "UTMASTG"), forbids=("LDL", "STL")),
     Source("permute", EVERY, forbids=("LDL", "STL")),
     Source("probe", EVERY),
-    Source("probe_sm90", HOPPER, needs=("HGMMA",)),
+    Source("probe_sm90", HOPPER, needs=("HGMMA", "UTMALDG"), forbids=("LDL", "STL")),
     Source("router_topk", EVERY),
     Source("swap_ab_sm90", HOPPER, needs=("HGMMA", "UTMALDG"), forbids=("LDL", "STL")),
 ]
@@ -88,9 +103,14 @@ def toolkit():
         subprocess.run([*pip, "-r", KERNELS / "toolkit.txt"], check=True)
         stamp.write_text(wanted)
     found = list(where.glob("lib/python3*/site-packages/nvidia/cu13"))
-    if len(found) != 1:
+    if len(found) != 1 or not assembler(found[0]).exists():
         raise Failed(f"{where} holds no CUDA compiler; remove it and run again")
     return found[0]
+
+
+def assembler(cuda):
+    """The older assembler beside the newer compiler."""
+    return cuda.parent / "cuda_nvcc" / "bin" / "ptxas"
 
 
 def run(cuda, arguments):
@@ -104,20 +124,38 @@ def run(cuda, arguments):
     return done.stdout
 
 
-def target(arch):
-    """The compiler's words for an image of one architecture, or for PTX."""
-    if arch == PTX:
-        return [f"-arch={PTX}", "-ptx"]
-    return [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}", "-cubin"]
+def front_end(arch):
+    """The compiler's words for the PTX of an image, or for portable PTX."""
+    return [*FLAGS, f"-arch={arch.replace('sm', 'compute')}", "-ptx"]
 
 
-def compile_one(cuda, source, arch, out):
+def back_end(arch):
+    """The assembler's words for an image; nothing for portable PTX."""
+    return [] if arch == PTX else [*ASSEMBLER_FLAGS, f"-arch={arch}"]
+
+
+def lowered(text, version):
+    """PTX that declares an older version; what it does not have, the assembler refuses."""
+    declared = f".version {PTX_VERSION}\n"
+    if text.count(declared) != 1:
+        raise Failed(f"the compiler's PTX is not of version {PTX_VERSION}")
+    return text.replace(declared, f".version {version}\n")
+
+
+def compile_one(cuda, source, arch, out, scratch):
     """Builds one image and holds it to the gates; returns its lines of the table of resources."""
-    suffix = "ptx" if arch == PTX else "cubin"
-    image = out / f"{source.stem}.{arch}.{suffix}"
-    log = run(cuda, ["nvcc", *FLAGS, *target(arch), "-o", image, f"{source.stem}.cu"])
+    ptx = scratch / f"{source.stem}.{arch}.ptx"
+    run(cuda, ["nvcc", *front_end(arch), "-o", ptx, f"{source.stem}.cu"])
+    text = ptx.read_text()
     if arch == PTX:
-        return []
+        image = out / f"{source.stem}.{arch}.ptx"
+        image.write_text(lowered(text, PORTABLE_VERSION))
+        # Drivers compile it for what they know: here it is tried for one architecture.
+        run(cuda, [assembler(cuda), *ASSEMBLER_FLAGS, "-arch=sm_80", "-o", scratch / f"{source.stem}.try", image])
+        return [(source.stem, name, threads) for name, threads in bounds_of_ptx(text).items()]
+    image = out / f"{source.stem}.{arch}.cubin"
+    ptx.write_text(lowered(text, ASSEMBLED_VERSION))
+    log = run(cuda, [assembler(cuda), *back_end(arch), "-o", image, ptx])
     lost = [line for line in log.splitlines() if LOST_OVERLAP.search(line)]
     if lost:
         raise Failed(f"{image.name}: " + "\n".join(lost))
@@ -129,19 +167,56 @@ def compile_one(cuda, source, arch, out):
     for name in source.forbids:
         if count[name] != 0:
             raise Failed(f"{image.name}: {count[name]} {name} in its machine code: registers in memory")
-    return resources(run(cuda, ["cuobjdump", "-res-usage", image]), source, arch)
+    bounds = bounds_of_image(image.read_bytes())
+    return resources(run(cuda, ["cuobjdump", "-res-usage", image]), source, arch, bounds)
 
 
-def resources(report, source, arch):
-    """(stem, `kernel arch registers stack static_shared`) of each kernel."""
+def resources(report, source, arch, bounds):
+    """(stem, kernel, `kernel arch registers stack static_shared threads`) of each kernel."""
     pattern = re.compile(r"Function (\w+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)")
     found = pattern.findall(report)
-    if not found:
-        raise Failed(f"{source.stem} {arch}: no kernel in it")
+    if not found or {name for name, *_ in found} != bounds.keys():
+        raise Failed(f"{source.stem} {arch}: no kernel in it, or one without a bound of its threads")
     return [
-        (source.stem, f"{name:<44} {arch:<8} {reg:>4} {stack:>6} {shared:>7}")
+        (source.stem, name, f"{name:<44} {arch:<8} {reg:>4} {stack:>6} {shared:>7} {bounds[name]:>8}")
         for name, reg, stack, shared in found
     ]
+
+
+def bounds_of_ptx(text):
+    """Most threads of a block of each kernel of a PTX text."""
+    entries = re.findall(r"\.entry (\w+)\(.*?\)\s*\.maxntid (\d+)", text, re.DOTALL)
+    return {name: int(threads) for name, threads in entries}
+
+
+def bounds_of_image(image):
+    """Most threads of a block of each kernel of an image: the product of the attribute MAX_THREADS in
+    its sections `.nv.info.KERNEL`, which the driver holds launches to."""
+    sections, = struct.unpack_from("<Q", image, 40)
+    size, count, names = struct.unpack_from("<HHH", image, 58)
+    headers = [struct.unpack_from("<IIQQQQ", image, sections + size * i) for i in range(count)]
+    strings = headers[names][4]
+    bounds = {}
+    for name, _, _, _, offset, length in headers:
+        label = image[strings + name : image.index(b"\0", strings + name)].decode()
+        if label.startswith(".nv.info."):
+            bounds |= {label.removeprefix(".nv.info."): most_threads(image[offset : offset + length])}
+    return {kernel: threads for kernel, threads in bounds.items() if threads}
+
+
+def most_threads(attributes):
+    """The attribute MAX_THREADS (5) among those of one kernel: pairs of a format and a number, then a
+    value; only format 4 has one longer than two bytes, with its length in front."""
+    at = 0
+    while at + 4 <= len(attributes):
+        form, number, value = struct.unpack_from("<BBH", attributes, at)
+        at += 4
+        if form == 4:
+            if number == 5:
+                x, y, z = struct.unpack_from("<III", attributes, at)
+                return x * y * z
+            at += value
+    return None
 
 
 def sha256(*parts):
@@ -158,8 +233,8 @@ def build(cuda, out):
         raise Failed(f"sources and the table of this script differ: {', '.join(sorted(strangers))}")
     jobs = [(s, arch) for s in SOURCES for arch in s.archs + ([PTX] if s.archs == EVERY else [])]
     failures, table = [], []
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        running = {pool.submit(compile_one, cuda, s, arch, out): (s, arch) for s, arch in jobs}
+    with tempfile.TemporaryDirectory() as scratch, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        running = {pool.submit(compile_one, cuda, s, arch, out, Path(scratch)): (s, arch) for s, arch in jobs}
         for job in concurrent.futures.as_completed(running):
             try:
                 table += job.result()
@@ -167,10 +242,15 @@ def build(cuda, out):
                 failures.append(str(failure))
     if failures:
         raise Failed("\n".join(sorted(failures)))
-    table.sort()
-    head = f"{'kernel':<44} {'arch':<8} {'regs':>4} {'stack':>6} {'static':>7}"
-    (out / "resources.txt").write_text("\n".join([head, *(line for _, line in table)]) + "\n")
-    write_index(out, jobs, {s.stem: {line.split()[0] for stem, line in table if stem == s.stem} for s in SOURCES})
+    # Portable code states the same bounds, from the same source, and has no other resources yet.
+    lines = sorted((stem, line) for stem, _, line in table if isinstance(line, str))
+    threads = {line.split()[0]: int(line.split()[-1]) for _, line in lines}
+    for _, name, bound in table:
+        if isinstance(bound, int) and threads.get(name) != bound:
+            raise Failed(f"{name}: {bound} threads a block in portable code, {threads.get(name)} in an image")
+    head = f"{'kernel':<44} {'arch':<8} {'regs':>4} {'stack':>6} {'static':>7} {'threads':>8}"
+    (out / "resources.txt").write_text("\n".join([head, *(line for _, line in lines)]) + "\n")
+    write_index(out, jobs, {s.stem: {line.split()[0] for stem, line in lines if stem == s.stem} for s in SOURCES})
 
 
 def write_index(out, jobs, kernels):
@@ -180,7 +260,7 @@ def write_index(out, jobs, kernels):
     for source, arch in sorted(jobs, key=lambda job: (job[0].stem, job[1])):
         name = f"{source.stem}.{arch}.{'ptx' if arch == PTX else 'cubin'}"
         texts = [(KERNELS / file).read_bytes() for file in [f"{source.stem}.cu", *HEADERS]]
-        flags = " ".join([*FLAGS, *target(arch)])
+        flags = " ".join([*front_end(arch), *back_end(arch)])
         rust.append(
             f'    Prebuilt {{ stem: "{source.stem}", arch: "{arch}", image: include_bytes!("{name}") }},'
         )

@@ -3,9 +3,12 @@
 // All take ProbeParams by value and no shared memory unless stated. None is part of a layer.
 //
 // Ceilings and timing (any grid, 256 threads unless stated):
-//   probe_read_stream   reads `bytes` of `from` past L1, evict-first; to[thread of the grid] is the
-//                       exclusive or of the 32-bit words that the thread read, so that the result
-//                       shows that all was read. The rate of an ideal weight stream.
+//   probe_read_stream   reads `bytes` of `from` past L1; to[thread of the grid] is the exclusive or of
+//                       the 32-bit words that the thread read, so that the result shows that all was
+//                       read. variant 0: evict-first, the rate of an ideal weight stream through
+//                       registers (probe_sm90.cu has the one through shared memory). variant 1:
+//                       lines stay as others do, so that they push everything else, also what was
+//                       written, out of the second-level cache.
 //   probe_copy          copies `bytes`.
 //   probe_flush         fills `bytes` of `to` with a pattern of `seed` and address: not zeros,
 //                       which some devices move faster, and another one each time.
@@ -26,6 +29,9 @@
 //   probe_mma           from[32][10]: a[4], b[2], d[4] of each lane; 4 words a lane: d.
 //   probe_copy_async    shared 512 + 16. from[128]; lane l copies bytes [16 l, 16 l + l % 17) and
 //                       zeros after; 4 words a lane: the shared memory.
+//   probe_overlap       two launches. variant 0: lets the next launch start, waits limit_ns (*flag is
+//                       not 1), then to[lane] = from[lane] + 1. variant 1, launched to overlap with
+//                       it: waits for its end, then to[lane] = 3 * from[lane].
 //   probe_atomics       grid any, block 32: to[0] += 1 a thread, to[1] |= 1 << lane, to[2] (f32) +=
 //                       lane, to[3]: blocks that arrived, by acquire and release. Zero before.
 //   probe_arithmetic    any grid, block 256: from[bytes / 4] f32 x; 9 words each: exp_f32,
@@ -46,7 +52,7 @@ DEVICE u32 grid_thread() { return block_index() * block_threads() + thread_index
 template <typename Use>
 DEVICE void each_vector(const ProbeParams& p, Use use) {
     u64 vectors = p.bytes / 16, step = (u64)grid_blocks() * block_threads();
-    u64 policy = policy_evict_first();
+    u64 policy = p.variant == 1 ? policy_evict_normal() : policy_evict_first();
     const u32x4* from = (const u32x4*)p.from;
     for (u64 at = grid_thread(); at < vectors; at += kProbeBatch * step) {
         u32x4 values[kProbeBatch];
@@ -154,6 +160,19 @@ KERNEL(kWarpSize, 1) probe_copy_async(GRID_CONSTANT ProbeParams params) {
     // Read by another lane, as pipelines do.
     u32 other = (lane + 7) % kWarpSize;
     st_global((u32x4*)params.to + other, ld_shared(shared + 16 * other));
+}
+
+KERNEL(kWarpSize, 1) probe_overlap(GRID_CONSTANT ProbeParams params) {
+    u32 lane = thread_index();
+    if (params.variant == 0) {
+        griddep_launch();
+        wait_flag_sys(params.flag, 1, params.limit_ns);
+        ((u32*)params.to)[lane] = ((const u32*)params.from)[lane] + 1;
+        return;
+    }
+    griddep_wait();
+    // Not through the read-only path: the launch before this one wrote it.
+    ((u32*)params.to)[lane] = 3 * ((const u32*)params.from)[lane];
 }
 
 KERNEL(kWarpSize, 1) probe_atomics(GRID_CONSTANT ProbeParams params) {

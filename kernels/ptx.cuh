@@ -395,6 +395,8 @@ DEVICE void wgmma_wait() {
 // Keeps the compiler from moving an accumulator across the point where it stands. On the host it
 // marks the point from which the value may be read.
 DEVICE void wgmma_fence_operand(float& d) { asm volatile("" : "+f"(d)::"memory"); }
+// The same for a register of operand A: written before the fence, whatever the compiler would like.
+DEVICE void wgmma_fence_operand(u32& a) { asm volatile("" : "+r"(a)::"memory"); }
 
 #define REGS_16 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"

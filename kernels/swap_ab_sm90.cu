@@ -658,6 +658,17 @@ DEVICE void fence_operands(float (&d)[kCount]) {
     }
 }
 
+template <u32 kSteps>
+DEVICE void fence_operands(u32 (&a)[kSteps][4]) {
+#pragma unroll
+    for (u32 k = 0; k < kSteps; ++k) {
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            wgmma_fence_operand(a[k][i]);
+        }
+    }
+}
+
 // Products of one half of a stage of e4m3, not scaled yet.
 template <class T>
 DEVICE void multiply_half(float (&products)[T::kTokens / 2], u32 weights, u64 tokens, u32 row,
@@ -670,6 +681,8 @@ DEVICE void multiply_half(float (&products)[T::kTokens / 2], u32 weights, u64 to
         products[i] = 0.0f;
     }
     fence_operands(products);
+    // The widened weights as well: nothing else ties their registers to the fence.
+    fence_operands(a);
     wgmma_fence();
 #pragma unroll
     for (u32 k = 0; k < kSteps; ++k) {

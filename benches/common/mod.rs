@@ -52,7 +52,13 @@ impl Mode {
         if has("--test") || !has("--bench") {
             return Self::Smoke;
         }
-        if args.iter().any(|a| a != "--bench") { Self::CriterionOnly } else { Self::Full }
+        // Options of the tables themselves.
+        const OWN: [&str; 3] = ["--bench", "--quick", "--once"];
+        if args.iter().any(|a| !OWN.contains(&a.as_str())) {
+            Self::CriterionOnly
+        } else {
+            Self::Full
+        }
     }
 }
 

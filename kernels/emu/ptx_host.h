@@ -281,6 +281,8 @@ DEVICE void wgmma_wait() {
     emu_wgmma_wait(N);
 }
 DEVICE void wgmma_fence_operand(float& d) { emu_wgmma_fence_operand(&d); }
+// Registers of operand A are read when the product is issued.
+DEVICE void wgmma_fence_operand(u32&) {}
 
 template <u32 N>
 DEVICE void wgmma_bf16(float (&d)[N / 2], u64 a, u64 b, u32 accumulate) {

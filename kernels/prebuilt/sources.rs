@@ -40,13 +40,13 @@
         stem: "probe",
         generic: true,
         text: include_str!("../probe.cu"),
-        kernels: &["probe_arithmetic", "probe_atomics", "probe_clock_stamp", "probe_copy", "probe_copy_async", "probe_flush", "probe_gate", "probe_ldmatrix", "probe_mma", "probe_read_stream", "probe_shuffle"],
+        kernels: &["probe_arithmetic", "probe_atomics", "probe_clock_stamp", "probe_copy", "probe_copy_async", "probe_flush", "probe_gate", "probe_ldmatrix", "probe_mma", "probe_overlap", "probe_read_stream", "probe_shuffle"],
     },
     Source {
         stem: "probe_sm90",
         generic: false,
         text: include_str!("../probe_sm90.cu"),
-        kernels: &["probe_reduce", "probe_stmatrix", "probe_tma", "probe_tma_store", "probe_wgmma"],
+        kernels: &["probe_read_bulk", "probe_reduce", "probe_stmatrix", "probe_tma", "probe_tma_store", "probe_wgmma", "probe_wgmma_rs"],
     },
     Source {
         stem: "router_topk",

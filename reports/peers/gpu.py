@@ -8,17 +8,31 @@ Peers: PyTorch's grouped_mm (two products, SwiGLU and weighted sum as separate o
 its package is installed, vLLM's fused_experts. Both get expert ids and weights; a router is not part
 of their time. Ours, from the profile, is the whole layer with router and align.
 
-Each sample is one CUDA graph replay after the second-level cache was overwritten; the value is the
-median. Needs a CUDA device and PyTorch; says SKIPPED otherwise.
+Each cell of the routing file is timed once, in both ways in which `measure` times ours, by replays of CUDA
+graphs; the value is the median. `cold`: one launch after the second-level cache was overwritten and other
+memory read through it, so that nothing waits to be written back. `stream`: one launch for each routing of the
+cell, back to back over sets of weights that together outgrow the cache, the whole replayed twice and the second
+time taken; per launch. Cells whose weights do not fit into the memory that is left are SKIPPED with the
+reason; with --seconds the list ends where the time does, and says so.
+
+Needs a CUDA device and PyTorch; says SKIPPED otherwise.
 """
 
 import argparse
 import json
 import statistics
 import sys
+import time
 
-FLUSH_BYTES = 256 << 20
+# Times the second-level cache that are written, and then read, before a cold launch.
+FLUSH_PER_CACHE = 2
+# Samples of a cell, and the time after which fewer will do.
 SAMPLES = 50
+SECONDS_OF_SAMPLES = 1.0
+# Cycles that the device is held for: about half a millisecond.
+HOLD_CYCLES = 1_000_000
+# Bytes of weights that pass before one is read again, in multiples of the cache.
+CYCLE_PER_CACHE = 5
 
 
 def grouped_mm_layer(torch, shape, x, w13, w2, ids, weights):
@@ -67,9 +81,26 @@ def reference(torch, x, w13, w2, ids, weights):
     return torch.stack(rows)
 
 
-def milliseconds(torch, run, flush):
-    """Median of graph replays, each behind an overwritten cache."""
+class Flush:
+    """Empties the second-level cache: writes twice its size, then reads as much of other memory."""
+
+    def __init__(self, torch):
+        self.cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size or 64 << 20
+        size = FLUSH_PER_CACHE * self.cache_bytes // 4
+        self.written = torch.empty(size, dtype=torch.int32, device="cuda")
+        self.read = torch.ones(size, dtype=torch.int32, device="cuda")
+        self.count = 0
+
+    def __call__(self):
+        self.count += 1
+        self.written.fill_(self.count)
+        return self.read.sum()
+
+
+def recorded(torch, run):
+    """A graph of what `run` launches."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             run()
@@ -77,55 +108,109 @@ def milliseconds(torch, run, flush):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    samples = []
-    for i in range(SAMPLES):
-        flush.fill_(i % 250 + 1)
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
+    return graph
+
+
+def milliseconds(torch, graph, before):
+    """Median of replays, each behind what `before` does."""
+    samples, start = [], time.monotonic()
+    while len(samples) < SAMPLES and (len(samples) < 5 or time.monotonic() - start < SECONDS_OF_SAMPLES):
+        before()
+        # Holds the device until all is queued, as our own times do.
+        torch.cuda._sleep(HOLD_CYCLES)
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        events[0].record()
         graph.replay()
-        after.record()
+        events[1].record()
         torch.cuda.synchronize()
-        samples.append(before.elapsed_time(after))
+        samples.append(events[0].elapsed_time(events[1]))
     return statistics.median(samples)
 
 
-def ours(profile, cell):
-    """Our median for the same cell in milliseconds."""
+def ours(profile, cell, timing):
+    """Our median for the same cell and way of timing, in milliseconds."""
     keys = ["hidden", "inter", "experts", "top_k", "tokens"]
     for measured in profile["cells"]:
         interval = measured["latency"].get("interval")
-        if interval and all(measured[key] == cell[key] for key in keys):
+        if interval and measured["timing"] == timing and all(measured[key] == cell[key] for key in keys):
             return interval["median_ps"] * 1e-9
     return None
 
 
-def time_cell(torch, cell, flush):
-    """Milliseconds of each peer on the first draw of a cell."""
-    device, dtype = "cuda", torch.bfloat16
-    hidden, inter, experts, top_k, tokens = (
-        cell[key] for key in ["hidden", "inter", "experts", "top_k", "tokens"]
-    )
+def weight_sets(torch, cell, flush):
+    """Weights of a layer, as many sets as outgrow the cache: as `measure` has them."""
+    hidden, inter, experts = (cell[key] for key in ["hidden", "inter", "experts"])
+    each = 3 * 2 * experts * hidden * inter
+    count = max(1, -(-CYCLE_PER_CACHE * flush.cache_bytes // each))
+    free, _ = torch.cuda.mem_get_info()
+    if count * each > 0.8 * free:
+        raise MemoryError(f"{count * each >> 20} MiB of weights, {free >> 20} MiB are free")
     torch.manual_seed(1)
-    x = torch.randn(tokens, hidden, device=device, dtype=dtype)
-    w13 = torch.randn(experts, 2 * inter, hidden, device=device, dtype=dtype) / hidden**0.5
-    w2 = torch.randn(experts, hidden, inter, device=device, dtype=dtype) / inter**0.5
-    ids = torch.tensor(cell["draws"][0], device=device, dtype=torch.int32).view(tokens, top_k)
-    weights = torch.full((tokens, top_k), 1.0 / top_k, device=device)
-    expected = reference(torch, x, w13, w2, ids, weights)
+    made = []
+    for _ in range(count):
+        w13 = torch.randn(experts, 2 * inter, hidden, device="cuda", dtype=torch.bfloat16)
+        w2 = torch.randn(experts, hidden, inter, device="cuda", dtype=torch.bfloat16)
+        made.append((w13.mul_(hidden**-0.5), w2.mul_(inter**-0.5)))
+    return made
+
+
+def time_peer(torch, build, cell, sets, flush):
+    """Milliseconds of one peer, cold and in a stream, or why it has none."""
+    hidden, top_k, tokens = (cell[key] for key in ["hidden", "top_k", "tokens"])
+    x = torch.randn(tokens, hidden, device="cuda", dtype=torch.bfloat16)
+    weights = torch.full((tokens, top_k), 1.0 / top_k, device="cuda")
+    draws = [torch.tensor(d, device="cuda", dtype=torch.int32).view(tokens, top_k) for d in cell["draws"]]
+    runs = []
+    for i in range(max(len(draws), len(sets))):
+        w13, w2 = sets[i % len(sets)]
+        runs.append(build(torch, cell, x, w13, w2, draws[i % len(draws)], weights))
+    if runs[0] is None:
+        return None
+    expected = reference(torch, x, *sets[0], draws[0], weights)
+    error = (runs[0]()[: expected.shape[0]].float() - expected).norm() / expected.norm()
+    if not error < 0.02:
+        return {"error": f"wrong output: relative error {error:.3g}"}
+    found = {"cold_ms": milliseconds(torch, recorded(torch, runs[0]), flush)}
+    stream = recorded(torch, lambda: [run() for run in runs])
+    found["stream_ms"] = milliseconds(torch, stream, stream.replay) / len(runs)
+    return found
+
+
+def time_cell(torch, cell, sets, flush):
+    """Milliseconds of each peer on a cell."""
     found = {}
     for name, build in PEERS.items():
         try:
-            run = build(torch, cell, x, w13, w2, ids, weights)
-            if run is None:
-                continue
-            error = (run()[: expected.shape[0]].float() - expected).norm() / expected.norm()
-            if not error < 0.02:
-                found[name] = {"error": f"wrong output: relative error {error:.3g}"}
-                continue
-            found[name] = {"ms": milliseconds(torch, run, flush)}
+            times = time_peer(torch, build, cell, sets, flush)
         except Exception as reason:  # noqa: BLE001: one peer that fails leaves the others
-            found[name] = {"error": f"{type(reason).__name__}: {reason}".splitlines()[0]}
+            times = {"error": f"{type(reason).__name__}: {reason}".splitlines()[0]}
+        if times is not None:
+            found[name] = times
     return found
+
+
+def time_all(torch, cells, profile, deadline):
+    """A row a cell, until the time is over. Cells of one layer share its weights."""
+    flush = Flush(torch)
+    rows, layer, sets = [], None, []
+    keys = ["hidden", "inter", "experts", "top_k"]
+    for cell in sorted(cells, key=lambda cell: [cell[key] for key in keys]):
+        row = {key: value for key, value in cell.items() if key != "draws"}
+        row |= {f"ours_{timing}_ms": ours(profile, cell, timing) for timing in ["cold", "stream"]}
+        try:
+            if time.monotonic() > deadline:
+                raise TimeoutError("no time was left")
+            if layer != [cell[key] for key in keys]:
+                layer, sets = None, []
+                torch.cuda.empty_cache()
+                sets = weight_sets(torch, cell, flush)
+                layer = [cell[key] for key in keys]
+            row["peers"] = time_cell(torch, cell, sets, flush)
+        except (MemoryError, TimeoutError, torch.cuda.OutOfMemoryError) as reason:
+            row["skipped"] = str(reason).splitlines()[0]
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
 
 
 def main():
@@ -133,6 +218,7 @@ def main():
     parser.add_argument("--routing", required=True, help="file that `measure --routing-out` wrote")
     parser.add_argument("--profile", required=True, help="profile of the same run")
     parser.add_argument("--out", required=True, help="file to write")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="time that the cells may take")
     arguments = parser.parse_args()
     try:
         import torch
@@ -146,14 +232,7 @@ def main():
         cells = json.load(file)
     with open(arguments.profile) as file:
         profile = json.load(file)
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    rows = []
-    for cell in cells:
-        row = {key: value for key, value in cell.items() if key != "draws"}
-        row |= {"ours_ms": ours(profile, cell), "peers": time_cell(torch, cell, flush)}
-        rows.append(row)
-        times = {name: peer.get("ms", peer.get("error")) for name, peer in row["peers"].items()}
-        print(row["experts"], row["hidden"], row["inter"], row["tokens"], row["ours_ms"], times, flush=True)
+    rows = time_all(torch, cells, profile, time.monotonic() + arguments.seconds)
     document = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cells": rows}
     with open(arguments.out, "w") as file:
         json.dump(document, file, indent=1)

@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 
-use crate::Result;
 use crate::cli::output::Output;
 use crate::cli::{probe, store};
 use crate::error::{shown, tidy};
@@ -15,15 +14,23 @@ use crate::measure::preflight::Load;
 use crate::record::{CpuDevice, Device};
 use crate::report::grid::hanging;
 use crate::units::Bytes;
+use crate::{Error, Result};
 
 /// What was found: CPU, kernels, GPU driver, stored profiles.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  moe-frontier doctor --json\n  moe-frontier doctor --prune")]
+#[command(
+    after_help = "Examples:\n  moe-frontier doctor --json\n  moe-frontier doctor --probe\n  moe-frontier \
+                  doctor --prune"
+)]
 pub struct Args {
     /// Remove stored profiles that cannot be read, and runs that were begun in the folder of profiles and
     /// not gone on with for 30 days.
     #[arg(long)]
     pub prune: bool,
+    /// Run single instructions on the first GPU and compare what they leave with what the kernels were
+    /// tested with: a wrong reading of the manual shows before any kernel does. Fails when one differs.
+    #[arg(long, conflicts_with = "prune")]
+    pub probe: bool,
     /// Print CPU features, caches, every instruction set, kernels of GPUs and folders too.
     #[arg(long, conflicts_with = "prune")]
     pub details: bool,
@@ -51,6 +58,9 @@ struct Findings {
     /// Where the run-time compiler lies, or why there is none.
     nvrtc: String,
     gpu_unused_because: String,
+    /// Of `--probe`: each instruction on the first GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instructions: Option<Vec<probe::Tried>>,
     profiles_folder: Option<String>,
     profile: Option<Stored>,
 }
@@ -79,16 +89,47 @@ struct Stored {
 /// Runs the command.
 ///
 /// # Errors
-/// [`crate::Error::Io`] when stdout cannot be written.
+/// [`crate::Error::Io`] when stdout cannot be written; [`crate::Error::Device`] when `--probe` finds an
+/// instruction that leaves something else than it should.
 pub fn run(args: &Args, output: Output) -> Result<()> {
     if args.prune {
         return prune(output);
     }
-    let findings = look();
+    let mut findings = look();
+    if args.probe && !findings.gpus.is_empty() {
+        let tried = probe::instructions().map_err(|why| Error::device("gpu:0", why))?;
+        findings.instructions = Some(tried);
+    }
     output.result(&findings, || {
         let width = crate::cli::output::width();
-        if args.details { text(&findings, width) } else { summary(&findings, width) }
-    })
+        let told = probed(args.probe, &findings, width);
+        if args.details {
+            text(&findings, width) + &told
+        } else {
+            summary(&findings, width) + &told
+        }
+    })?;
+    let wrong =
+        findings.instructions.iter().flatten().filter(|tried| tried.wrong.is_some()).count();
+    if wrong > 0 {
+        let reason = format!("{wrong} instructions do not leave what they should");
+        return Err(Error::device("gpu:0", reason));
+    }
+    Ok(())
+}
+
+/// What `--probe` has to say.
+fn probed(asked: bool, f: &Findings, width: usize) -> String {
+    let label = "Probe   ";
+    let Some(tried) = &f.instructions else {
+        let skipped = format!("SKIPPED: {}", f.gpu_unused_because);
+        return if asked { hanging(label, &skipped, width) } else { String::new() };
+    };
+    let right = tried.iter().filter(|tried| tried.wrong.is_none()).count();
+    let counted = format!("{right} of {} instructions leave what they should", tried.len());
+    let wrong = tried.iter().filter_map(|tried| Some((&tried.name, tried.wrong.as_ref()?)));
+    let lines = wrong.map(|(name, wrong)| hanging("        ", &format!("{name}: {wrong}"), width));
+    hanging(label, &counted, width) + &lines.collect::<String>()
 }
 
 /// What `--prune --json` prints.
@@ -130,7 +171,7 @@ fn look() -> Findings {
         .and_then(|folder| store::newest(folder, &device, &backend.kernel_sha256(), |_| true));
     Findings {
         schema: "moe-frontier/doctor",
-        schema_version: "1.1",
+        schema_version: "1.2",
         program_version: env!("CARGO_PKG_VERSION"),
         os: host::os(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
@@ -143,6 +184,7 @@ fn look() -> Findings {
         gpu_kernels: probed.kernels,
         nvrtc: probed.nvrtc,
         gpu_unused_because: probed.unused_because,
+        instructions: None,
         profiles_folder: folder.map(|f| f.display().to_string()),
         profile: newest.map(|(path, profile)| Stored {
             path: path.display().to_string(),
@@ -267,6 +309,14 @@ mod tests {
         assert!(matches!(chosen[..], [set] if set.missing_because.is_none()), "{text}");
         assert!(text.contains(&format!("{}, {} threads", chosen[0].label, findings.threads)));
         assert_eq!(findings.gpus.is_empty(), !findings.gpu_unused_because.is_empty());
+        assert!(probed(false, &findings, 80).is_empty());
+        let tried = |name: &str, wrong: Option<&str>| probe::Tried {
+            name: name.into(),
+            wrong: wrong.map(str::to_owned),
+        };
+        let two = vec![tried("mma", None), tried("tma", Some("1 of 8 words differ"))];
+        let told = probed(true, &Findings { instructions: Some(two), ..look() }, 80);
+        assert!(told.contains("1 of 2 instructions") && told.contains("tma: 1 of 8"), "{told}");
         assert!(serde_json::to_string(&findings).unwrap().starts_with("{\"schema\""));
     }
 }

@@ -2,7 +2,7 @@
 //! lies costs a line of text, and this process never loads it.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{self, BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::measure::open_gpu;
-use crate::cli::output::{Output, warn};
+use crate::cli::output::{Output, warn, write_stdout};
 use crate::cli::signals;
+use crate::error::tidy;
 use crate::gpu::libraries::CudaLibrary;
 use crate::gpu::{CudaDevice, GpuFacts, Launcher, NoGpu, driver, images};
 use crate::kernels::gpu::MoeOptions;
+use crate::kernels::gpu::launches::{INSTRUCTIONS, probe_instruction};
 use crate::{Error, Result};
 
 /// How long a driver may take to list its devices; the first call after a boot takes seconds.
@@ -33,6 +35,9 @@ pub struct ProbeArgs {
     /// Also open the devices and load their kernels.
     #[arg(long)]
     pub details: bool,
+    /// Run single instructions on the first device and compare what they leave, a line each.
+    #[arg(long, conflicts_with = "details")]
+    pub instructions: bool,
 }
 
 /// What was found.
@@ -56,7 +61,101 @@ pub(super) struct Probed {
 /// # Errors
 /// [`Error::Io`] when stdout cannot be written.
 pub fn run(args: &ProbeArgs) -> Result<()> {
+    if args.instructions {
+        return run_instructions();
+    }
     Output::new(true).result(&look(args.details), String::new)
+}
+
+/// What became of one instruction on the first device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Tried {
+    /// The probe: instruction and form.
+    pub(super) name: String,
+    /// What is wrong with it; nothing when it leaves what the emulator does.
+    pub(super) wrong: Option<String>,
+}
+
+/// How long all instructions may take, their device opened and their code loaded.
+const INSTRUCTIONS_LIMIT: Duration = Duration::from_secs(60);
+
+/// In the child: tells of each instruction before it runs, and what became of it.
+fn run_instructions() -> Result<()> {
+    let mut device = match CudaDevice::open(0) {
+        Ok(device) => device,
+        Err(error) => return write_stdout(&format!("! the device: {error}\n")),
+    };
+    let facts = *device.facts();
+    for instruction in INSTRUCTIONS.iter().filter(|i| i.runs_on(&facts)) {
+        write_stdout(&format!("? {}\n", instruction.name))?;
+        let left = probe_instruction(&mut device, instruction).map_err(|e| e.to_string());
+        let wrong = left.and_then(|words| instruction.compare(&words)).err();
+        let wrong = wrong.map_or_else(String::new, |wrong| format!(" {}", tidy(&wrong)));
+        write_stdout(&format!("={wrong}\n"))?;
+    }
+    Ok(())
+}
+
+/// What single instructions leave on the first device, each compared with the emulator.
+///
+/// # Errors
+/// One line when the child cannot be started.
+pub(super) fn instructions() -> Result<Vec<Tried>, String> {
+    let failed = |e: std::io::Error| format!("this program cannot be started again: {e}");
+    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+    command.args(["probe", "--instructions"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    Ok(tried(command.spawn().map_err(failed)?, INSTRUCTIONS_LIMIT))
+}
+
+/// Reads what a child tells until it ends or the limit is over; the instruction that it began and did not
+/// end is wrong.
+fn tried(mut child: Child, limit: Duration) -> Vec<Tried> {
+    let start = Instant::now();
+    let (sender, lines) = channel();
+    if let Some(output) = child.stdout.take() {
+        let read = move || {
+            for line in BufReader::new(output.take(LONGEST)).lines().map_while(io::Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        };
+        // Without a thread nothing is heard, and the child is found to have said nothing.
+        let _ = std::thread::Builder::new().name("probe".into()).spawn(read);
+    }
+    let (mut all, mut begun) = (Vec::new(), None::<String>);
+    loop {
+        let left = limit.saturating_sub(start.elapsed());
+        match lines.recv_timeout(left.min(LOOK_EVERY)) {
+            Ok(line) => match line.split_at_checked(1) {
+                Some(("?", name)) => begun = Some(name.trim().to_owned()),
+                Some(("=", wrong)) => {
+                    let wrong = Some(wrong.trim().to_owned()).filter(|wrong| !wrong.is_empty());
+                    all.extend(begun.take().map(|name| Tried { name, wrong }));
+                }
+                _ => all.push(Tried {
+                    name: "device".into(),
+                    wrong: Some(line.trim_start_matches('!').trim().to_owned()),
+                }),
+            },
+            Err(RecvTimeoutError::Timeout) if !left.is_zero() && !signals::is_raised() => {}
+            Err(ended) => {
+                let why = match ended {
+                    RecvTimeoutError::Timeout => {
+                        format!("did not end in {:.0} s", start.elapsed().as_secs_f64())
+                    }
+                    RecvTimeoutError::Disconnected => "ended the process that ran it".into(),
+                };
+                all.extend(begun.map(|name| Tried { name, wrong: Some(why) }));
+                break;
+            }
+        }
+    }
+    // One inside a call of its driver may not end; it is not waited for.
+    let _ = child.kill();
+    let _ = wait(&mut child, Duration::from_secs(1));
+    all
 }
 
 /// The devices, asked once a process. Trouble with the driver is a warning.
@@ -222,6 +321,32 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", script]).stdout(Stdio::piped());
         answer(command.spawn().unwrap(), Duration::from_millis(limit_ms), || false)
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn an_instruction_that_never_ends_or_ends_its_process_is_named() {
+        let told = |script: &str, limit_ms: u64| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).stdout(Stdio::piped());
+            tried(command.spawn().unwrap(), Duration::from_millis(limit_ms))
+        };
+        let row = |name: &str, wrong: Option<&str>| Tried {
+            name: name.into(),
+            wrong: wrong.map(str::to_owned),
+        };
+        let two = "echo '? shuffle'; echo '='; echo '? mma'; echo '= 1 of 4 words differ'";
+        let good = [row("shuffle", None), row("mma", Some("1 of 4 words differ"))];
+        assert_eq!(told(two, 20_000), good);
+        let hangs = told("echo '? tma'; exec sleep 100", 300);
+        assert!(hangs.len() == 1 && hangs[0].name == "tma", "{hangs:?}");
+        assert!(hangs[0].wrong.as_ref().unwrap().contains("did not end"), "{hangs:?}");
+        let crashes = told("echo '? wgmma'; kill -SEGV $$", 20_000);
+        assert_eq!(crashes, [row("wgmma", Some("ended the process that ran it"))]);
+        assert_eq!(
+            told("echo '! the device: none'", 20_000),
+            [row("device", Some("the device: none"))]
+        );
     }
 
     #[cfg(unix)]

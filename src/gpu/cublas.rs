@@ -6,8 +6,10 @@
 
 use std::ffi::c_void;
 use std::fmt;
+use std::sync::Arc;
 
 use cudarc::cublas::{CudaBlas, result, sys};
+use cudarc::driver::CudaContext;
 
 use super::cuda::CudaDevice;
 use super::launch::Launcher;
@@ -21,6 +23,7 @@ const BF16_BYTES: u64 = 2;
 /// cuBLAS on the stream of one device.
 pub struct Cublas {
     handle: CudaBlas,
+    context: Arc<CudaContext>,
     device: String,
 }
 
@@ -52,7 +55,14 @@ impl Cublas {
         CudaLibrary::Cublas.open().map_err(|reason| Error::device(&name, reason))?;
         let handle = CudaBlas::new(device.stream().clone())
             .map_err(|e| Error::device(&name, format!("cuBLAS: {}", one_line(&e))))?;
-        Ok(Self { handle, device: name })
+        let context = Arc::clone(device.stream().context());
+        Ok(Self { handle, context, device: name })
+    }
+
+    /// Makes the device's context that of the calling thread, which the library asks for.
+    fn bind(&self) -> Result<()> {
+        let bound = self.context.bind_to_thread();
+        bound.map_err(|e| Error::device(&self.device, format!("cuBLAS: {}", one_line(&e))))
     }
 
     /// `c = a b^T`.
@@ -63,6 +73,7 @@ impl Cublas {
     pub fn gemm_bf16(&self, product: Product, a: Region, b: Region, c: Region) -> Result<()> {
         use sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
         let Product { m, n, k } = product;
+        self.bind()?;
         let bytes = |rows: usize, columns: usize| {
             (rows as u64).checked_mul(columns as u64)?.checked_mul(BF16_BYTES)
         };
@@ -157,6 +168,7 @@ impl Cublas {
     /// [`Error::Device`] when cuBLAS refuses.
     pub fn grouped_gemm_bf16(&self, products: &GroupedProducts) -> Result<()> {
         use sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
+        self.bind()?;
         let GroupedProducts { m, n, k, pointers: [a, b, c] } = products;
         let count = m.len();
         let groups = size("products", count)?;

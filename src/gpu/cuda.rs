@@ -16,16 +16,24 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
-use super::driver::{GpuFacts, probe};
+use super::driver::{GpuFacts, elapsed_ms, probe};
+use super::gate::Gate;
 use super::images::{self, Capability};
 use super::launch::{DeviceFacts, Launch, Launcher, Recording};
 use super::memory::{DeviceAddress, Region};
 use super::nvrtc;
+use super::params::{ParamBytes, ProbeParams};
 use super::tensor_map::{Element, Swizzle, TensorMap};
 use crate::{Error, Result};
 
 /// Shared memory of a block above which a kernel must opt in.
 const SHARED_WITHOUT_OPT_IN: u32 = 48 << 10;
+/// Share of a multiprocessor's first-level memory that kernels with more than that want as shared memory,
+/// in per cent: as many of their blocks as fit.
+const SHARED_CARVEOUT: i32 = 100;
+/// Longest time that the device waits for the host to queue what is timed; longer queues are timed with
+/// their gaps.
+const GATE_NS: u64 = 20_000_000;
 
 /// Where a kernel's machine code came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,8 +71,8 @@ pub struct CudaDevice {
     in_flight: Vec<&'static str>,
     /// Recordings by number; forgotten ones leave a gap.
     graphs: Vec<Option<Graph>>,
-    /// Byte of the last flush: the next one writes another.
-    flushed: u8,
+    /// Holds the stream while what is timed is queued; made when first needed.
+    gate: Option<Gate>,
 }
 
 /// A recorded sequence of launches that is replayed with one call.
@@ -140,7 +148,7 @@ impl CudaDevice {
             functions: HashMap::new(),
             in_flight: Vec::new(),
             graphs: Vec::new(),
-            flushed: 0,
+            gate: None,
         })
     }
 
@@ -188,7 +196,8 @@ impl CudaDevice {
             .ok_or_else(|| self.error(format!("`{kernel}` was not loaded")))
     }
 
-    /// Nanoseconds that `work` takes on the device, between two events on its stream.
+    /// Nanoseconds that `work` takes on the device, between two events on its stream. The device is held
+    /// until all of it is queued, so that it starts without the gaps of queuing.
     ///
     /// # Errors
     /// Whatever `work` reports; [`Error::Device`] when the driver refuses.
@@ -198,12 +207,54 @@ impl CudaDevice {
             let event = device.stream.record_event(Some(WITH_TIMING));
             event.map_err(|e| device.failed("event", e))
         };
-        let before = record(self)?;
-        work(self)?;
-        let after = record(self)?;
+        self.close_gate()?;
+        let queued = record(self).and_then(|before| {
+            work(self)?;
+            Ok((before, record(self)?))
+        });
+        // In any case: what is queued would wait for its limit.
+        if let Some(gate) = &self.gate {
+            gate.open();
+        }
+        let (before, after) = queued?;
         self.synchronize()?;
-        let milliseconds = before.elapsed_ms(&after).map_err(|e| self.failed("event", e))?;
+        // SAFETY: both events were recorded with timing on the stream of this context, and live until here.
+        let milliseconds = unsafe { elapsed_ms(before.cu_event().cast(), after.cu_event().cast()) };
+        let milliseconds = milliseconds.map_err(|e| self.error(e.to_string()))?;
         Ok(f64::from(milliseconds) * 1e6)
+    }
+
+    /// Queues a kernel that waits until the gate is opened.
+    fn close_gate(&mut self) -> Result<()> {
+        self.bind("gate")?;
+        if self.gate.is_none() {
+            self.gate = Some(Gate::new().map_err(|e| self.failed("gate", e))?);
+        }
+        let Some(gate) = &self.gate else { return Ok(()) };
+        gate.close();
+        let params = ProbeParams {
+            from: DeviceAddress::NULL,
+            to: DeviceAddress::NULL,
+            flag: gate.seen_at(),
+            bytes: 0,
+            limit_ns: GATE_NS,
+            variant: 0,
+            seed: 0,
+        };
+        self.launch(&Launch {
+            kernel: "probe_gate",
+            grid: [1, 1],
+            threads: 1,
+            shared_bytes: 0,
+            maps: Vec::new(),
+            params: ParamBytes::of(&params),
+            overlaps: false,
+        })
+    }
+
+    /// Makes this device's context that of the calling thread: callers may come from any.
+    fn bind(&self, what: &str) -> Result<()> {
+        self.context.bind_to_thread().map_err(|e| self.failed(what, e))
     }
 
     fn replay(&mut self, recording: Recording) -> Result<()> {
@@ -211,12 +262,14 @@ impl CudaDevice {
         let Some(Graph { graph, kernels }) = graph else {
             return Err(Error::usage("recording", "was not made by this device, or forgotten"));
         };
+        self.bind("graph")?;
         self.in_flight.extend(kernels);
         graph.launch().map_err(|e| self.failed("graph", e))
     }
 
     fn function(&mut self, kernel: &'static str, shared_bytes: u32) -> Result<CudaFunction> {
         use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SHARED;
+        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as CARVEOUT;
         if !self.functions.contains_key(kernel) {
             let function = self.module_of(kernel)?.load_function(kernel);
             let function = function.map_err(|e| self.failed(kernel, e))?;
@@ -230,9 +283,18 @@ impl CudaDevice {
             *allowed = shared_bytes;
             // Below the device's limit: `Launch::check` compared the two.
             let bytes = i32::try_from(shared_bytes).unwrap_or(i32::MAX);
+            // A wish: a driver that does not grant it runs fewer blocks at a time.
+            let _ = function.set_attribute(CARVEOUT, SHARED_CARVEOUT);
             function.set_attribute(SHARED, bytes).map_err(|e| self.failed(kernel, e))?;
         }
         Ok(function)
+    }
+
+    /// Whether the code of a loaded kernel waits for the launch before it where it must. Portable code is
+    /// that of an architecture without such a wait.
+    fn waits(&self, kernel: &str) -> bool {
+        let stem = images::source_of(kernel).map_or("", |source| source.stem);
+        self.modules.get(stem).is_some_and(|(_, origin)| *origin != Origin::Portable)
     }
 
     fn module_of(&mut self, kernel: &str) -> Result<Arc<CudaModule>> {
@@ -241,15 +303,12 @@ impl CudaDevice {
         if let Some((module, _)) = self.modules.get(source.stem) {
             return Ok(Arc::clone(module));
         }
-        let (image, origin) = self.code(source)?;
-        let module = self.context.load_module(image).map_err(|e| self.failed(source.stem, e))?;
+        let context = &self.context;
+        let load = |code: Code| context.load_module(code.into()).map_err(failure);
+        let (module, origin) = first_that_loads(source, self.facts.compute_capability, load)
+            .map_err(|reason| self.error(reason))?;
         self.modules.insert(source.stem, (Arc::clone(&module), origin));
         Ok(module)
-    }
-
-    /// Machine code for this device: built in, else compiled here, else portable.
-    fn code(&self, source: &images::Source) -> Result<(Ptx, Origin)> {
-        code_for(source, self.facts.compute_capability).map_err(|reason| self.error(reason))
     }
 
     fn failed(&self, what: &str, error: DriverError) -> Error {
@@ -293,12 +352,31 @@ const fn c_char_bits(c: std::ffi::c_char) -> u8 {
     c.to_ne_bytes()[0]
 }
 
-/// The code of a source on a device of this capability, or why there is none: its image, else what the
-/// run-time compiler makes of it, else portable code.
-fn code_for(source: &images::Source, on: Capability) -> Result<(Ptx, Origin), String> {
-    if let Some(image) = images::prebuilt(source.stem, on) {
-        return Ok((Ptx::from_binary(image.image.to_vec()), Origin::Prebuilt(image.arch)));
+/// Code for a device.
+enum Code {
+    /// Machine code.
+    Image(Vec<u8>),
+    /// Portable text.
+    Text(String),
+}
+
+impl From<Code> for Ptx {
+    fn from(code: Code) -> Self {
+        match code {
+            Code::Image(bytes) => Self::from_binary(bytes),
+            Code::Text(text) => Self::from_src(text),
+        }
     }
+}
+
+/// The code of a source that `load` takes on a device of this capability, or why there is none: its
+/// image, else what the run-time compiler makes of it, else portable code. One that the driver refuses,
+/// as an older driver does an image, is passed over for the next.
+fn first_that_loads<M>(
+    source: &images::Source,
+    on: Capability,
+    mut load: impl FnMut(Code) -> Result<M, String>,
+) -> Result<(M, Origin), String> {
     let (major, minor) = on;
     let needs =
         |what: &str| Err(format!("{}.cu {what}, this device has {major}.{minor}", source.stem));
@@ -308,17 +386,31 @@ fn code_for(source: &images::Source, on: Capability) -> Result<(Ptx, Origin), St
     if !source.runs_on(on) {
         return needs("runs on compute capability 9.0 alone");
     }
-    let reason = match nvrtc::compile(source, on) {
-        Ok(image) => return Ok((Ptx::from_binary(image), Origin::Compiled)),
-        Err(reason) => reason,
+    let mut reasons = Vec::new();
+    let mut attempt = |code: Result<(Code, Origin), String>| {
+        let loaded = code.and_then(|(code, origin)| match load(code) {
+            Ok(loaded) => Ok((loaded, origin)),
+            Err(reason) => Err(format!("code {origin}: {reason}")),
+        });
+        loaded.map_err(|reason| reasons.push(reason)).ok()
     };
-    match images::portable(source.stem) {
-        Some(ptx) => {
-            let text = String::from_utf8_lossy(ptx.image).into_owned();
-            Ok((Ptx::from_src(text), Origin::Portable))
+    if let Some(image) = images::prebuilt(source.stem, on) {
+        let origin = Origin::Prebuilt(image.arch);
+        if let Some(loaded) = attempt(Ok((Code::Image(image.image.to_vec()), origin))) {
+            return Ok(loaded);
         }
-        None => Err(format!("no code for {}.cu: {reason}", source.stem)),
     }
+    let compiled = nvrtc::compile(source, on);
+    if let Some(loaded) = attempt(compiled.map(|image| (Code::Image(image), Origin::Compiled))) {
+        return Ok(loaded);
+    }
+    if let Some(ptx) = images::portable(source.stem) {
+        let text = String::from_utf8_lossy(ptx.image).into_owned();
+        if let Some(loaded) = attempt(Ok((Code::Text(text), Origin::Portable))) {
+            return Ok(loaded);
+        }
+    }
+    Err(format!("no code for {}.cu: {}", source.stem, reasons.join("; ")))
 }
 
 /// A driver error in one line.
@@ -342,6 +434,7 @@ impl Launcher for CudaDevice {
         }
         let length = usize::try_from(bytes)
             .map_err(|_| Error::usage("device memory", format!("{bytes} bytes")))?;
+        self.bind("allocation")?;
         // SAFETY: the content is unspecified by contract, and `u8` has no invalid value.
         let slice = unsafe { self.stream.alloc::<u8>(length) }.map_err(|e| {
             let free = self.context.mem_get_info().map_or(0, |m| m.0);
@@ -358,6 +451,7 @@ impl Launcher for CudaDevice {
         if self.memory.get(&address).is_none_or(|slice| slice.len() as u64 != region.bytes) {
             return Err(Error::usage("device memory", "freed a region that was not allocated"));
         }
+        self.bind("free")?;
         self.memory.remove(&address);
         Ok(())
     }
@@ -367,6 +461,7 @@ impl Launcher for CudaDevice {
         if bytes.len() as u64 > to.bytes {
             return Err(Error::usage("upload", format!("{} bytes into {}", bytes.len(), to.bytes)));
         }
+        self.bind("upload")?;
         // SAFETY: the destination lies inside an allocation of this device and is long enough; the
         // source is read before the synchronisation below returns.
         let copied =
@@ -389,13 +484,29 @@ impl Launcher for CudaDevice {
 
     fn fill(&mut self, region: Region, byte: u8) -> Result<()> {
         self.holder(region)?;
+        self.bind("fill")?;
         let length = usize::try_from(region.bytes).unwrap_or(usize::MAX);
         // SAFETY: the region lies inside an allocation of this device.
         unsafe { result::memset_d8_async(region.address.0, byte, length, self.stream.cu_stream()) }
             .map_err(|e| self.failed("fill", e))
     }
 
+    fn copy(&mut self, from: Region, to: Region) -> Result<()> {
+        self.holder(from)?;
+        self.holder(to)?;
+        if from.bytes > to.bytes {
+            return Err(Error::usage("copy", format!("{} bytes into {}", from.bytes, to.bytes)));
+        }
+        self.bind("copy")?;
+        let length = usize::try_from(from.bytes).unwrap_or(usize::MAX);
+        let stream = self.stream.cu_stream();
+        // SAFETY: both regions lie inside allocations of this device, and the destination is long enough.
+        unsafe { result::memcpy_dtod_async(to.address.0, from.address.0, length, stream) }
+            .map_err(|e| self.failed("copy", e))
+    }
+
     fn enqueue(&mut self, launch: &Launch) -> Result<()> {
+        self.bind(launch.kernel)?;
         let function = self.function(launch.kernel, launch.shared_bytes)?;
         let maps: Vec<sys::CUtensorMap> =
             launch.maps.iter().map(|map| self.encode(map)).collect::<Result<_>>()?;
@@ -422,10 +533,10 @@ impl Launcher for CudaDevice {
             sharedMemBytes: launch.shared_bytes,
             hStream: self.stream.cu_stream(),
             attrs: &raw mut overlap,
-            numAttrs: u32::from(launch.overlaps),
+            // Without a wait in its code a kernel must not start early.
+            numAttrs: u32::from(launch.overlaps && self.waits(launch.kernel)),
         };
         self.in_flight.push(launch.kernel);
-        self.context.bind_to_thread().map_err(|e| self.failed(launch.kernel, e))?;
         // SAFETY: the function belongs to this context; grid, block, shared memory and parameter
         // bytes passed `Launch::check`, the parameter struct is the mirror of the kernel's own
         // (a test compares the two), the maps precede it as the kernel declares them, and the arrays
@@ -450,6 +561,7 @@ impl Launcher for CudaDevice {
         // Kernels are loaded when first launched, which a recording does not allow.
         work(self)?;
         self.synchronize()?;
+        self.bind("capture")?;
         self.stream.begin_capture(THIS_THREAD).map_err(|e| self.failed("capture", e))?;
         let done = work(self);
         // Ended in any case: a stream left in capture runs nothing any more.
@@ -465,19 +577,14 @@ impl Launcher for CudaDevice {
         Ok(Some(Recording(self.graphs.len() - 1)))
     }
 
-    fn time(&mut self, recording: Recording, flush: Option<Region>) -> Result<f64> {
-        match flush {
-            Some(region) => {
-                // Not zeros, and not the same twice: an unchanged line need not leave the cache.
-                self.flushed = self.flushed % 250 + 1;
-                self.fill(region, self.flushed)?;
-            }
-            None => self.replay(recording)?,
-        }
+    fn time(&mut self, recording: Recording, before: Option<Recording>) -> Result<f64> {
+        self.replay(before.unwrap_or(recording))?;
         self.elapsed_ns(|device| device.replay(recording))
     }
 
     fn forget(&mut self, recording: Recording) {
+        // Without its context on this thread the driver could not take it back: it would leak.
+        let _ = self.bind("graph");
         if let Some(graph) = self.graphs.get_mut(recording.0) {
             *graph = None;
         }
@@ -563,7 +670,7 @@ mod tests {
     fn a_device_without_code_for_a_kernel_is_told_which_one_it_needs() {
         let code = |stem: &str, on| {
             let source = images::SOURCES.iter().find(|s| s.stem == stem).unwrap();
-            code_for(source, on).map(|(_, origin)| origin.to_string())
+            first_that_loads(source, on, |_| Ok(())).map(|((), origin)| origin.to_string())
         };
         assert_eq!(code("align", (9, 0)).unwrap(), "built in for sm_90a");
         for (stem, on, word) in [
@@ -574,6 +681,29 @@ mod tests {
             let reason = code(stem, on).unwrap_err();
             assert!(reason.contains(word) && !reason.contains('\n'), "{reason}");
         }
+    }
+
+    #[test]
+    fn an_image_that_the_driver_refuses_is_passed_over_for_the_next_code() {
+        let find = |stem: &str| images::SOURCES.iter().find(|s| s.stem == stem).unwrap();
+        let mut refused = 0;
+        let refuse_images = |code| match code {
+            Code::Image(_) => {
+                refused += 1;
+                Err("CUDA_ERROR_INVALID_IMAGE: no".to_owned())
+            }
+            Code::Text(text) => {
+                assert!(text.contains(".target sm_80"));
+                Ok(())
+            }
+        };
+        let ((), origin) = first_that_loads(find("align"), (9, 0), refuse_images).unwrap();
+        // What NVRTC made, where there is one, was refused as well.
+        assert!(origin == Origin::Portable && (1..=2).contains(&refused), "{origin} {refused}");
+        let all = |_| Err::<(), _>("CUDA_ERROR_INVALID_IMAGE: no".to_owned());
+        let reason = first_that_loads(find("swap_ab_sm90"), (9, 0), all).unwrap_err();
+        assert!(reason.contains("built in for sm_90a: CUDA_ERROR_INVALID_IMAGE"), "{reason}");
+        assert!(!reason.contains('\n'), "{reason}");
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Finds the CUDA driver and lists its devices, without ever needing either.
 //!
 //! The driver library is opened by hand, because the CUDA crates panic when it is absent. Only the
-//! eight functions below are called, all of them read-only: no context is created, no memory taken,
-//! no clock touched.
+//! functions below are called, all of them read-only: no context is created, no memory taken, no clock
+//! touched.
 
-use std::ffi::{c_char, c_int, c_uint};
+use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -19,8 +19,10 @@ const LIBRARIES: [&str; 4] = [
     "nvcuda.dll",
 ];
 
-/// Oldest CUDA version (1000 major + 10 minor) whose drivers run the kernels of this program.
-const OLDEST_DRIVER: i32 = 13_000;
+/// Oldest CUDA version (1000 major + 10 minor) whose drivers run the kernels of this program: their images
+/// are made by an assembler of 12.x, which drivers of that major version and later ones load, and launches
+/// with attributes and tensor maps came with 12.0 (driver 525).
+const OLDEST_DRIVER: i32 = 12_000;
 
 /// Why no GPU can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,6 +146,24 @@ struct Api {
     name: unsafe extern "C" fn(*mut c_char, c_int, c_int) -> Status,
     memory: unsafe extern "C" fn(*mut usize, c_int) -> Status,
     attribute: unsafe extern "C" fn(*mut c_int, c_int, c_int) -> Status,
+    elapsed: unsafe extern "C" fn(*mut f32, *mut c_void, *mut c_void) -> Status,
+}
+
+/// Milliseconds between two events of the driver. The newer function that the CUDA crate's bindings call
+/// is missing before CUDA 12.8.
+///
+/// # Errors
+/// [`NoGpu::CallFailed`] with the driver's error.
+///
+/// # Safety
+/// Both are events of the current context that were recorded with timing and have not been destroyed.
+pub(super) unsafe fn elapsed_ms(before: *mut c_void, after: *mut c_void) -> Result<f32, NoGpu> {
+    let api = Api::load()?;
+    let mut milliseconds = 0.0;
+    // SAFETY: writes one float through a valid pointer; the events are what the caller promises.
+    let status = unsafe { (api.elapsed)(&raw mut milliseconds, before, after) };
+    succeeded("cuEventElapsedTime", status)?;
+    Ok(milliseconds)
 }
 
 impl Api {
@@ -159,6 +179,7 @@ impl Api {
             name: function(library, "cuDeviceGetName")?,
             memory: function(library, "cuDeviceTotalMem_v2")?,
             attribute: function(library, "cuDeviceGetAttribute")?,
+            elapsed: function(library, "cuEventElapsedTime")?,
         })
     }
 }
@@ -298,7 +319,10 @@ mod tests {
             unsafe { *out = which };
             0
         }
-        Api { init, driver_version, count, get, name, memory, attribute }
+        unsafe extern "C" fn elapsed(_: *mut f32, _: *mut c_void, _: *mut c_void) -> Status {
+            400
+        }
+        Api { init, driver_version, count, get, name, memory, attribute, elapsed }
     }
 
     #[test]
@@ -323,7 +347,7 @@ mod tests {
         }
         unsafe extern "C" fn old(out: *mut c_int) -> Status {
             // SAFETY: the caller passes a valid pointer.
-            unsafe { *out = 12_040 };
+            unsafe { *out = 11_080 };
             0
         }
         unsafe extern "C" fn none(_: *mut c_int) -> Status {
@@ -338,7 +362,7 @@ mod tests {
         );
         assert_eq!(reason(Api { count: none, ..working() }), NoGpu::NoDevice);
         let too_old = reason(Api { driver_version: old, ..working() });
-        assert_eq!(too_old.to_string(), "the driver supports CUDA 12.4; at least 13.0 is needed");
+        assert_eq!(too_old.to_string(), "the driver supports CUDA 11.8; at least 12.0 is needed");
     }
 
     #[test]

@@ -3,6 +3,9 @@
 //!
 //! `kernels/cubins.py` writes both tables; nothing is compiled when this crate is built.
 
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
 /// One image that was compiled ahead of time.
 #[derive(Clone, Copy, Debug)]
 pub struct Prebuilt {
@@ -43,6 +46,9 @@ pub const SOURCES: &[Source] = include!("../../kernels/prebuilt/sources.rs");
 /// Headers that sources include, as (name, text).
 pub const HEADERS: &[(&str, &str)] = include!("../../kernels/prebuilt/headers.rs");
 
+/// What the images say of their kernels: `kernel arch registers stack static_shared threads` a line.
+const RESOURCES: &str = include_str!("../../kernels/prebuilt/resources.txt");
+
 /// Portable code: the driver compiles it when nothing else fits.
 pub const PORTABLE: &str = "compute_80";
 
@@ -77,6 +83,48 @@ pub fn prebuilt(stem: &str, on: Capability) -> Option<&'static Prebuilt> {
 /// The portable code of `stem`, for any device from Ampere on.
 pub fn portable(stem: &str) -> Option<&'static Prebuilt> {
     PREBUILT.iter().find(|image| image.stem == stem && image.arch == PORTABLE)
+}
+
+/// What the built image of a kernel says of it: a launch outside is refused by the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resources {
+    /// Most threads of a block.
+    pub threads: u32,
+    /// Registers of a thread; none where the device has no image and the code is compiled for it.
+    pub registers: Option<u32>,
+    /// Shared memory of a block that is not asked for at the launch.
+    pub static_shared_bytes: u32,
+}
+
+/// Shared memory of a block that the system keeps since compute capability 9.0. Images count it as
+/// theirs; the devices' limits leave it out.
+const RESERVED_SHARED_BYTES: u32 = 1024;
+
+/// What is known of a kernel on a device of this capability; nothing of one that was not built.
+pub fn resources(kernel: &str, on: Capability) -> Option<Resources> {
+    static TABLE: OnceLock<HashMap<(&str, &str), Resources>> = OnceLock::new();
+    let table: &HashMap<(&str, &str), Resources> =
+        TABLE.get_or_init(|| RESOURCES.lines().skip(1).filter_map(resources_of).collect());
+    let source = source_of(kernel)?;
+    if let Some(image) = prebuilt(source.stem, on) {
+        return table.get(&(kernel, image.arch)).copied();
+    }
+    // Bounds of threads stand in the source; registers are those that another architecture has.
+    let mut any = PREBUILT.iter().filter(|image| image.stem == source.stem);
+    let known = any.find_map(|image| table.get(&(kernel, image.arch)))?;
+    Some(Resources { registers: None, static_shared_bytes: 0, ..*known })
+}
+
+/// One line of the table.
+fn resources_of(line: &'static str) -> Option<((&'static str, &'static str), Resources)> {
+    let mut words = line.split_whitespace();
+    let (kernel, arch) = (words.next()?, words.next()?);
+    let mut number = || words.next()?.parse::<u32>().ok();
+    let (registers, _stack, shared, threads) = (number()?, number()?, number()?, number()?);
+    let ((major, _), _) = architecture(arch)?;
+    let reserved = if major >= 9 { RESERVED_SHARED_BYTES } else { 0 };
+    let static_shared_bytes = shared.saturating_sub(reserved);
+    Some(((kernel, arch), Resources { threads, registers: Some(registers), static_shared_bytes }))
 }
 
 /// Capability of an image's architecture, and whether it holds instructions of that one alone.
@@ -129,6 +177,24 @@ mod tests {
             assert_eq!(elf, image.arch != PORTABLE, "{} {}", image.stem, image.arch);
             assert!(SOURCES.iter().any(|s| s.stem == image.stem), "{}", image.stem);
         }
+    }
+
+    #[test]
+    fn every_kernel_of_every_image_has_its_bounds() {
+        for source in SOURCES {
+            for kernel in source.kernels {
+                let on_hopper = resources(kernel, (9, 0)).unwrap();
+                assert!((1..=1024).contains(&on_hopper.threads), "{kernel}");
+                assert!((1..=255).contains(&on_hopper.registers.unwrap()), "{kernel}");
+                if source.generic {
+                    // No image there: the code is compiled for the device.
+                    let compiled = resources(kernel, (11, 0)).unwrap();
+                    assert_eq!((compiled.threads, compiled.registers), (on_hopper.threads, None));
+                }
+            }
+        }
+        assert_eq!(resources("probe_clock_stamp", (9, 0)).unwrap().threads, 1);
+        assert_eq!(resources("no_such_kernel", (9, 0)), None);
     }
 
     #[test]

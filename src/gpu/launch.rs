@@ -4,7 +4,7 @@
 //! asked for. Two exist: the CUDA driver, and [`crate::gpu::Capsule`], which runs the same launches in
 //! the host emulator. Every launch is checked against the device's limits before it goes out.
 
-use crate::gpu::{DeviceAddress, ParamBytes, Region, TensorMap};
+use crate::gpu::{DeviceAddress, ParamBytes, Region, TensorMap, images};
 use crate::{Error, Result};
 
 /// What launches depend on of a device.
@@ -66,6 +66,12 @@ pub struct Launch {
 
 /// Most threads of a block.
 const MAX_THREADS: u32 = 1024;
+/// Registers of a multiprocessor, all of which one block may have (CUDA programming guide, since 5.0).
+const REGISTERS: u32 = 64 << 10;
+/// A warp is given registers in multiples of this: 8 a thread.
+const REGISTERS_AT_ONCE: u32 = 8;
+/// Threads of a warp.
+const WARP: u32 = 32;
 /// Most blocks along y.
 const MAX_GRID_Y: u32 = 65_535;
 /// Most bytes of all parameters together.
@@ -74,7 +80,7 @@ const MAX_PARAM_BYTES: usize = 4096;
 pub const TENSOR_MAP_BYTES: usize = 128;
 
 impl Launch {
-    /// Checks the launch against a device's limits.
+    /// Checks the launch against a device's limits, and against what the kernel was built for.
     ///
     /// # Errors
     /// [`Error::Usage`] naming kernel and limit.
@@ -94,6 +100,9 @@ impl Launch {
                 self.shared_bytes, facts.shared_bytes
             ));
         }
+        if let Some(built) = images::resources(self.kernel, facts.compute_capability) {
+            self.check_built(&built, facts)?;
+        }
         let bytes = self.params.bytes.len() + self.maps.len() * TENSOR_MAP_BYTES;
         if bytes > MAX_PARAM_BYTES {
             return invalid(format!("{bytes} bytes of parameters; at most {MAX_PARAM_BYTES}"));
@@ -105,6 +114,35 @@ impl Launch {
             return invalid("overlapping launches need compute capability 9.0".into());
         }
         self.maps.iter().try_for_each(TensorMap::validate)
+    }
+}
+
+impl Launch {
+    /// Checks the launch against what the image of its kernel says.
+    fn check_built(&self, built: &images::Resources, facts: &DeviceFacts) -> Result<()> {
+        let invalid = |reason: String| Err(Error::usage(self.kernel, reason));
+        if self.threads > built.threads {
+            return invalid(format!(
+                "{} threads a block; the kernel is built for at most {}",
+                self.threads, built.threads
+            ));
+        }
+        let shared = self.shared_bytes.saturating_add(built.static_shared_bytes);
+        if shared > facts.shared_bytes {
+            return invalid(format!(
+                "{shared} bytes of shared memory a block with those of its own; the device has {}",
+                facts.shared_bytes
+            ));
+        }
+        let each = built.registers.unwrap_or(0).next_multiple_of(REGISTERS_AT_ONCE);
+        let registers = each * self.threads.next_multiple_of(WARP);
+        if registers > REGISTERS {
+            return invalid(format!(
+                "{} threads of {each} registers; a block has at most {REGISTERS}",
+                self.threads
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -152,6 +190,18 @@ pub trait Launcher {
     /// [`Error::Device`] when the device fails.
     fn fill(&mut self, region: Region, byte: u8) -> Result<()>;
 
+    /// Copies the content of one region to the start of another. The default goes through the host.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when it does not fit; [`Error::Device`] when the device fails.
+    fn copy(&mut self, from: Region, to: Region) -> Result<()> {
+        let length = usize::try_from(from.bytes)
+            .map_err(|_| Error::usage("copy", format!("{} bytes", from.bytes)))?;
+        let mut bytes = vec![0; length];
+        self.download(from, &mut bytes)?;
+        self.upload(to, &bytes)
+    }
+
     /// Launches a kernel that [`launch`](Self::launch) has checked.
     ///
     /// # Errors
@@ -177,15 +227,15 @@ pub trait Launcher {
         Ok(None)
     }
 
-    /// Replays a recording and returns the nanoseconds that it took by the device's own clock. Before
-    /// it, and not in its time, something keeps the device busy until the recording is queued behind:
-    /// `flush` is overwritten, which pushes what the recording reads out of the caches; without it the
-    /// recording itself is replayed, which leaves the caches as it leaves them again and again.
+    /// Replays a recording and returns the nanoseconds that it took by the device's own clock, from the
+    /// moment on at which the device, with everything queued, was let go. Before it, and not in its time,
+    /// `before` is replayed: what pushes its data out of the caches, say. Without it the recording itself
+    /// is, which leaves the caches as it leaves them again and again.
     ///
     /// # Errors
     /// [`Error::Usage`] for a recording of somebody else; [`Error::Device`] when the device fails.
-    fn time(&mut self, recording: Recording, flush: Option<Region>) -> Result<f64> {
-        let _ = (recording, flush);
+    fn time(&mut self, recording: Recording, before: Option<Recording>) -> Result<f64> {
+        let _ = (recording, before);
         Err(Error::usage("recording", "this device cannot replay"))
     }
 
@@ -239,8 +289,11 @@ mod tests {
     #[test]
     fn a_launch_inside_every_limit_passes() {
         launch().check(&DeviceFacts::A100).unwrap();
-        let large = Launch { grid: [i32::MAX.unsigned_abs(), 65_535], threads: 1024, ..launch() };
+        let large = Launch { grid: [i32::MAX.unsigned_abs(), 65_535], ..launch() };
         large.check(&DeviceFacts::A100).unwrap();
+        // A kernel that nobody built has the device's limits alone.
+        let unknown = Launch { kernel: "made_up", threads: 1024, ..launch() };
+        unknown.check(&DeviceFacts::A100).unwrap();
         Launch { overlaps: true, ..launch() }.check(&DeviceFacts::H100).unwrap();
     }
 
@@ -265,5 +318,28 @@ mod tests {
             let text = error.to_string();
             assert!(text.starts_with("combine_bf16: ") && text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn what_the_image_of_a_kernel_forbids_is_refused_before_the_driver_does() {
+        let stamp = Launch { kernel: "probe_clock_stamp", threads: 1, ..launch() };
+        stamp.check(&DeviceFacts::H100).unwrap();
+        for facts in [DeviceFacts::H100, DeviceFacts::A100] {
+            let error = Launch { threads: 32, ..stamp.clone() }.check(&facts).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "probe_clock_stamp: 32 threads a block; the kernel is built for at most 1"
+            );
+        }
+        let built =
+            images::Resources { threads: 1024, registers: Some(121), static_shared_bytes: 1024 };
+        let full = Launch { threads: 512, shared_bytes: 226 * 1024, ..launch() };
+        full.check_built(&built, &DeviceFacts::H100).unwrap();
+        let more = Launch { threads: 544, ..full.clone() };
+        let error = more.check_built(&built, &DeviceFacts::H100).unwrap_err().to_string();
+        assert!(error.contains("544 threads of 128 registers"), "{error}");
+        let more = Launch { shared_bytes: 226 * 1024 + 16, ..full };
+        let error = more.check_built(&built, &DeviceFacts::H100).unwrap_err().to_string();
+        assert!(error.contains("with those of its own"), "{error}");
     }
 }

@@ -9,6 +9,7 @@ pub mod capsule;
 pub mod cublas;
 pub mod cuda;
 pub mod driver;
+mod gate;
 pub mod images;
 pub mod launch;
 pub mod libraries;

@@ -152,12 +152,21 @@ pub trait LoadedLayer {
     }
 
     /// Copies an input in with several routings of it, `[tokens, experts]` each, for
-    /// [`LoadedLayer::time_series`]. Stages run by themselves take the first.
+    /// [`LoadedLayer::time_series`]. Stages run by themselves take the first, until another is chosen.
     ///
     /// # Errors
     /// As [`LoadedLayer::set_input`].
     fn set_routings(&mut self, x: &[f32], logits: &[&[f32]]) -> Result<()> {
         self.set_input(x, logits.first().copied().unwrap_or_default())
+    }
+
+    /// Puts a routing of [`LoadedLayer::set_routings`] in place for stages that are run or timed by
+    /// themselves.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] for one that was not put in place, or where routings are not kept.
+    fn choose_routing(&mut self, routing: usize) -> Result<()> {
+        Err(crate::Error::usage("routing", format!("{routing}: this layer keeps none")))
     }
 
     /// Runs one stage once for each turn, as one piece of work, twice in a row, and returns how many

@@ -1,6 +1,7 @@
 //! The oracle: every stage as plain loops in double precision. Slow, obvious, and never timed.
 
 use half::bf16;
+use rayon::prelude::*;
 
 use crate::config::{DType, Scoring};
 use crate::kernels::math::{self, LaneSum};
@@ -300,14 +301,15 @@ pub fn layer_in(
         let h = gate_up_in(weights, expert, x, sum_unit);
         let steps = activations.steps(&h);
         let weight = f64::from(weight);
-        for (n, out) in out[token * s.hidden..(token + 1) * s.hidden].iter_mut().enumerate() {
+        let row = &mut out[token * s.hidden..(token + 1) * s.hidden];
+        row.par_iter_mut().enumerate().for_each(|(n, out)| {
             let y = down(weights, expert, &h, n, (&steps, sum_unit));
             let term = weight * y.value;
             out.value += term;
             let row_bound = y.bound + row_unit * (y.value.abs() + y.bound);
             // Rounding of the product and of the running sum, at most top_k additions.
             out.bound += weight.abs() * row_bound + (s.top_k as f64 + 2.0) * F32 * term.abs();
-        }
+        });
     }
     for exact in &mut out {
         exact.bound += F32 * exact.value.abs() + row_unit * (exact.value.abs() + exact.bound);
@@ -381,7 +383,8 @@ fn gate_up_in(weights: &LayerWeights, expert: usize, x: &[f32], sum_unit: f64) -
         let bound = silu_bound * (up.value.abs() + up.bound) + silu.abs() * up.bound;
         Exact { value, bound: bound + F32 * value.abs() }
     };
-    (0..s.inter).map(activated).collect()
+    // One after another the elements of a large expert take a second.
+    (0..s.inter).into_par_iter().map(activated).collect()
 }
 
 /// One output value of the second product for one token in one expert, whose activated values are

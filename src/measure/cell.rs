@@ -25,7 +25,8 @@ pub(super) struct CellState {
     /// Draw and duration (ps) of every sample.
     samples: Vec<(usize, f64)>,
     check: Option<CheckRecord>,
-    checking_ns: u64,
+    /// What the last block took, with everything around its launches.
+    took: Option<Duration>,
     failure: Option<String>,
     /// Which kernels the layer planned for the batch.
     plan: Option<String>,
@@ -33,6 +34,8 @@ pub(super) struct CellState {
     throttled: bool,
     /// The power limit held the clock in some block.
     power_limited: bool,
+    /// There was no time for it.
+    is_cut: bool,
 }
 
 impl CellState {
@@ -44,12 +47,22 @@ impl CellState {
             blocks: vec![],
             samples: vec![],
             check: None,
-            checking_ns: 0,
+            took: None,
             failure: None,
             plan: None,
             throttled: false,
             power_limited: false,
+            is_cut: false,
         }
+    }
+
+    /// Gives the cell up for want of time: it has no record.
+    pub(super) fn cut(&mut self) {
+        self.is_cut = true;
+    }
+
+    pub(super) const fn is_cut(&self) -> bool {
+        self.is_cut
     }
 
     pub(super) fn blocks(&self) -> &[Block] {
@@ -61,20 +74,15 @@ impl CellState {
         self.launch_ns.map(|ns| ns as f64)
     }
 
-    /// Time spent in timed launches so far, in seconds.
-    pub(super) fn busy_s(&self) -> f64 {
-        let batch = self.blocks.first().map_or(1.0, |b| f64::from(b.launches_per_sample));
-        self.samples.iter().map(|s| s.1).sum::<f64>() * batch * 1e-12
-    }
-
-    /// Time that went into comparing outputs with the reference.
-    pub(super) const fn checking(&self) -> Duration {
-        Duration::from_nanos(self.checking_ns)
+    /// What the last block took, with everything around its launches.
+    pub(super) const fn took(&self) -> Option<Duration> {
+        self.took
     }
 
     /// Whether another block would add something.
     pub(super) fn is_alive(&self) -> bool {
         self.failure.is_none()
+            && !self.is_cut
             && !self.throttled
             && self.check.is_none_or(|c| c.output == CheckOutcome::Pass)
     }
@@ -84,11 +92,12 @@ impl CellState {
         self.failure = Some(reason);
     }
 
-    /// Adds what one round brought.
-    pub(super) fn add(&mut self, taken: Taken) {
+    /// Adds what one round brought, and what it took.
+    pub(super) fn add(&mut self, taken: Taken, took: Duration) {
         if let Some(check) = taken.check {
-            self.add_check(check, taken.checking_ns);
+            self.add_check(check);
         }
+        self.took = Some(took);
         self.launch_ns = self.launch_ns.or(taken.launch_ns);
         self.plan = self.plan.take().or(taken.plan);
         self.throttled |= taken.throttled;
@@ -98,9 +107,8 @@ impl CellState {
     }
 
     /// Adds a comparison with the reference.
-    pub(super) fn add_check(&mut self, check: CheckRecord, ns: u64) {
+    pub(super) fn add_check(&mut self, check: CheckRecord) {
         self.check = Some(self.check.map_or(check, |before| check::both(before, check)));
-        self.checking_ns = self.checking_ns.saturating_add(ns);
     }
 
     /// (max - min) / median over the medians of the draws; `None` unless each of two draws or more
@@ -201,8 +209,12 @@ impl CellState {
     }
 }
 
-/// Applies the physics gate to a finished cell.
+/// Applies the physics gate to a finished cell, and marks one that is faster than what the device was
+/// seen to reach, within what the tests of that miss.
 pub(super) fn refuse_impossible(mut cell: Cell, ceilings: &RunCeilings) -> Cell {
+    if cell.is_above_ceiling(ceilings) {
+        cell.flags.push(Flag::AboveCeiling);
+    }
     if let Err(reason) = cell.check_physics(ceilings) {
         cell.status = Status::Refused;
         cell.latency = LatencyRecord::Absent(reason);

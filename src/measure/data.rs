@@ -134,40 +134,52 @@ pub(super) const DRAWS: usize = 8;
 /// Most of them: with one active expert a launch, that many launches visit all experts once.
 const MOST_DRAWS: usize = 64;
 
+/// Draws the routings of a cell.
+///
+/// Experts are renumbered so that each launch visits experts that no launch since the last change of weights
+/// has visited. Loads and times keep their distribution, since experts differ in nothing but their place in
+/// memory, and no launch finds the weights of the one before it in the cache.
+///
+/// # Errors
+/// [`Error::Usage`] when the routing does not fit the shape.
+pub fn draws(
+    shape: &MoeShape,
+    tokens: usize,
+    routing: &RoutingKind,
+    seed: u64,
+) -> Result<Vec<Draw>> {
+    let ids = |r: usize| {
+        let seed = mix(seed.wrapping_add(r as u64));
+        Ok::<_, Error>(routing.sample(tokens, shape.experts, shape.top_k, seed)?.ids)
+    };
+    let active = ExpertLoad::of(&ids(0)?, shape.experts).active().max(1);
+    let count = (shape.experts / active).clamp(DRAWS, MOST_DRAWS);
+    let mut next = 0;
+    (0..count)
+        .map(|r| {
+            let drawn = ids(r)?;
+            let active = ExpertLoad::of(&drawn, shape.experts).active();
+            let next_set = r == 0 || next + active > shape.experts;
+            let first = if next_set { 0 } else { next };
+            next = first + active;
+            let ids = renumber(&drawn, shape.experts, first);
+            Ok(Draw {
+                logits: logits(&ids, shape.experts, shape.top_k, mix(seed ^ (r as u64 + 1))),
+                load: ExpertLoad::of(&ids, shape.experts),
+                ids,
+                next_set,
+            })
+        })
+        .collect()
+}
+
 impl Inputs {
     /// Draws the inputs of a cell.
     ///
-    /// Experts are renumbered so that each launch visits experts that no launch since the last change
-    /// of weights has visited. Loads and times keep their distribution, since experts differ in
-    /// nothing but their place in memory, and no launch finds the weights of the one before it in the
-    /// cache.
-    ///
     /// # Errors
-    /// [`Error::Usage`] when the routing does not fit the shape.
+    /// As [`draws`].
     pub fn draw(shape: &MoeShape, tokens: usize, routing: &RoutingKind, seed: u64) -> Result<Self> {
-        let ids = |r: usize| {
-            let seed = mix(seed.wrapping_add(r as u64));
-            Ok::<_, Error>(routing.sample(tokens, shape.experts, shape.top_k, seed)?.ids)
-        };
-        let active = ExpertLoad::of(&ids(0)?, shape.experts).active().max(1);
-        let count = (shape.experts / active).clamp(DRAWS, MOST_DRAWS);
-        let mut next = 0;
-        let draws = (0..count)
-            .map(|r| {
-                let drawn = ids(r)?;
-                let active = ExpertLoad::of(&drawn, shape.experts).active();
-                let next_set = r == 0 || next + active > shape.experts;
-                let first = if next_set { 0 } else { next };
-                next = first + active;
-                let ids = renumber(&drawn, shape.experts, first);
-                Ok(Draw {
-                    logits: logits(&ids, shape.experts, shape.top_k, mix(seed ^ (r as u64 + 1))),
-                    load: ExpertLoad::of(&ids, shape.experts),
-                    ids,
-                    next_set,
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let draws = draws(shape, tokens, routing, seed)?;
         Ok(Self { x: normals(mix(seed), tokens * shape.hidden), draws })
     }
 

@@ -1,5 +1,6 @@
 //! One cell where its kernels run: its inputs, its launches, and the blocks that are taken of them.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -78,7 +79,7 @@ pub struct Taken {
 /// A cell that can be launched.
 pub(super) struct CellLaunches {
     spec: CellSpec,
-    inputs: Inputs,
+    inputs: Arc<Inputs>,
     /// One cycle through weights and routings, where a series is recorded.
     cycle: Vec<Turn>,
     /// Duration of one launch as the warm-up saw it.
@@ -123,7 +124,7 @@ struct Timed<'a, 'b> {
     cycle: &'a [Turn],
     sets: usize,
     cursor: &'a mut Cursor,
-    /// Whether the routings of a series are on the device.
+    /// Whether the routings are on the device.
     in_place: bool,
 }
 
@@ -176,18 +177,22 @@ impl Launch for Timed<'_, '_> {
         self.cursor.prepared += 1;
         self.cursor.launches = 0;
         let draw = &self.inputs.draws[self.cursor.draw];
+        if self.timing != TimingMode::Cpu && !self.in_place {
+            let all: Vec<&[f32]> = self.inputs.draws.iter().map(|d| &*d.logits).collect();
+            self.layer.set_routings(&self.inputs.x, &all)?;
+            self.in_place = true;
+        }
         if matches!(self.timing, TimingMode::Stream | TimingMode::Hot) {
-            if !self.in_place {
-                let all: Vec<&[f32]> = self.inputs.draws.iter().map(|d| &*d.logits).collect();
-                self.layer.set_routings(&self.inputs.x, &all)?;
-                self.in_place = true;
-            }
             return Ok(());
         }
         if draw.next_set {
             self.cursor.set = (self.cursor.set + 1) % self.sets;
         }
-        self.layer.set_input(&self.inputs.x, &draw.logits)
+        match self.timing {
+            // The device has all routings: a sample brings nothing over from the host.
+            TimingMode::Cold => self.layer.choose_routing(self.cursor.draw),
+            _ => self.layer.set_input(&self.inputs.x, &draw.logits),
+        }
     }
 }
 
@@ -211,7 +216,7 @@ fn cycle_of(inputs: &Inputs, sets: usize) -> Vec<Turn> {
 
 impl CellLaunches {
     /// A cell on a layer with `sets` sets of weights.
-    pub(super) fn new(spec: CellSpec, inputs: Inputs, sets: usize) -> Self {
+    pub(super) fn new(spec: CellSpec, inputs: Arc<Inputs>, sets: usize) -> Self {
         let streams = spec.timing == TimingMode::Stream;
         let cycle = if streams { cycle_of(&inputs, sets) } else { Vec::new() };
         let (cursor, is_checked) = (Cursor::default(), false);
@@ -426,6 +431,7 @@ mod tests {
     struct Replaying {
         inputs: usize,
         routings: Vec<usize>,
+        chosen: Vec<usize>,
         alone: Vec<Vec<usize>>,
         series: Vec<Vec<Turn>>,
         cannot_replay: bool,
@@ -438,6 +444,10 @@ mod tests {
         }
         fn set_routings(&mut self, _x: &[f32], logits: &[&[f32]]) -> Result<()> {
             self.routings.push(logits.len());
+            Ok(())
+        }
+        fn choose_routing(&mut self, routing: usize) -> Result<()> {
+            self.chosen.push(routing);
             Ok(())
         }
         fn run(&mut self, _stage: Stage, _set: usize) -> Result<()> {
@@ -465,7 +475,7 @@ mod tests {
     fn cell(timing: TimingMode, tokens: usize, sets: usize) -> CellLaunches {
         let spec = CellSpec { shape: SHAPE, tokens, timing, block: Duration::ZERO };
         let inputs = Inputs::draw(&SHAPE, tokens, &"uniform".parse().unwrap(), 5).unwrap();
-        CellLaunches::new(spec, inputs, sets)
+        CellLaunches::new(spec, Arc::new(inputs), sets)
     }
 
     fn block(cell: &mut CellLaunches, layer: &mut Replaying, sets: usize) -> Result<BlockSamples> {
@@ -522,7 +532,10 @@ mod tests {
     fn cold_launches_are_timed_one_by_one_on_other_weights_each() {
         let (mut layer, mut cell) = (Replaying::default(), cell(TimingMode::Cold, 1, 3));
         block(&mut cell, &mut layer, 3).unwrap();
-        assert!(layer.series.is_empty() && layer.inputs == 4);
+        assert!(layer.series.is_empty());
+        // The inputs are put in place once a block; samples choose among them.
+        assert_eq!((layer.inputs, layer.routings.len()), (0, 1));
+        assert_eq!(layer.chosen, [0, 1, 2, 3]);
         for sets in &layer.alone {
             assert!(sets.len() == 7 && sets.windows(2).all(|pair| pair[0] != pair[1]));
         }

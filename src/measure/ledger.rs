@@ -14,7 +14,7 @@ use super::launches::Drawn;
 use super::worker::{Answer, Ask};
 use crate::{Error, Result};
 
-/// One event of a run. Times count from the start of the rounds, without the time between sessions.
+/// One event of a run. Times count from its beginning, loading included, without the time between sessions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Event {

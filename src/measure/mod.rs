@@ -1,6 +1,8 @@
 //! Timing kernels so that the numbers can be believed.
 
 mod aa;
+#[cfg(test)]
+mod budget_tests;
 pub mod ceilings;
 mod cell;
 mod cgroup;

@@ -190,6 +190,7 @@ fn measure(planned: &Planned, fake: &mut Fake) -> Result<Profile> {
     let run = Run {
         beginning: &beginning,
         clocks: &clock,
+        began_ns: clock.now_ns(),
         ledger: &mut kept,
         observer: &mut (),
         stop: &stop,

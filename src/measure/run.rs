@@ -32,8 +32,10 @@ const READ_EVERY: usize = 4;
 const JUMP_NS: u64 = 500_000_000;
 /// Attempts at a block during which the clock jumps.
 const JUMPS: usize = 3;
-/// A plan turned out slower than this much of its budget loses its least wanted cells.
-const OVERRUN: f64 = 1.1;
+/// Share of a round's time that must have passed before its cells' real cost is believed.
+const BELIEVED: f64 = 0.5;
+/// How far past its budget a run may be expected to end: a cell is not given up for less.
+const SLACK: f64 = 1.02;
 
 /// Told what is going on.
 pub trait Observer {
@@ -131,6 +133,8 @@ pub struct Run<'a> {
     pub beginning: &'a Beginning,
     /// Its clocks.
     pub clocks: &'a dyn Clocks,
+    /// When it began by them: the budget counts from here on, with what loading took.
+    pub began_ns: u64,
     /// Where it keeps what it learns.
     pub ledger: &'a mut dyn Ledger,
     /// Told what is going on.
@@ -159,7 +163,7 @@ pub struct Measured {
 pub fn rounds(worker: &mut dyn Worker, plan: &Plan, run: Run) -> Result<Measured> {
     let facts = worker.facts().clone();
     let drawn = worker.drawn().to_vec();
-    let Run { beginning, clocks, ledger, observer, stop } = run;
+    let Run { beginning, clocks, began_ns, ledger, observer, stop } = run;
     let mut rounds = Rounds {
         plan,
         worker,
@@ -169,8 +173,10 @@ pub fn rounds(worker: &mut dyn Worker, plan: &Plan, run: Run) -> Result<Measured
         aa: aa::Aa::default(),
         rng: ChaCha8Rng::seed_from_u64(plan.request.seed),
         complete: 0,
-        lost: Duration::ZERO,
-        time: RunTime { clocks, since_ns: clocks.now_ns(), before: Duration::ZERO },
+        time: RunTime { clocks, since_ns: began_ns, before: Duration::ZERO },
+        at: Duration::from_nanos(clocks.now_ns().saturating_sub(began_ns)),
+        this_round: ThisRound::default(),
+        reserve: Duration::ZERO,
         ledger,
         stop,
     };
@@ -190,9 +196,11 @@ fn key(facts: &Facts, seed: u64) -> Key {
 
 /// The inputs of a cell; every timing mode has the same.
 pub(super) fn inputs(plan: &Plan, spec: &CellSpec) -> Result<Inputs> {
-    let request = &plan.request;
-    let seed = request.seed ^ (spec.tokens as u64) << 20 ^ (spec.shape.experts as u64) << 40;
-    Inputs::draw(&spec.shape, spec.tokens, &request.routing, seed)
+    Inputs::draw(&spec.shape, spec.tokens, &plan.request.routing, seed_of(plan, spec))
+}
+
+const fn seed_of(plan: &Plan, spec: &CellSpec) -> u64 {
+    plan.request.seed ^ (spec.tokens as u64) << 20 ^ (spec.shape.experts as u64) << 40
 }
 
 /// The routing of one cell as other programs read it, to time their kernels on the same tokens.
@@ -212,7 +220,7 @@ pub struct CellRouting {
     pub draws: Vec<Vec<u32>>,
 }
 
-/// The routings that a plan's cells are measured with.
+/// The routings that a plan's cells are measured with, each once: all ways of timing have the same.
 ///
 /// # Errors
 /// [`Error::Usage`] when the routing does not fit a shape, [`Error::Interrupted`] when `stop` is raised.
@@ -221,11 +229,17 @@ pub fn routings(plan: &Plan, stop: &AtomicBool) -> Result<Vec<CellRouting>> {
         if stop.load(Ordering::Relaxed) {
             return Err(Error::interrupted());
         }
-        let draws = inputs(plan, spec)?.draws.into_iter().map(|draw| draw.ids).collect();
+        let routing = &plan.request.routing;
+        let draws = data::draws(&spec.shape, spec.tokens, routing, seed_of(plan, spec))?;
+        let draws = draws.into_iter().map(|draw| draw.ids).collect();
         let MoeShape { hidden, inter, experts, top_k, .. } = spec.shape;
         Ok(CellRouting { hidden, inter, experts, top_k, tokens: spec.tokens, draws })
     };
-    plan.cells.iter().map(of_cell).collect()
+    let is_first = |&i: &usize| {
+        let (cell, before) = (&plan.cells[i], &plan.cells[..i]);
+        before.iter().all(|other| (other.shape, other.tokens) != (cell.shape, cell.tokens))
+    };
+    (0..plan.cells.len()).filter(is_first).map(|i| of_cell(&plan.cells[i])).collect()
 }
 
 /// Time of a run over all its sessions.
@@ -279,11 +293,29 @@ struct Rounds<'a> {
     rng: ChaCha8Rng,
     /// Rounds that have ended.
     complete: u32,
-    /// Time that went into questions without an answer, and into what came after them.
-    lost: Duration,
     time: RunTime<'a>,
+    /// Time of the run at its last event: what is decided follows from the events alone, so that a run
+    /// that goes on decides as it did.
+    at: Duration,
+    this_round: ThisRound,
+    /// Time that second looks at outputs will take, which come in the last round: as long as the first.
+    reserve: Duration,
     ledger: &'a mut dyn Ledger,
     stop: &'a AtomicBool,
+}
+
+/// What the round in work has brought so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct ThisRound {
+    /// Time of the run when it began.
+    began: Duration,
+    /// Time of it that does not come again: checks of outputs, faults.
+    once: Duration,
+    /// What the blocks of it were expected to take, and what they took.
+    expected: Duration,
+    busy: Duration,
+    /// Cells that were given up in it for want of time.
+    cut: usize,
 }
 
 /// What follows from a round.
@@ -303,12 +335,13 @@ impl Rounds<'_> {
             }
             self.one_round(&open, observer)?;
             let verdict = self.end_of_round()?;
-            self.cells.truncate(self.cells.len().saturating_sub(verdict.dropped));
-            if verdict.dropped > 0 {
+            self.drop_least_wanted(verdict.dropped);
+            let dropped = self.this_round.cut + verdict.dropped;
+            if dropped > 0 {
                 observer.notice(&format!(
-                    "not measured: the {} least wanted cells, after a first round that took longer \
-                     than planned; raise --time-budget",
-                    verdict.dropped
+                    "not measured: the {dropped} least wanted cells, because round {} took longer than \
+                     planned; raise --time-budget",
+                    self.complete
                 ));
             }
             if verdict.is_last {
@@ -324,14 +357,14 @@ impl Rounds<'_> {
             Some(Event::RoundOver { round: recalled, dropped, is_last, elapsed_ns })
                 if recalled == round =>
             {
-                self.time.recall(elapsed_ns);
+                self.recall(elapsed_ns);
                 Ok(Verdict { dropped, is_last })
             }
             Some(_) => Err(out_of_step()),
             None => {
                 let verdict = self.decide();
                 let Verdict { dropped, is_last } = verdict;
-                let elapsed_ns = self.time.elapsed_ns();
+                let elapsed_ns = self.now_ns();
                 self.ledger.keep(&Event::RoundOver { round, dropped, is_last, elapsed_ns })?;
                 self.ledger.settle()?;
                 Ok(verdict)
@@ -339,16 +372,76 @@ impl Rounds<'_> {
         }
     }
 
-    fn decide(&self) -> Verdict {
+    /// The time of the run now, which is that of its next event.
+    fn now_ns(&mut self) -> u64 {
+        let elapsed_ns = self.time.elapsed_ns();
+        self.at = Duration::from_nanos(elapsed_ns);
+        elapsed_ns
+    }
+
+    /// Sets the clock to an event of an earlier session.
+    fn recall(&mut self, elapsed_ns: u64) {
+        self.time.recall(elapsed_ns);
+        self.at = Duration::from_nanos(elapsed_ns);
+    }
+
+    fn decide(&mut self) -> Verdict {
+        self.now_ns();
         let round = self.complete;
         let budget = self.plan.request.budget;
-        let elapsed = self.time.elapsed();
-        // Outputs are checked once and faults cost their cell, so that time does not come again.
-        let repeated = elapsed.saturating_sub(self.checking() + self.lost);
-        let dropped = if round == 1 { self.least_wanted(repeated, budget) } else { 0 };
-        let next_end = elapsed + repeated / round;
+        let repeated = self.repeated();
+        let dropped = if round < ROUNDS { self.least_wanted() } else { 0 };
         let last = LOOKS[LOOKS.len() - 1];
-        Verdict { dropped, is_last: round == last || (round >= ROUNDS && next_end > budget) }
+        let is_last = round == last || (round >= ROUNDS && self.at + repeated > budget);
+        Verdict { dropped, is_last }
+    }
+
+    /// Time of the round in work that the next one takes again. Outputs are checked once and faults cost
+    /// their cell, so that their time does not come again.
+    fn repeated(&self) -> Duration {
+        self.at.saturating_sub(self.this_round.began + self.this_round.once)
+    }
+
+    /// Seconds that are left of the budget at a moment.
+    fn left(&self, from: Duration) -> f64 {
+        let budget = self.plan.request.budget.mul_f64(SLACK);
+        budget.saturating_sub(from + self.reserve).as_secs_f64()
+    }
+
+    /// What a block of a cell takes in seconds, with its share of what is not spent in blocks (ceilings,
+    /// inputs): as its last one did, or as it was planned and the blocks of this round came out.
+    fn cost(&self, cell: &CellState) -> f64 {
+        let ThisRound { expected, busy, .. } = self.this_round;
+        let (busy, expected) = (busy.as_secs_f64(), expected.as_secs_f64());
+        let overhead = self.repeated().as_secs_f64() / busy.max(f64::MIN_POSITIVE);
+        let slower = busy / expected.max(f64::MIN_POSITIVE);
+        let planned = || cell.spec.block.as_secs_f64() * slower;
+        overhead * cell.took().map_or_else(planned, |took| took.as_secs_f64())
+    }
+
+    /// Whether there is no time for a cell in this round and those that its interval needs: the cells before
+    /// it take it up, by what the cells of this round have taken so far. The most wanted cell is measured
+    /// in any case.
+    fn has_no_time(&self, index: usize) -> bool {
+        let round = self.complete + 1;
+        if round > ROUNDS {
+            return self.at > self.plan.request.budget;
+        }
+        let ThisRound { began, once, busy, .. } = self.this_round;
+        let left = self.left(began + once);
+        let rounds = f64::from(ROUNDS - self.complete);
+        if busy.is_zero() || self.repeated().as_secs_f64() < BELIEVED * left / rounds {
+            return false;
+        }
+        let wanted = self.cells.iter().take(index).filter(|cell| cell.is_alive());
+        let before: f64 = wanted.map(|cell| self.cost(cell)).sum();
+        before > 0.0 && (before + self.cost(&self.cells[index])) * rounds > left
+    }
+
+    /// Drops this many cells of those that are left, the least wanted first.
+    fn drop_least_wanted(&mut self, dropped: usize) {
+        let left = self.cells.iter_mut().rev().filter(|cell| !cell.is_cut());
+        left.take(dropped).for_each(CellState::cut);
     }
 
     /// The profile of what was measured so far.
@@ -374,7 +467,7 @@ impl Rounds<'_> {
         let width = facts.width.max(noise_floor_rel.min(aa::WIDEST_GRADE));
         let between_runs = aa::between_runs(&facts.device, noise_floor_rel);
         let record = |cell: &CellState| cell.record(facts, request, width, between_runs);
-        let cells = self.cells.iter().map(record);
+        let cells = self.cells.iter().filter(|cell| !cell.is_cut()).map(record);
         let cells = cells.map(|cell| refuse_impossible(cell, &ceilings)).collect();
         let clocks = self.time.clocks;
         let profile = Profile {
@@ -414,11 +507,6 @@ impl Rounds<'_> {
         self.cells.iter().any(|cell| !cell.blocks().is_empty())
     }
 
-    /// Time that went into comparing outputs with the reference.
-    fn checking(&self) -> Duration {
-        self.cells.iter().map(CellState::checking).sum()
-    }
-
     /// Cells that get a block in the next round, in a new random order.
     fn open_cells(&mut self) -> Vec<usize> {
         let open = |cell: &CellState| {
@@ -436,8 +524,17 @@ impl Rounds<'_> {
         // Progress counts the rounds that every cell gets; later ones only narrow intervals.
         let rounds = usize::try_from(ROUNDS.max(round)).unwrap_or(1);
         let done = cells * usize::try_from(round - 1).unwrap_or(0);
+        self.this_round = ThisRound { began: self.at, ..ThisRound::default() };
         self.rates(Ask::OtherRates, observer)?;
         for (i, &index) in open.iter().enumerate() {
+            if self.has_no_time(index) {
+                // In the rounds that only narrow intervals a cell keeps what it has.
+                if round <= ROUNDS {
+                    self.cells[index].cut();
+                    self.this_round.cut += 1;
+                }
+                continue;
+            }
             let spec = self.cells[index].spec;
             let what = format!(
                 "round {round}, {} experts of {} x {}, {} tokens",
@@ -458,12 +555,12 @@ impl Rounds<'_> {
     fn ask(&mut self, ask: Ask, observer: &mut dyn Observer) -> Result<Option<Answer>> {
         match self.ledger.recall() {
             Some(Event::Answered { ask: before, answer, elapsed_ns }) if before == ask => {
-                self.time.recall(elapsed_ns);
+                self.recall(elapsed_ns);
                 Ok(Some(answer))
             }
             Some(Event::Lost { ask: before, reason, lost_ns, elapsed_ns }) if before == ask => {
-                self.time.recall(elapsed_ns);
-                self.lost += Duration::from_nanos(lost_ns);
+                self.recall(elapsed_ns);
+                self.this_round.once += Duration::from_nanos(lost_ns);
                 self.give_up(ask, reason, observer);
                 Ok(None)
             }
@@ -479,7 +576,7 @@ impl Rounds<'_> {
         let start = self.time.elapsed_ns();
         match self.steady_answer(ask, observer) {
             Ok(answer) => {
-                let elapsed_ns = self.time.elapsed_ns();
+                let elapsed_ns = self.now_ns();
                 let event = Event::Answered { ask, answer, elapsed_ns };
                 self.ledger.keep(&event)?;
                 let Event::Answered { answer, .. } = event else { return Ok(None) };
@@ -489,10 +586,10 @@ impl Rounds<'_> {
             Err(Trouble::Lost(reason)) => {
                 self.give_up(ask, reason.clone(), observer);
                 self.worker.recover(self.stop)?;
-                let elapsed_ns = self.time.elapsed_ns();
+                let elapsed_ns = self.now_ns();
                 let lost_ns = elapsed_ns.saturating_sub(start);
                 self.ledger.keep(&Event::Lost { ask, reason, lost_ns, elapsed_ns })?;
-                self.lost += Duration::from_nanos(lost_ns);
+                self.this_round.once += Duration::from_nanos(lost_ns);
                 Ok(None)
             }
         }
@@ -533,15 +630,30 @@ impl Rounds<'_> {
     }
 
     fn block(&mut self, index: usize, round: u32, observer: &mut dyn Observer) -> Result<()> {
+        let began = self.at;
         match self.ask(Ask::Block { cell: index, round }, observer)? {
-            Some(Answer::Block(taken)) => self.cells[index].add(taken),
+            Some(Answer::Block(taken)) => {
+                let checking = Duration::from_nanos(taken.checking_ns);
+                let took = self.at.saturating_sub(began + checking);
+                let cell = &mut self.cells[index];
+                self.this_round.once += checking;
+                self.this_round.expected += cell.spec.block;
+                self.this_round.busy += took;
+                self.reserve += checking;
+                cell.add(taken, took);
+            }
             None => return Ok(()),
             Some(_) => return Err(beside_the_point()),
         }
         // The last timed output of each cell is looked at once its interval could be complete.
         if round == ROUNDS && self.cells[index].is_alive() {
             match self.ask(Ask::CheckLast { cell: index }, observer)? {
-                Some(Answer::Check { record, ns }) => self.cells[index].add_check(record, ns),
+                Some(Answer::Check { record, ns }) => {
+                    let checking = Duration::from_nanos(ns);
+                    self.this_round.once += checking;
+                    self.reserve = self.reserve.saturating_sub(checking);
+                    self.cells[index].add_check(record);
+                }
                 None => {}
                 Some(_) => return Err(beside_the_point()),
             }
@@ -559,21 +671,20 @@ impl Rounds<'_> {
         Ok(())
     }
 
-    /// After the first round the real cost is known: how many of the least wanted cells the rest cannot
-    /// hold.
-    fn least_wanted(&self, round: Duration, budget: Duration) -> usize {
-        let allowed = budget.as_secs_f64() * OVERRUN / f64::from(ROUNDS);
-        let needed = round.as_secs_f64();
-        let busy: f64 = self.cells.iter().map(CellState::busy_s).sum();
-        // What is not spent in timed launches (ceilings, inputs) shrinks with the cells as well.
-        let overhead = needed / busy.max(f64::MIN_POSITIVE);
-        let mut left = needed;
+    /// How many of the least wanted cells the rounds that are left cannot hold, if they take what was
+    /// repeated of the last.
+    fn least_wanted(&self) -> usize {
+        let allowed = self.left(self.at) / f64::from(ROUNDS - self.complete);
+        let mut needed = self.repeated().as_secs_f64();
+        let kept: Vec<&CellState> = self.cells.iter().filter(|cell| !cell.is_cut()).collect();
         let mut dropped = 0;
-        for cell in self.cells.iter().skip(1).rev() {
-            if left <= allowed {
+        for cell in kept.into_iter().skip(1).rev() {
+            if needed <= allowed {
                 break;
             }
-            left -= cell.busy_s() * overhead;
+            if cell.is_alive() {
+                needed -= self.cost(cell);
+            }
             dropped += 1;
         }
         dropped

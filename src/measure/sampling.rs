@@ -61,9 +61,14 @@ impl BlockRule {
     };
 
     /// The same rule for a device that is timed by its own events: half the time is enough on a
-    /// processor that nobody else uses.
+    /// processor that nobody else uses, and a few of the longest launches.
     pub const fn for_events(self) -> Self {
-        Self { min_busy_ns: self.min_busy_ns / 2, shortest_sample_ns: EVENT_SAMPLE_NS, ..self }
+        Self {
+            min_busy_ns: self.min_busy_ns / 2,
+            cap_ns: self.cap_ns / 4,
+            shortest_sample_ns: EVENT_SAMPLE_NS,
+            ..self
+        }
     }
 
     /// Whether a block with this much in it is complete.

@@ -1,15 +1,18 @@
 //! A device that this process has opened: what is known of it, and a plan's layers loaded on it.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+
+use rayon::prelude::*;
 
 use super::aa;
 use super::ceilings::CeilingSamples;
-use super::data;
+use super::data::{self, Inputs};
 use super::launches::{Bed, CellLaunches, Drawn};
-use super::plan::{Machine, Plan, Pool};
+use super::plan::{CellSpec, Machine, Plan, Pool};
 use super::run::{self, Beginning, Invocation, Observer, Run};
 use super::target::{CeilingTests, Target};
-use super::timing::MonotonicClock;
+use super::timing::{Clock, MonotonicClock};
 use super::worker::{Answer, Ask, Facts, Trouble, Worker};
 use crate::config::DType;
 use crate::kernels::{LayerWeights, LoadedLayer, MoeBackend, MoeShape, RouterSpec, Stage};
@@ -95,9 +98,11 @@ impl<'a> Session<'a> {
         stop: &AtomicBool,
     ) -> Result<Profile> {
         let beginning = &Beginning::now(invocation);
+        let began_ns = self.clock.now_ns();
         observer.step(0, 1, "drawing weights");
         self.load(plan, |loaded| {
-            let run = Run { beginning, clocks: &self.clock, ledger: &mut (), observer, stop };
+            let clocks = &self.clock;
+            let run = Run { beginning, clocks, began_ns, ledger: &mut (), observer, stop };
             let measured = run::rounds(loaded, plan, run)?;
             measured.failure.map_or(Ok(measured.profile), Err)
         })
@@ -128,12 +133,13 @@ impl<'a> Session<'a> {
             threads: self.target.host_threads(),
             cores: self.cores,
         };
+        let inputs = draw_inputs(plan)?;
         let mut cells = Vec::with_capacity(plan.cells.len());
         let mut drawn = Vec::with_capacity(plan.cells.len());
-        for spec in &plan.cells {
+        for (spec, inputs) in plan.cells.iter().zip(inputs) {
             let place = sets.iter().position(|(shape, _)| *shape == spec.shape).unwrap_or(0);
             let of_shape = sets.get(place).map_or(1, |(_, sets)| sets.len());
-            let cell = CellLaunches::new(*spec, run::inputs(plan, spec)?, of_shape);
+            let cell = CellLaunches::new(*spec, inputs, of_shape);
             drawn.push(cell.drawn(of_shape));
             cells.push((place, cell));
         }
@@ -196,6 +202,21 @@ fn draw_sets(plan: &Plan) -> Result<(Vec<Pool>, Vec<Sets>)> {
         }
     }
     Ok((pools, all))
+}
+
+/// The inputs of every cell, by all threads; cells that differ in nothing but their timing share them.
+fn draw_inputs(plan: &Plan) -> Result<Vec<Arc<Inputs>>> {
+    let same = |a: &CellSpec, b: &CellSpec| (a.shape, a.tokens) == (b.shape, b.tokens);
+    let mut kinds: Vec<&CellSpec> = Vec::new();
+    for spec in &plan.cells {
+        if !kinds.iter().any(|kind| same(kind, spec)) {
+            kinds.push(spec);
+        }
+    }
+    let drawn = kinds.par_iter().map(|spec| run::inputs(plan, spec).map(Arc::new));
+    let drawn: Vec<Arc<Inputs>> = drawn.collect::<Result<_>>()?;
+    let of_cell = |spec: &CellSpec| kinds.iter().position(|kind| same(kind, spec)).unwrap_or(0);
+    Ok(plan.cells.iter().map(|spec| Arc::clone(&drawn[of_cell(spec)])).collect())
 }
 
 /// A plan's layers on the device of this process.

@@ -152,9 +152,9 @@ impl Launcher for Board {
             Self::Emulator(capsule) => capsule.allocate(bytes),
             Self::Gpu(gpu) => {
                 let region = gpu.between_canaries(bytes)?;
-                let pattern = gpu.poison.to_ne_bytes();
                 let length = usize::try_from(bytes).unwrap();
-                let filled: Vec<u8> = pattern.iter().copied().cycle().take(length).collect();
+                let mut filled = gpu.poison.to_ne_bytes().repeat(length.div_ceil(4));
+                filled.truncate(length);
                 gpu.device.upload(region, &filled)?;
                 Ok(region)
             }
@@ -180,11 +180,19 @@ impl Launcher for Board {
         self.launcher().fill(region, byte)
     }
 
+    fn copy(&mut self, from: Region, to: Region) -> Result<()> {
+        self.launcher().copy(from, to)
+    }
+
     fn enqueue(&mut self, launch: &Launch) -> Result<()> {
-        if let Self::Gpu(gpu) = self {
-            gpu.launched.push(launch.kernel);
-        }
-        self.launcher().enqueue(launch)
+        let Self::Gpu(gpu) = self else { return self.launcher().enqueue(launch) };
+        // Before it runs: the last name that was printed is that of a kernel that never ends.
+        let ([x, y], threads) = (launch.grid, launch.threads);
+        eprintln!("{} {x} x {y} blocks of {threads}", launch.kernel);
+        gpu.launched.push(launch.kernel);
+        gpu.device.enqueue(launch)?;
+        // An error that comes later would be somebody else's. Launches that may overlap do.
+        if launch.overlaps { Ok(()) } else { gpu.device.synchronize() }
     }
 
     fn synchronize(&mut self) -> Result<()> {

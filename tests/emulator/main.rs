@@ -28,7 +28,7 @@ mod sums;
 use std::collections::BTreeSet;
 
 use driver::Build;
-use moe_frontier::gpu::Launcher;
+use moe_frontier::gpu::{Launcher, images};
 use moe_frontier::kernels::gpu::{Family, PRODUCTS, ProductKernel, kernel_names};
 use suite::{Outcome, Place, Run};
 
@@ -50,13 +50,32 @@ fn on_a_gpu(check: impl Fn(&Run) -> Outcome) {
     }
 }
 
+/// Checks each kernel. On a GPU one that is wrong does not end the rest: machines with one are there for
+/// minutes.
+fn each_kernel(
+    run: &Run,
+    kernels: impl Iterator<Item = &'static ProductKernel>,
+    check: impl Fn(&'static ProductKernel) -> Outcome,
+) -> Outcome {
+    let mut wrong = Vec::new();
+    for kernel in kernels {
+        if let Err(reason) = check(kernel) {
+            if !run.is_on_gpu() {
+                return Err(reason);
+            }
+            eprintln!("WRONG: {reason}");
+            wrong.push(reason);
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+}
+
 fn products_of(family: Family, run: &Run, small: bool) -> Outcome {
     if !family.runs_on(run.board().facts()) {
         eprintln!("SKIPPED: {} do not run on this device", family.label());
         return Ok(());
     }
-    let kernels = PRODUCTS.iter().filter(|k| k.family == family);
-    kernels.into_iter().try_for_each(|kernel| {
+    each_kernel(run, PRODUCTS.iter().filter(|k| k.family == family), |kernel| {
         products::check(kernel, run, small)?;
         products::check_shared_unit(kernel, run)
     })
@@ -101,7 +120,29 @@ fn weighted_sums_agree_with_the_reference() {
 
 #[test]
 fn probes_of_the_ceilings_run_as_they_are_launched() {
-    in_every_mode(Build::Plain, 1, probes::check);
+    in_every_mode(Build::Plain, 1, |run| probes::check(run).map(|_| ()));
+}
+
+#[test]
+fn single_instructions_leave_the_words_that_are_kept() {
+    in_every_mode(Build::Plain, 1, |run| probes::instructions(run).map(|_| ()));
+}
+
+/// Whatever is compiled is launched, through the table that a device is launched by and within the bounds
+/// of its image: no kernel waits for a GPU to be run for the first time.
+#[test]
+fn every_kernel_outside_of_layers_is_launched() {
+    let Some(driver) = driver::driver(Build::Plain) else { return };
+    let run = &Run::all(&driver, Build::Plain, 1)[0];
+    let mut launched = probes::check(run).unwrap_or_else(|e| panic!("{e}"));
+    launched.extend(probes::instructions(run).unwrap_or_else(|e| panic!("{e}")));
+    layout::check(run).unwrap_or_else(|e| panic!("{e}"));
+    launched.insert("config_check");
+    let of_layers = kernel_names();
+    let apart = images::SOURCES.iter().flat_map(|source| source.kernels);
+    let missed: Vec<_> =
+        apart.filter(|name| !of_layers.contains(name) && !launched.contains(*name)).collect();
+    assert!(missed.is_empty(), "nothing launches {missed:?}");
 }
 
 #[test]
@@ -253,42 +294,127 @@ fn more_planted_faults_are_caught() {
     every_second_fault_is_caught(1);
 }
 
-#[test]
-fn on_a_gpu_small_cases_of_everything_agree() {
-    on_a_gpu(everything_small);
-}
+/// One test of a GPU for each family of kernels, so that each can have a process of its own: a kernel that
+/// breaks its context takes no other along. Their names are what the scripts of `kernels/bundle` run:
+/// `small` in minutes, `full` with time.
+mod on_a_gpu {
+    use super::*;
 
-#[test]
-fn on_a_gpu_every_stage_agrees_with_the_reference() {
-    on_a_gpu(|run| {
-        layout::check(run)?;
-        routers::check(run, false)?;
-        alignment::check(run, false)?;
-        sums::check(run, false)?;
-        FAMILIES.into_iter().try_for_each(|family| products_of(family, run, false))?;
-        let runs = |k: &&ProductKernel| k.family.runs_on(run.board().facts());
-        PRODUCTS.iter().filter(runs).try_for_each(|kernel| addresses::check(kernel, run))
-    });
-}
+    fn small(check: impl Fn(&Run) -> Outcome) {
+        super::on_a_gpu(check);
+    }
 
-#[test]
-fn on_a_gpu_whole_layers_agree_with_the_reference() {
-    on_a_gpu(|run| {
-        if !run.board().facts().is_hopper() {
-            eprintln!("SKIPPED: these layers name Hopper kernels");
-            return Ok(());
-        }
-        layers::check_all(run).map(|_| ())?;
-        layers::check_repeats(run)
-    });
-}
+    #[test]
+    fn small_1_instructions() {
+        small(|run| probes::instructions(run).map(|_| ()));
+    }
 
-#[test]
-fn on_a_gpu_weights_behind_four_billion_others_are_found() {
-    on_a_gpu(|run| PRODUCTS.iter().try_for_each(|kernel| products::check_large_stack(kernel, run)));
-}
+    #[test]
+    fn small_2_structs_and_ceilings() {
+        small(|run| layout::check(run).and_then(|()| probes::check(run).map(|_| ())));
+    }
 
-#[test]
-fn on_a_gpu_layers_of_models_agree_and_repeat() {
-    on_a_gpu(|run| if run.seed == 1 { models::check_all() } else { Ok(()) });
+    #[test]
+    fn small_3_routers() {
+        small(|run| routers::check(run, true));
+    }
+
+    #[test]
+    fn small_4_alignment() {
+        small(|run| alignment::check(run, true));
+    }
+
+    #[test]
+    fn small_5_sums() {
+        small(|run| sums::check(run, true));
+    }
+
+    #[test]
+    fn small_6_matrix_vector_products() {
+        small(|run| products_of(Family::Gemv, run, true));
+    }
+
+    #[test]
+    fn small_7_generic_products() {
+        small(|run| products_of(Family::Generic, run, true));
+    }
+
+    #[test]
+    fn small_8_hopper_products() {
+        small(|run| products_of(Family::Sm90, run, true));
+    }
+
+    #[test]
+    fn small_9_swapped_operands() {
+        small(|run| products_of(Family::SwapAb, run, true));
+    }
+
+    #[test]
+    fn full_1_routers() {
+        super::on_a_gpu(|run| routers::check(run, false));
+    }
+
+    #[test]
+    fn full_2_alignment() {
+        super::on_a_gpu(|run| alignment::check(run, false));
+    }
+
+    #[test]
+    fn full_3_sums() {
+        super::on_a_gpu(|run| sums::check(run, false));
+    }
+
+    #[test]
+    fn full_4_matrix_vector_products() {
+        super::on_a_gpu(|run| products_of(Family::Gemv, run, false));
+    }
+
+    #[test]
+    fn full_5_generic_products() {
+        super::on_a_gpu(|run| products_of(Family::Generic, run, false));
+    }
+
+    #[test]
+    fn full_6_hopper_products() {
+        super::on_a_gpu(|run| products_of(Family::Sm90, run, false));
+    }
+
+    #[test]
+    fn full_7_swapped_operands() {
+        super::on_a_gpu(|run| products_of(Family::SwapAb, run, false));
+    }
+
+    #[test]
+    fn full_8_every_weight_is_read_from_its_place() {
+        super::on_a_gpu(|run| {
+            let runs = |k: &&ProductKernel| k.family.runs_on(run.board().facts());
+            each_kernel(run, PRODUCTS.iter().filter(runs), |kernel| addresses::check(kernel, run))
+        });
+    }
+
+    #[test]
+    fn full_9_whole_layers() {
+        super::on_a_gpu(|run| {
+            if !run.board().facts().is_hopper() {
+                eprintln!("SKIPPED: these layers name Hopper kernels");
+                return Ok(());
+            }
+            layers::check_all(run).map(|_| ())?;
+            layers::check_repeats(run)
+        });
+    }
+
+    #[test]
+    fn full_a_models() {
+        super::on_a_gpu(|run| if run.seed == 1 { models::check_all() } else { Ok(()) });
+    }
+
+    #[test]
+    fn full_b_weights_behind_four_billion_others() {
+        super::on_a_gpu(|run| {
+            let runs = |k: &&ProductKernel| k.family.runs_on(run.board().facts());
+            let kernels = PRODUCTS.iter().filter(runs);
+            each_kernel(run, kernels, |kernel| products::check_large_stack(kernel, run))
+        });
+    }
 }

@@ -16,7 +16,7 @@ struct Replaying {
     board: Board,
     tapes: Vec<Vec<Launch>>,
     capturing: Option<Vec<Launch>>,
-    /// Launches that ran, and flushes.
+    /// Launches that ran, and recordings that empty the caches.
     ran: usize,
     flushed: usize,
 }
@@ -70,14 +70,13 @@ impl Launcher for Replaying {
         self.tapes.extend(tape);
         Ok(Some(Recording(self.tapes.len() - 1)))
     }
-    fn time(&mut self, recording: Recording, flush: Option<Region>) -> Result<f64> {
-        match flush {
-            Some(region) => {
-                self.flushed += 1;
-                self.fill(region, 3)?;
-            }
-            None => self.replay(recording)?,
+    fn time(&mut self, recording: Recording, before: Option<Recording>) -> Result<f64> {
+        if let Some(before) = before {
+            let names = self.tapes.get(before.0).map(|t| t.iter().map(|l| l.kernel).collect());
+            let cools: Vec<&str> = names.unwrap_or_default();
+            self.flushed += usize::from(cools == ["probe_flush", "probe_read_stream"]);
         }
+        self.replay(before.unwrap_or(recording))?;
         self.replay(recording)?;
         self.synchronize()?;
         Ok(1.0)
@@ -137,6 +136,18 @@ fn on(launcher: Replaying) -> Outcome {
     layer.time(Stage::Layer, &[0, 1]).map_err(told)?.ok_or("nothing was recorded")?;
     if backend.launcher().flushed != 2 {
         return Err("each cold launch flushes once".into());
+    }
+    // Cold samples choose among the routings that are there.
+    for (turn, expected) in turns.iter().zip(&alone).rev() {
+        layer.choose_routing(turn.routing).map_err(told)?;
+        layer.poison().map_err(told)?;
+        layer.time(Stage::Layer, &[turn.set]).map_err(told)?.ok_or("nothing was recorded")?;
+        if layer.output().map_err(told)? != *expected {
+            return Err(format!("a cold launch of {turn:?} differs"));
+        }
+    }
+    if layer.choose_routing(3).is_ok() {
+        return Err("a routing that is not there was chosen".into());
     }
     let unknown = [Turn { set: 0, routing: 3 }];
     match layer.time_series(Stage::Layer, &unknown) {

@@ -50,6 +50,10 @@ impl Run {
         seeds.flat_map(|seed| Delivery::ALL.map(|delivery| run(delivery, seed))).collect()
     }
 
+    pub(crate) const fn is_on_gpu(&self) -> bool {
+        matches!(self.place, Place::Gpu)
+    }
+
     pub(crate) fn label(&self) -> String {
         match &self.place {
             Place::Emulator { build, delivery, .. } => {

@@ -68,7 +68,8 @@ pub struct MeasureArgs {
     /// prototype, trace:FILE.
     #[arg(long, default_value = "uniform")]
     pub routing: String,
-    /// Time that the rounds may take; it cuts the list of cells, never the rounds.
+    /// Time that the rounds may take, with the loading of weights, kept within 5 %; it cuts the list of cells,
+    /// never the rounds.
     #[arg(long, default_value = "120s", value_parser = duration)]
     pub time_budget: Seconds,
     /// Short blocks: more cells in the time, with wider intervals.

@@ -21,7 +21,7 @@ use crate::measure::folder::{self, Destination, PROFILE_FILE, Planned, RunFolder
 use crate::measure::host;
 use crate::measure::journal::Locking;
 use crate::measure::run::{Clocks, rounds};
-use crate::measure::timing::MonotonicClock;
+use crate::measure::timing::{Clock, MonotonicClock};
 use crate::measure::worker::{Facts, Limits, Process, Serve, Worker};
 use crate::measure::{Beginning, Invocation, Measured, Observer, Plan, Request, Run, preflight};
 use crate::record::{Device, Profile, Status};
@@ -259,11 +259,14 @@ pub(super) fn measure_unkept(
         let plan = plan_on(&mut process, request, stop.flag())?;
         let _only = Alone::take(process.facts());
         let mut bar = Bar::new(&plan, process.facts());
+        let clock = MonotonicClock::default();
+        let began_ns = clock.now_ns();
         bar.step(0, 1, "drawing weights");
         process.load(&plan, stop.flag())?;
         let run = Run {
             beginning: &Beginning::now(invocation()),
-            clocks: &MonotonicClock::default(),
+            clocks: &clock,
+            began_ns,
             ledger: &mut (),
             observer: &mut bar,
             stop: stop.flag(),
@@ -323,12 +326,15 @@ fn measure_planned(process: &mut Process, planned: &Planned, stop: &Stop) -> Res
     let (mut kept, beginning) = planned.open(&facts, Beginning::now(invocation()))?;
     let _only = Alone::take(&facts);
     let mut bar = Bar::new(&planned.plan, &facts);
+    let clock = MonotonicClock::default();
+    let began_ns = clock.now_ns();
     bar.step(0, 1, "drawing weights");
     process.load(&planned.plan, stop.flag())?;
     kept.loaded(process.drawn())?;
     let run = Run {
         beginning: &beginning,
-        clocks: &MonotonicClock::default(),
+        clocks: &clock,
+        began_ns,
         ledger: &mut kept,
         observer: &mut bar,
         stop: stop.flag(),

@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use half::bf16;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::config::DType;
 use crate::gpu::params::{STATUS_BAD_EXPERT_ID, STATUS_CAPACITY, STATUS_NON_FINITE_LOGIT};
 use crate::gpu::{Launcher, Recording, Region};
+use crate::kernels::gpu::launches::{self, ReadPath, ReadStream, read_stream};
 use crate::kernels::gpu::{
     Combine, LayerBuffers, LogitFormat, Matrix, MoeInput, MoeOptions, Piece, Plan, Routing,
     Thresholds, WeightFormat, Workspace, moe_stage,
@@ -23,8 +25,22 @@ use crate::{Error, Result};
 /// What the images were made from: changes with every source, flag and image.
 const IMAGES: &str = include_str!("../../../kernels/prebuilt/index.toml");
 
-/// Flushes overwrite this many times the second-level cache: it does not evict strictly by age.
+/// Flushes move this many times the second-level cache: it does not evict strictly by age.
 const FLUSH_PER_L2: u64 = 2;
+/// Patterns that flushes write in turn: an unchanged line need not leave the cache.
+const FLUSH_SEEDS: [u32; 2] = [1, 2];
+
+/// What a cold launch finds in the caches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Flush {
+    /// Twice the second-level cache was written, then twice as much of other memory read: nothing that
+    /// waits to be written back, which the launch would have to make room for.
+    #[default]
+    WriteThenRead,
+    /// Twice the second-level cache was written. Other programs measure like this; it is here to be
+    /// compared.
+    Write,
+}
 
 /// Offset of the status bits in the workspace's header.
 const STATUS_AT: u64 = 8;
@@ -34,6 +50,7 @@ pub struct GpuBackend<L> {
     launcher: Mutex<L>,
     description: String,
     options: MoeOptions,
+    flush: Flush,
 }
 
 impl<L: Launcher> GpuBackend<L> {
@@ -47,7 +64,14 @@ impl<L: Launcher> GpuBackend<L> {
         if options.combine != Combine::Bf16 {
             return Err(Error::usage("combine", "layers have bf16 outputs here"));
         }
-        Ok(Self { launcher: Mutex::new(launcher), description, options })
+        let flush = Flush::default();
+        Ok(Self { launcher: Mutex::new(launcher), description, options, flush })
+    }
+
+    /// The same with another way to empty the caches before a cold launch.
+    #[must_use]
+    pub fn with_flush(self, flush: Flush) -> Self {
+        Self { flush, ..self }
     }
 
     /// The device, for what is not a layer: ceilings, facts.
@@ -138,7 +162,12 @@ struct GpuLayer<'a, L: Launcher> {
     x: Region,
     logits: Region,
     out: Region,
-    flush: Region,
+    /// Memory that is written, memory that is read, and where the words of a read go.
+    flush: [Region; 3],
+    /// What empties the caches, one recording a pattern.
+    cooling: Vec<Recording>,
+    /// Cold launches so far.
+    cooled: usize,
     /// Everything allocated outside the workspace.
     owned: Vec<Region>,
     /// The batch that was put in place, and its plan.
@@ -181,7 +210,10 @@ impl<'a, L: Launcher> GpuLayer<'a, L> {
         let row = tokens * shape.hidden as u64 * 2;
         let (x, out) = (allocate(launcher, row)?, allocate(launcher, row)?);
         let logits = allocate(launcher, tokens * shape.experts as u64 * 4)?;
-        let flush = allocate(launcher, FLUSH_PER_L2 * launcher.facts().l2_bytes)?;
+        let much = FLUSH_PER_L2 * launcher.facts().l2_bytes;
+        let words = ReadStream::result_bytes(launcher);
+        let flush =
+            [allocate(launcher, much)?, allocate(launcher, much)?, allocate(launcher, words)?];
         let bias = match router.bias.as_slice() {
             [] => None,
             bias => {
@@ -221,6 +253,8 @@ impl<'a, L: Launcher> GpuLayer<'a, L> {
             logits,
             out,
             flush,
+            cooling: Vec::new(),
+            cooled: 0,
             owned,
             batch: None,
             recordings: HashMap::new(),
@@ -281,6 +315,27 @@ impl<'a, L: Launcher> GpuLayer<'a, L> {
         })
     }
 
+    /// The recording that empties the caches before the next cold launch; none where nothing can be
+    /// replayed.
+    fn cool(&mut self, launcher: &mut L) -> Result<Option<Recording>> {
+        let [written, from, to] = self.flush;
+        let read = (self.backend.flush == Flush::WriteThenRead).then_some(ReadStream { from, to });
+        if self.cooling.is_empty() {
+            // What is read was written once: memory that nobody wrote may not lie anywhere.
+            launcher.fill(from, 1)?;
+            for seed in FLUSH_SEEDS {
+                let made = launcher.record(&mut |l| {
+                    launches::flush(l, written, seed)?;
+                    read.map_or(Ok(()), |read| read_stream(l, &read, ReadPath::Caches))
+                })?;
+                let Some(made) = made else { return Ok(None) };
+                self.cooling.push(made);
+            }
+        }
+        self.cooled += 1;
+        Ok(self.cooling.get(self.cooled % FLUSH_SEEDS.len()).copied())
+    }
+
     /// Forgets what was recorded: grids depend on the tokens.
     fn forget(&mut self, launcher: &mut L) {
         let alone = self.recordings.drain().map(|(_, recording)| recording);
@@ -338,9 +393,9 @@ impl<L: Launcher> LoadedLayer for GpuLayer<'_, L> {
             self.batch = Some((tokens, plan));
         }
         let mut launcher = backend.launcher();
-        let narrow = x.iter().map(|&v| bf16::from_f32(v).to_ne_bytes());
-        launcher.upload(self.x, &bytes_of(narrow))?;
-        launcher.upload(self.logits, &bytes_of(logits.iter().map(|l| l.to_ne_bytes())))
+        let narrow = converted(x, |v| bf16::from_f32(v).to_ne_bytes());
+        launcher.upload(self.x, &narrow)?;
+        launcher.upload(self.logits, &converted(logits, f32::to_ne_bytes))
     }
 
     fn run(&mut self, stage: Stage, set: usize) -> Result<()> {
@@ -351,7 +406,8 @@ impl<L: Launcher> LoadedLayer for GpuLayer<'_, L> {
     }
 
     fn time(&mut self, stage: Stage, sets: &[usize]) -> Result<Option<u64>> {
-        let mut launcher = self.backend.launcher();
+        let backend = self.backend;
+        let mut launcher = backend.launcher();
         let mut total = 0.0;
         for &set in sets {
             let recording = if let Some(recording) = self.recordings.get(&(stage, set)) {
@@ -362,7 +418,8 @@ impl<L: Launcher> LoadedLayer for GpuLayer<'_, L> {
                 self.recordings.insert((stage, set), made);
                 made
             };
-            total += launcher.time(recording, Some(self.flush))?;
+            let Some(cooling) = self.cool(&mut launcher)? else { return Ok(None) };
+            total += launcher.time(recording, Some(cooling))?;
         }
         Ok(Some(whole_ns(total)))
     }
@@ -382,10 +439,15 @@ impl<L: Launcher> LoadedLayer for GpuLayer<'_, L> {
         self.routings.clear();
         for (at, logits) in (0..).step_by(usize::try_from(stride).unwrap_or(256)).zip(logits) {
             let part = memory.part(at, each)?;
-            launcher.upload(part, &bytes_of(logits.iter().map(|l| l.to_ne_bytes())))?;
+            launcher.upload(part, &converted(logits, f32::to_ne_bytes))?;
             self.routings.push(part);
         }
         Ok(())
+    }
+
+    fn choose_routing(&mut self, routing: usize) -> Result<()> {
+        let from = self.routings.get(routing).copied().ok_or_else(|| unknown_routing(routing))?;
+        self.backend.launcher().copy(from, self.logits)
     }
 
     fn time_series(&mut self, stage: Stage, turns: &[Turn]) -> Result<Option<u64>> {
@@ -397,9 +459,8 @@ impl<L: Launcher> LoadedLayer for GpuLayer<'_, L> {
             let made = launcher.record(&mut |l| {
                 turns.iter().try_for_each(|turn| {
                     let logits = self.routings.get(turn.routing).copied();
-                    let unknown =
-                        || Error::usage("routing", format!("{} is not there", turn.routing));
-                    self.launch(l, stage, turn.set, logits.ok_or_else(unknown)?)
+                    let logits = logits.ok_or_else(|| unknown_routing(turn.routing))?;
+                    self.launch(l, stage, turn.set, logits)
                 })
             })?;
             let Some(made) = made else { return Ok(None) };
@@ -452,6 +513,9 @@ impl<L: Launcher> Drop for GpuLayer<'_, L> {
         let backend = self.backend;
         let mut launcher = backend.launcher();
         self.forget(&mut launcher);
+        for recording in self.cooling.drain(..) {
+            launcher.forget(recording);
+        }
         // What cannot be given back goes with the device; there is nobody to tell here.
         for region in self.owned.drain(..) {
             let _ = launcher.free(region);
@@ -472,6 +536,10 @@ fn whole_ns(ns: f64) -> u64 {
     ns.round() as u64
 }
 
+fn unknown_routing(routing: usize) -> Error {
+    Error::usage("routing", format!("{routing} is not there"))
+}
+
 fn unknown_set(set: usize, sets: usize) -> Error {
     Error::usage("weight set", format!("{set} of {sets}"))
 }
@@ -480,7 +548,7 @@ fn unknown_set(set: usize, sets: usize) -> Error {
 fn bytes_of_weights(data: &WeightData) -> Cow<'_, [u8]> {
     match data {
         WeightData::Fp8(blocks) => Cow::Borrowed(blocks.codes()),
-        WeightData::Bf16(values) => Cow::Owned(bytes_of(values.iter().map(|v| v.to_ne_bytes()))),
+        WeightData::Bf16(values) => Cow::Owned(converted(values, bf16::to_ne_bytes)),
         // Refused by `options_for`.
         WeightData::F32(_) | WeightData::F16(_) | WeightData::Int8(_) => Cow::Borrowed(&[]),
     }
@@ -488,6 +556,19 @@ fn bytes_of_weights(data: &WeightData) -> Cow<'_, [u8]> {
 
 fn bytes_of<const N: usize>(values: impl Iterator<Item = [u8; N]>) -> Vec<u8> {
     values.flatten().collect()
+}
+
+/// Values as the device reads them, by all threads: gigabytes of weights are waited for.
+fn converted<T: Copy + Sync, const N: usize>(values: &[T], of: fn(T) -> [u8; N]) -> Vec<u8> {
+    const PIECE: usize = 1 << 16;
+    let mut bytes = vec![0; N * values.len()];
+    let pieces = bytes.par_chunks_mut(N * PIECE).zip(values.par_chunks(PIECE));
+    pieces.for_each(|(bytes, values)| {
+        for (to, value) in bytes.as_chunks_mut::<N>().0.iter_mut().zip(values) {
+            *to = of(*value);
+        }
+    });
+    bytes
 }
 
 #[cfg(test)]

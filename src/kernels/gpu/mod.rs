@@ -14,7 +14,7 @@ mod plan;
 mod registry;
 mod workspace;
 
-pub use backend::GpuBackend;
+pub use backend::{Flush, GpuBackend};
 pub use forward::{LayerBuffers, MoeInput, Routing, moe_forward, moe_stage};
 pub use launches::Matrix;
 pub use options::{Combine, LogitFormat, MoeOptions, RouterInput, WeightFormat};

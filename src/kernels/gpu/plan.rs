@@ -20,12 +20,14 @@ use crate::{Error, Result};
 /// Most pairs that the router's last block aligns by itself, which saves a launch.
 pub(crate) const FUSED_ALIGN_PAIRS: u32 = 1024;
 
-/// Rows per active expert up to which each family is chosen. None is measured yet.
+/// Up to where each family is chosen, in rows per active expert unless told otherwise. None is measured yet.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Thresholds {
-    /// Matrix-vector products: the tile holds four rows, and single-precision arithmetic keeps up
-    /// with the stream of weights.
-    pub gemv: f64,
+    /// Matrix-vector products: how many times they may read the weights of an active expert, as expected
+    /// of the distribution of its rows. Their tile holds four rows, with which single-precision arithmetic
+    /// keeps up with the stream of weights; tiles of one expert are worked on far apart, so that a fifth
+    /// row reads its weights from memory again.
+    pub gemv_reads: f64,
     /// Hopper tiles of 64 rows; above, tiles of 128.
     pub rows64: f64,
     /// Hopper tiles of 128 rows; above, tiles of 256 read each weight once for up to 256 rows.
@@ -44,7 +46,7 @@ pub struct Thresholds {
 impl Thresholds {
     /// The starting points.
     pub const INITIAL: Self = Self {
-        gemv: 4.0,
+        gemv_reads: 1.05,
         rows64: 64.0,
         rows128: 128.0,
         rows256: 256.0,
@@ -182,6 +184,33 @@ fn expected_rows(shape: &MoeShape, tokens: u32) -> (f64, f64) {
     (f64::from(tokens) * shape.top_k as f64 / active, active)
 }
 
+/// Rows of a tile of matrix-vector products.
+const GEMV_ROWS: u32 = 4;
+/// Rows per active expert from which tiles of four are read many times, whatever the distribution.
+const MANY_ROWS: f64 = 16.0;
+
+/// How many times matrix-vector products read the weights of an active expert: tiles of four rows for each,
+/// whose number of rows is binomial under uniform routing.
+fn gemv_reads(shape: &MoeShape, tokens: u32) -> f64 {
+    let (rows, active) = expected_rows(shape, tokens);
+    if rows > MANY_ROWS {
+        return rows / f64::from(GEMV_ROWS);
+    }
+    let chosen = (shape.top_k as f64 / shape.experts as f64).min(1.0);
+    // Chance of each number of rows, from none on; an expert that all tokens choose has that many.
+    let odds = chosen / (1.0 - chosen).max(f64::MIN_POSITIVE);
+    let mut chance = (1.0 - chosen).powf(f64::from(tokens));
+    let mut tiles = 0.0;
+    for n in 1..=tokens {
+        chance *= f64::from(tokens - n + 1) / f64::from(n) * odds;
+        tiles += chance * f64::from(n.div_ceil(GEMV_ROWS));
+    }
+    if chosen >= 1.0 {
+        tiles = f64::from(tokens.div_ceil(GEMV_ROWS));
+    }
+    (tiles * shape.experts as f64 / active).max(1.0)
+}
+
 /// The two products of a layer.
 pub(crate) struct Products {
     pub(crate) up: &'static ProductKernel,
@@ -197,7 +226,8 @@ impl Products {
         opt: &MoeOptions,
     ) -> Result<Self> {
         let (rows, active) = expected_rows(shape, tokens);
-        let planned = path(rows, device, opt)?;
+        let reads = gemv_reads(shape, tokens);
+        let planned = path(rows, reads, device, opt)?;
         let search = Search { shape, rows, active, device, opt };
         let up = match (&opt.up, &opt.down) {
             (Some(name), _) => named(name, Product::Up, device, opt)?,
@@ -229,11 +259,15 @@ impl Products {
             } else {
                 String::new()
             };
+            // Tiles of one expert that lie next to each other read its weights from memory once.
+            let reads = if up.family == Family::Gemv { reads } else { 1.0 };
+            let each = 3.0 * shape.hidden as f64 * shape.inter as f64 * opt.weights.bytes() as f64;
             format!(
                 "{rows:.1} rows for each of {active:.1} active experts expected: {}, {} rows a \
-                 tile{columns}",
+                 tile, which read {:.3} GB of weights, each {reads:.2} times{columns}",
                 up.family.label(),
-                up.block_m
+                up.block_m,
+                reads * active * each * 1e-9
             )
         };
         Ok(Self { up, down, reason })
@@ -247,8 +281,9 @@ const fn down_product(opt: &MoeOptions) -> Product {
     }
 }
 
-/// Family and rows of a tile for `rows` rows per active expert.
-fn path(rows: f64, device: &DeviceFacts, opt: &MoeOptions) -> Result<(Family, u32)> {
+/// Family and rows of a tile for `rows` rows per active expert, whose weights matrix-vector products would
+/// read `reads` times.
+fn path(rows: f64, reads: f64, device: &DeviceFacts, opt: &MoeOptions) -> Result<(Family, u32)> {
     let t = Thresholds::INITIAL;
     if !Family::Generic.runs_on(device) {
         let (major, minor) = device.compute_capability;
@@ -258,8 +293,8 @@ fn path(rows: f64, device: &DeviceFacts, opt: &MoeOptions) -> Result<(Family, u3
         ));
     }
     let (fast, narrow) = (opt.combine == Combine::Fast, opt.weights == WeightFormat::E4m3);
-    if rows <= t.gemv && !fast {
-        return Ok((Family::Gemv, 4));
+    if reads <= t.gemv_reads && !fast {
+        return Ok((Family::Gemv, GEMV_ROWS));
     }
     // Counts scatter around their mean by its square root. An expert that fills a second tile has its
     // weights read twice, so the tile holds one deviation more than the mean.
@@ -415,9 +450,10 @@ fn largest_block_m(
     }
     let t = Thresholds::INITIAL;
     let (rows, _) = expected_rows(shape, max_tokens);
-    let below = [t.gemv, t.rows64, t.rows128, t.rows256].into_iter().filter(|&t| t <= rows);
+    // The tiles of matrix-vector products are the smallest.
+    let below = [t.rows64, t.rows128, t.rows256].into_iter().filter(|&t| t <= rows);
     below
-        .map(|rows| path(rows, device, opt).map(|p| p.1))
+        .map(|rows| path(rows, f64::INFINITY, device, opt).map(|p| p.1))
         .try_fold(products.up.block_m, |largest, block_m| Ok(largest.max(block_m?)))
 }
 
@@ -463,6 +499,40 @@ mod tests {
         assert_eq!(large.1, "grouped_gemm_sm90_bf16_down_m128n256");
         let short = names(&QWEN3, 16_384, h100);
         assert_eq!(short.1, "grouped_gemm_sm90_bf16_down_m128n192");
+    }
+
+    #[test]
+    fn matrix_vector_products_end_where_experts_would_be_read_twice() {
+        // Chances of a fifth row by the binomial distribution, summed by hand.
+        for (experts, top_k, tokens, reads) in [
+            (8, 2, 1, 1.0),
+            (8, 2, 4, 1.0),
+            (8, 2, 8, 1.0303),
+            (8, 2, 15, 1.3220),
+            (32, 2, 62, 1.3672),
+            (4, 4, 5, 2.0),
+            (1, 1, 4, 1.0),
+            (1, 1, 1000, 250.0),
+        ] {
+            let shape = MoeShape { experts, top_k, ..MIXTRAL };
+            let got = gemv_reads(&shape, tokens);
+            assert!((got / reads - 1.0).abs() < 2e-3, "{experts} {top_k} {tokens}: {got}");
+        }
+        let h100 = &DeviceFacts::H100;
+        let last = |experts| {
+            let shape = MoeShape { experts, ..MIXTRAL };
+            let gemv = |t: &u32| names(&shape, *t, h100).0 == "gemv_bf16_up";
+            let last = (1..200).take_while(gemv).last().unwrap();
+            let (rows, _) = expected_rows(&shape, last);
+            assert!((2.0..2.7).contains(&rows), "{experts} experts: {rows} rows");
+            last
+        };
+        assert_eq!(last(8), 8);
+        assert!(last(32) > 3 * last(8));
+        let plan = plan_with(&MIXTRAL, 8, h100, &MoeOptions::default());
+        assert!(plan.reason.contains("read 2.613 GB of weights, each 1.03 times"), "{plan}");
+        let plan = plan_with(&MIXTRAL, 15, h100, &MoeOptions::default());
+        assert!(plan.reason.contains("read 2.781 GB of weights, each 1.00 times"), "{plan}");
     }
 
     #[test]

@@ -171,14 +171,14 @@ mod tests {
             text(edited("moe-frontier/profile", "moe-frontier/plan")).contains("moe-frontier/plan")
         );
         assert!(
-            text(edited("\"schema_version\": \"1.5\"", "\"schema_version\": \"2.0\""))
-                .contains("reads 1.5")
+            text(edited("\"schema_version\": \"1.6\"", "\"schema_version\": \"2.0\""))
+                .contains("reads 1.6")
         );
     }
 
     #[test]
     fn files_of_the_versions_before_are_read() {
-        for version in ["1.0", "1.1", "1.2", "1.3", "1.4"] {
+        for version in ["1.0", "1.1", "1.2", "1.3", "1.4", "1.5"] {
             let older = Profile { schema_version: version.into(), ..small() };
             assert_eq!(parse(&to_bytes(&older).unwrap()).unwrap(), older);
         }

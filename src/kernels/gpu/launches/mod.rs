@@ -4,13 +4,15 @@
 
 mod align;
 mod combine;
+mod instruction;
 mod probe;
 mod product;
 mod router;
 
 pub use align::{AlignBuffers, align};
 pub use combine::{CombineLaunch, combine};
-pub use probe::{ReadStream, clock_stamp, flush, read_stream};
+pub use instruction::{INSTRUCTIONS, Instruction, probe_instruction};
+pub use probe::{ReadPath, ReadStream, clock_stamp, copy_stream, flush, read_stream};
 pub(crate) use product::split_bytes;
 pub use product::{ProductLaunch, Split, product};
 pub(crate) use router::GATE_TOKENS;
