@@ -30,8 +30,8 @@ fn read(path: &Path, form: &str, mappings: &[&str], filters: &[&str]) -> Vec<Run
     let reading = Reading {
         mappings: mappings.iter().map(|m| m.parse().unwrap()).collect(),
         filters: filters.iter().map(|f| f.parse().unwrap()).collect(),
-        run_column: None,
         skip_empty: true,
+        ..Reading::default()
     };
     reading.read(path, variables(form).unwrap()).unwrap().runs
 }

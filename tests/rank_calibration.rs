@@ -103,6 +103,8 @@ fn setting(rng: &mut ChaCha8Rng) -> RankInputs {
 /// A draw of what a truth is: that of a ranking, with a server off as the open rows are.
 fn truth(rng: &mut ChaCha8Rng, inputs: &RankInputs, servers: &[GroupResiduals]) -> Draw {
     let mut draw = draws(1, rng.random(), &inputs.ranges, inputs.experts.len()).remove(0);
+    // Any of a fitted law's joint draws, not the first of one.
+    draw.coefficients = Some(rng.random_range(0..DRAWS));
     let any = |rng: &mut ChaCha8Rng| rng.random_range(0..servers.len());
     let shared = servers[any(rng)].mean;
     let mut own = || {
@@ -160,8 +162,10 @@ impl Forecast {
 struct Score {
     settings: usize,
     truths: usize,
-    /// Forecasts of an expert count or of none, with whether it happened.
+    /// Forecasts of an expert count or of none by the mixture, with whether it happened.
     trials: Vec<(f64, bool)>,
+    /// The same by the earlier forecast.
+    earlier: Vec<(f64, bool)>,
     /// Log losses: of the mixture, of the first law with the same errors, of the earlier forecast.
     log_loss: [f64; 3],
     /// Truths in which anything can be had.
@@ -200,8 +204,12 @@ impl Score {
             for (sum, forecast) in self.log_loss.iter_mut().zip(forecasts) {
                 *sum -= forecast.probability(happened).ln();
             }
-            let best = forecasts[0].best.iter().map(|&(e, p)| (p, happened == Some(e)));
-            self.trials.extend(best.chain([(forecasts[0].none, happened.is_none())]));
+            for (trials, forecast) in
+                [(&mut self.trials, &forecasts[0]), (&mut self.earlier, &forecasts[2])]
+            {
+                let best = forecast.best.iter().map(|&(e, p)| (p, happened == Some(e)));
+                trials.extend(best.chain([(forecast.none, happened.is_none())]));
+            }
             let (Some(truth), Some(choice)) = (truth, choice) else { continue };
             let realised = |experts: Option<usize>| {
                 let found = truth.regrets.iter().find(|r| Some(r.0) == experts);
@@ -216,22 +224,32 @@ impl Score {
             }
         }
     }
+}
 
-    /// Of each tenth of probability: forecasts, their mean and the share that happened.
-    fn tenths(&self) -> Vec<Tenth> {
-        let tenth = |i: u32| {
-            let (low, high) = (f64::from(i) / 10.0, f64::from(i + 1) / 10.0);
-            let inside = |t: &&(f64, bool)| t.0 >= low && (t.0 < high || i == 9);
-            let these: Vec<_> = self.trials.iter().filter(inside).collect();
-            let count = these.len() as f64;
-            Tenth {
-                forecasts: these.len(),
-                mean_p_best: these.iter().map(|t| t.0).sum::<f64>() / count,
-                share_that_happened: these.iter().filter(|t| t.1).count() as f64 / count,
-            }
-        };
-        (0..10).map(tenth).collect()
-    }
+/// Of each tenth of probability: forecasts, their mean and the share that happened.
+fn tenths(trials: &[(f64, bool)]) -> Vec<Tenth> {
+    let tenth = |i: u32| {
+        let (low, high) = (f64::from(i) / 10.0, f64::from(i + 1) / 10.0);
+        let inside = |t: &&(f64, bool)| t.0 >= low && (t.0 < high || i == 9);
+        let these: Vec<_> = trials.iter().filter(inside).collect();
+        let count = these.len() as f64;
+        Tenth {
+            forecasts: these.len(),
+            mean_p_best: these.iter().map(|t| t.0).sum::<f64>() / count,
+            share_that_happened: these.iter().filter(|t| t.1).count() as f64 / count,
+        }
+    };
+    (0..10).map(tenth).collect()
+}
+
+/// The tenth that is furthest off among those with enough forecasts, and how far.
+fn furthest_off(tenths: &[Tenth]) -> (f64, usize) {
+    /// A share of so many forecasts is good to 0.05 or so, as the truths of one setting go together.
+    const ENOUGH: usize = 100;
+    let off = |t: &Tenth| (t.mean_p_best - t.share_that_happened).abs();
+    let known = tenths.iter().enumerate().filter(|(_, t)| t.forecasts >= ENOUGH);
+    let worst = known.map(|(i, t)| (off(t), i)).max_by(|a, b| a.0.total_cmp(&b.0));
+    worst.unwrap_or((0.0, 0))
 }
 
 fn score() -> Score {
@@ -262,10 +280,10 @@ fn score() -> Score {
                 panel.outcome(law, &truth(&mut rng, &inputs, &servers))
             })
             .collect();
-        let (_, mixture) = panel.answer();
+        let mixture = panel.answer().mixture;
         let forecasts = [
             Forecast::of(&mixture),
-            Forecast::of(&alone.answer().1),
+            Forecast::of(&alone.answer().mixture),
             Forecast::earlier(&earlier, &before),
         ];
         let Target::Budget { budget, .. } = inputs.target else { continue };
@@ -309,7 +327,7 @@ fn page(score: &Score, tenths: &[Tenth]) -> String {
 #[ignore = "minutes of settings; `just calibration-of-rank` runs it"]
 fn probabilities_come_true_as_often_as_they_say() {
     let score = score();
-    let tenths = score.tenths();
+    let tenths = tenths(&score.trials);
     let page = page(&score, &tenths);
     println!("{page}");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("reports/calibration_of_rank");
@@ -319,10 +337,11 @@ fn probabilities_come_true_as_often_as_they_say() {
     fs::write(folder.join("README.md"), page).unwrap();
     let [mixture, alone, earlier] = score.log_loss;
     assert!(mixture < alone && mixture < earlier, "log losses {mixture}, {alone}, {earlier}");
-    for t in tenths.iter().filter(|t| t.forecasts >= 30) {
-        let off = (t.mean_p_best - t.share_that_happened).abs();
-        assert!(off <= 0.1, "{t:?}");
-    }
+    let (off, tenth) = furthest_off(&tenths);
+    assert!(off <= 0.1, "{off} in tenth {tenth}: {tenths:?}");
+    // The bound can be missed: the earlier forecast misses it by far.
+    let (earlier_off, _) = furthest_off(&self::tenths(&score.earlier));
+    assert!(earlier_off > 0.2, "{earlier_off} of the earlier forecast");
     let [forecast, own, other] = score.regret;
     assert!(own < other, "regret {own} against {other} by the earlier favourite");
     assert!((forecast / own).ln().abs() < 0.25, "regret {own} where {forecast} was forecast");

@@ -15,7 +15,7 @@ mod setting;
 use setting::{ROOT, prepared, program};
 
 /// Commands whose documents are checked; files named without `{root}` are those of [`prepared`].
-const COMMANDS: [&str; 32] = [
+const COMMANDS: [&str; 35] = [
     "rank --profile h100 --train-flops 1e21 --experts 1,4,8 --draws 50",
     "rank --profile h100 --train-flops 1e22 --model deepseek-v3 --experts 64,128 --draws 50 --rate 5",
     "rank --profile h100 --target-loss 2.4 --law ludziejewski2025 --experts 4,16 --draws 50",
@@ -33,6 +33,9 @@ const COMMANDS: [&str; 32] = [
     "law optimal --experts 8 --target-loss 2.3 --served-tokens 1T",
     "law claims",
     "law fit runs.csv --form hoffmann2022",
+    "law fit errors.csv --form gadre2024 --out errors.json",
+    "law eval --experts 8 --n-active 1B --tokens 20B --downstream errors.json",
+    "rank --profile h100 --train-flops 1e21 --experts 4,8 --draws 50 --downstream errors.json --exits 2 --out e",
     "law plot --experts 1,8 --train-flops 1e20,1e21 --out plots",
     "preset list",
     "preset show deepseek-v3",

@@ -1,9 +1,12 @@
 //! `law list`, `law eval`, `law optimal`: what the laws are and what they say.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::cli::{Output, output, parse};
+use crate::law::downstream::{Downstream, Predicted};
 use crate::law::others::{WORKS, Work};
 use crate::law::{self, Evaluation, Inputs, LawInfo, LossLaw, Question, Variable};
 use crate::report::grid::{Column, grid, hanging};
@@ -98,6 +101,10 @@ pub struct ModelArgs {
     /// Share of the experts that a token does not visit.
     #[arg(long, value_parser = parse::non_negative, value_name = "S")]
     pub sparsity: Option<f64>,
+
+    /// Exits of one trunk, each a model to serve.
+    #[arg(long, value_parser = parse::quantity, value_name = "G")]
+    pub exits: Option<f64>,
 }
 
 impl ModelArgs {
@@ -110,6 +117,7 @@ impl ModelArgs {
             (Variable::ActiveExperts, self.active_experts),
             (Variable::SharedRatio, self.shared_ratio),
             (Variable::Sparsity, self.sparsity),
+            (Variable::Exits, self.exits),
         ]
         .into_iter()
         .filter_map(|(variable, value)| Some((variable, value?)))
@@ -135,6 +143,24 @@ pub struct EvalArgs {
     /// Training FLOPs, for the laws that take them instead of size and tokens.
     #[arg(long, value_parser = parse::quantity, value_name = "C")]
     train_flops: Option<f64>,
+
+    #[command(flatten)]
+    downstream: DownstreamArgs,
+}
+
+/// What the loss means for tasks.
+#[derive(Args, Clone, Debug)]
+pub struct DownstreamArgs {
+    /// Also give the downstream error at the loss, by a file that `law fit --form gadre2024` wrote on runs of
+    /// the law's own tokenizer and corpus.
+    #[arg(long, value_name = "FILE")]
+    downstream: Option<PathBuf>,
+}
+
+impl DownstreamArgs {
+    fn load(&self) -> Result<Option<Downstream>> {
+        self.downstream.as_deref().map(Downstream::load).transpose()
+    }
 }
 
 /// Arguments of `law optimal`.
@@ -158,6 +184,9 @@ pub struct OptimalArgs {
     /// budget then holds training and serving, and a target loss is reached with the fewest of both.
     #[arg(long, value_parser = parse::quantity, value_name = "D")]
     served_tokens: Option<f64>,
+
+    #[command(flatten)]
+    downstream: DownstreamArgs,
 }
 
 /// Runs a law command.
@@ -302,6 +331,8 @@ struct EvaluationDocument {
     schema_version: &'static str,
     #[serde(flatten)]
     evaluation: Evaluation,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    downstream: Option<Predicted>,
 }
 
 fn eval(args: &EvalArgs, output: Output) -> Result<()> {
@@ -313,7 +344,9 @@ fn eval(args: &EvalArgs, output: Output) -> Result<()> {
     ];
     let own = own.into_iter().filter_map(|(variable, value)| Some((variable, value?)));
     let inputs = Inputs::new(args.model.pairs().chain(own))?;
-    print("moe-frontier/law-eval", law::ask(law.as_ref(), &inputs, Question::Loss)?, output)
+    let downstream = args.downstream.load()?;
+    let evaluation = law::ask(law.as_ref(), &inputs, Question::Loss)?;
+    print("moe-frontier/law-eval", evaluation, downstream.as_ref(), output)
 }
 
 fn optimal(args: &OptimalArgs, output: Output) -> Result<()> {
@@ -326,10 +359,17 @@ fn optimal(args: &OptimalArgs, output: Output) -> Result<()> {
         (None, Some(loss), Some(served)) => Question::LifetimeTarget(Nats(loss), served),
         _ => return Err(Error::usage("--train-flops", "give it or --target-loss, one of the two")),
     };
-    print("moe-frontier/law-optimal", law::ask(law.as_ref(), &inputs, question)?, output)
+    let downstream = args.downstream.load()?;
+    let evaluation = law::ask(law.as_ref(), &inputs, question)?;
+    print("moe-frontier/law-optimal", evaluation, downstream.as_ref(), output)
 }
 
-fn print(schema: &'static str, evaluation: Evaluation, output: Output) -> Result<()> {
+fn print(
+    schema: &'static str,
+    evaluation: Evaluation,
+    downstream: Option<&Downstream>,
+    output: Output,
+) -> Result<()> {
     if let Some(worst) = evaluation.outside.iter().max_by(|a, b| a.factor.total_cmp(&b.factor)) {
         output::warn(&format!(
             "{} is {:.3e}, {:.1} times past what {} was fitted to ({:.3e})",
@@ -340,11 +380,12 @@ fn print(schema: &'static str, evaluation: Evaluation, output: Output) -> Result
             worst.limit
         ));
     }
-    let document = EvaluationDocument { schema, schema_version: "1.0", evaluation };
-    output.result(&document, || text(&document.evaluation))
+    let downstream = downstream.map(|fit| fit.at(evaluation.loss_nats));
+    let document = EvaluationDocument { schema, schema_version: "1.1", evaluation, downstream };
+    output.result(&document, || text(&document.evaluation, document.downstream))
 }
 
-fn text(e: &Evaluation) -> String {
+fn text(e: &Evaluation, downstream: Option<Predicted>) -> String {
     let number = |value: Option<f64>| {
         value.map_or_else(|| "the law does not say".to_owned(), |v| format!("{v:.4e}"))
     };
@@ -365,6 +406,13 @@ fn text(e: &Evaluation) -> String {
         if let Some(value) = value {
             lines.push((label, value.to_string()));
         }
+    }
+    if let Some(value) = e.exits {
+        lines.push(("exits", value.to_string()));
+    }
+    if let Some(Predicted { error, lo, hi, is_outside }) = downstream {
+        let where_from = if is_outside { ", outside the losses of its runs" } else { "" };
+        lines.push(("downstream error", format!("{error:.3} ({lo:.3} to {hi:.3}{where_from})")));
     }
     let range = if e.in_fit_range {
         "inside".to_owned()
@@ -400,13 +448,14 @@ mod tests {
         let evaluation = law::ask(law.as_ref(), &inputs, Question::Budget(Flops(1e21))).unwrap();
         let document = EvaluationDocument {
             schema: "moe-frontier/law-optimal",
-            schema_version: "1.0",
+            schema_version: "1.1",
             evaluation,
+            downstream: None,
         };
         let json = serde_json::to_string(&document).unwrap();
         assert!(
             json.starts_with(
-                r#"{"schema":"moe-frontier/law-optimal","schema_version":"1.0","law""#
+                r#"{"schema":"moe-frontier/law-optimal","schema_version":"1.1","law""#
             )
         );
         for field in ["loss_nats", "n_active", "n_total", "tokens", "train_flops", "in_fit_range"] {

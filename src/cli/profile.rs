@@ -59,6 +59,13 @@ pub struct ProfileArgs {
     pub include_noisy: bool,
 }
 
+impl ProfileArgs {
+    /// Whether the latencies are to be of this machine, measured if need be.
+    pub(crate) fn is_this_machine(&self) -> bool {
+        self.profile.is_empty() || self.profile == ["auto"]
+    }
+}
+
 /// One item of `--profile`.
 #[derive(Clone)]
 pub(crate) enum Item {

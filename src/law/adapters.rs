@@ -78,6 +78,17 @@ fn zhaos_losses_come_out_and_dense_models_are_refused() {
 }
 
 #[test]
+fn zhaos_published_number_of_active_experts_comes_out() {
+    // At one size, one expansion and one training: 6.78 (arXiv 2509.23678).
+    let loss = |top_k: usize| {
+        let law = on("zhao2025", blocks(top_k, 3.0 / top_k as f64));
+        law.slice(8 * top_k).unwrap().loss(1e9, 2e11).0
+    };
+    let best = (1..=16).min_by(|a, b| loss(*a).total_cmp(&loss(*b)));
+    assert_eq!(best, Some(7));
+}
+
+#[test]
 fn tians_leverage_is_worth_active_parameters() {
     let law = on("tian2025", blocks(4, 0.5));
     let dense = load("besiroglu2024", None).unwrap();
@@ -103,6 +114,12 @@ fn clarks_experts_are_worth_dense_parameters() {
         let effective = clark.effective_parameters(1.3e9, experts);
         assert!((clark.loss(effective, 1.0).0 - clark.loss(1.3e9, experts).0).abs() < 1e-9);
         assert!(effective > 1.3e9);
+    }
+    // Released losses of the largest models at the one training that the law knows (arXiv 2202.01169).
+    let law = on("clark2022", blocks(1, 3.0));
+    for (experts, released) in [(4, 2.186), (8, 2.147), (16, 2.114), (32, 2.081)] {
+        let got = law.slice(experts).unwrap().loss(1.309e9, 131.072e9).0;
+        assert!((got - released).abs() < 0.03, "{experts}: {got} against {released}");
     }
     let law = load_scaling("clark2022").unwrap();
     assert!(law.slice(16).unwrap().loss(1e9, 1e11) < law.slice(4).unwrap().loss(1e9, 1e11));

@@ -10,9 +10,7 @@
 
 use std::sync::Arc;
 
-use crate::Result;
-use crate::law::surface::out_of_reach;
-use crate::law::{Extrapolation, Scaling, Slice, TokenCurve};
+use crate::law::{Extrapolation, Scaling, Slice, TokenCurve, precision};
 use crate::units::Nats;
 
 /// Error per e-fold of size beyond the runs that all expert counts share, in nats.
@@ -30,25 +28,13 @@ const LEAST_REALISED: f64 = 0.1;
 /// default law's.
 pub const LISTED_TOKENS_PER_PARAM: f64 = 73.0;
 /// Tokens per parameter of a compute-optimal run, to turn a largest budget into a largest size.
-const OPTIMAL_RATIO: f64 = 20.0;
+pub(super) const OPTIMAL_RATIO: f64 = 20.0;
 /// Repetitions of a corpus whose tokens are worth (1 - 1/e) of new ones (Muennighoff et al. 2023,
 /// arXiv 2305.16264, R*_D).
 const REPETITIONS: f64 = 15.387_756;
 
-/// Loss that rounding weights after training adds (Kumar et al. 2024, arXiv 2411.04330, table 2; 465
-/// runs up to 1.7B parameters and 26B tokens): `C D^a / N^b exp(-bits / g)` nats. The table's offset on
-/// the bits is left out, which makes the loss too small.
-const ROUNDED: Rounded = Rounded { factor: 0.0598, tokens: 0.5068, size: 0.3439, bits: 0.5907 };
 /// Fixed-point steps for the tokens of a model that is rounded afterwards.
 const ROUNDING_STEPS: usize = 400;
-
-/// Coefficients of the loss of rounding.
-struct Rounded {
-    factor: f64,
-    tokens: f64,
-    size: f64,
-    bits: f64,
-}
 
 /// Standard normals behind one draw of a law's error.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,7 +104,7 @@ impl Standing {
 
 /// Tokens per active parameter at which the runs behind a law end, from how far a run of
 /// [`OPTIMAL_RATIO`] lies outside them.
-fn ratio_limit(outside: &Extrapolation) -> f64 {
+pub(super) fn ratio_limit(outside: &Extrapolation) -> f64 {
     if outside.tokens_per_param > 0.0 {
         OPTIMAL_RATIO / outside.tokens_per_param
     } else {
@@ -164,10 +150,7 @@ impl Data {
 
     /// Nats that rounding adds to a model of `n_active` parameters after `tokens` tokens.
     pub fn rounding(&self, n_active: f64, tokens: f64) -> f64 {
-        self.rounded_bits.map_or(0.0, |bits| {
-            let size = tokens.powf(ROUNDED.tokens) / n_active.powf(ROUNDED.size);
-            ROUNDED.factor * size * (-bits / ROUNDED.bits).exp()
-        })
+        self.rounded_bits.map_or(0.0, |bits| precision::rounding(bits, n_active, tokens))
     }
 
     /// Training tokens for a loss before rounding.
@@ -231,18 +214,10 @@ impl Data {
 #[derive(Clone, Debug)]
 pub(super) struct Trained {
     /// The law by itself, on its architecture.
-    pub(super) law: Scaling,
     pub(super) slice: Arc<dyn Slice>,
-    pub(super) experts: usize,
+    /// Tokens per active parameter at which the law's runs end.
+    pub(super) ratio_limit: f64,
     pub(super) data: Data,
-}
-
-impl Trained {
-    /// Size, and tokens per active parameter at which the law's runs end.
-    fn at(&self, n_active: f64) -> (f64, f64) {
-        let tokens = OPTIMAL_RATIO * n_active;
-        (n_active, ratio_limit(&self.law.extrapolation(self.experts, n_active, tokens)))
-    }
 }
 
 impl Slice for Trained {
@@ -252,16 +227,11 @@ impl Slice for Trained {
     }
 
     fn loss(&self, n_active: f64, tokens: f64) -> Nats {
-        Nats(self.data.loss(&self.curve(n_active), self.at(n_active), tokens))
+        Nats(self.data.loss(&self.curve(n_active), (n_active, self.ratio_limit), tokens))
     }
 
-    fn tokens_for_loss(&self, n_active: f64, loss: Nats) -> Result<f64> {
-        let curve = self.curve(n_active);
-        let tokens = self.data.tokens_for(&curve, self.at(n_active), loss.0);
-        tokens.ok_or_else(|| {
-            let floor = curve.factor * curve.floor;
-            out_of_reach(loss, floor, "use more parameters or a higher loss")
-        })
+    fn tokens_for(&self, n_active: f64, loss: Nats) -> Option<f64> {
+        self.data.tokens_for(&self.curve(n_active), (n_active, self.ratio_limit), loss.0)
     }
 }
 

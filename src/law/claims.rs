@@ -11,7 +11,7 @@ use serde::Serialize;
 pub use verdict::{Size, Verdict};
 
 use crate::law::bounded::{Bounded, Cost, bounded_cost, bounded_loss, budget_for_both};
-use crate::law::zhao2025::Zhao2025;
+use crate::law::zhao2025::{Activation, Zhao2025};
 use crate::law::{Optimum, Scaling};
 use crate::units::Flops;
 use crate::{Error, Result};
@@ -37,7 +37,7 @@ pub struct Costing<'a> {
 /// One claim with its answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Claim {
-    /// Y1 to Y14 for Yun et al., Z1 to Z3 for Zhao et al.
+    /// Y1 to Y14 for Yun et al., Z1 to Z4 for Zhao et al.
     pub id: &'static str,
     /// The claim in words.
     pub claim: &'static str,
@@ -501,7 +501,11 @@ impl Desk<'_> {
 fn zhao() -> Result<Vec<Claim>> {
     let law = Zhao2025::published()?.coefficients;
     let best = law.best_activation();
-    let share = law.best_n_active(30e9, best) / 30e9;
+    let share = |n: f64| law.best_n_active(n, best) / n;
+    let (medium, large) = (share(30e9), share(LARGE.0));
+    let own = Activation { active_experts: LARGE.2, shared_ratio: 1.0 / LARGE.2 };
+    let loss = |n_active: f64, at: Activation| law.loss(LARGE.0, LARGE.3, n_active, at);
+    let lost = loss(LARGE.1, own) - loss(law.best_n_active(LARGE.0, best), best);
     // Printed to two digits each.
     let near =
         |value: f64, printed: f64, within: f64| Verdict::of((value - printed).abs() <= within);
@@ -537,12 +541,32 @@ fn zhao() -> Result<Vec<Claim>> {
             "Z3",
             "best active share of a 30B model; falls with size",
             "about 40 %",
-            share,
-            near(share, 0.40, 0.01),
+            medium,
+            near(medium, 0.40, 0.01),
             30.0 / 9.0,
         ),
+        Claim {
+            computed: format!(
+                "{large:.3} at 671B from zhao2025 against {medium:.3} at 30B; the model's own setting is \
+                 {lost:.3} nats above that optimum, which takes {:.1} times its training",
+                large * LARGE.0 / LARGE.1
+            ),
+            values: vec![large, lost],
+            ..claim(
+                "Z4",
+                "larger models are best sparser; at the size of DeepSeek-V3",
+                "sparser with size; DeepSeek-V3 (671B, 37.6B active, 8 and 1 shared experts) activates 5.6 %",
+                large,
+                Verdict::of(large < medium),
+                671.0 / 9.0,
+            )
+        },
     ])
 }
+
+/// All and active parameters of DeepSeek-V3, its activated experts with the shared one, and its training
+/// tokens (arXiv 2412.19437; counts of its published configuration).
+const LARGE: (f64, f64, f64, f64) = (671.026e9, 37.552e9, 9.0, 14.8e12);
 
 /// Three significant digits.
 fn significant(value: f64) -> String {

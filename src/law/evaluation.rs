@@ -41,6 +41,9 @@ pub struct Evaluation {
     /// Sparsity, for laws that have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sparsity: Option<f64>,
+    /// Exits of one trunk, for laws that have them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exits: Option<f64>,
     /// FLOPs of an equally good dense model over those of this one, for laws that give it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub efficiency_leverage: Option<f64>,
@@ -71,6 +74,7 @@ pub fn evaluate(law: &str, surface: &dyn Surface, at: SizeAndTokens) -> Result<E
         experts: state.get(Variable::Experts),
         granularity: state.get(Variable::Granularity),
         sparsity: state.get(Variable::Sparsity),
+        exits: state.get(Variable::Exits),
         efficiency_leverage: None,
         notes: surface.notes(at),
     })

@@ -23,7 +23,7 @@ use serde_json::{Map, Value};
 use crate::bounds::Quantity;
 use crate::law::{
     Inputs, LawInfo, LossLaw, Question, Range, Variable, abnar2025, ask, clark2022, dense,
-    krajewski2024, ludziejewski2025, yun2024, zhao2025,
+    familial2025, krajewski2024, ludziejewski2025, yun2024, zhao2025,
 };
 use crate::{Error, Result, files};
 
@@ -156,6 +156,11 @@ impl LawFile {
                 let (coefficients, _): (dense::Coefficients, _) = self.sets()?;
                 Box::new(published.fitted(self.info(published.info()), coefficients.slice()))
             }
+            "familial2025" => {
+                let (coefficients, _): (familial2025::Coefficients, _) = self.sets()?;
+                let form = toml::from_str(familial2025::INFO).map_err(|e| e.to_string())?;
+                Box::new(familial2025::Familial2025 { info: self.info(&form), coefficients })
+            }
             other => {
                 return Err(format!("form `{other}` is not known; there is {}", FORMS.join(", ")));
             }
@@ -268,7 +273,7 @@ fn falling(ranges: &[&Range], losses: &[Option<f64>]) -> Result<(), String> {
 }
 
 /// Forms that a file can hold and a fit can make.
-pub const FORMS: [&str; 7] = [
+pub const FORMS: [&str; 8] = [
     "ludziejewski2025",
     "yun2024",
     "zhao2025",
@@ -276,6 +281,7 @@ pub const FORMS: [&str; 7] = [
     "clark2022",
     "abnar2025",
     "hoffmann2022",
+    "familial2025",
 ];
 
 fn published<T>(law: Result<T>) -> Result<T, String> {

@@ -55,9 +55,13 @@ pub const WORKS: [Work; 19] = [
     Work {
         title: "Scaling laws for precision (Kumar et al.)",
         arxiv: "2411.04330",
-        used_as: Some("the loss that `rank --weights` and `--weight-bits` add below 16 bits"),
-        note: "rounding after training, 0.0598 D^0.5068 / N^0.3439 exp(-bits / 0.5907) nats, from runs up \
-               to 1.7B parameters; training in few bits is not in it here",
+        used_as: Some(
+            "the loss that `rank --weights` and `--weight-bits` add below 16 bits, and what `--train-bits` \
+             leaves of the parameters",
+        ),
+        note: "rounding after training, 0.0598 D^0.5068 / N^0.3439 exp(-bits / 0.5907) nats; training in few \
+               bits, parameters times 1 - exp(-bits / 2.6745) for weights, 2.2102 for activations, 0.9578 for \
+               the cache; runs up to 1.7B parameters and 26B tokens, offsets of the table left out",
     },
     Work {
         title: "Data-constrained language models (Muennighoff et al.)",
@@ -68,9 +72,19 @@ pub const WORKS: [Work; 19] = [
     Work {
         title: "Over-training (Gadre et al.)",
         arxiv: "2403.08540",
-        used_as: Some("the share of over-training that pays beyond a law's runs"),
+        used_as: Some(
+            "the share of over-training that pays beyond a law's runs, and downstream error from loss: `law \
+             fit --form gadre2024`, `law eval --downstream`, `rank --downstream`",
+        ),
         note: "104 released runs up to 640 tokens per parameter: fits to ratios up to 85 promise a third \
-               more than comes true",
+               more than comes true; Err = epsilon - k exp(-gamma L), coefficients from runs of one's own",
+    },
+    Work {
+        title: "Familial models",
+        arxiv: "2512.23407",
+        used_as: Some("`law eval` and `law fit` of form familial2025, and `rank --exits`"),
+        note: "one trunk with G exits, its mean loss times G^gamma with gamma about 0.033; the other \
+               coefficients come from the user",
     },
     Work {
         title: "qs inequality",
@@ -83,14 +97,8 @@ pub const WORKS: [Work; 19] = [
         title: "FLP and FLP-M, downstream accuracy from loss",
         arxiv: "2410.08527",
         used_as: None,
-        note: "its coefficients are not published; loss is not downstream accuracy, and no number here \
-               is one",
-    },
-    Work {
-        title: "Familial models",
-        arxiv: "2512.23407",
-        used_as: None,
-        note: "its G counts early-exit sub-models, not expert granularity; no form or coefficients found",
+        note: "its coefficients are not published; the form of Gadre et al. gives downstream error from \
+               loss instead",
     },
     Work {
         title: "Multi-model collaboration",

@@ -3,9 +3,12 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::law::beyond::{Data, Trained};
+use crate::law::beyond::{Data, OPTIMAL_RATIO, Trained, ratio_limit};
 use crate::law::{Closure, Inputs, LawInfo, Slice, Template, TokenCurve, Variable};
 use crate::{Error, Result};
+
+/// A size at which proportions are asked about, which decide at every size alike.
+const ANY_SIZE: f64 = 1e9;
 
 /// A law as a ranking asks it: the loss of one architecture along its training tokens.
 ///
@@ -56,13 +59,16 @@ pub struct Scaling {
     drawn: Vec<Arc<dyn ArchitectureLaw>>,
     /// What stands between the law and the models trained; `None` is the law by itself.
     data: Option<Data>,
+    /// Share of the parameters that the bits of a training leave ([`crate::law::precision`]).
+    effective: f64,
 }
 
 impl Scaling {
     /// A law on the sizes of an architecture.
     pub fn new(id: impl Into<String>, law: Arc<dyn ArchitectureLaw>, template: Template) -> Self {
         let drawn = law.drawn();
-        Self { id: id.into(), law, template: Arc::new(template), drawn, data: None }
+        let template = Arc::new(template);
+        Self { id: id.into(), law, template, drawn, data: None, effective: 1.0 }
     }
 
     /// The same law on another architecture.
@@ -73,6 +79,16 @@ impl Scaling {
     /// The same law as its models turn out with such data, instead of by itself.
     pub fn trained(&self, data: Data) -> Self {
         Self { data: Some(data), ..self.clone() }
+    }
+
+    /// The same law of models that are worth a share of their parameters.
+    pub fn worth(&self, effective: f64) -> Self {
+        Self { effective, ..self.clone() }
+    }
+
+    /// Share of the parameters that models are worth.
+    pub const fn effective(&self) -> f64 {
+        self.effective
     }
 
     /// Identifier of the law.
@@ -100,8 +116,9 @@ impl Scaling {
         let slice = self.on_template(&self.law, experts);
         Ok(match self.data {
             Some(data) => {
-                let law = Self { data: None, ..self.clone() };
-                Arc::new(Trained { law, slice, experts, data })
+                let ratio_limit =
+                    ratio_limit(&self.extrapolation(experts, ANY_SIZE, OPTIMAL_RATIO * ANY_SIZE));
+                Arc::new(Trained { slice, ratio_limit, data })
             }
             None => slice,
         })
@@ -112,18 +129,24 @@ impl Scaling {
     /// # Errors
     /// As [`Self::slice`].
     pub fn admits(&self, experts: usize) -> Result<()> {
-        /// Proportions decide, not sizes.
-        const ANY_SIZE: f64 = 1e9;
         let at = self.closure(experts, ANY_SIZE)?;
         self.law.admits(&at).map_err(|reason| Error::unfit(&self.id, reason))
     }
 
     fn on_template(&self, law: &Arc<dyn ArchitectureLaw>, experts: usize) -> Arc<dyn Slice> {
         let expansion = self.template.at_width(experts, self.template.aspect).expansion();
-        if let Some(power) = law.power_law(expansion) {
-            return Arc::new(power);
+        let whole: Arc<dyn Slice> = match law.power_law(expansion) {
+            Some(power) => Arc::new(power),
+            None => Arc::new(OnTemplate {
+                law: Arc::clone(law),
+                template: Arc::clone(&self.template),
+                experts,
+            }),
+        };
+        if self.effective < 1.0 {
+            return Arc::new(Worth { slice: whole, effective: self.effective });
         }
-        Arc::new(OnTemplate { law: Arc::clone(law), template: Arc::clone(&self.template), experts })
+        whole
     }
 
     /// The sizes of `n_active` active parameters.
@@ -153,6 +176,19 @@ impl Scaling {
     /// Number of joint draws of the coefficients.
     pub const fn draws(&self) -> usize {
         self.drawn.len()
+    }
+}
+
+/// A law of models that are worth a share of their parameters.
+#[derive(Clone, Debug)]
+struct Worth {
+    slice: Arc<dyn Slice>,
+    effective: f64,
+}
+
+impl Slice for Worth {
+    fn curve(&self, n_active: f64) -> TokenCurve {
+        self.slice.curve(self.effective * n_active)
     }
 }
 

@@ -85,13 +85,18 @@ pub trait Slice: Send + Sync + Debug {
         searched::optimum(self, budget)
     }
 
-    /// Tokens that `n_active` parameters need to reach `loss`.
+    /// Tokens that `n_active` parameters need to reach `loss`; `None` when they never do.
+    fn tokens_for(&self, n_active: f64, loss: Nats) -> Option<f64> {
+        self.curve(n_active).tokens_for(loss.0)
+    }
+
+    /// The same, or why they never do.
     ///
     /// # Errors
     /// [`crate::Error::Infeasible`] when that many parameters never reach it.
     fn tokens_for_loss(&self, n_active: f64, loss: Nats) -> Result<f64> {
-        let curve = self.curve(n_active);
-        curve.tokens_for(loss.0).ok_or_else(|| {
+        self.tokens_for(n_active, loss).ok_or_else(|| {
+            let curve = self.curve(n_active);
             let floor = curve.factor * curve.floor;
             out_of_reach(loss, floor, "use more parameters or a higher loss")
         })
@@ -143,7 +148,7 @@ pub(super) mod searched {
     pub(crate) fn budget_for_loss(slice: &(impl Slice + ?Sized), loss: Nats) -> Result<Flops> {
         // ln of the training work of the size that needs exactly this loss.
         let work = |ln_n: f64| {
-            let tokens = slice.tokens_for_loss(ln_n.exp(), loss);
+            let tokens = slice.tokens_for(ln_n.exp(), loss);
             tokens.map_or(f64::INFINITY, |tokens| ln_n + tokens.ln())
         };
         let best = work(minimum(work, (SIZES.0.ln(), SIZES.1.ln())));

@@ -164,6 +164,7 @@ impl Tian2025 {
             experts: None,
             granularity: Some(granularity),
             sparsity: Some(1.0 - ratio),
+            exits: None,
             efficiency_leverage: Some(self.coefficients.leverage(ratio, granularity, budget)),
             notes: self.notes(budget)?,
         })

@@ -33,11 +33,15 @@ pub enum Variable {
     TrainFlops,
     /// Training tokens per active parameter.
     TokensPerParam,
+    /// Exits of one model, each a smaller model of its own.
+    Exits,
+    /// Loss in nats per token, where it is what something else depends on.
+    Loss,
 }
 
 impl Variable {
     /// All variables, in the order of their declaration.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Experts,
         Self::NActive,
         Self::NTotal,
@@ -49,6 +53,8 @@ impl Variable {
         Self::Sparsity,
         Self::TrainFlops,
         Self::TokensPerParam,
+        Self::Exits,
+        Self::Loss,
     ];
 
     /// The flag that sets it.
@@ -65,6 +71,8 @@ impl Variable {
             Self::Sparsity => "--sparsity",
             Self::TrainFlops => "--train-flops",
             Self::TokensPerParam => "--tokens-per-param",
+            Self::Exits => "--exits",
+            Self::Loss => "--loss",
         }
     }
 
@@ -83,6 +91,9 @@ impl Variable {
             Self::Sparsity | Self::SharedRatio => error::in_range(self.flag(), value, 0.0, 1.0),
             Self::Experts if value.is_finite() && value < 1.0 => {
                 Err(Error::usage(self.flag(), format!("{value} is below 1 (dense)")))
+            }
+            Self::Exits if value.is_finite() && value < 1.0 => {
+                Err(Error::usage(self.flag(), format!("{value} is below 1 (the last layer)")))
             }
             _ => error::positive(self.flag(), value),
         }

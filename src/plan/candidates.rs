@@ -110,11 +110,13 @@ impl Density {
     pub const COARSE: Self = Self { stride: 4 };
 }
 
-/// Budget and loss that the candidates refer to.
+/// Budget and loss that the candidates refer to: those of a training in 16 bits, whatever bits the
+/// candidates are trained in.
 ///
 /// # Errors
 /// [`Error::Infeasible`] when a target loss lies below what the law can reach.
 pub fn reference(law: &Scaling, target: &Target) -> Result<Reference> {
+    let law = &law.worth(1.0);
     match *target {
         Target::Budget { budget, experts } => {
             let optimum = law.slice(experts)?.optimum(budget);

@@ -75,27 +75,37 @@ pub fn win_shares(
     tables: &[CostTable],
     lifetime: f64,
 ) -> Shares {
-    let mut wins = vec![0.0; market.families.len()];
+    let of = |table: &CostTable| -> Vec<f64> {
+        let one =
+            |r: &Option<(usize, f64)>| r.map_or(f64::INFINITY, |(i, _)| total(table[i], lifetime));
+        recommended.iter().map(one).collect()
+    };
+    let drawn: Vec<Vec<f64>> = tables.iter().map(of).collect();
+    shares(&drawn, market.families.len())
+}
+
+/// The same from the total dollars of each family's candidate in each draw, infinite where it cannot be had.
+pub(super) fn shares(drawn: &[Vec<f64>], families: usize) -> Shares {
+    let mut wins = vec![0.0; families];
     let mut none = 0.0;
-    for table in tables {
-        let drawn: Vec<Option<(usize, f64)>> = recommended
-            .iter()
-            .map(|r| {
-                let (entry, _) = (*r)?;
-                Some((entry, total(table[entry], lifetime))).filter(|(_, t)| t.is_finite())
-            })
-            .collect();
-        match winner(&drawn) {
+    for totals in drawn {
+        match cheapest(totals) {
             Some(family) => wins[family] += 1.0,
             None => none += 1.0,
         }
     }
     // Counted first: a sum of shares would end beside 1.
-    let all = tables.len().max(1) as f64;
+    let all = drawn.len().max(1) as f64;
     for w in &mut wins {
         *w /= all;
     }
     Shares { wins, none: none / all }
+}
+
+/// Index of the lowest of the finite totals; the first of equals.
+pub(super) fn cheapest(totals: &[f64]) -> Option<usize> {
+    let finite = totals.iter().enumerate().filter(|(_, t)| t.is_finite());
+    finite.min_by(|a, b| a.1.total_cmp(b.1)).map(|(family, _)| family)
 }
 
 /// A change of the cheapest family along lifetime tokens.

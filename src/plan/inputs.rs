@@ -5,7 +5,10 @@ use std::sync::Arc;
 use crate::Result;
 use crate::config::{DType, DeviceSpec};
 use crate::law::beyond::Data;
+use crate::law::downstream::Downstream;
+use crate::law::precision::TrainedBits;
 use crate::law::{Scaling, Template};
+use crate::plan::familial::Exits;
 use crate::serving::{EngineCosts, Lengths, MemoryBudget, ServiceLevel, TrainingPrice};
 use crate::units::{Flops, Nats, UsdPerHour, UsdPerMillionTokens};
 use crate::workload::RoutingKind;
@@ -132,6 +135,8 @@ pub struct RankInputs {
     pub lifetime: Lifetime,
     /// The serving device.
     pub device: ServingDevice,
+    /// Bits that models are trained in.
+    pub trained_bits: TrainedBits,
     /// Bits that expert weights are rounded to after training; `None` serves them as they were trained.
     pub rounded_bits: Option<f64>,
     /// The training device.
@@ -151,16 +156,32 @@ pub struct RankInputs {
     pub template: Arc<Template>,
     /// What is drawn.
     pub ranges: Ranges,
+    /// What loss means for tasks, if a fit of it was given.
+    pub downstream: Option<Arc<Downstream>>,
+    /// Exits of one trunk to be compared with one model, if asked about.
+    pub exits: Option<Exits>,
     /// Random draws for the probabilities.
     pub draws: usize,
     /// Seed of the draws.
     pub seed: u64,
 }
 
+/// Bits that weights in a format, or of `mixed` bits on average, are rounded to after a training in
+/// `trained` bits, scales left out; `None` where these are no fewer.
+pub fn rounded_bits(format: DType, mixed: Option<f64>, trained: &TrainedBits) -> Option<f64> {
+    let bits = mixed.unwrap_or_else(|| format.bits().floor());
+    (bits < trained.weights).then_some(bits)
+}
+
 impl RankInputs {
     /// How training data and rounding turn into loss, with a share of over-training that pays.
     pub const fn data(&self, realised: f64) -> Data {
         Data { realised, unique_tokens: self.limits.unique_tokens, rounded_bits: self.rounded_bits }
+    }
+
+    /// A law on the architecture asked about, whose models are trained in the bits asked about.
+    pub fn of_law(&self, law: &Scaling) -> Scaling {
+        law.on(&self.template).worth(self.trained_bits.effective())
     }
 
     /// The same question about the expert counts that a law says something about.

@@ -48,8 +48,18 @@ pub struct Market {
     pub entries: Vec<Entry>,
     /// Standard deviation of the law's residual within its runs, in nats.
     residual_nats: f64,
-    /// How far the model that sets the loss lies outside the law's runs.
-    reference_standing: Option<Standing>,
+    /// The model that sets the loss.
+    setter: Option<Setter>,
+}
+
+/// The model that sets the loss, as large as one in the candidates' bits must be to be worth as much.
+#[derive(Clone, Copy, Debug)]
+struct Setter {
+    family: usize,
+    n_active: f64,
+    tokens: f64,
+    /// How far it lies outside the law's runs.
+    standing: Standing,
 }
 
 /// What one candidate costs in one draw.
@@ -78,7 +88,7 @@ impl Market {
     /// # Errors
     /// When the law does not cover an expert count, or no latency model a layer.
     pub fn new(book: &Book, law: &Scaling, inputs: &RankInputs, density: Density) -> Result<Self> {
-        let law = &law.on(&inputs.template);
+        let law = &inputs.of_law(law);
         let (reference, families) = families(law, inputs, density)?;
         let points: Vec<(usize, Point)> = families
             .iter()
@@ -92,13 +102,15 @@ impl Market {
                 entry((book, law), (family, point), slice, inputs)
             })
             .collect::<Result<Vec<_>>>()?;
-        let reference_standing = inputs.target.reference_experts().map(|experts| {
-            let set = families.iter().find(|f| f.experts == experts);
-            let n_active = set.map_or(1.0, |f| f.slice.optimum(reference.budget).n_active);
-            Standing::of(law, experts, n_active, experts)
+        let setter = inputs.target.reference_experts().and_then(|experts| {
+            let family = families.iter().position(|f| f.experts == experts)?;
+            let best = law.worth(1.0).slice(experts).ok()?.optimum(reference.budget);
+            let standing = Standing::of(law, experts, best.n_active, experts);
+            let n_active = best.n_active / law.effective();
+            Some(Setter { family, n_active, tokens: best.tokens, standing })
         });
         let residual_nats = law.residual_nats();
-        Ok(Self { reference, families, entries, residual_nats, reference_standing })
+        Ok(Self { reference, families, entries, residual_nats, setter })
     }
 
     /// Prices a shape that this market does not recommend, to compare it; returns its entry, or `None`
@@ -119,7 +131,7 @@ impl Market {
         let Some(family) = self.families.iter().position(|f| f.experts == shape.experts) else {
             return Ok(None);
         };
-        let law = &law.on(&inputs.template);
+        let law = &inputs.of_law(law);
         let slice = Arc::clone(&self.families[family].slice);
         let standing = Standing::of(law, shape.experts, n_active, inputs.target.base_experts());
         let data = inputs.data(REALISED.0);
@@ -175,7 +187,7 @@ impl Market {
         draw: &Draw,
         asked: &dyn Fn(usize) -> bool,
     ) -> World {
-        let target = self.target(inputs, draw);
+        let target = self.target(draw);
         let most = self.reference.budget * inputs.limits.max_train_factor;
         let data = inputs.data(draw.law.realised_share());
         let costs = self
@@ -217,17 +229,13 @@ impl Market {
     /// Loss that the candidates must reach in a draw: the given one, or what the reference model has
     /// under the draw's coefficients and with its own error. It is another run than any candidate, so
     /// that its residual never cancels.
-    fn target(&self, inputs: &RankInputs, draw: &Draw) -> f64 {
-        let experts = inputs.target.reference_experts();
-        let family = experts.and_then(|e| self.families.iter().find(|f| f.experts == e));
-        let (Some(family), Some(standing)) = (family, self.reference_standing) else {
+    fn target(&self, draw: &Draw) -> f64 {
+        let Some(Setter { family, n_active, tokens, standing }) = self.setter else {
             return self.reference.loss.0;
         };
         // The law's own optimum set the loss; its drawn twin moves it.
-        let loss = drawn(family, draw).map_or(self.reference.loss.0, |slice| {
-            let optimum = family.slice.optimum(self.reference.budget);
-            slice.loss(optimum.n_active, optimum.tokens).0
-        });
+        let loss = drawn(&self.families[family], draw)
+            .map_or(self.reference.loss.0, |slice| slice.loss(n_active, tokens).0);
         loss + standing.error(&draw.law, draw.law.reference, self.residual_nats)
     }
 }

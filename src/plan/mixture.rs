@@ -9,7 +9,8 @@ use crate::law::Scaling;
 use crate::law::beyond::ErrorDraw;
 use crate::plan::candidates::{Density, Family, Shape};
 use crate::plan::decide::{
-    CostTable, Shares, best_of_families, cost_table, cost_table_of, total, win_shares, winner,
+    CostTable, Shares, best_of_families, cheapest, cost_table, cost_table_of, shares, total,
+    win_shares, winner,
 };
 use crate::plan::decision_map::lifetime;
 use crate::plan::draws::{Draw, draws};
@@ -118,19 +119,19 @@ impl<'a> Panel<'a> {
     }
 
     /// What each law answers and what their mixture does.
-    pub fn answer(&self) -> (Vec<LawAnswer>, Mixture) {
+    pub fn answer(&self) -> Verdict {
         let weights = self.weight();
         let judged: Vec<Judged> =
             self.seats.par_iter().map(|seat| judge(seat, &self.picks)).collect();
-        let mut answers: Vec<LawAnswer> = self
+        let mut laws: Vec<LawAnswer> = self
             .seats
             .iter()
             .zip(&judged)
             .map(|(seat, judged)| answer(seat, judged, self.inputs, weights))
             .collect();
         let mixture = mix(&self.seats, &judged, &self.picks, weights);
-        answers.extend(self.refusals.iter().cloned());
-        (answers, mixture)
+        laws.extend(self.refusals.iter().cloned());
+        Verdict { laws, mixture, without_each: self.without_each(&judged) }
     }
 
     /// Total dollars of each expert count's recommendation under each law, by the law's identifier.
@@ -142,21 +143,28 @@ impl<'a> Panel<'a> {
         self.seats.iter().map(|seat| (seat.member.law.id(), of(seat))).collect()
     }
 
-    /// Mean dollars over the laws of each expert count's model, without one of them in turn, by the
-    /// identifier of the one left out.
-    pub fn without_each(&self) -> Vec<(&str, Vec<(usize, f64)>)> {
-        let of = |left_out: usize| {
-            let others = || self.seats.iter().enumerate().filter(move |(i, _)| *i != left_out);
-            let mean = |&(experts, shape, _): &Pick| {
-                let knows = |s: &&Seat| s.inputs.experts.contains(&experts);
-                let known: Vec<&Seat> = others().map(|(_, s)| s).filter(knows).collect();
-                let weights: f64 = known.iter().map(|s| s.member.weight).sum();
-                let sum: f64 = known.iter().map(|s| s.member.weight * spent(s, &shape)).sum();
-                (weights > 0.0).then_some((experts, sum / weights))
+    /// P(best) of each expert count's model without one of the laws in turn, by the identifier of the one
+    /// left out.
+    fn without_each(&self, judged: &[Judged]) -> Vec<(String, Vec<(usize, f64)>)> {
+        let of = |left_out: usize| -> Vec<(usize, f64)> {
+            let others = || {
+                let all = self.seats.iter().zip(judged).enumerate();
+                all.filter(move |(i, _)| *i != left_out).map(|(_, other)| other)
             };
-            self.picks.iter().filter_map(mean).collect()
+            let weights: f64 = others().map(|(seat, _)| seat.member.weight).sum();
+            let share = |experts: usize| {
+                let wins = others().map(|(seat, judged)| {
+                    let family = seat.inputs.experts.iter().position(|&e| e == experts);
+                    family.map_or(0.0, |f| seat.member.weight * judged.mixed.wins[f])
+                });
+                wins.sum::<f64>() / weights
+            };
+            self.picks.iter().map(|pick| (pick.0, share(pick.0))).collect()
         };
-        let ids = self.seats.iter().map(|s| s.member.law.id()).enumerate();
+        if self.seats.len() < 2 {
+            return Vec::new();
+        }
+        let ids = self.seats.iter().map(|s| s.member.law.id().to_owned()).enumerate();
         ids.map(|(index, id)| (id, of(index))).collect()
     }
 
@@ -179,20 +187,24 @@ impl<'a> Panel<'a> {
         let asked = |entry: usize| recommended.iter().flatten().any(|r| r.0 == entry);
         let world = seat.market.world_of(&seat.inputs, &draw, &asked);
         let costs = cost_table(&world, seat.inputs.demand, seat.inputs.lengths.output);
-        let regrets = regrets_in(seat, &recommended, &costs)?;
-        let totals: Vec<Option<(usize, f64)>> = recommended
-            .iter()
-            .map(|r| {
-                let (entry, _) = (*r)?;
-                Some((entry, total(costs[entry], seat.lifetime))).filter(|t| t.1.is_finite())
-            })
-            .collect();
+        let totals = totals(&recommended, &costs, seat.lifetime);
+        let (best, regrets) = (cheapest(&totals)?, regrets_in(seat, &totals)?);
         let families = &seat.market.families;
         let picked = |f: &usize| self.picks.iter().any(|p| p.0 == families[*f].experts);
         let regrets = (0..families.len()).filter(picked).map(|f| (families[f].experts, regrets[f]));
-        let regrets = regrets.collect();
-        winner(&totals).map(|family| Outcome { winner: families[family].experts, regrets })
+        Some(Outcome { winner: families[best].experts, regrets: regrets.collect() })
     }
+}
+
+/// What all laws say of one question.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// Each law's answer, those that refuse last.
+    pub laws: Vec<LawAnswer>,
+    /// Their mixture.
+    pub mixture: Mixture,
+    /// P(best) of the mixture's models without one law in turn, by its identifier; empty with one law.
+    pub without_each: Vec<(String, Vec<(usize, f64)>)>,
 }
 
 /// The parts of a draw that belong to some of the expert counts.
@@ -203,18 +215,6 @@ fn restricted(draw: &Draw, all: &[usize], kept: &[usize]) -> Draw {
     let law = ErrorDraw { own: of(&draw.law.own), ..draw.law.clone() };
     let own_mfu = of(&draw.own_mfu);
     Draw { step: of(&draw.step), kernel: of(&draw.kernel), law, own_mfu, ..draw.clone() }
-}
-
-/// What each law answers and what their mixture does.
-///
-/// # Errors
-/// As [`Panel::new`].
-pub fn mixture(
-    book: &Book,
-    members: &[Member],
-    inputs: &RankInputs,
-) -> Result<(Vec<LawAnswer>, Mixture)> {
-    Ok(Panel::new(book, members, inputs)?.answer())
 }
 
 /// One law's candidates; the inner error says why it has none.
@@ -276,15 +276,11 @@ fn total_of(seat: &Seat, shape: &Shape) -> f64 {
     total(seat.nominal[index], seat.lifetime)
 }
 
-/// Total cost of a shape under one law. Where the law says that it misses the loss, the training limit
-/// has been spent and the law's cheapest model must be had all the same.
+/// Total cost of a shape under one law. Where the law says that it misses the loss, or that keeping it costs
+/// more than training anew, the training limit has been spent and the law's cheapest model is had.
 fn spent(seat: &Seat, shape: &Shape) -> f64 {
-    let total = total_of(seat, shape);
-    if total.is_finite() {
-        return total;
-    }
     let cheapest = seat.best.iter().flatten().map(|b| b.1).fold(f64::INFINITY, f64::min);
-    train_limit(seat, shape.experts) + cheapest
+    total_of(seat, shape).min(train_limit(seat, shape.experts) + cheapest)
 }
 
 /// The shape of an expert count with the lowest mean cost over the laws.
@@ -349,22 +345,21 @@ fn judge(seat: &Seat, picks: &[Pick]) -> Judged {
             cost_table_of(&world, inputs.demand, inputs.lengths.output, &asked)
         })
         .collect();
+    let drawn: Vec<Vec<f64>> =
+        tables.iter().map(|table| totals(&recommended, table, seat.lifetime)).collect();
+    let of_family = |family| drawn.iter().map(|totals| totals[family]).collect();
     Judged {
         own: win_shares(market, &seat.best, &tables, seat.lifetime),
-        mixed: win_shares(market, &recommended, &tables, seat.lifetime),
-        regrets: regrets(seat, &recommended, picks, &tables),
-        drawn: recommended.iter().map(|r| drawn_totals(*r, &tables, seat.lifetime)).collect(),
+        mixed: shares(&drawn, market.families.len()),
+        regrets: regrets(seat, picks, &drawn),
+        drawn: (0..recommended.len()).map(of_family).collect(),
     }
 }
 
-/// Total dollars of a recommendation in each draw, infinite where it cannot be had.
-fn drawn_totals(
-    recommended: Option<(usize, f64)>,
-    tables: &[CostTable],
-    lifetime: f64,
-) -> Vec<f64> {
-    let of = |t: &CostTable| recommended.map_or(f64::INFINITY, |(i, _)| total(t[i], lifetime));
-    tables.iter().map(of).collect()
+/// Total dollars of each recommendation in one draw, infinite where it cannot be had.
+fn totals(recommended: &[Option<(usize, f64)>], table: &CostTable, lifetime: f64) -> Vec<f64> {
+    let of = |r: &Option<(usize, f64)>| r.map_or(f64::INFINITY, |(i, _)| total(table[i], lifetime));
+    recommended.iter().map(of).collect()
 }
 
 /// What a recommendation costs over the laws that know its expert count.
@@ -393,19 +388,14 @@ fn costs(seats: &[Seat], judged: &[Judged], shape: &Shape, weights: f64) -> Opti
 
 /// Mean regret of each expert count's model over the draws in which any can be had; expert counts
 /// without a model have none.
-fn regrets(
-    seat: &Seat,
-    recommended: &[Option<(usize, f64)>],
-    picks: &[Pick],
-    tables: &[CostTable],
-) -> Vec<Option<Regret>> {
-    let mut sums = vec![0.0; recommended.len()];
+fn regrets(seat: &Seat, picks: &[Pick], drawn: &[Vec<f64>]) -> Vec<Option<Regret>> {
+    let mut sums = vec![0.0; seat.market.families.len()];
     let mut count = 0.0;
-    for regrets in tables.iter().filter_map(|table| regrets_in(seat, recommended, table)) {
+    for regrets in drawn.iter().filter_map(|totals| regrets_in(seat, totals)) {
         count += 1.0;
         sums.iter_mut().zip(regrets).for_each(|(sum, regret)| *sum += regret);
     }
-    let share = count / tables.len().max(1) as f64;
+    let share = count / drawn.len().max(1) as f64;
     let of = |(family, sum): (usize, f64)| {
         let is_picked = picks.iter().any(|p| p.0 == seat.market.families[family].experts);
         (is_picked && count > 0.0).then_some(Regret { usd: sum / count, share })
@@ -413,25 +403,16 @@ fn regrets(
     sums.into_iter().enumerate().map(of).collect()
 }
 
-/// Dollars of each family's model beyond the cheapest in one draw, at most the training limit; `None`
-/// where none can be had. Whoever finds that a model cannot be served, in this draw or under this law at
+/// Dollars of each family's model beyond the cheapest in one draw of total dollars, at most the training
+/// limit; `None` where none can be had. Whoever finds that a model cannot be served, in this draw or under this law at
 /// all, or that serving it costs more than training anew, trains the cheapest in its place.
-fn regrets_in(
-    seat: &Seat,
-    recommended: &[Option<(usize, f64)>],
-    table: &CostTable,
-) -> Option<Vec<f64>> {
-    let cost = |r: &Option<(usize, f64)>| {
-        r.map_or(f64::INFINITY, |(entry, _)| total(table[entry], seat.lifetime))
+fn regrets_in(seat: &Seat, totals: &[f64]) -> Option<Vec<f64>> {
+    let lowest = totals[cheapest(totals)?];
+    let of = |(family, total): (usize, &f64)| {
+        let anew = train_limit(seat, seat.market.families[family].experts);
+        (total - lowest).min(anew)
     };
-    let lowest = recommended.iter().map(cost).fold(f64::INFINITY, f64::min);
-    lowest.is_finite().then(|| {
-        let of = |(family, r): (usize, &Option<(usize, f64)>)| {
-            let anew = train_limit(seat, seat.market.families[family].experts);
-            (cost(r) - lowest).min(anew)
-        };
-        recommended.iter().enumerate().map(of).collect()
-    })
+    Some(totals.iter().enumerate().map(of).collect())
 }
 
 fn refused(member: &Member, reason: String) -> LawAnswer {

@@ -3,20 +3,23 @@
 //! Field names carry their unit at the end. A value that could not be obtained is `null`, with the
 //! reason beside it; it is never zero or NaN.
 
+mod familial;
 mod laws;
 
 use serde::{Deserialize, Serialize};
 
 use crate::latency::Source;
+use crate::law::downstream::Predicted;
 use crate::serving::Layout;
 
+pub use familial::{ExitSize, Familial};
 pub use laws::{Choice, ChoiceCosts, ExpertShare, FlopsSaved, LawAnswer, Mixture};
 
 /// Name of the document kind in `rank.json`.
 pub const SCHEMA: &str = "moe-frontier/rank";
 /// Version of the document; the major number changes when a reader of the old form would be misled,
 /// the minor one when fields are added, which documents of an older minor version lack.
-pub const SCHEMA_VERSION: &str = "2.2";
+pub const SCHEMA_VERSION: &str = "2.3";
 
 /// The whole answer of `rank`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +47,9 @@ pub struct RankReport {
     pub crossovers: Vec<Crossover>,
     /// Smaller models on more tokens, at one training budget and by FLOPs alone.
     pub over_training: OverTrainingReport,
+    /// The first law's recommended model with several exits, where they were asked about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub familial: Option<Familial>,
     /// Total cost of the best candidate of each expert count against lifetime tokens.
     pub total_cost: Vec<TotalCostCurve>,
     /// Who wins where.
@@ -178,6 +184,9 @@ pub struct Candidate {
     pub tokens_per_param: f64,
     /// Predicted loss in nats per token.
     pub loss_nats: f64,
+    /// Downstream error at that loss, where a fit of it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downstream: Option<Predicted>,
     /// Largest factor by which a variable of the law lies outside its fitted range; 1 is inside.
     pub extrapolation: f64,
     /// Training FLOPs, `6 n_active tokens`.
@@ -425,7 +434,8 @@ pub struct Sensitivity {
     pub winner_at_low: Option<usize>,
     /// Cheapest expert count at the high end.
     pub winner_at_high: Option<usize>,
-    /// Total cost of the runner-up over that of today's winner at the low end; below 1 it flips.
+    /// Total cost of the runner-up over that of today's winner at the low end, for weights of the laws
+    /// P(best) of the winner over that of the runner-up; below 1 it flips.
     pub margin_at_low: Option<f64>,
     /// The same at the high end.
     pub margin_at_high: Option<f64>,

@@ -12,6 +12,7 @@ use crate::Result;
 use crate::config::{Attention, MoeModel};
 use crate::latency::{LatencyModel, Operation};
 use crate::law::beyond::{REALISED, Standing};
+use crate::law::precision::{self, FEWEST_BITS, TrainedBits};
 use crate::law::{Scaling, step_law};
 use crate::plan::candidates::Point;
 use crate::plan::decide::{
@@ -30,7 +31,7 @@ use crate::plan::outcome::{
     TotalCostPoint,
 };
 use crate::plan::price::{Book, Priced};
-use crate::plan::{latency_curve, over_training, sensitivity, summary};
+use crate::plan::{familial, latency_curve, over_training, sensitivity, summary};
 use crate::serving::training_flops;
 use crate::units::{Seconds, nearest_whole};
 
@@ -78,10 +79,8 @@ pub fn rank(
     inputs: &RankInputs,
     provenance: Provenance,
 ) -> Result<Ranking> {
-    let members: Vec<Member> = members
-        .iter()
-        .map(|m| Member { law: m.law.on(&inputs.template), weight: m.weight })
-        .collect();
+    let members: Vec<Member> =
+        members.iter().map(|m| Member { law: inputs.of_law(&m.law), weight: m.weight }).collect();
     let book = Book::new(latency, inputs)?;
     let panel = Panel::new(&book, &members, inputs)?.led_by_first()?;
     let seat = panel.first();
@@ -97,10 +96,13 @@ pub fn rank(
     let (candidates, p_none) = question.candidates(&costs, best)?;
     let offset = candidates.len() - market.entries.len();
     let operations = question.operations(winning_entry, origin)?;
-    let (laws, mixture) = panel.answer();
-    let mut sensitivity = sensitivity::over_laws(&panel, inputs.experts[first]);
-    sensitivity.extend(sensitivity::sensitivities((&book, law, &market), inputs, first)?);
+    let verdict = panel.answer();
+    let moved = sensitivity::sensitivities((&book, law, &market), inputs, first)?;
+    let mut sensitivity = sensitivity::over_laws(&panel, &verdict, inputs.experts[first]);
+    sensitivity.extend(moved.rows);
     let maps = question.maps(&candidates[offset + winning_entry], &costs, &drawn)?;
+    let trunk = (&market, &market.entries[winning_entry]);
+    let familial = inputs.exits.map(|exits| familial::report(&book, trunk, inputs, exits));
     let models = best
         .iter()
         .flatten()
@@ -122,6 +124,7 @@ pub fn rank(
             (lifetime / span, lifetime * span),
         ),
         total_cost: total_cost(&market, &costs.nominal, lifetime),
+        familial: familial.transpose()?,
         over_training: over_training::report((&book, law), &market, inputs, lifetime)?,
         decision_map: maps,
         sensitivity,
@@ -134,13 +137,15 @@ pub fn rank(
             target_loss_nats: market.reference.loss.0,
             target_from_experts: inputs.target.reference_experts(),
         },
-        laws,
-        mixture: Some(mixture),
+        laws: verdict.laws,
+        mixture: Some(verdict.mixture),
         assumptions: provenance.assumptions,
         warnings: provenance.warnings,
         arguments: None,
         candidates,
     };
+    report.warnings.extend(moved.refused);
+    report.warnings.extend(few_bits(&report, inputs));
     report.warnings.extend(summary::warnings(&report));
     report.summary = summary::sentences(&report, lifetime);
     Ok(Ranking { report, models })
@@ -148,6 +153,22 @@ pub fn rank(
 
 /// Names who answered an operation, given the position of the model in its stack.
 pub type OriginOf<'a> = dyn Fn(Operation, u8) -> Option<String> + 'a;
+
+/// How far the models lie outside the runs behind the loss of few bits, where it counts.
+fn few_bits(report: &RankReport, inputs: &RankInputs) -> Option<String> {
+    let counts = inputs.rounded_bits.is_some() || inputs.trained_bits != TrainedBits::FULL;
+    let best = report.candidates.iter().filter(|c| c.best_of_experts);
+    let worst = best.map(|c| precision::outside(c.n_active, c.tokens)).fold(1.0, f64::max);
+    let fewest = inputs.rounded_bits.is_some_and(|bits| bits < FEWEST_BITS);
+    let below =
+        if fewest { format!(", and below their {FEWEST_BITS} bits") } else { String::new() };
+    (counts && (worst > 1.0 || fewest)).then(|| {
+        format!(
+            "the loss of few bits (arXiv 2411.04330) is from runs of at most 1.7B parameters and 26B tokens: \
+             up to {worst:.0}x outside them{below}"
+        )
+    })
+}
 
 /// What costs and probabilities count.
 const fn basis(demand: Demand) -> Basis {
@@ -244,6 +265,7 @@ impl Question<'_> {
         let body = point.n_active - params.embedding - params.head;
         let advice = step_law::advice(body, point.tokens);
         let (num_heads, num_kv_heads) = heads(model);
+        let loss = law_loss(law, inputs, point);
         Candidate {
             experts,
             top_k: model.top_k,
@@ -259,7 +281,8 @@ impl Question<'_> {
             config: None,
             tokens: point.tokens,
             tokens_per_param: point.tokens_per_param(),
-            loss_nats: law_loss(law, inputs, point),
+            loss_nats: loss,
+            downstream: inputs.downstream.as_ref().map(|fit| fit.at(loss)),
             extrapolation: law.extrapolation(experts, point.n_active, point.tokens).worst(),
             train_flops: training_flops(point.n_active, point.tokens).0,
             learning_rate: advice.as_ref().ok().map(|(step, _)| step.learning_rate),

@@ -97,6 +97,7 @@ pub(crate) fn empty() -> RankReport {
         here: (1.0, 1e12),
     };
     RankReport {
+        familial: None,
         schema: SCHEMA.into(),
         schema_version: SCHEMA_VERSION.into(),
         program_version: "0.0.0".into(),
@@ -174,6 +175,7 @@ fn candidate(experts: usize, kind: CandidateKind, index: f64, step: f64) -> Cand
         tokens: 2e11 * (1.0 + 3.0 * step),
         tokens_per_param: 20.0 * (1.0 + index + step) * (1.0 + 3.0 * step),
         loss_nats: if step == 0.0 { 2.05 + 0.02 * index } else { 2.1234 },
+        downstream: None,
         extrapolation: 1.0 + 5.0 * index * step,
         train_flops: 1.2e22,
         learning_rate: (experts < 32).then_some(4.2e-4),

@@ -13,9 +13,9 @@ use crate::plan::candidates::Density;
 use crate::plan::decide::{best_of_families, cost_table, winner};
 use crate::plan::decision_map::lifetime;
 use crate::plan::draws::Draw;
-use crate::plan::inputs::{Lifetime, Limits, RankInputs};
+use crate::plan::inputs::{Lifetime, Limits, RankInputs, rounded_bits};
 use crate::plan::market::Market;
-use crate::plan::mixture::Panel;
+use crate::plan::mixture::{Panel, Verdict};
 use crate::plan::outcome::Sensitivity;
 use crate::plan::price::Book;
 use crate::stats::Z95;
@@ -45,6 +45,15 @@ enum Changes {
     Steps,
 }
 
+/// Assumptions that were moved, and those that could not be.
+pub struct Moved {
+    /// One row each.
+    pub rows: Vec<Sensitivity>,
+    /// A sentence for each that has no row: formats or shapes that no latency model answers are no end of
+    /// a range.
+    pub refused: Vec<String>,
+}
+
 /// All single-assumption changes around `inputs`; `today` is the index of the winning expert count.
 ///
 /// # Errors
@@ -53,7 +62,7 @@ pub fn sensitivities(
     (book, law, market): (&Book, &Scaling, &Market),
     inputs: &RankInputs,
     today: usize,
-) -> Result<Vec<Sensitivity>> {
+) -> Result<Moved> {
     let cases = cases(inputs, today, market.reference.tokens);
     let rows = cases.into_par_iter().map(|(assumption, low, high)| {
         let at = |end: &End| outcome((book, law, market), end, today);
@@ -61,14 +70,22 @@ pub fn sensitivities(
         match ends {
             Ok(ends) => {
                 let texts = (low.text, high.text);
-                Ok(Some(row(assumption, texts, ends, inputs.experts[today])))
+                Ok(Ok(row(assumption, texts, ends, inputs.experts[today])))
             }
-            // Formats or shapes that no latency model answers are no end of a range.
-            Err(e) if e.exit_code() == 4 => Ok(None),
+            Err(e) if e.exit_code() == 4 => {
+                Ok(Err(format!("what decides the answer was not asked of {assumption}: {e}")))
+            }
             Err(e) => Err(e),
         }
     });
-    Ok(rows.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    let mut moved = Moved { rows: Vec::new(), refused: Vec::new() };
+    for row in rows.collect::<Result<Vec<_>>>()? {
+        match row {
+            Ok(row) => moved.rows.push(row),
+            Err(reason) => moved.refused.push(reason),
+        }
+    }
+    Ok(moved)
 }
 
 /// Who wins at one end, and the cheapest other total over today's winner's.
@@ -95,31 +112,41 @@ fn row(
 /// Names of the rows about the laws.
 pub const OF_LAWS: [&str; 2] = ["loss law", "weights of the laws"];
 
-/// What another law, or other weights of the laws, would answer; `today` is the winning expert count.
-/// None with a single law.
-pub fn over_laws(panel: &Panel, today: usize) -> Vec<Sensitivity> {
-    let mut rows = Vec::new();
-    let answers = [("", panel.by_law()), ("without ", panel.without_each())];
-    for (assumption, (words, costs)) in OF_LAWS.into_iter().zip(answers) {
-        let at = |costs: &[(usize, f64)]| -> AtEnd {
-            let least = |a: &&(usize, f64), b: &&(usize, f64)| a.1.total_cmp(&b.1);
-            let mine = costs.iter().find(|c| c.0 == today);
-            let runner_up = costs.iter().filter(|c| c.0 != today).min_by(least);
-            let margin = mine.zip(runner_up).map(|(mine, other)| other.1 / mine.1);
-            (costs.iter().min_by(least).map(|c| c.0), margin)
+/// What another law, or other weights of the laws, would answer; `today` is the winning expert count of the
+/// first law, which the laws are compared with by total dollars. What a law left out changes is compared
+/// with the mixture's own winner, by P(best). None with a single law.
+pub fn over_laws(panel: &Panel, verdict: &Verdict, today: usize) -> Vec<Sensitivity> {
+    let least = |a: &&(usize, f64), b: &&(usize, f64)| a.1.total_cmp(&b.1);
+    let by_cost = |costs: &[(usize, f64)]| -> AtEnd {
+        let mine = costs.iter().find(|c| c.0 == today);
+        let runner_up = costs.iter().filter(|c| c.0 != today).min_by(least);
+        let margin = mine.zip(runner_up).map(|(mine, other)| other.1 / mine.1);
+        (costs.iter().min_by(least).map(|c| c.0), margin)
+    };
+    let laws = panel.by_law().into_iter().map(|(id, costs)| (id.to_owned(), by_cost(&costs)));
+    let [of_laws, of_weights] = OF_LAWS;
+    let mut rows: Vec<Sensitivity> = extremes(of_laws, laws.collect(), today).into_iter().collect();
+    if let Some(mixed) = verdict.mixture.winner {
+        let by_share = |shares: &[(usize, f64)]| -> AtEnd {
+            let of =
+                |mine: bool| shares.iter().filter(move |s| (s.0 == mixed) == mine).max_by(least);
+            let margin = of(true).zip(of(false)).map(|(mine, other)| mine.1 / other.1);
+            (shares.iter().max_by(least).map(|s| s.0), margin.filter(|m| m.is_finite()))
         };
-        let mut ends: Vec<(String, AtEnd)> =
-            costs.iter().map(|(id, costs)| (format!("{words}{id}"), at(costs))).collect();
-        // Today's winner at its worst, and at its best.
-        let margin = |end: &(String, AtEnd)| end.1.1.unwrap_or(0.0);
-        ends.sort_by(|a, b| margin(a).total_cmp(&margin(b)));
-        if ends.len() > 1 {
-            let (high, low) = (ends.pop(), ends.into_iter().next());
-            let (Some(high), Some(low)) = (high, low) else { continue };
-            rows.push(row(assumption, (low.0, high.0), (low.1, high.1), today));
-        }
+        let ends = verdict.without_each.iter();
+        let ends = ends.map(|(id, shares)| (format!("without {id}"), by_share(shares)));
+        rows.extend(extremes(of_weights, ends.collect(), mixed));
     }
     rows
+}
+
+/// The row of an assumption with several values: where today's winner fares worst, and where best.
+fn extremes(assumption: &str, mut ends: Vec<(String, AtEnd)>, today: usize) -> Option<Sensitivity> {
+    let margin = |end: &(String, AtEnd)| end.1.1.unwrap_or(0.0);
+    ends.sort_by(|a, b| margin(a).total_cmp(&margin(b)));
+    let high = ends.pop()?;
+    let low = ends.into_iter().next()?;
+    Some(row(assumption, (low.0, high.0), (low.1, high.1), today))
 }
 
 fn outcome(
@@ -294,8 +321,7 @@ pub const FORMATS: [DType; 2] = [DType::Int4, DType::Bf16];
 /// Serves weights in another format, to which those of fewer bits are rounded after training.
 fn reformat(inputs: &mut RankInputs, dtype: DType) {
     (inputs.expert_dtype, inputs.dense_dtype, inputs.expert_bits) = (dtype, dtype, None);
-    let bits = dtype.bits().floor();
-    inputs.rounded_bits = (bits < 16.0).then_some(bits);
+    inputs.rounded_bits = rounded_bits(dtype, None, &inputs.trained_bits);
 }
 
 fn regroup(inputs: &mut RankInputs, heads: f64) {

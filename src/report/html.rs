@@ -8,7 +8,7 @@ use crate::report::escape::escape;
 use crate::report::live::Parts;
 use crate::report::plot::Figure;
 use crate::report::view::{self, Table};
-use crate::report::{laws_view, over_training_view};
+use crate::report::{familial_view, laws_view, over_training_view};
 
 /// Light and dark by the reader's setting; wide tables and figures scroll inside themselves on a phone.
 #[cfg(feature = "native")]
@@ -126,6 +126,7 @@ pub(super) fn answer(report: &RankReport, figures: &[Figure]) -> String {
         over_training_view::at_equal_loss(report),
         over_training_view::at_budget(report),
         over_training_view::by_flops(report),
+        familial_view::sizes(report),
         view::hyperparameters(report),
         view::sensitivity(report),
         view::latencies(report),

@@ -4,6 +4,7 @@
 //! years later from `rank.json` alone.
 mod csv;
 mod escape;
+mod familial_view;
 mod html;
 #[cfg(feature = "native")]
 mod law_plot;

@@ -4,7 +4,7 @@ use crate::error::turns_text;
 use crate::plan::outcome::RankReport;
 use crate::report::grid::{hanging, lines};
 use crate::report::view::{self, Table};
-use crate::report::{laws_view, over_training_view};
+use crate::report::{familial_view, laws_view, over_training_view};
 
 /// Every table, what the answer comes from, warnings, and last the answer.
 ///
@@ -21,6 +21,7 @@ pub fn rank_details(report: &RankReport, width: usize, colour: bool) -> String {
         over_training_view::at_equal_loss(report),
         over_training_view::at_budget(report),
         over_training_view::by_flops(report),
+        familial_view::sizes(report),
         view::hyperparameters(report),
         view::crossovers(report),
         view::latencies(report),

@@ -2,6 +2,7 @@
 //! same in the same words.
 
 use crate::latency::Source;
+use crate::law::downstream::Predicted;
 use crate::plan::outcome::{Assumption, Candidate, Interval, RankReport};
 use crate::plan::summary::name;
 use crate::report::grid::Column;
@@ -29,8 +30,11 @@ pub(super) fn best(report: &RankReport) -> Table {
     let best = best_candidates(report);
     Table {
         title: format!(
-            "Best of each expert count at equal loss ({:.4} nats per token)",
-            report.law.target_loss_nats
+            "Best of each expert count at equal loss ({:.4} nats per token{})",
+            report.law.target_loss_nats,
+            best.first()
+                .and_then(|c| c.downstream)
+                .map_or_else(String::new, |at| { format!("; downstream error {}", error(at)) })
         ),
         columns: vec![
             Column::numbers("experts"),
@@ -115,8 +119,9 @@ pub(super) fn totals(report: &RankReport) -> Table {
 
 /// The loss-optimal models at the reference budget.
 pub(super) fn references(report: &RankReport) -> Table {
+    let has_errors = report.candidates.iter().any(|c| c.downstream.is_some());
     let rows = report.candidates.iter().filter(|c| !c.is_equal_loss()).map(|c| {
-        vec![
+        let mut row = vec![
             experts(c.experts),
             count(c.n_active),
             count(c.n_total),
@@ -129,28 +134,41 @@ pub(super) fn references(report: &RankReport) -> Table {
             or_none(c.gpus, |n| n.to_string()),
             or_none(c.tpot_ms, short),
             factor(c.extrapolation),
-        ]
+        ];
+        if has_errors {
+            row.push(or_none(c.downstream, error));
+        }
+        row
     });
+    let mut columns = vec![
+        Column::numbers("experts"),
+        Column::numbers("active\nparams"),
+        Column::numbers("total\nparams").left_out(4),
+        Column::numbers("train\ntokens").left_out(6),
+        Column::numbers("tokens\n/param").left_out(2),
+        Column::numbers("loss\nnats"),
+        Column::numbers("train\ncost").left_out(7),
+        Column::numbers("serve\n$/M out"),
+        Column::numbers("util").left_out(8),
+        Column::numbers("GPUs").left_out(5),
+        Column::numbers("TPOT\nms").left_out(3),
+        Column::numbers("outside\nfit").left_out(1),
+    ];
+    if has_errors {
+        columns.push(Column::numbers("downstream\nerror"));
+    }
     Table {
         title: "For reference: the lowest loss that the training budget reaches".into(),
-        columns: vec![
-            Column::numbers("experts"),
-            Column::numbers("active\nparams"),
-            Column::numbers("total\nparams").left_out(4),
-            Column::numbers("train\ntokens").left_out(6),
-            Column::numbers("tokens\n/param").left_out(2),
-            Column::numbers("loss\nnats"),
-            Column::numbers("train\ncost").left_out(7),
-            Column::numbers("serve\n$/M out"),
-            Column::numbers("util").left_out(8),
-            Column::numbers("GPUs").left_out(5),
-            Column::numbers("TPOT\nms").left_out(3),
-            Column::numbers("outside\nfit").left_out(1),
-        ],
+        columns,
         rows: rows.collect(),
         strong: None,
         note: refusals(report),
     }
+}
+
+/// A downstream error with its interval.
+fn error(at: Predicted) -> String {
+    format!("{:.3} ({:.3} to {:.3})", at.error, at.lo, at.hi)
 }
 
 /// Why reference models without a serving cost have none.

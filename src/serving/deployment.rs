@@ -143,7 +143,7 @@ impl Deployment<'_> {
     }
 
     /// The busiest attention group has at least one whole sequence.
-    fn group(&self, load: &StepLoad) -> GroupLoad {
+    pub(super) fn group(&self, load: &StepLoad) -> GroupLoad {
         let groups = self.layout.attention_dp as f64;
         let prompt_tokens = load.prompt_tokens / groups;
         // The tokens after a prefix attend to it: of the square 1 - q^2 is left for 1 - q of the
@@ -178,7 +178,7 @@ impl Deployment<'_> {
 
     /// Collectives of all layers, and the exchange of the MoE layers where ranks hold different
     /// sequences.
-    fn communication(&self, load: &StepLoad, tally: &mut Tally) -> Result<()> {
+    pub(super) fn communication(&self, load: &StepLoad, tally: &mut Tally) -> Result<()> {
         let (layout, model) = (&self.layout, self.model);
         let layers = model.num_layers as f64;
         let exchanging = self.exchanges();

@@ -21,6 +21,7 @@ mod speculation;
 mod steady;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod training;
 pub mod yun2024;
 
 pub use breakdown::{Breakdown, Origins, Part};

@@ -10,6 +10,7 @@ use moe_frontier::config::{DType, DeviceSpec};
 use moe_frontier::latency::{
     Absent, Answer, Latency, LatencyModel, MlaPart, Operation, Query, Source,
 };
+use moe_frontier::law::precision::TrainedBits;
 use moe_frontier::law::{Scaling, Template};
 use moe_frontier::plan::inputs::{
     Demand, Lifetime, Limits, Ranges, RankInputs, ServingDevice, Target,
@@ -88,6 +89,7 @@ pub(crate) fn inputs() -> RankInputs {
             overhead: 0.0,
         },
         mfu_by_experts: Vec::new(),
+        trained_bits: TrainedBits::FULL,
         rounded_bits: None,
         expert_dtype: DType::Bf16,
         expert_bits: None,
@@ -102,6 +104,8 @@ pub(crate) fn inputs() -> RankInputs {
             shared_log_sigma: 0.1,
             own_log_sigma: 0.1,
         },
+        downstream: None,
+        exits: None,
         draws: 300,
         seed: 1,
     }

@@ -19,8 +19,8 @@ pub(crate) fn program(folder: &Path, line: &str) -> Command {
     command
 }
 
-/// A folder with a few measured servers (`few.csv`), made-up training runs (`runs.csv`) and a profile of
-/// this machine (`p.json`).
+/// A folder with a few measured servers (`few.csv`), made-up training runs (`runs.csv`) and downstream errors
+/// (`errors.csv`), and a profile of this machine (`p.json`).
 pub(crate) fn prepared() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
@@ -35,6 +35,11 @@ pub(crate) fn prepared() -> TempDir {
         writeln!(runs, "{n},{d},{loss}").unwrap();
     }
     fs::write(at.join("runs.csv"), runs).unwrap();
+    let mut errors = String::from("loss,error\n");
+    for loss in (0..16).map(|i| 2.0 + 0.2 * f64::from(i)) {
+        writeln!(errors, "{loss},{}", 0.76 - 1.9 * (-1.1 * loss).exp()).unwrap();
+    }
+    fs::write(at.join("errors.csv"), errors).unwrap();
     let line = "measure --device cpu --quick --dtype f32 --experts 4,8 --top-k 1 --hidden 64,128 \
                 --tokens 1,16 --time-budget 3s --out p.json";
     let output = program(at, line).output().unwrap();

@@ -7,13 +7,15 @@ use clap::Args;
 use crate::cli::law::wrapped;
 use crate::cli::progress::Progress;
 use crate::cli::{Output, output, parse};
-use crate::law::Variable;
 use crate::law::fit::{
-    self, Filter, Fit, FitOptions, FittedOptimum, HoldOut, Mapping, Reading, Spread,
+    self, Filter, Fit, FitOptions, FittedOptimum, HoldOut, Mapping, Reading, Runs, Spread,
 };
+use crate::law::{Variable, downstream};
 use crate::report::grid::{Column, grid};
 use crate::units::Flops;
 use crate::{Error, Result, files};
+
+mod errors;
 
 /// Example for the help.
 pub(super) const EXAMPLE: &str = "Example (the released runs of Clark et al. 2022):
@@ -29,7 +31,11 @@ A file of runs, its tokens derived from compute (in FLOPs) and parameters:
   a,1e9,1.2e21,2.51
   b,3e9,1.2e21,2.43
   moe-frontier law fit runs.csv --form hoffmann2022 --column n_active=N \\
-    --column 'tokens=C/(6*N)' --run-column name";
+    --column 'tokens=C/(6*N)' --run-column name
+
+Downstream error against loss (columns of the released runs of Gadre et al. 2024):
+  moe-frontier law fit runs.csv --form gadre2024 --where dataset=c4_original \\
+    --column loss=loss_c4_val --column error=mean_error --out errors.json";
 
 /// Training tokens beyond which a column is probably something else.
 const MOST_TOKENS: f64 = 1e15;
@@ -41,8 +47,8 @@ pub struct FitArgs {
     #[arg(value_name = "RUNS.csv")]
     runs: PathBuf,
 
-    /// Law whose form to fit: ludziejewski2025, yun2024, zhao2025, krajewski2024, clark2022,
-    /// abnar2025 or hoffmann2022.
+    /// Law whose form to fit: ludziejewski2025, yun2024, zhao2025, krajewski2024, clark2022, abnar2025,
+    /// hoffmann2022 or familial2025; or gadre2024, downstream error (`error`) against loss, by least squares.
     #[arg(long, value_name = "FORM")]
     form: String,
 
@@ -113,22 +119,10 @@ fn hold_out(text: &str) -> Result<HoldOut, String> {
     Ok(value.map_or(HoldOut::Largest(variable), |value| HoldOut::Value(variable, value)))
 }
 
-/// Fits and reports.
-pub(super) fn run(args: &FitArgs, output: Output) -> Result<()> {
-    let variables = fit::variables(&args.form)?;
-    if let Some(HoldOut::Largest(v) | HoldOut::Value(v, _)) = args.hold_out
-        && !variables.contains(&v)
-    {
-        let reason = format!("`{}` is no variable of {}", v.name(), args.form);
-        return Err(Error::usage("--hold-out", reason));
-    }
-    if args.optimum_at.is_some() {
-        fit::check_optimum(&args.form)?;
-    }
-    if let Some(out) = &args.out {
-        files::check_writable(out, args.overwrite)?;
-    }
+/// The runs, with warnings of rows that count twice or not at all.
+fn read(args: &FitArgs, variables: &[Variable]) -> Result<Runs> {
     let reading = Reading {
+        response: fit::response(&args.form),
         mappings: args.columns.clone(),
         filters: args.filters.clone(),
         run_column: args.run_column.clone(),
@@ -145,6 +139,28 @@ pub(super) fn run(args: &FitArgs, output: Output) -> Result<()> {
     if read.empty > 0 {
         output::warn(&format!("{} rows with an empty cell left out", read.empty));
     }
+    Ok(read)
+}
+
+/// Fits and reports.
+pub(super) fn run(args: &FitArgs, output: Output) -> Result<()> {
+    if args.form == downstream::ID {
+        return errors::run(args, output);
+    }
+    let variables = fit::variables(&args.form)?;
+    if let Some(HoldOut::Largest(v) | HoldOut::Value(v, _)) = args.hold_out
+        && !variables.contains(&v)
+    {
+        let reason = format!("`{}` is no variable of {}", v.name(), args.form);
+        return Err(Error::usage("--hold-out", reason));
+    }
+    if args.optimum_at.is_some() {
+        fit::check_optimum(&args.form)?;
+    }
+    if let Some(out) = &args.out {
+        files::check_writable(out, args.overwrite)?;
+    }
+    let read = read(args, variables)?;
     if variables.contains(&Variable::Tokens) {
         let most = read.runs.iter().map(|r| r.value(Variable::Tokens)).fold(0.0, f64::max);
         if most > MOST_TOKENS {

@@ -7,6 +7,8 @@ use clap::Args;
 use crate::cli::parse::{CountList, count_list, duration, non_negative, price, quantity, share};
 use crate::cli::profile::ProfileArgs;
 use crate::cli::rank::mfu::Mfu;
+use crate::law::precision::{FEWEST_BITS, FULL_BITS, TrainedBits};
+use crate::plan::familial::Exits;
 use crate::report::TerminalPlot;
 use crate::units::Seconds;
 use crate::workload::RoutingKind;
@@ -77,6 +79,10 @@ pub struct RankArgs {
     /// latencies are rooflines, and the loss as served rises with the tokens trained on.
     #[arg(long, value_parser = quantity, value_name = "BITS", help_heading = "What is compared")]
     pub weight_bits: Option<f64>,
+    /// Bits that models are trained in: of weights, or of weights, activations and cache, such as 8,8,16;
+    /// activations have those of the weights unless named [default: 16].
+    #[arg(long, value_parser = trained_bits, value_name = "BITS[,BITS[,BITS]]", help_heading = "What is compared")]
+    pub train_bits: Option<TrainedBits>,
     /// Architecture whose size and expert count vary: a preset, a config.json, a folder or a Hub id
     /// [default: the law's own models].
     #[arg(long, value_name = "NAME|FILE|ID", help_heading = "Architecture")]
@@ -97,6 +103,15 @@ pub struct RankArgs {
     /// Hidden size over layers [default: the architecture's].
     #[arg(long, value_parser = quantity, help_heading = "Architecture")]
     pub aspect: Option<f64>,
+
+    /// Exits of one trunk, each a model to serve: also show what the first law's recommended model costs as
+    /// such a family, with the exponent of their number in the loss [default exponent: 0.033].
+    #[arg(long, value_parser = exits, value_name = "G[:EXPONENT]", help_heading = "Architecture")]
+    pub exits: Option<Exits>,
+    /// Also give the downstream error of each loss, by a file that `law fit --form gadre2024` wrote on runs
+    /// of the first law's tokenizer and corpus.
+    #[arg(long, value_name = "FILE", help_heading = "What is compared")]
+    pub downstream: Option<PathBuf>,
 
     /// Prompt tokens of a request [default: 1000].
     #[arg(long, value_parser = quantity, help_heading = "Traffic and promises")]
@@ -139,9 +154,10 @@ pub struct RankArgs {
     /// Dollars per training device and hour [default: that device's known price].
     #[arg(long, value_parser = quantity, help_heading = "Money")]
     pub train_price: Option<f64>,
-    /// Share of the training device's peak that training reaches, for all or by expert count, such as
-    /// 1:0.45,8:0.38,32:0.30; between them linear in ln(experts) [default: 0.4].
-    #[arg(long, value_name = "SHARE|E:SHARE,...", value_parser = Mfu::parse, help_heading = "Money")]
+    /// Share of the training device's 16-bit peak that training reaches, for all or by expert count, such
+    /// as 1:0.45,8:0.38,32:0.30, between them linear in ln(experts); or model, by the training step of each
+    /// expert count on the kernels of the training device [default: 0.4].
+    #[arg(long, value_name = "SHARE|E:SHARE,...|model", value_parser = Mfu::parse, help_heading = "Money")]
     pub mfu: Option<Mfu>,
     /// Devices that one replica may use [default: 1,2,4,8, and 16,32,64 where those do not do; 1 on a
     /// CPU].
@@ -181,6 +197,33 @@ pub struct RankArgs {
     /// Plot of training cost against serving cost in the terminal: none, ascii or braille.
     #[arg(long, default_value = "ascii", value_name = "KIND", value_parser = terminal_plot, conflicts_with = "details", help_heading = "Output")]
     pub plot: TerminalPlot,
+}
+
+/// Reads `8`, `4,8` or `8,8,8`.
+fn trained_bits(text: &str) -> Result<TrainedBits, String> {
+    let bits = text.split(',').map(quantity).collect::<Result<Vec<f64>, String>>()?;
+    let (weights, activations, cache) = match bits.as_slice() {
+        [all] => (*all, *all, FULL_BITS),
+        [weights, activations] => (*weights, *activations, FULL_BITS),
+        [weights, activations, cache] => (*weights, *activations, *cache),
+        _ => return Err("bits of weights, activations and cache are at most three".into()),
+    };
+    if bits.iter().any(|b| !(FEWEST_BITS..=FULL_BITS).contains(b)) {
+        return Err(format!("models were trained in {FEWEST_BITS} to {FULL_BITS} bits"));
+    }
+    Ok(TrainedBits { weights, activations, cache })
+}
+
+/// Reads `4` or `4:0.05`.
+fn exits(text: &str) -> Result<Exits, String> {
+    let form = || format!("`{text}` is not exits such as 4, or exits:exponent such as 4:0.05");
+    let (count, exponent) = match text.split_once(':') {
+        None => (text, None),
+        Some((count, exponent)) => (count, Some(non_negative(exponent).map_err(|_| form())?)),
+    };
+    let count = count.parse().ok().filter(|n| (2..=64).contains(n)).ok_or_else(form)?;
+    let usual = Exits::new(count);
+    Ok(exponent.map_or(usual, |exponent| Exits { exponent, ..usual }))
 }
 
 fn terminal_plot(text: &str) -> Result<TerminalPlot, String> {

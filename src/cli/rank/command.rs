@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::mfu::{self, Mfu};
 use super::{Answer, RankArgs, answer, print};
 use crate::cli::live::THIS_MACHINE;
 use crate::cli::output::{Output, warn, write_stdout, write_text};
@@ -73,7 +74,12 @@ fn live(args: &RankArgs, made: &Answer, read: BTreeMap<PathBuf, Vec<u8>>) -> Res
     };
     let named = read.into_iter().filter(|(path, _)| is_named(path));
     files.extend(named.map(|(path, bytes)| (path.display().to_string(), bytes)));
-    if args.source.profile.is_empty() || args.source.profile == ["auto"] {
+    if args.mfu == Some(Mfu::Model) {
+        // A page has no tables of training devices: it takes what was modelled.
+        arguments.retain(|flag| !flag.starts_with("--mfu="));
+        arguments.push(format!("--mfu={}", mfu::pairs(&inputs.mfu_by_experts)));
+    }
+    if args.source.is_this_machine() {
         arguments.retain(|flag| !flag.starts_with("--profile="));
         arguments.extend([format!("--profile={THIS_MACHINE}"), "--include-noisy".into()]);
         if let Some((_, profile)) = made.sources.own() {

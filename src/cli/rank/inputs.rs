@@ -1,5 +1,9 @@
 //! From flags to the inputs of a ranking: defaults filled in, each noted with its reason.
 
+use std::sync::Arc;
+
+#[cfg(feature = "cli")]
+use crate::cli::profile::{ProfileArgs, Sources};
 use crate::cli::profile::{memory_rule, price};
 use crate::cli::rank::assumptions::Ledger;
 use crate::cli::rank::mfu::{self, Mfu};
@@ -9,9 +13,15 @@ use crate::config::{DType, DeviceSpec};
 use crate::constants::residual;
 use crate::law::Scaling;
 use crate::law::beyond::{OWN_NATS, REALISED, SIZE_NATS, SLOPE_NATS};
+use crate::law::downstream::Downstream;
+use crate::law::precision::TrainedBits;
 use crate::plan::budget;
-use crate::plan::inputs::{Demand, Lifetime, Limits, Ranges, RankInputs, ServingDevice, Target};
+use crate::plan::inputs::{
+    Demand, Lifetime, Limits, Ranges, RankInputs, ServingDevice, Target, rounded_bits,
+};
 use crate::plan::points::precision;
+#[cfg(feature = "cli")]
+use crate::plan::train_mfu::{LONGEST_DAYS, ModelledRun, modelled};
 use crate::serving::{EngineCosts, Lengths, MemoryBudget, ServiceLevel, TrainingPrice};
 use crate::units::{
     Flops, FlopsPerSecond, Nats, Seconds, Tokens, UsdPerHour, UsdPerMillionTokens, count,
@@ -31,6 +41,8 @@ pub(super) const MFU: (f64, f64, f64) = (0.4, 0.3, 0.5);
 const MFU_LOG_SIGMA: f64 = 0.1;
 /// Prices move by this factor between offers of one device.
 const PRICE_RANGE: (f64, f64) = (0.8, 1.25);
+/// Device that trains unless named.
+const TRAIN_DEVICE: &str = "h100";
 /// The device that serves, as it is known before anything is measured on it.
 pub(super) struct Serving {
     pub(super) spec: DeviceSpec,
@@ -104,6 +116,7 @@ pub(super) fn resolve(args: &RankArgs, law: &Scaling, serving: &Serving) -> Resu
     let training = training(args, &mut ledger)?;
     let (expert_dtype, dense_dtype) = formats(args, serving, architecture.formats, &mut ledger)?;
     let expert_bits = expert_bits(args, &mut ledger)?;
+    let trained_bits = trained_bits(args, &mut ledger);
     let zipf =
         ledger.take("--skew", args.skew, (1.2, "routers of served models lie around 0.8"), |v| {
             format!("{} routing; up to zipf:{v}, and as much more even", args.routing)
@@ -121,13 +134,16 @@ pub(super) fn resolve(args: &RankArgs, law: &Scaling, serving: &Serving) -> Resu
         device,
         training,
         mfu_by_experts: args.mfu.as_ref().map(Mfu::by_experts).unwrap_or_default(),
-        rounded_bits: rounded_bits(args, expert_dtype, expert_bits),
+        rounded_bits: rounding(args, (expert_dtype, expert_bits), &trained_bits),
+        trained_bits,
         expert_dtype,
         expert_bits,
         dense_dtype,
         template: architecture.template,
         routing: args.routing.clone(),
         ranges,
+        downstream: downstream(args, &mut ledger)?,
+        exits: args.exits,
         draws: args.draws as usize,
         seed: args.seed,
     };
@@ -135,10 +151,55 @@ pub(super) fn resolve(args: &RankArgs, law: &Scaling, serving: &Serving) -> Resu
     let mut resolved =
         Resolved { inputs, ledger, model: architecture.read, budget_is_open, reference };
     resolved.settle_budget(args, law)?;
+    if args.mfu == Some(Mfu::Model) {
+        resolved.model_training(args, law)?;
+    }
     Ok(resolved)
 }
 
 impl Resolved {
+    /// The MFU of each expert count by its training step.
+    #[cfg(feature = "cli")]
+    fn model_training(&mut self, args: &RankArgs, law: &Scaling) -> Result<()> {
+        let device = DeviceSpec::load(args.train_device.as_deref().unwrap_or(TRAIN_DEVICE))?;
+        let sources = Sources::new(Vec::new(), &ProfileArgs::default())?;
+        let latency = sources.stack(&device, sources.engine())?;
+        let runs = modelled(law, &self.inputs, latency.as_ref(), &device)?;
+        // Three digits are more than the model is good for.
+        let rounded = |share: f64| (share * 1e3).round() / 1e3;
+        let shares: Vec<(usize, f64)> =
+            runs.iter().map(|r| (r.experts, rounded(r.step.mfu))).collect();
+        let mean = mfu::mean(&shares);
+        let plan = |r: &ModelledRun| {
+            let p = r.step.plan;
+            format!(
+                "{}: {} devices ({} hold it) as tp{} ep{} pp{}",
+                r.experts, p.devices, r.fewest_devices, p.tensor, p.expert, p.pipeline
+            )
+        };
+        let plans: Vec<String> = runs.iter().map(plan).collect();
+        let source = format!(
+            "training step of the loss-optimal models, kernels of {}, at most {LONGEST_DAYS} days; by experts, \
+             {}; {}",
+            sources.names(&device),
+            plans.join(", "),
+            mfu::CHECKED
+        );
+        note_mfu(&mfu::pairs(&shares), mean, &source, false, &mut self.ledger);
+        self.inputs.training.mfu = mean;
+        self.inputs.ranges.mfu = mfu_range(mean);
+        self.inputs.mfu_by_experts = shares;
+        Ok(())
+    }
+
+    /// A page has no tables of training devices.
+    #[cfg(not(feature = "cli"))]
+    #[expect(clippy::unused_self, reason = "elsewhere its inputs learn what is modelled")]
+    fn model_training(&mut self, _: &RankArgs, _: &Scaling) -> Result<()> {
+        let reason = "a page models no training; give experts:share pairs";
+        Err(Error::usage("--mfu", reason))
+    }
+
     /// Finds the budget if none was given, and notes what is compared.
     fn settle_budget(&mut self, args: &RankArgs, law: &Scaling) -> Result<()> {
         if self.budget_is_open {
@@ -264,12 +325,34 @@ fn formats(
     Ok(formats)
 }
 
-/// Bits that weights are rounded to after training, without scales; formats of `--model` are those that
-/// it was trained for.
-fn rounded_bits(args: &RankArgs, dtype: DType, mixed: Option<f64>) -> Option<f64> {
-    let is_trained = args.model.is_some() && args.weights.is_none();
-    let bits = mixed.or_else(|| (!is_trained).then(|| dtype.bits().floor()))?;
-    (bits < 16.0).then_some(bits)
+/// Bits that weights are rounded to after training; formats of `--model` are those that it was trained
+/// for.
+fn rounding(
+    args: &RankArgs,
+    (format, mixed): (DType, Option<f64>),
+    trained: &TrainedBits,
+) -> Option<f64> {
+    let is_trained = args.model.is_some() && args.weights.is_none() && mixed.is_none();
+    if is_trained { None } else { rounded_bits(format, mixed, trained) }
+}
+
+/// Bits of the training; at their default the ledger is silent, as nothing rests on them.
+fn trained_bits(args: &RankArgs, ledger: &mut Ledger) -> TrainedBits {
+    let Some(bits) = args.train_bits else { return TrainedBits::FULL };
+    let TrainedBits { weights, activations, cache } = bits;
+    ledger.note(
+        "--train-bits",
+        &format!("weights {weights}, activations {activations}, cache {cache}"),
+        None,
+        &format!(
+            "given; by arXiv 2411.04330 worth {:.3} of the parameters ({:.3} with that table's offsets), and \
+             trained at the speed that --mfu says",
+            bits.effective(),
+            bits.effective_at_worst()
+        ),
+        false,
+    );
+    bits
 }
 
 /// Bits of expert weights where the user mixes precisions.
@@ -288,6 +371,25 @@ fn expert_bits(args: &RankArgs, ledger: &mut Ledger) -> Result<Option<f64>> {
         false,
     );
     Ok(Some(bits))
+}
+
+/// What loss means for tasks; without a fit the ledger is silent.
+fn downstream(args: &RankArgs, ledger: &mut Ledger) -> Result<Option<Arc<Downstream>>> {
+    let Some(path) = &args.downstream else { return Ok(None) };
+    let fit = Downstream::load(path)?;
+    let (low, high) = fit.loss_range_nats;
+    ledger.note(
+        "--downstream",
+        &path.display().to_string(),
+        None,
+        &format!(
+            "given; {} runs with losses of {low:.2} to {high:.2} nats, of use where these are losses of the \
+             first law",
+            fit.runs
+        ),
+        false,
+    );
+    Ok(Some(Arc::new(fit)))
 }
 
 /// A bound on serving cost; without one the ledger is silent, as nothing rests on it.
@@ -367,7 +469,7 @@ fn replica_sizes(
 }
 
 fn training(args: &RankArgs, ledger: &mut Ledger) -> Result<TrainingPrice> {
-    let name = args.train_device.as_deref().unwrap_or("h100");
+    let name = args.train_device.as_deref().unwrap_or(TRAIN_DEVICE);
     let spec = DeviceSpec::load(name).map_err(|e| match e {
         Error::Usage { reason, .. } => Error::usage("--train-device", reason),
         other => other,
@@ -400,18 +502,26 @@ fn training(args: &RankArgs, ledger: &mut Ledger) -> Result<TrainingPrice> {
             ));
         }
     };
-    let mfu = args.mfu.as_ref().map_or(MFU.0, Mfu::mean);
-    let shown = args.mfu.as_ref().map_or_else(|| MFU.0.to_string(), ToString::to_string);
-    let source = match &args.mfu {
-        Some(_) => "given".to_owned(),
-        None => {
-            format!("usual for large runs; published: {} {}", mfu::PUBLISHED.0, mfu::PUBLISHED.1)
-        }
-    };
-    ledger.note("--mfu", &shown, None, &source, args.mfu.is_none());
-    let (low, high) = mfu_range(mfu);
-    ledger.drawn(format!("{low:.2} to {high:.2} for all, log-normal {MFU_LOG_SIGMA} each"));
+    let mfu = args.mfu.as_ref().and_then(Mfu::mean).unwrap_or(MFU.0);
+    if args.mfu != Some(Mfu::Model) {
+        let shown = args.mfu.as_ref().map_or_else(|| MFU.0.to_string(), ToString::to_string);
+        let source = match &args.mfu {
+            Some(_) => "given".to_owned(),
+            None => format!(
+                "usual for large runs; published: {} {}",
+                mfu::PUBLISHED.0,
+                mfu::PUBLISHED.1
+            ),
+        };
+        note_mfu(&shown, mfu, &source, args.mfu.is_none(), ledger);
+    }
     Ok(TrainingPrice { peak: FlopsPerSecond(peak), mfu, price, overhead: 0.0 })
+}
+
+fn note_mfu(shown: &str, mean: f64, source: &str, is_default: bool, ledger: &mut Ledger) {
+    ledger.note("--mfu", shown, None, source, is_default);
+    let (low, high) = mfu_range(mean);
+    ledger.drawn(format!("{low:.2} to {high:.2} for all, log-normal {MFU_LOG_SIGMA} each"));
 }
 
 /// Range of MFU around the one in use, in the proportions of the usual range.
@@ -456,7 +566,7 @@ fn ranges(args: &RankArgs, law: &Scaling, zipf: f64, ledger: &mut Ledger) -> Ran
         true,
     );
     Ranges {
-        mfu: mfu_range(args.mfu.as_ref().map_or(MFU.0, Mfu::mean)),
+        mfu: mfu_range(args.mfu.as_ref().and_then(Mfu::mean).unwrap_or(MFU.0)),
         mfu_log_sigma: MFU_LOG_SIGMA,
         price: PRICE_RANGE,
         zipf,

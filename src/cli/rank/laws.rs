@@ -21,6 +21,9 @@ pub(super) struct Laws {
     pub(super) members: Vec<Member>,
     /// Their descriptions.
     infos: Vec<LawInfo>,
+    /// Those that a user's runs left out, with the reason.
+    #[cfg(feature = "cli")]
+    left_out: Vec<String>,
 }
 
 impl Laws {
@@ -74,7 +77,12 @@ impl Laws {
         if members.is_empty() {
             return Err(Error::usage("--law-weights", "all weights are 0"));
         }
-        Ok(Self { members, infos })
+        Ok(Self {
+            members,
+            infos,
+            #[cfg(feature = "cli")]
+            left_out: Vec::new(),
+        })
     }
 
     /// The description of the law whose candidates are listed.

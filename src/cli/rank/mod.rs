@@ -58,9 +58,17 @@ struct ModelRead {
 pub(super) fn answer(args: &RankArgs) -> Result<Answer> {
     let mut laws = Laws::read(args)?;
     let place = Place::find(args)?;
-    let resolved = inputs::resolve(args, laws.first()?, &place.serving(args)?)?;
+    let serving = place.serving(args)?;
+    // Runs may leave out the law that the question was resolved for: then it is the next one's.
+    let (resolved, weighed) = loop {
+        let resolved = inputs::resolve(args, laws.first()?, &serving)?;
+        let first = laws.first()?.id().to_owned();
+        let weighed = laws.weigh(args, &resolved.inputs.template)?;
+        if laws.first()?.id() == first {
+            break (resolved, weighed);
+        }
+    };
     let (mut inputs, mut ledger, model) = (resolved.inputs, resolved.ledger, resolved.model);
-    let weighed = laws.weigh(args, &inputs.template)?;
     let law = laws.first()?;
     // No other promise or bound was given that a doubled limit would break.
     let is_slow_allowed = args.tpot.is_none()
@@ -75,7 +83,7 @@ pub(super) fn answer(args: &RankArgs) -> Result<Answer> {
     let is_default = args.law == "all" && args.law_weights.is_none();
     ledger.note("--law", &laws.names(), None, "the first lists its candidates", is_default);
     if let Some(errors) = &weighed {
-        let why = "errors on the largest quarter of the runs, an offset set by the others";
+        let why = "errors on the largest quarter of the runs that all answer, an offset set by the others";
         ledger.note("--law-weights", errors, None, why, false);
     }
     let mut provenance = Provenance {

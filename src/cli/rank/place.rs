@@ -22,7 +22,7 @@ pub(super) enum Place {
 
 impl Place {
     pub(super) fn find(args: &RankArgs) -> Result<Self> {
-        if args.source.profile.is_empty() || args.source.profile == ["auto"] {
+        if args.source.is_this_machine() {
             return Ok(Self::Here(Machine::find(args.measure_again)?));
         }
         Sources::read(&args.source).map(Self::Named)

@@ -43,7 +43,7 @@ impl ServingCost {
             Error::usage("serving", reason.to_owned())
         })?;
         let args = alone.rank;
-        if args.source.profile.is_empty() || args.source.profile == ["auto"] {
+        if args.source.is_this_machine() {
             return Err(Error::usage(
                 "--profile",
                 "`auto` would measure; name a profile file or a device such as h100",

@@ -95,6 +95,7 @@ fn sizes_are_placed_against_the_published_range() {
     assert_eq!(size("Y9"), Size::Below);
     assert_eq!(size("Y10"), Size::Above);
     assert_eq!(size("Y14"), Size::NotComparable);
+    assert_eq!(size("Z4"), Size::NotComparable);
     for id in ["Z1", "Z2", "Z3"] {
         assert_eq!(size(id), Size::Within, "{id}");
     }

@@ -49,6 +49,7 @@ pub(crate) enum Form {
     Clark,
     Abnar,
     Dense,
+    Familial,
 }
 
 const fn log(name: &'static str, low: f64, high: f64) -> Parameter {
@@ -150,6 +151,14 @@ const DENSE: [Parameter; 5] = [
     plain("alpha", 0.01, 1.2, Variable::NActive),
     plain("beta", 0.01, 1.2, Variable::Tokens),
 ];
+const FAMILIAL: [Parameter; 6] = [
+    log("e", -4.0, 1.5),
+    log("a", -2.0, 14.0),
+    log("b", -2.0, 16.0),
+    plain("alpha", 0.01, 1.2, Variable::NActive),
+    plain("beta", 0.01, 1.2, Variable::Tokens),
+    plain("gamma", -0.2, 0.5, Variable::Exits),
+];
 
 impl Form {
     /// The form of the law with this identifier.
@@ -162,6 +171,7 @@ impl Form {
             "clark2022" => Self::Clark,
             "abnar2025" => Self::Abnar,
             "hoffmann2022" => Self::Dense,
+            "familial2025" => Self::Familial,
             _ => return None,
         })
     }
@@ -175,6 +185,7 @@ impl Form {
             Self::Clark => &CLARK,
             Self::Abnar => &ABNAR,
             Self::Dense => &DENSE,
+            Self::Familial => &FAMILIAL,
         }
     }
 
@@ -198,6 +209,7 @@ impl Form {
             }
             Self::Abnar => &[Variable::NTotal, Variable::Tokens, Variable::Sparsity],
             Self::Dense => &[Variable::NActive, Variable::Tokens],
+            Self::Familial => &[Variable::NActive, Variable::Tokens, Variable::Exits],
         }
     }
 
@@ -222,6 +234,10 @@ impl Form {
             Self::Dense => {
                 let [e, a, b, alpha, beta, ..] = *p;
                 sum(&[e, a - alpha * ln_n, b - beta * ln_d])
+            }
+            Self::Familial => {
+                let [e, a, b, alpha, beta, gamma, ..] = *p;
+                sum(&[e, a - alpha * ln_n, b - beta * ln_d]) + gamma * run.ln(Variable::Exits)
             }
             Self::Ludziejewski => {
                 let [a, alpha, delta, gamma, b, beta, omega, zeta, start, above, c, _] = *p;
@@ -315,7 +331,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::law::file::named;
     use crate::law::{
-        Inputs, Slice, abnar2025, clark2022, dense, krajewski2024, ludziejewski2025, yun2024,
+        Inputs, Slice, abnar2025, clark2022, dense, familial2025, krajewski2024, ludziejewski2025,
+        yun2024,
     };
     use crate::law::{zhao2025, zhao2025::Activation};
     use std::collections::BTreeMap;
@@ -365,6 +382,7 @@ pub(crate) mod tests {
             (Variable::ActiveExperts, 6.0),
             (Variable::SharedRatio, 0.25),
             (Variable::Sparsity, 0.75),
+            (Variable::Exits, 3.0),
         ]);
         let law = ludziejewski2025::Ludziejewski2025::published().unwrap().coefficients;
         let loss = law.slice(e).loss(n, d).0;
@@ -391,6 +409,9 @@ pub(crate) mod tests {
         same(Form::Krajewski, &named(&law).unwrap(), &all, law.loss(7.0 * n, d, 4.0));
         let law = dense::Coefficients { e: 1.8, a: 480.0, b: 2000.0, alpha: 0.35, beta: 0.37 };
         same(Form::Dense, &named(&law).unwrap(), &all, law.slice().loss(n, d).0);
+        let dense::Coefficients { e, a, b, alpha, beta } = law;
+        let law = familial2025::Coefficients { e, a, b, alpha, beta, gamma: 0.033 };
+        same(Form::Familial, &named(&law).unwrap(), &all, law.loss(n, d, 3.0));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::law::{Range, Variable};
 use crate::units::Flops;
 use crate::{Error, Result};
 
+pub mod downstream;
 mod forms;
 mod formula;
 mod optima;
@@ -170,6 +171,9 @@ pub struct Fit {
 /// # Errors
 /// [`Error::Usage`] for a form that cannot be fitted.
 pub fn variables(form: &str) -> Result<&'static [Variable]> {
+    if form == crate::law::downstream::ID {
+        return Ok(&downstream::VARIABLES);
+    }
     Ok(known(form)?.variables())
 }
 
@@ -178,6 +182,11 @@ fn known(form: &str) -> Result<Form> {
         return Err(Error::usage("--form", "tian2025 gives compute leverage, no loss to fit"));
     }
     Form::of(form).ok_or_else(|| crate::config::unknown_name("--form", form, FORMS.into_iter()))
+}
+
+/// Name of what a form is fitted to.
+pub fn response(form: &str) -> &'static str {
+    if form == crate::law::downstream::ID { downstream::RESPONSE } else { "loss" }
 }
 
 /// Steps that [`fit`] reports to its progress: one a search.

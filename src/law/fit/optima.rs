@@ -41,6 +41,7 @@ fn compared(form: &str) -> Option<Variable> {
     match form {
         "ludziejewski2025" | "yun2024" | "krajewski2024" => Some(Variable::Experts),
         "abnar2025" => Some(Variable::Sparsity),
+        "familial2025" => Some(Variable::Exits),
         _ => None,
     }
 }

@@ -7,12 +7,15 @@ use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
 
+use super::downstream::RESPONSE;
 use super::formula::Formula;
 use crate::files::checks::check_columns;
 use crate::files::read_capped;
 use crate::law::{Inputs, Variable};
 use crate::{Error, Result};
 
+/// What most forms are fitted to.
+const LOSS: &str = "loss";
 /// Most rows that are read; no published set comes near.
 const MOST_ROWS: usize = 1_000_000;
 /// Longest file that is read, as it lies and unpacked.
@@ -95,10 +98,11 @@ impl std::str::FromStr for Mapping {
             )
         };
         let (name, from) = text.split_once('=').ok_or_else(form)?;
-        let known = Variable::ALL.iter().any(|v| v.name() == name) || name == "loss";
+        let known = Variable::ALL.iter().any(|v| v.name() == name) || name == RESPONSE;
         if !known {
             let names: Vec<String> = Variable::ALL.iter().map(|v| v.name()).collect();
-            return Err(format!("`{name}` is no variable; there are loss, {}", names.join(", ")));
+            let names = names.join(", ");
+            return Err(format!("`{name}` is no variable; there are {names}, {RESPONSE}"));
         }
         let origin = origin(from).ok_or_else(form)?;
         Ok(Self { name: name.into(), origin })
@@ -174,8 +178,10 @@ impl Filter {
 }
 
 /// How to read a file of runs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Reading {
+    /// Name of what is fitted: the loss, unless a form predicts something else.
+    pub response: &'static str,
     /// Names whose column is called differently.
     pub mappings: Vec<Mapping>,
     /// Conditions that a row must meet.
@@ -184,6 +190,18 @@ pub struct Reading {
     pub run_column: Option<String>,
     /// Leave rows with an empty cell out instead of refusing the file.
     pub skip_empty: bool,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self {
+            response: LOSS,
+            mappings: Vec::new(),
+            filters: Vec::new(),
+            run_column: None,
+            skip_empty: false,
+        }
+    }
 }
 
 /// The runs of a file, and how many rows were left out for an empty cell.
@@ -266,7 +284,7 @@ impl Reading {
         };
         let sources: Vec<Source> =
             variables.iter().map(|&v| Ok((v, locate(&v.name())?))).collect::<Result<_>>()?;
-        let loss = locate("loss")?;
+        let loss = locate(self.response)?;
         let filters: Vec<(usize, &Filter)> =
             self.filters.iter().map(|f| Ok((find(&f.column)?, f))).collect::<Result<_>>()?;
         let run_column = self.run_column.as_deref().map(find).transpose()?;
@@ -300,7 +318,8 @@ impl Reading {
                 .map_err(|e| Error::bad_file_at(path, line, 1, e.to_string()))?;
             let loss = number(&loss)?;
             if loss <= 0.0 {
-                let reason = format!("a loss of {loss} is not above zero");
+                let name = if self.response == LOSS { "a loss" } else { "an error" };
+                let reason = format!("{name} of {loss} is not above zero");
                 return Err(Error::bad_file_at(path, line, 1, reason));
             }
             let run = Run::new(values, loss, group, line);

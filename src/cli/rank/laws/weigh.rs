@@ -7,18 +7,18 @@ use super::{Laws, RUNS};
 use crate::Result;
 use crate::cli::rank::RankArgs;
 use crate::law::fit::Reading;
-use crate::law::{Template, held_out};
+use crate::law::{Scaling, Template, held_out};
 use crate::plan::mixture::Member;
 
 /// Error in nats below which laws count as equally good: the least residual of a fit.
 const LEAST_ERROR: f64 = 0.002;
 
 impl Laws {
-    /// Weights the laws by their errors on the largest of the user's runs, where `--law-weights` names a
-    /// file of them; returns what came out, in words.
+    /// Weights the laws by their errors on the largest of the user's runs that all of them answer, where
+    /// `--law-weights` names a file of them; returns what came out, in words.
     ///
     /// # Errors
-    /// Whatever the file is refused for; [`Error::Unfit`] when no law answers enough of the runs.
+    /// Whatever the file is refused for; [`crate::Error::Unfit`] when no law answers enough of the runs.
     pub(in crate::cli::rank) fn weigh(
         &mut self,
         args: &RankArgs,
@@ -27,27 +27,25 @@ impl Laws {
         let Some(path) = args.law_weights.as_deref().and_then(|t| t.strip_prefix(RUNS)) else {
             return Ok(None);
         };
-        let reading = Reading::default();
-        let runs = reading.read(Path::new(path), &held_out::VARIABLES)?.runs;
-        let (mut words, mut refused, mut kept) = (Vec::new(), None, Vec::new());
-        for (member, info) in self.members.drain(..).zip(self.infos.drain(..)) {
+        let runs = Reading::default().read(Path::new(path), &held_out::VARIABLES)?.runs;
+        let laws: Vec<Scaling> = self.members.iter().map(|m| m.law.on(template)).collect();
+        let found = held_out::held_out(&laws, &runs)?;
+        let (mut words, mut kept) = (Vec::new(), Vec::new());
+        let members = self.members.drain(..).zip(self.infos.drain(..));
+        for ((member, info), rmse) in members.zip(found.rmse_nats) {
             let id = member.law.id().to_owned();
-            match held_out::held_out(&member.law.on(template), &runs) {
-                Ok(found) => {
-                    let weight = found.rmse_nats.max(LEAST_ERROR).powi(-2);
-                    words.push(format!("{id} {:.4} nats", found.rmse_nats));
+            match rmse {
+                Ok(rmse) => {
+                    let weight = rmse.max(LEAST_ERROR).powi(-2);
+                    words.push(format!("{id} {rmse:.4} nats"));
                     kept.push((Member { weight, ..member }, info));
                 }
-                Err(reason) => {
-                    words.push(format!("{id} left out"));
-                    refused = refused.or(Some(reason));
-                }
+                Err(reason) => self.left_out.push(format!("{id} left out: {reason}")),
             }
         }
         (self.members, self.infos) = kept.into_iter().unzip();
-        if let Some(reason) = refused.filter(|_| self.members.is_empty()) {
-            return Err(reason);
-        }
-        Ok(Some(words.join(", ")))
+        words.extend(self.left_out.iter().cloned());
+        let words = words.join(", ");
+        Ok(Some(format!("{words}; the {} largest of {} runs", found.predicted, found.answered)))
     }
 }
