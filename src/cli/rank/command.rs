@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Answer, RankArgs, answer, print};
+use super::place::answer;
+use super::{RankArgs, print};
+use crate::ask::rank::Answer;
 use crate::cli::live::THIS_MACHINE;
 use crate::cli::output::{Output, warn, write_stdout, write_text};
 use crate::cli::repeat::recorded;
@@ -73,7 +75,7 @@ fn live(args: &RankArgs, made: &Answer, read: BTreeMap<PathBuf, Vec<u8>>) -> Res
     };
     let named = read.into_iter().filter(|(path, _)| is_named(path));
     files.extend(named.map(|(path, bytes)| (path.display().to_string(), bytes)));
-    if args.source.profile.is_empty() || args.source.profile == ["auto"] {
+    if args.is_of_this_machine() {
         arguments.retain(|flag| !flag.starts_with("--profile="));
         arguments.extend([format!("--profile={THIS_MACHINE}"), "--include-noisy".into()]);
         if let Some((_, profile)) = made.sources.own() {
