@@ -63,7 +63,8 @@ fn main() -> Result<()> {
     .report;
     println!("{}", report.summary[0]);
     for answer in &report.laws {
-        println!("{answer:?}");
+        let words = answer.winner.map_or("refused".to_owned(), |e| format!("{e} experts"));
+        println!("{} ({}): {words}", answer.law, answer.mapping);
     }
     Ok(())
 }

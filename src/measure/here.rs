@@ -76,7 +76,8 @@ pub fn measure_on(
     let session = Session::new(backend, target);
     session.facts().check_modes(&request.modes)?;
     request.check(target.available_bytes())?;
-    let plan = Plan::new(request.clone(), &session.machine(request.dtype)?)?;
+    let machine = session.machine(request.dtype)?;
+    let plan = Plan::new(request, &machine)?;
     for left_out in &plan.left_out {
         observer.notice(&format!("not measured: {left_out}"));
     }

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// Most random draws of a ranking.
 const MOST_DRAWS: usize = 100_000;
 
-/// Options of [`rank`](crate::rank), as the flags of `moe-frontier rank`; `None` is the default that
+/// Options of [`rank`](crate::rank()), as the flags of `moe-frontier rank`; `None` is the default that
 /// [`RankReport::assumptions`](crate::plan::outcome::RankReport::assumptions) then states with its reason.
 ///
 /// ```
