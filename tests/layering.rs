@@ -19,7 +19,7 @@ use std::path::Path;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// Modules of the library; each uses those before it.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "units",
     "constants",
     "error",
@@ -37,13 +37,14 @@ const ORDER: [&str; 19] = [
     "serving",
     "plan",
     "calibrate",
+    "ask",
     "report",
     "cli",
 ];
 /// Names at the root of the library that come from a module.
 const ROOT_NAMES: [(&str, &str); 2] = [("Error", "error"), ("Result", "error")];
 /// What runs from a recorded profile on a machine without a GPU.
-const WALLED: [&str; 6] = ["latency", "law", "serving", "plan", "calibrate", "report"];
+const WALLED: [&str; 7] = ["latency", "law", "serving", "plan", "calibrate", "ask", "report"];
 /// What runs kernels or times them.
 const BEHIND_THE_WALL: [&str; 3] = ["gpu", "kernels", "measure"];
 /// Where `unsafe` is argued: the driver's C interface, the vector instructions, and the memory that a page

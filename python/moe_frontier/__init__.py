@@ -1,23 +1,27 @@
 """Which mixture-of-experts model to train and what it costs to serve.
 
-Each function calls the program that came with this package and returns the document of ``--json`` as a
-dict. Keyword arguments are the program's flags: ``train_flops=1e22`` is ``--train-flops 1e22``, ``True``
-gives a flag without a value, a list is joined by commas. ``rows`` makes rows for ``pandas.DataFrame``.
+Each function asks the program's code in this process and returns the document of ``--json`` as a dict.
+Keyword arguments are the program's flags: ``train_flops=1e22`` is ``--train-flops 1e22``, ``True`` gives a
+flag without a value, a list is joined by commas. ``rows`` makes rows for ``pandas.DataFrame``.
 
 >>> import moe_frontier as mf
 >>> mf.law("optimal", experts=8, train_flops=1e21)["loss_nats"]  # doctest: +SKIP
 >>> mf.rows(mf.rank(profile="h100", train_flops=1e22))           # doctest: +SKIP
+
+Nothing is measured in a Python process: ``moe-frontier measure``, the program that comes with this
+package, writes a profile that ``profile`` names.
 """
 
 import json
 import os
-import shutil
-import subprocess
 import sys
-import sysconfig
 import tempfile
+import warnings
 
-__all__ = ["Failure", "estimate", "law", "program", "rank", "rows", "run", "size"]
+from . import _native
+
+__all__ = ["Failure", "estimate", "law", "rank", "rows", "run", "size"]
+__version__ = _native.__version__
 
 
 class Failure(Exception):
@@ -29,52 +33,30 @@ class Failure(Exception):
         self.exit_code = exit_code
 
 
-def program():
-    """Path of the program: ``MOE_FRONTIER_PROGRAM``, else the one of this environment, else of ``PATH``."""
-    named = os.environ.get("MOE_FRONTIER_PROGRAM")
-    if named:
-        return named
-    name = "moe-frontier" + (".exe" if os.name == "nt" else "")
-    for scheme in (None, sysconfig.get_preferred_scheme("user")):
-        folder = sysconfig.get_path("scripts", scheme) if scheme else sysconfig.get_path("scripts")
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            return path
-    found = shutil.which(name)
-    if found is None:
-        raise FileNotFoundError(f"{name} is neither in this environment nor in PATH")
-    return found
-
-
 def run(*words, **flags):
     """Call a command, such as ``run("law", "list")``, and return its document."""
-    arguments = [program(), *map(str, words), "--json"]
+    line = ["moe-frontier", *map(str, words), "--json"]
     for name, value in flags.items():
         flag = "--" + name.rstrip("_").replace("_", "-")
         if value is None or value is False:
             continue
         if value is True:
-            arguments.append(flag)
+            line.append(flag)
         elif isinstance(value, (list, tuple)):
-            arguments.append(f"{flag}={','.join(map(str, value))}")
+            line.append(f"{flag}={','.join(map(str, value))}")
         else:
-            arguments.append(f"{flag}={value}")
-    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", check=False)
-    lines = done.stderr.splitlines()
-    if done.returncode != 0:
-        try:
-            told = json.loads(lines[-1])
-        except (IndexError, ValueError):
-            told = {"message": done.stderr.strip(), "kind": "crash", "exit_code": done.returncode}
-        raise Failure(told["message"], told["kind"], told["exit_code"])
-    for line in lines:
-        if line.startswith("warning: "):
-            print(line, file=sys.stderr)
-    return json.loads(done.stdout)
+            line.append(f"{flag}={value}")
+    succeeded, text, told = _native.document(line)
+    for message in told:
+        warnings.warn(message, stacklevel=3)
+    document = json.loads(text)
+    if not succeeded:
+        raise Failure(document["message"], document["kind"], document["exit_code"])
+    return document
 
 
 def rank(**flags):
-    """Rank expert counts. Without ``out`` plots and page go to a folder that is removed again."""
+    """Rank expert counts; ``profile`` is needed. Without ``out`` plots and page are not kept."""
     if "out" in flags:
         return run("rank", **flags)
     with tempfile.TemporaryDirectory() as folder:
@@ -110,3 +92,9 @@ def rows(document):
         return into
 
     return [flat(row, "", {}) for row in found]
+
+
+def main():
+    """The program ``moe-frontier``, with the words of ``sys.argv``."""
+    again = [sys.executable, "-m", "moe_frontier"]
+    return _native.main(["moe-frontier", *sys.argv[1:]], again)

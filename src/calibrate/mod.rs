@@ -10,6 +10,7 @@ pub mod features;
 pub mod fit;
 pub mod judge;
 pub mod own;
+pub(crate) mod own_file;
 pub mod pool;
 pub mod predict;
 pub mod prior;

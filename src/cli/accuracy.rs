@@ -7,10 +7,11 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::Result;
+use crate::ask::sources::{Item, Sources};
 use crate::calibrate::predict::apply;
 use crate::calibrate::{Group, judge, pool};
 use crate::cli::Output;
-use crate::cli::profile::{Item, ProfileArgs, Sources};
+use crate::cli::profile::ProfileArgs;
 use crate::files::{check_writable, write_atomic};
 use crate::latency::tables::{self, errors};
 use crate::plan::accuracy::{
@@ -63,7 +64,7 @@ struct Document<'a> {
 /// Bad files; see [`crate::Error`].
 pub fn run(args: &AccuracyArgs, output: Output) -> Result<()> {
     check_writable(&args.out, args.overwrite)?;
-    let sources = Sources::read(&args.source)?;
+    let sources = Sources::read(&args.source.options())?;
     let mut points = Vec::new();
     for path in &args.points {
         points.extend(points::read(path)?);

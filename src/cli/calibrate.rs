@@ -5,18 +5,18 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
+use crate::ask::calibrate_all;
+use crate::ask::sources::Sources;
 use crate::calibrate::pool::prepare;
 use crate::calibrate::prior::RowSource;
-use crate::calibrate::{Calibration, Group, Prior, judge};
+use crate::calibrate::{Calibration, Group, Prior, judge, own_file};
 use crate::cli::Output;
-use crate::cli::estimate::calibrate_all;
 use crate::cli::parse::positive_whole;
-use crate::cli::profile::{ProfileArgs, Sources};
+use crate::cli::profile::ProfileArgs;
 use crate::files::{check_writable, read_capped, sha256_hex, write_atomic};
 use crate::plan::points;
 use crate::{Error, Result};
 
-pub(crate) mod own_file;
 mod runs;
 
 /// Longest file of rows that is read, in bytes.
@@ -73,7 +73,7 @@ struct Document<'a> {
 /// # Errors
 /// Bad files and flags; see [`Error`].
 pub fn run(args: &CalibrateArgs, output: Output) -> Result<()> {
-    let sources = Sources::read(&args.source)?;
+    let sources = Sources::read(&args.source.options())?;
     if args.plan {
         return runs::run(args, &sources, output);
     }

@@ -5,8 +5,10 @@ use std::path::Path;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::ask::Sizing;
+use crate::ask::sources::Sources;
 use crate::cli::Output;
-use crate::cli::profile::{ProfileArgs, Sources};
+use crate::cli::profile::ProfileArgs;
 use crate::config::{load_model, preset};
 use crate::latency::{LatencyModel, Operation};
 use crate::plan::emit::{self, Command, Engine, Launch, Role};
@@ -92,15 +94,9 @@ impl EmitArgs {
     }
 
     /// Prints what starts the plan; `None` when nothing is to be emitted.
-    pub(super) fn print(
-        self,
-        model: &str,
-        sources: &Sources,
-        (inputs, answer): (&SizeInputs, &SizeAnswer),
-        output: Output,
-    ) -> Option<Result<()>> {
+    pub(super) fn print(self, model: &str, sized: &Sizing, output: Output) -> Option<Result<()>> {
         self.emit.map(|form| {
-            let launch = launch(model, sources, inputs, answer)?;
+            let launch = launch(model, &sized.sources, &sized.inputs, &sized.answer)?;
             let document = document(form, &launch)?;
             output.verbatim(&document, &document.text)
         })

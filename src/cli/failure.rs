@@ -1,7 +1,5 @@
 //! How a command that did not succeed ends: one line on stderr, or one JSON object there under `--json`.
 
-use std::process::ExitCode;
-
 use clap::error::ErrorKind;
 use serde::Serialize;
 
@@ -82,17 +80,18 @@ pub fn is_help(error: &clap::Error) -> bool {
     matches!(error.kind(), DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand)
 }
 
-/// Prints help or the version as wide as the terminal, and ends.
-pub fn show_help(error: &clap::Error) -> ExitCode {
+/// Prints help or the version as wide as the terminal; the exit code.
+pub fn show_help(error: &clap::Error) -> u8 {
     if error.use_stderr() {
         // For want of a command: the help is a complaint.
-        error.exit();
+        let _ = error.print();
+        return 2;
     }
     let text = error.render();
     let text = if output::colour() { text.ansi().to_string() } else { text.to_string() };
     match output::write_text(&text) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => ExitCode::from(error.exit_code()),
+        Ok(()) => 0,
+        Err(error) => error.exit_code(),
     }
 }
 

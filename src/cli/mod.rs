@@ -3,6 +3,9 @@
 //! Results go to stdout, everything else (progress, warnings, errors) to stderr. With `--json`
 //! stdout holds exactly one JSON document.
 
+use std::ffi::OsString;
+use std::io::Write;
+
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::Result;
@@ -13,6 +16,7 @@ pub mod compare;
 pub mod completions;
 pub mod device;
 pub mod doctor;
+pub mod embedded;
 pub mod emit;
 pub mod estimate;
 pub mod explain;
@@ -57,39 +61,39 @@ pub struct Cli {
 /// The commands; each has a module of its own.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// THE main job: which expert count to train, from training cost against serving cost.
+    /// Rank expert counts by total cost: training plus serving.
     Rank(Box<rank::RankArgs>),
-    /// Times MoE layers and the device's ceilings; writes a latency profile.
+    /// Time MoE layers and the device's ceilings; write a latency profile.
     Measure(Box<measure::MeasureArgs>),
-    /// Draw the plots and the page of a rank.json again.
+    /// Re-render the page and the plots from a rank.json.
     Report(report::Args),
-    /// Two stored profiles: FASTER, SLOWER, SAME or AMBIGUOUS per cell.
+    /// Compare two profiles or two commands: FASTER, SLOWER, SAME or AMBIGUOUS per cell.
     Compare(compare::Args),
     /// List and show the models that come with the program.
     Preset(preset::Args),
     /// List and show the devices that come with the program.
     Device(device::Args),
-    /// What was found: CPU, kernels, GPU driver, stored profiles.
+    /// Show what was found: CPU, kernels, GPU driver, stored profiles.
     Doctor(doctor::Args),
-    /// Loss laws: list them, evaluate them, find the best size for a budget.
+    /// List, evaluate, fit and plot loss laws; find the best size for a budget.
     #[command(subcommand)]
     #[command(
         after_help = "Example: moe-frontier law optimal --experts 8 --train-flops 1e21 --json"
     )]
     Law(law::Command),
-    /// Third-party measured tables into a file that `estimate` and `size` read.
+    /// Convert third-party kernel tables and load-generator results.
     Import(import::ImportArgs),
-    /// GPUs, layout and replicas for a request rate under a service level.
+    /// Size a deployment: GPUs, layout and replicas for a request rate under a service level.
     Size(Box<size::SizeArgs>),
-    /// The page that compares the serving model with measured servers.
+    /// Compare the serving model with measured servers; write the page.
     Accuracy(accuracy::AccuracyArgs),
-    /// An engine's constants from own runs, or the runs to make.
+    /// Fit an engine's constants to your runs, or name the runs to make.
     Calibrate(calibrate::CalibrateArgs),
-    /// TTFT, TPOT, throughput, memory and cost of one deployment, or of a file of measured points.
+    /// Predict TTFT, TPOT, throughput, memory and cost of one deployment, or of measured points.
     Estimate(Box<estimate::EstimateArgs>),
-    /// Say what a term of the tables means.
+    /// Explain a term of the tables.
     Explain(explain::Args),
-    /// Print the completions of a shell.
+    /// Print completions for a shell.
     Completions(completions::Args),
     /// Print a manual page, or write all of them.
     Man(man::Args),
@@ -104,15 +108,40 @@ pub enum Command {
 /// Wider help is hard to read.
 const WIDEST_HELP: usize = 100;
 
-/// The command line of this process, with variables and the file of settings in it.
+/// Runs the program with the words of a command line, its own name first; the exit code.
+pub fn program(words: Vec<OsString>) -> u8 {
+    let shown: Vec<String> = words.iter().map(|w| w.to_string_lossy().into_owned()).collect();
+    let end = |failure: &Failure, json: bool| {
+        let _ = writeln!(std::io::stderr(), "{}", failure.line(json));
+        failure.exit_code()
+    };
+    let cli = match parse(words) {
+        Ok(cli) => cli,
+        Err(Failure::Usage(error)) if failure::is_help(&error) => {
+            return failure::show_help(&error);
+        }
+        Err(failure) => {
+            let asked = std::env::var("MOE_FRONTIER_JSON").ok();
+            let words = shown.iter().map(String::as_str);
+            return end(&failure, failure::asks_for_json(words, asked.as_deref()));
+        }
+    };
+    let json = cli.json;
+    match run(cli) {
+        Ok(()) => 0,
+        Err(error) => end(&error.into(), json),
+    }
+}
+
+/// A command line, with variables and the file of settings in it; the first word is the program's name.
 ///
 /// # Errors
 /// Help, version and wrong arguments as [`Failure::Usage`]; a wrong file of settings.
-pub fn parse() -> Result<Cli, Failure> {
+pub fn parse(words: Vec<OsString>) -> Result<Cli, Failure> {
     let settings = settings::Settings::find()?;
     let command = help::finished(settings.apply(repeat::with_flag(Cli::command()))?);
     let mut command = command.term_width(output::width().min(WIDEST_HELP));
-    let words = repeat::expanded(std::env::args_os().collect())?;
+    let words = repeat::expanded(words)?;
     let matches =
         command.try_get_matches_from_mut(words).map_err(|e| match settings.blame(&e) {
             Some(ours) => Failure::Run(ours),

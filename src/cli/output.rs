@@ -1,5 +1,6 @@
 //! The only place that writes to stdout.
 
+use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
@@ -9,6 +10,33 @@ use crate::cli::progress::end_notice;
 use crate::error::tidy;
 use crate::report::grid::{fitted, hanging};
 use crate::{Error, Result};
+
+/// What a command says while it is captured instead of printed.
+#[derive(Debug, Default)]
+pub(super) struct Captured {
+    pub(super) text: String,
+    pub(super) warnings: Vec<String>,
+}
+
+thread_local! {
+    /// What is captured on this thread, if anything is.
+    static CAPTURED: RefCell<Option<Captured>> = const { RefCell::new(None) };
+}
+
+/// From here on what this thread says is kept instead of printed.
+pub(super) fn capture() {
+    CAPTURED.set(Some(Captured::default()));
+}
+
+/// What was said since [`capture`]; printing goes on after it.
+pub(super) fn captured() -> Captured {
+    CAPTURED.take().unwrap_or_default()
+}
+
+/// Keeps what is said, if it is captured.
+fn keep(with: impl FnOnce(&mut Captured)) -> bool {
+    CAPTURED.with_borrow_mut(|captured| captured.as_mut().map(with).is_some())
+}
 
 /// Where a command's result goes: text or one JSON document on stdout.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +92,9 @@ pub fn write_text(text: &str) -> Result<()> {
 /// # Errors
 /// [`Error::Io`] when stdout cannot be written. A closed pipe (`| head`) is no error.
 pub fn write_stdout(text: &str) -> Result<()> {
+    if keep(|captured| captured.text.push_str(text)) {
+        return Ok(());
+    }
     end_notice();
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -109,6 +140,9 @@ pub(crate) fn model_lines(summary: &str, assumed: &[String]) -> String {
 
 /// Prints one warning line on stderr.
 pub fn warn(message: &str) {
+    if keep(|captured| captured.warnings.push(tidy(message))) {
+        return;
+    }
     end_notice();
     let _ = writeln!(io::stderr(), "warning: {}", tidy(message));
 }

@@ -11,8 +11,9 @@ pub mod rank;
 use clap::Parser;
 use serde::Serialize;
 
+use crate::ask::rank::Named;
 use crate::plan::rank::Ranking;
-use crate::{Error, Result, report};
+use crate::{Error, Result, ask, report};
 use rank::RankArgs;
 
 /// The command line.
@@ -54,7 +55,13 @@ fn shown(words: &str) -> Result<Shown> {
     let words: Vec<String> = serde_json::from_str(words).map_err(|e| bad(&e))?;
     let line = ["rank".to_owned()].into_iter().chain(words);
     let Line { args } = Line::try_parse_from(line).map_err(|e| bad(&e))?;
-    let Ranking { report, .. } = rank::answer(&args)?.ranking;
+    let options = args.options();
+    if options.source.profile.is_empty() {
+        return Err(Error::usage("--profile", "a page measures nothing"));
+    }
+    let is_here = options.source.profile == [live::THIS_MACHINE];
+    let place = Named { is_here, ..Named::find(&options)? };
+    let Ranking { report, .. } = ask::rank::answer(&options, place)?.ranking;
     Ok(Shown {
         html: report::body(&report)?,
         report: String::from_utf8_lossy(&report.to_bytes()?).into_owned(),

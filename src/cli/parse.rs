@@ -1,6 +1,7 @@
 //! Value parsers of the flags: lists and ranges, durations, counts with suffixes.
 
-use crate::units::Seconds;
+use crate::ask::DevicePrice;
+use crate::units::{Seconds, UsdPerHour};
 
 /// Longest list that a range may expand to; a longer one is a typing error.
 const MAX_LIST: usize = 4096;
@@ -162,11 +163,11 @@ pub fn duration(text: &str) -> Result<Seconds, String> {
 ///
 /// # Errors
 /// A sentence that says what is accepted.
-pub fn price(text: &str) -> Result<String, String> {
-    if text.starts_with("tier:") {
-        return Ok(text.to_owned());
+pub fn price(text: &str) -> Result<DevicePrice, String> {
+    match text.strip_prefix("tier:") {
+        Some(tier) => Ok(DevicePrice::Tier(tier.to_owned())),
+        None => quantity(text).map(|usd| DevicePrice::PerHour(UsdPerHour(usd))),
     }
-    quantity(text).map(|_| text.to_owned())
 }
 
 #[cfg(test)]

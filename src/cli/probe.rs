@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cli::embedded;
 use crate::cli::measure::open_gpu;
 use crate::cli::output::{Output, warn, write_stdout};
 use crate::cli::signals;
@@ -102,7 +103,7 @@ fn run_instructions() -> Result<()> {
 /// One line when the child cannot be started.
 pub(super) fn instructions() -> Result<Vec<Tried>, String> {
     let failed = |e: std::io::Error| format!("this program cannot be started again: {e}");
-    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+    let mut command = embedded::again().map_err(failed)?;
     command.args(["probe", "--instructions"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     Ok(tried(command.spawn().map_err(failed)?, INSTRUCTIONS_LIMIT))
@@ -196,7 +197,7 @@ fn ask(details: bool) -> Probed {
 
 fn child(details: bool) -> Result<Child, String> {
     let failed = |e: std::io::Error| format!("this program cannot be started again: {e}");
-    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+    let mut command = embedded::again().map_err(failed)?;
     command.arg("probe").args(details.then_some("--details"));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     command.spawn().map_err(failed)
@@ -318,7 +319,7 @@ mod tests {
 
     #[cfg(unix)]
     fn asked(script: &str, limit_ms: u64) -> Result<Vec<u8>, String> {
-        let mut command = Command::new("sh");
+        let mut command = std::process::Command::new("sh");
         command.args(["-c", script]).stdout(Stdio::piped());
         answer(command.spawn().unwrap(), Duration::from_millis(limit_ms), || false)
     }
@@ -327,7 +328,7 @@ mod tests {
     #[test]
     fn an_instruction_that_never_ends_or_ends_its_process_is_named() {
         let told = |script: &str, limit_ms: u64| {
-            let mut command = Command::new("sh");
+            let mut command = std::process::Command::new("sh");
             command.args(["-c", script]).stdout(Stdio::piped());
             tried(command.spawn().unwrap(), Duration::from_millis(limit_ms))
         };
@@ -358,7 +359,7 @@ mod tests {
         let start = Instant::now();
         assert!(asked("exec sleep 100", 200).unwrap_err().contains("did not answer"));
         assert!(start.elapsed() < Duration::from_secs(20));
-        let mut command = Command::new("sh");
+        let mut command = std::process::Command::new("sh");
         command.args(["-c", "exec sleep 100"]).stdout(Stdio::piped());
         let start = Instant::now();
         answer(command.spawn().unwrap(), Duration::from_secs(20), || true).unwrap_err();

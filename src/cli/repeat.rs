@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -19,7 +19,7 @@ const NOT_KEPT: [&str; 6] = ["details", "from", "json", "out", "overwrite", "plo
 const CAP: u64 = 256 << 20;
 
 /// The flags of this run.
-static RECORDED: OnceLock<Vec<String>> = OnceLock::new();
+static RECORDED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// What a ranking says of the run that made it.
 #[derive(Deserialize)]
@@ -110,13 +110,12 @@ pub fn record(command: &Command, matches: &ArgMatches, is_set: impl Fn(&str) -> 
         let values = given.get_raw(id).into_iter().flatten();
         flags.extend(values.map(|value| format!("--{long}={}", value.to_string_lossy())));
     }
-    // One process runs one command.
-    let _ = RECORDED.set(flags);
+    *RECORDED.lock().unwrap_or_else(PoisonError::into_inner) = flags;
 }
 
 /// The flags of this run, in the order of the help.
 pub fn recorded() -> Vec<String> {
-    RECORDED.get().cloned().unwrap_or_default()
+    RECORDED.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 #[cfg(test)]

@@ -268,6 +268,8 @@ pub fn help() -> String {
     }
     text += "  MOE_FRONTIER_PROFILES    folder of measured profiles\n";
     text += "  MOE_FRONTIER_CONFIG      file of settings; empty for none\n";
+    text +=
+        "  HF_TOKEN, HF_ENDPOINT    for --model OWNER/NAME; HF_HUB_OFFLINE=1 keeps to the cache\n";
     text += "  NO_COLOR, COLUMNS        no colours; width of tables\n\n";
     text += "Settings (TOML): moe-frontier.toml here, else moe-frontier/config.toml in the folder of \
              settings. `device = \"h200\"` at the top holds for every command with the flag, under \
@@ -282,7 +284,9 @@ mod tests {
     use clap::{CommandFactory, FromArgMatches};
 
     use super::*;
+    use crate::ask::DevicePrice;
     use crate::cli::{Cli, Command as Verb};
+    use crate::units::UsdPerHour;
 
     fn settings(text: &str) -> Result<Settings> {
         let folder = tempfile::tempdir().unwrap();
@@ -302,7 +306,8 @@ mod tests {
         let text =
             "device = \"h200\"\nprice = 2.5\n[rank]\nmfu = 0.45\n[size]\nmodel = \"olmoe-1b-7b\"";
         let Verb::Rank(rank) = parsed(text, &["rank"]).command else { panic!("not rank") };
-        assert_eq!((rank.device.as_deref(), rank.price.as_deref()), (Some("h200"), Some("2.5")));
+        assert_eq!(rank.device.as_deref(), Some("h200"));
+        assert_eq!(rank.price, Some(DevicePrice::PerHour(UsdPerHour(2.5))));
         let Verb::Rank(rank) = parsed(text, &["rank", "--device", "b200"]).command else {
             panic!("not rank")
         };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use etcetera::{BaseStrategy, choose_base_strategy};
 
+use crate::ask::sources::{Item, Sources};
 use crate::cli::output::warn;
 use crate::files::create_folder;
 use crate::files::quiet::without_message;
@@ -91,6 +92,15 @@ pub fn newest(
 pub fn warn_of(path: &Path, profile: &Profile) {
     for doubt in validate::doubts(profile) {
         warn(&format!("{}: {doubt}", path.display()));
+    }
+}
+
+/// The same of every profile among these sources.
+pub(super) fn warn_of_sources(sources: &Sources) {
+    for item in sources.items() {
+        if let Item::Own { origin, profile } = item {
+            warn_of(Path::new(origin), profile);
+        }
     }
 }
 

@@ -10,6 +10,7 @@ pub mod check;
 pub mod data;
 pub mod folder;
 pub mod gpu_target;
+mod here;
 pub mod host;
 pub mod journal;
 mod launches;
@@ -32,6 +33,7 @@ pub mod work;
 pub mod worker;
 
 pub use gpu_target::GpuTarget;
+pub use here::{measure, measure_on};
 pub use launches::{Drawn, Taken};
 pub use plan::{Plan, Request};
 pub use run::{Beginning, Invocation, Measured, Observer, Run, routings};

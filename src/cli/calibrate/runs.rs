@@ -6,13 +6,13 @@
 use serde::Serialize;
 
 use super::CalibrateArgs;
+use crate::ask::sources::Sources;
 use crate::calibrate::constants::{Constants, TPOT, with_tpot};
 use crate::calibrate::fit::ROW_SIGMA;
 use crate::calibrate::predict::Chosen;
 use crate::calibrate::{Group, Prior};
 use crate::cli::Output;
 use crate::cli::output::width;
-use crate::cli::profile::Sources;
 use crate::config::{DeviceSpec, load_model};
 use crate::plan::points::{self, Setup};
 use crate::report::grid::{command, hanging};

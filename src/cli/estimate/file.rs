@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use super::EstimateArgs;
 use crate::Result;
+use crate::ask::sources::Sources;
 use crate::calibrate::predict::{Halves, apply, ends, predict};
 use crate::calibrate::{Calibration, Group, judge, pool};
 use crate::cli::Output;
 use crate::cli::output::width;
-use crate::cli::profile::Sources;
 use crate::constants::memory;
 use crate::plan::accuracy::{Errors, Summary, looks_speculative, summarise};
 use crate::plan::points::{self, Point, Prediction, REQUESTS_PER_CLIENT};

@@ -1,20 +1,17 @@
 //! `estimate`: what one deployment, or every row of a file of measured points, is predicted to do.
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::Result;
-use crate::calibrate::predict::Chosen;
-use crate::calibrate::{Calibration, Group, Prior, own, pool};
-use crate::cli::Output;
-use crate::cli::calibrate::own_file;
+use crate::ask::sources::Sources;
+use crate::ask::{DevicePrice, EstimateOptions, calibrations};
 use crate::cli::parse::{positive_whole, quantity, tokens};
-use crate::cli::profile::{ProfileArgs, Sources};
-use crate::config::DeviceSpec;
-use crate::plan::points::{self, Point};
+use crate::cli::profile::ProfileArgs;
+use crate::cli::{Output, store};
+use crate::serving::Traffic;
 use crate::workload::RoutingKind;
+use crate::{Error, Result};
 
 mod file;
 mod one;
@@ -83,7 +80,7 @@ pub struct EstimateArgs {
     /// Dollars per device and hour, or a published tier; by default the device's first published
     /// price.
     #[arg(long, value_name = "USD|tier:NAME", value_parser = crate::cli::parse::price)]
-    pub price: Option<String>,
+    pub price: Option<DevicePrice>,
     /// Print the parts of a step, sources and the basis of the dollars; with --points every group.
     #[arg(long)]
     pub details: bool,
@@ -94,52 +91,41 @@ pub struct EstimateArgs {
 /// # Errors
 /// Bad flags and files, tables that cannot answer, a model that does not fit; see [`crate::Error`].
 pub fn run(args: &EstimateArgs, output: Output) -> Result<()> {
-    let sources = Sources::read(&args.source)?;
+    let Some(path) = &args.points else { return one::run(&options(args)?, args.details, output) };
+    let sources = Sources::read(&args.source.options())?;
+    store::warn_of_sources(&sources);
     let calibrations = match &args.calibrate {
         Some(path) => calibrations(path, &sources)?,
         None => Vec::new(),
     };
-    match &args.points {
-        Some(path) => file::run(path, args, &sources, &calibrations, output),
-        None => one::run(args, &sources, &calibrations, output),
-    }
+    file::run(path, args, &sources, &calibrations, output)
 }
 
-/// What `--calibrate` names: a file that `calibrate` wrote, or points to fit.
-pub(crate) fn calibrations(path: &Path, sources: &Sources) -> Result<Vec<Calibration>> {
-    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
-        return own_file::read(path);
-    }
-    calibrate_all(&points::read(path)?, sources)
-}
-
-/// Fits every group of rows of a file, each from the prior and its own rows alone.
-pub(crate) fn calibrate_all(points: &[Point], sources: &Sources) -> Result<Vec<Calibration>> {
-    let latency = sources.latency_of();
-    let rows = pool::prepare(points, &latency)?;
-    let prior = Prior::shipped()?;
-    let groups: BTreeSet<&Group> = rows.iter().map(|r| &r.group).collect();
-    let fit = |group: &Group| {
-        let mine: Vec<&pool::Prepared> = rows.iter().filter(|r| r.group == *group).collect();
-        own::fit(group, &mine, prior, &|i| points[i].id.clone())
+/// The question that these flags ask.
+fn options(args: &EstimateArgs) -> Result<EstimateOptions> {
+    let missing = |flag: &str| Error::usage(flag, "is needed (or --points FILE)");
+    let traffic = match (args.concurrency, args.rate) {
+        // A long run: the first prompts no longer count.
+        (Some(concurrency), None) => {
+            Traffic::Closed { concurrency, requests_per_client: f64::INFINITY }
+        }
+        (None, Some(rate)) => Traffic::Open(rate),
+        _ => return Err(Error::usage("--concurrency", "give --concurrency or --rate")),
     };
-    Ok(groups.into_iter().map(fit).collect())
-}
-
-/// What the engine of `sources` adds for a model on a device, with its error: own runs where the group
-/// has some, else the prior; this program's own kernels cost what their profile says.
-pub(crate) fn resolve(
-    sources: &Sources,
-    calibrations: &[Calibration],
-    serving: &ServingArgs,
-    (model, device): (&str, &DeviceSpec),
-) -> Result<Chosen> {
-    let engine = sources.engine().to_owned();
-    let group = Group { engine, model: model.to_owned(), gpu: device.name.clone() };
-    let mut chosen = Chosen::of(&group, calibrations)?;
-    if group.engine == "none" {
-        chosen.default = sources.costs()?;
-    }
-    chosen.default = serving.applied(model, &chosen.default.on(&group.engine, device))?;
-    Ok(chosen)
+    Ok(EstimateOptions {
+        model: args.model.clone().ok_or_else(|| missing("--model"))?,
+        device: args.device.clone(),
+        tp: args.tp,
+        ep: args.ep,
+        dp: args.dp,
+        weights: args.weights.clone(),
+        source: args.source.options(),
+        server: args.serving.options(),
+        routing: args.routing.clone(),
+        traffic,
+        isl: args.isl,
+        osl: args.osl,
+        price: args.price.clone(),
+        calibrate: args.calibrate.clone(),
+    })
 }

@@ -2,23 +2,16 @@
 
 use serde::Serialize;
 
-use super::{EstimateArgs, resolve};
+use crate::Result;
+use crate::ask::{EstimateOptions, Estimated, SplitUsd, estimate};
+use crate::calibrate::Fitted;
 use crate::calibrate::predict::ends;
-use crate::calibrate::{Calibration, Fitted};
-use crate::cli::Output;
 use crate::cli::output::{model_lines, width};
-use crate::cli::profile::{Sources, price};
-use crate::config::{DeviceSpec, Loaded, load_model};
+use crate::cli::{Output, store};
 use crate::latency::{Operation, Source, Stack};
 use crate::plan::outcome::OperationSource;
-use crate::plan::points::{Prediction, Setup, deployment, set_precision};
 use crate::report::grid::{Column, grid, hanging};
-use crate::serving::{
-    Breakdown, EngineCosts, Layout, Lengths, LoadModel, Served, Traffic, usd_per_million_output,
-    usd_per_million_split,
-};
-use crate::units::{TokensPerSecond, UsdPerHour};
-use crate::{Error, Result};
+use crate::serving::{Breakdown, EngineCosts, Layout, Served};
 
 /// The document of `estimate`.
 #[derive(Debug, Serialize)]
@@ -93,38 +86,25 @@ struct Assumptions {
     model_assumed: Vec<String>,
 }
 
-pub(super) fn run(
-    args: &EstimateArgs,
-    sources: &Sources,
-    calibrations: &[Calibration],
-    output: Output,
-) -> Result<()> {
-    let (setup, model_assumed) = setup(args, sources)?;
-    let engine = sources.engine();
-    let stack = sources.stack(&setup.device, engine)?;
-    let named = (setup.model.name.as_str(), &setup.device);
-    let chosen = resolve(sources, calibrations, &args.serving, named)?;
-    let costs = chosen.costs();
-    let routing = LoadModel::new(&args.routing, setup.model.num_experts, setup.model.top_k)?;
-    let deployment = deployment(&setup, &costs, stack.as_ref(), &routing);
-    let (Prediction { served, output_rate }, halves) =
-        chosen.predict(&setup, stack.as_ref(), &routing)?;
-    let calibration = calibrations.iter().find(|c| c.group == chosen.group);
-    let (price, price_source) = match price(args.price.as_deref(), &setup.device) {
-        Ok((price, source)) => (Some(price), source),
-        Err(error) if args.price.is_some() => return Err(error),
-        Err(_) => (None, "none published; --price sets one".into()),
-    };
+pub(super) fn run(options: &EstimateOptions, details: bool, output: Output) -> Result<()> {
+    let estimated = estimate(options)?;
+    store::warn_of_sources(&estimated.sources);
+    let document = document(options, &estimated);
+    output.result(&document, || text(&document, width(), details))
+}
+
+fn document(options: &EstimateOptions, estimated: &Estimated) -> Document {
+    let Estimated { setup, served, halves, chosen, sources, .. } = estimated;
+    let calibration = estimated.calibrations.iter().find(|c| c.group == chosen.group);
     let memory = Memory {
-        device_bytes: deployment.memory.device.0,
-        weights_bytes: deployment.weights_per_device().0,
-        cache_bytes: deployment.cache_per_sequence(setup.lengths.mean_context()).0 * served.batch
-            / setup.layout.attention_dp as f64,
-        reserved_bytes: deployment.memory.reserve.0,
+        device_bytes: estimated.memory.device.0,
+        weights_bytes: estimated.weights_per_device.0,
+        cache_bytes: estimated.cache_per_device.0,
+        reserved_bytes: estimated.memory.reserve.0,
     };
-    let money = price.map(|price| money(price, &setup, &served, output_rate));
-    let gpus = setup.layout.devices();
-    let document = Document {
+    let money: Option<SplitUsd> = estimated.usd_per_million();
+    let (gpus, output_rate) = (estimated.gpus(), estimated.output_rate().0);
+    Document {
         schema: "moe-frontier/estimate",
         schema_version: "1.0",
         model: setup.model.name.clone(),
@@ -147,14 +127,14 @@ pub(super) fn run(
         max_batch: served.batch_cap,
         saturated: served.saturated,
         memory,
-        usd_per_million_input_tokens: money.map(|m| m.0),
-        usd_per_million_output_tokens: money.map(|m| m.1),
-        usd_per_million_output_tokens_lo: money.map(|m| ends(m.1, halves.rate).0),
-        usd_per_million_output_tokens_hi: money.map(|m| ends(m.1, halves.rate).1),
-        usd_per_million_output_tokens_all_on_output: money.map(|m| m.2),
+        usd_per_million_input_tokens: money.map(|m| m.input),
+        usd_per_million_output_tokens: money.map(|m| m.output),
+        usd_per_million_output_tokens_lo: money.map(|m| ends(m.output, halves.rate).0),
+        usd_per_million_output_tokens_hi: money.map(|m| ends(m.output, halves.rate).1),
+        usd_per_million_output_tokens_all_on_output: money.map(|m| m.all_on_output),
         step: served.step,
         latency_source: served.step.source(),
-        latencies: latencies(&stack, &served),
+        latencies: latencies(&estimated.stack, served),
         calibration: Calibrated {
             state: if calibration.is_some() { "calibrated" } else { "uncalibrated" },
             group: calibration.map(|c| c.group.to_string()),
@@ -163,23 +143,22 @@ pub(super) fn run(
         },
         assumptions: Assumptions {
             kernel_times: sources.names(&setup.device),
-            engine: engine.to_owned(),
-            constants: costs.clone(),
+            engine: sources.engine().to_owned(),
+            constants: estimated.costs.clone(),
             isl: setup.lengths.input,
             osl: setup.lengths.output,
             weights: setup.model.expert_dtype.label(),
-            cache: deployment.cache().label(),
-            accepted_drafts_from: args.serving.accept_source(&setup.model.name),
-            usable_memory_share: deployment.memory.usable_share,
-            routing: args.routing.to_string(),
-            usd_per_gpu_hour: price.map(|p| p.0),
-            price_source,
+            cache: estimated.cache,
+            accepted_drafts_from: options.server.accept_source(&setup.model.name),
+            usable_memory_share: estimated.memory.usable_share,
+            routing: options.routing.to_string(),
+            usd_per_gpu_hour: estimated.price.map(|p| p.0),
+            price_source: estimated.price_source.clone(),
             cost_basis: "split by time in prefill and in decode",
             utilisation: "at this load; idle time is not priced",
-            model_assumed,
+            model_assumed: estimated.assumed.clone(),
         },
-    };
-    output.result(&document, || text(&document, width(), args.details))
+    }
 }
 
 /// Where the latencies of a step come from, by operation.
@@ -192,55 +171,6 @@ pub(crate) fn latencies(stack: &Stack, served: &Served) -> Vec<OperationSource> 
             Some(OperationSource { operation: operation.label().into(), source, from })
         })
         .collect()
-}
-
-fn setup(args: &EstimateArgs, sources: &Sources) -> Result<(Setup, Vec<String>)> {
-    let missing = |flag: &str| Error::usage(flag, "is needed (or --points FILE)");
-    let name = args.model.as_deref().ok_or_else(|| missing("--model"))?;
-    let Loaded { mut model, assumed, .. } = load_model(name)?;
-    let device = match &args.device {
-        Some(name) => DeviceSpec::load(name)?,
-        None => sources.device()?.ok_or_else(|| missing("--device"))?,
-    };
-    if let Some(weights) = &args.weights {
-        set_precision(&mut model, &weights.to_lowercase())
-            .map_err(|reason| Error::usage("--weights", reason))?;
-    }
-    let ranks = args.tp * args.dp;
-    if !ranks.is_multiple_of(args.ep) {
-        let reason = format!("{} does not divide the {ranks} devices of --tp x --dp", args.ep);
-        return Err(Error::usage("--ep", reason));
-    }
-    let layout = Layout {
-        attention_tp: args.tp,
-        attention_dp: args.dp,
-        moe_tp: ranks / args.ep,
-        moe_ep: args.ep,
-    };
-    let traffic = match (args.concurrency, args.rate) {
-        // A long run: the first prompts no longer count.
-        (Some(concurrency), None) => {
-            Traffic::Closed { concurrency, requests_per_client: f64::INFINITY }
-        }
-        (None, Some(rate)) => Traffic::Open(rate),
-        _ => return Err(Error::usage("--concurrency", "give --concurrency or --rate")),
-    };
-    let lengths = Lengths { input: args.isl, output: args.osl };
-    Ok((Setup { model, device, layout, lengths, traffic, pools: None }, assumed))
-}
-
-/// Dollars per million prompt tokens, output tokens, and output tokens that carry everything.
-fn money(price: UsdPerHour, setup: &Setup, served: &Served, rate: f64) -> (f64, f64, f64) {
-    let gpus = setup.layout.devices() as f64;
-    let (input, output) = usd_per_million_split(
-        gpus,
-        price,
-        served.requests_per_s,
-        setup.lengths.input,
-        setup.lengths.output,
-        served.prompt_share,
-    );
-    (input.0, output.0, usd_per_million_output(gpus, price, TokensPerSecond(rate)).0)
 }
 
 /// The figures of one deployment; what they come from with `details`.

@@ -2,10 +2,8 @@
 
 use clap::Args;
 
+use crate::ask::ServerOptions;
 use crate::cli::parse::{portion, positive_whole, share};
-use crate::config::DType;
-use crate::serving::{CacheFormat, EngineCosts, Speculation, published};
-use crate::{Error, Result};
 
 /// Settings of the server that change its steps.
 #[derive(Args, Clone, Debug, Default)]
@@ -31,41 +29,15 @@ pub struct ServingArgs {
 }
 
 impl ServingArgs {
-    /// An engine's constants under these settings.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] for an unknown format, a share outside 0 to 1, or drafts without a known
-    /// share.
-    pub(crate) fn applied(&self, model: &str, costs: &EngineCosts) -> Result<EngineCosts> {
-        let cache = match self.cache.as_deref().map(str::to_lowercase).as_deref() {
-            None => costs.cache,
-            Some("bf16") => CacheFormat::Set(DType::Bf16),
-            Some("fp8") => CacheFormat::Set(DType::Fp8),
-            Some(other) => {
-                return Err(Error::usage("--cache", format!("`{other}`: takes bf16 or fp8")));
-            }
-        };
-        let speculation = match self.mtp {
-            Some(drafts) => Speculation::mtp(model, drafts, self.accept)?,
-            None => Speculation::NONE,
-        };
-        let costs = EngineCosts {
-            cache,
-            speculation,
+    /// What these flags ask for.
+    pub(crate) fn options(&self) -> ServerOptions {
+        ServerOptions {
+            cache: self.cache.clone(),
+            mtp: self.mtp,
+            accept: self.accept,
             prefix_hit: self.prefix_hit,
             redundant_experts: self.redundant_experts,
             overlap: self.overlap,
-            ..costs.clone()
-        };
-        costs.validate().map(|()| costs)
-    }
-
-    /// Where the share of kept drafts comes from.
-    pub(crate) fn accept_source(&self, model: &str) -> Option<&'static str> {
-        self.mtp?;
-        match self.accept {
-            Some(_) => Some("--accept"),
-            None => published(model).map(|p| p.source),
         }
     }
 }

@@ -62,7 +62,7 @@ pub struct MeasureArgs {
     pub tokens: Option<CountList>,
     /// Storage of the weights: bf16; on CPUs also f32, and int8 with a scale per output channel;
     /// on GPUs fp8 (e4m3 in blocks of 128 x 128).
-    #[arg(long, default_value = "bf16", value_parser = executed_dtype)]
+    #[arg(long, visible_alias = "weights", default_value = "bf16", value_parser = executed_dtype)]
     pub dtype: DType,
     /// Routing: balanced, uniform, zipf:S, power-law:A, dirichlet:C, hot:SHARE, all-to-one,
     /// prototype, trace:FILE.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use crate::cli::embedded;
 use crate::cli::measure::device::{DeviceChoice, KernelChoice, device_choice};
 use crate::cli::output::warn;
 use crate::cli::progress::Progress;
@@ -82,9 +83,8 @@ impl Place<'_> {
     }
 
     fn command(&self, gpu: Option<u32>) -> Result<Command> {
-        let program = std::env::current_exe()
+        let mut command = embedded::again()
             .map_err(|e| Error::device("worker", format!("this program is not found: {e}")))?;
-        let mut command = Command::new(program);
         command.args(["worker", "--device"]);
         command.arg(gpu.map_or_else(|| "cpu".to_owned(), |ordinal| format!("gpu:{ordinal}")));
         let KernelChoice { products, isa, packed } = self.kernels;

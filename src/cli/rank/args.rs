@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::mfu::mfu;
+use crate::ask::{DevicePrice, Mfu, RankOptions};
 use crate::cli::parse::{CountList, count_list, duration, non_negative, price, quantity, share};
 use crate::cli::profile::ProfileArgs;
-use crate::cli::rank::mfu::Mfu;
 use crate::law::precision::{FEWEST_BITS, FULL_BITS, TrainedBits};
 use crate::plan::familial::Exits;
 use crate::report::TerminalPlot;
-use crate::units::Seconds;
+use crate::units::{Flops, Nats, Seconds, UsdPerHour, UsdPerMillionTokens};
 use crate::workload::RoutingKind;
 
 /// Rank expert counts by total cost: training plus serving.
@@ -147,7 +148,7 @@ pub struct RankArgs {
     /// Dollars per serving device and hour, or a published tier [default: the device's first
     /// published price].
     #[arg(long, value_name = "USD|tier:NAME", value_parser = price, help_heading = "Money")]
-    pub price: Option<String>,
+    pub price: Option<DevicePrice>,
     /// Device that trains [default: h100].
     #[arg(long, help_heading = "Money")]
     pub train_device: Option<String>,
@@ -157,7 +158,7 @@ pub struct RankArgs {
     /// Share of the training device's 16-bit peak that training reaches, for all or by expert count, such
     /// as 1:0.45,8:0.38,32:0.30, between them linear in ln(experts); or model, by the training step of each
     /// expert count on the kernels of the training device [default: 0.4].
-    #[arg(long, value_name = "SHARE|E:SHARE,...|model", value_parser = Mfu::parse, help_heading = "Money")]
+    #[arg(long, value_name = "SHARE|E:SHARE,...|model", value_parser = mfu, help_heading = "Money")]
     pub mfu: Option<Mfu>,
     /// Devices that one replica may use [default: 1,2,4,8, and 16,32,64 where those do not do; 1 on a
     /// CPU].
@@ -224,6 +225,62 @@ fn exits(text: &str) -> Result<Exits, String> {
     let count = count.parse().ok().filter(|n| (2..=64).contains(n)).ok_or_else(form)?;
     let usual = Exits::new(count);
     Ok(exponent.map_or(usual, |exponent| Exits { exponent, ..usual }))
+}
+
+impl RankArgs {
+    /// Whether they name no source of latencies: this machine's are asked for.
+    #[cfg(feature = "cli")]
+    pub(in crate::cli) fn is_of_this_machine(&self) -> bool {
+        self.source.profile.is_empty() || self.source.profile == ["auto"]
+    }
+
+    /// The question that these flags ask.
+    pub(in crate::cli) fn options(&self) -> RankOptions {
+        let list = |list: &Option<CountList>| list.as_ref().map(|l| l.0.clone());
+        RankOptions {
+            source: self.source.options(),
+            device: self.device.clone(),
+            law: self.law.clone(),
+            own_laws: Vec::new(),
+            law_weights: self.law_weights.clone(),
+            experts: list(&self.experts),
+            train_flops: self.train_flops.map(Flops),
+            target_loss: self.target_loss.map(Nats),
+            reference_experts: self.reference_experts,
+            unique_tokens: self.unique_tokens,
+            max_tokens_per_param: self.max_tokens_per_param,
+            max_train_factor: self.max_train_factor,
+            weights: self.weights.clone(),
+            weight_bits: self.weight_bits,
+            train_bits: self.train_bits,
+            exits: self.exits,
+            downstream: self.downstream.clone(),
+            model: self.model.clone(),
+            top_k: self.top_k,
+            granularity: self.granularity,
+            shared: self.shared,
+            kv_group: self.kv_group,
+            aspect: self.aspect,
+            isl: self.isl,
+            osl: self.osl,
+            rate: self.rate,
+            utilisation: self.utilisation,
+            tpot: self.tpot,
+            ttft: self.ttft,
+            max_serve_cost: self.max_serve_cost.map(UsdPerMillionTokens),
+            lifetime_tokens: self.lifetime_tokens,
+            prefill_chunk: self.prefill_chunk,
+            price: self.price.clone(),
+            train_device: self.train_device.clone(),
+            train_price: self.train_price.map(UsdPerHour),
+            mfu: self.mfu.clone(),
+            replica_sizes: list(&self.replica_sizes),
+            routing: self.routing.clone(),
+            skew: self.skew,
+            draws: self.draws as usize,
+            seed: self.seed,
+        }
+    }
 }
 
 fn terminal_plot(text: &str) -> Result<TerminalPlot, String> {

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::mfu::{self, Mfu};
-use super::{Answer, RankArgs, answer, print};
+use super::place::answer;
+use super::{RankArgs, print};
+use crate::ask::Mfu;
+use crate::ask::rank::{Answer, mfu};
 use crate::cli::live::THIS_MACHINE;
 use crate::cli::output::{Output, warn, write_stdout, write_text};
 use crate::cli::repeat::recorded;
@@ -74,12 +76,12 @@ fn live(args: &RankArgs, made: &Answer, read: BTreeMap<PathBuf, Vec<u8>>) -> Res
     };
     let named = read.into_iter().filter(|(path, _)| is_named(path));
     files.extend(named.map(|(path, bytes)| (path.display().to_string(), bytes)));
-    if args.mfu == Some(Mfu::Model) {
+    if args.mfu.as_ref().is_some_and(Mfu::is_modelled) {
         // A page has no tables of training devices: it takes what was modelled.
         arguments.retain(|flag| !flag.starts_with("--mfu="));
         arguments.push(format!("--mfu={}", mfu::pairs(&inputs.mfu_by_experts)));
     }
-    if args.source.is_this_machine() {
+    if args.is_of_this_machine() {
         arguments.retain(|flag| !flag.starts_with("--profile="));
         arguments.extend([format!("--profile={THIS_MACHINE}"), "--include-noisy".into()]);
         if let Some((_, profile)) = made.sources.own() {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ask::sources::{Item, of_machine};
 use crate::cli::measure::{DeviceChoice, measure};
-use crate::cli::profile::{Item, of_machine};
 use crate::cli::rank::RankArgs;
 use crate::cli::store;
 use crate::config::{DType, DeviceSpec};

@@ -1,10 +1,13 @@
 //! Where the latencies of a ranking come from: what is named, or this machine.
 
-use super::inputs::Serving;
+use super::RankArgs;
 use super::machine::Machine;
-use super::{RankArgs, serving};
 use crate::Result;
-use crate::cli::profile::{ProfileArgs, Sources};
+use crate::ask::rank::inputs::Serving;
+use crate::ask::rank::{self, Answer, Named, Place};
+use crate::ask::sources::Sources;
+use crate::ask::{RankOptions, SourceOptions};
+use crate::cli::store;
 use crate::config::DType;
 use crate::law::Scaling;
 use crate::plan::budget::layer_widths;
@@ -12,54 +15,51 @@ use crate::plan::inputs::RankInputs;
 use crate::serving::EngineCosts;
 use crate::units::nearest_whole;
 
-/// Where latencies will come from.
-pub(super) enum Place {
-    /// What `--profile` names.
-    Named(Sources),
-    /// This machine.
-    Here(Machine),
+/// The answer to flags, from what they name or from this machine.
+///
+/// # Errors
+/// See [`crate::Error`].
+pub(super) fn answer(args: &RankArgs) -> Result<Answer> {
+    let options = args.options();
+    if args.is_of_this_machine() {
+        let machine = Machine::find(args.measure_again)?;
+        return rank::answer(&options, Here { machine, args });
+    }
+    let named = Named::find(&options)?;
+    store::warn_of_sources(&named.sources);
+    rank::answer(&options, named)
 }
 
-impl Place {
-    pub(super) fn find(args: &RankArgs) -> Result<Self> {
-        if args.source.is_this_machine() {
-            return Ok(Self::Here(Machine::find(args.measure_again)?));
-        }
-        Sources::read(&args.source).map(Self::Named)
+/// This machine.
+struct Here<'a> {
+    machine: Machine,
+    args: &'a RankArgs,
+}
+
+impl Place for Here<'_> {
+    fn is_here(&self) -> bool {
+        true
     }
 
-    /// Whether it is this machine.
-    pub(super) const fn is_here(&self) -> bool {
-        matches!(self, Self::Here(_))
+    fn serving(&self, _: &RankOptions) -> Result<Serving> {
+        Ok(Serving {
+            spec: self.machine.device()?,
+            costs: EngineCosts::bare(0.0),
+            dtype: DType::Bf16,
+            is_own: true,
+        })
     }
 
-    /// The serving device as it is known now.
-    pub(super) fn serving(&self, args: &RankArgs) -> Result<Serving> {
-        match self {
-            Self::Named(sources) => serving(sources, args.device.as_deref()),
-            Self::Here(machine) => Ok(Serving {
-                spec: machine.device()?,
-                costs: EngineCosts::bare(0.0),
-                dtype: DType::Bf16,
-                is_own: true,
-            }),
-        }
-    }
-
-    /// The latencies, with this machine measured if it has to be; `inputs` learn what that told.
-    pub(super) fn sources(
+    fn sources(
         self,
-        args: &RankArgs,
+        options: &RankOptions,
         law: &Scaling,
         inputs: &mut RankInputs,
     ) -> Result<Sources> {
-        let machine = match self {
-            Self::Named(sources) => return Ok(sources),
-            Self::Here(machine) => machine,
-        };
+        let Self { machine, args } = self;
         let widths = middle_too(layer_widths(law, inputs)?);
         let item = machine.profile(args, &widths, (&inputs.experts, inputs.template.top_k))?;
-        let flags = ProfileArgs { include_noisy: true, ..args.source.clone() };
+        let flags = SourceOptions { include_noisy: true, ..options.source.clone() };
         let sources = Sources::new(vec![item], &flags)?;
         if let Some(device) = sources.device()? {
             let chunk_tokens = inputs.device.costs.chunk_tokens;

@@ -1,7 +1,9 @@
 //! What `rank` prints: the first screen, or every table.
 
+use super::RankArgs;
+use crate::ask;
+use crate::ask::rank::ModelRead;
 use crate::cli::output::{colour, model_lines, width};
-use crate::cli::rank::{ModelRead, RankArgs, answer};
 use crate::plan::headline::headline;
 use crate::plan::outcome::RankReport;
 use crate::report::{Frame, rank_details, rank_screen};
@@ -12,7 +14,7 @@ const BESIDE: &str = "h100";
 /// Budget at which expert counts compete there, in FLOPs: no count is the cheapest in half of the draws.
 const BESIDE_FLOPS: f64 = 1e23;
 /// Draws of that answer: a probability is good to 0.03 with these.
-const BESIDE_DRAWS: u32 = 200;
+const BESIDE_DRAWS: usize = 200;
 
 /// The text of an answer whose results are `files` files.
 pub(super) fn text(
@@ -51,12 +53,12 @@ fn beside(args: &RankArgs) -> Option<String> {
     if !is_asked {
         return None;
     }
-    let mut there = args.clone();
+    let mut there = args.options();
     there.source.profile = vec![BESIDE.into()];
-    there.train_flops = Some(BESIDE_FLOPS);
+    there.train_flops = Some(Flops(BESIDE_FLOPS));
     there.draws = there.draws.min(BESIDE_DRAWS);
-    let said = match answer(&there) {
-        Ok(found) => headline(&found.ranking.report).unwrap_or_else(|| "no answer".into()),
+    let said = match ask::rank(&there) {
+        Ok(found) => headline(&found.report).unwrap_or_else(|| "no answer".into()),
         Err(reason) => reason.to_string(),
     };
     let flags = format!("--profile {BESIDE} --train-flops {BESIDE_FLOPS:e}");

@@ -2,9 +2,11 @@
 
 use clap::Parser;
 
-use crate::cli::profile::Sources;
-use crate::cli::rank::assumptions::Ledger;
-use crate::cli::rank::{RankArgs, inputs, note_sources, serving, warnings};
+use super::RankArgs;
+use crate::ask::rank::assumptions::Ledger;
+use crate::ask::rank::{inputs, note_sources, serving, warnings};
+use crate::ask::sources::Sources;
+use crate::cli::store;
 use crate::law::Scaling;
 use crate::plan::inputs::RankInputs;
 use crate::plan::outcome::Assumption;
@@ -43,14 +45,17 @@ impl ServingCost {
             Error::usage("serving", reason.to_owned())
         })?;
         let args = alone.rank;
-        if args.source.is_this_machine() {
+        if args.is_of_this_machine() {
             return Err(Error::usage(
                 "--profile",
                 "`auto` would measure; name a profile file or a device such as h100",
             ));
         }
-        let sources = Sources::read(&args.source)?;
-        let resolved = inputs::resolve(&args, law, &serving(&sources, args.device.as_deref())?)?;
+        let options = args.options();
+        let sources = Sources::read(&options.source)?;
+        store::warn_of_sources(&sources);
+        let serving = serving(&sources, options.device.as_deref())?;
+        let resolved = inputs::resolve(&options, law, &serving)?;
         let (inputs, mut ledger): (RankInputs, Ledger) = (resolved.inputs, resolved.ledger);
         let device = &inputs.device.spec;
         note_sources(&mut ledger, &sources, device);

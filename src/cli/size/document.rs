@@ -3,10 +3,9 @@
 use serde::Serialize;
 
 use super::interval::{ModelInterval, halves, interval, upper};
-use super::{Asked, SizeArgs, given};
 use crate::Result;
+use crate::ask::{SizeOptions, Sizing};
 use crate::calibrate::predict::{Halves, ends};
-use crate::cli::profile::Sources;
 use crate::plan::request_trace::RequestTrace;
 use crate::plan::size::{Choice, Failure, Offer, SizeAnswer, SizeInputs, Window, windows};
 use crate::serving::{Percentiles, Router, usd_per_million_output};
@@ -128,8 +127,8 @@ pub(super) struct Alternative {
 }
 
 impl Alternative {
-    fn of(asked: &Asked, sources: &Sources, c: &Choice) -> Result<Self> {
-        let halves = halves(asked, sources, c)?;
+    fn of(sized: &Sizing, c: &Choice) -> Result<Self> {
+        let halves = halves(sized, c)?;
         let (ttft, tpot) = (&c.simulated.ttft_s.p99, &c.simulated.tpot_s.p99);
         Ok(Self {
             device: c.device.clone(),
@@ -144,7 +143,7 @@ impl Alternative {
             tpot_p99_ms: tpot.value * 1e3,
             tpot_p99_ms_lo: ends(tpot.lo, halves.tpot).0 * 1e3,
             tpot_p99_ms_hi: ends(tpot.hi, halves.tpot).1 * 1e3,
-            calibration: asked.calibration(&c.device),
+            calibration: sized.calibration(&c.device),
             goodput: c.goodput,
         })
     }
@@ -184,19 +183,14 @@ pub(super) struct Assumptions {
 }
 
 /// The answer as it is printed.
-pub(super) fn document(
-    args: &SizeArgs,
-    sources: &Sources,
-    asked: &Asked,
-    answer: &SizeAnswer,
-) -> Result<Document> {
-    let (inputs, best) = (&asked.inputs, &answer.best);
+pub(super) fn document(options: &SizeOptions, sized: &Sizing) -> Result<Document> {
+    let (inputs, answer, best) = (&sized.inputs, &sized.answer, &sized.answer.best);
     let (input, output) = best.token_prices(inputs);
     let tokens = inputs.lengths.input + inputs.lengths.output;
     let all = TokensPerSecond(inputs.rate * tokens);
     let total = usd_per_million_output(best.gpus() as f64, best.price, all);
-    let halves = halves(asked, sources, best)?;
-    let alternatives = answer.others.iter().map(|c| Alternative::of(asked, sources, c));
+    let halves = halves(sized, best)?;
+    let alternatives = answer.others.iter().map(|c| Alternative::of(sized, c));
     Ok(Document {
         schema: "moe-frontier/size",
         schema_version: "1.2",
@@ -222,7 +216,7 @@ pub(super) fn document(
         usd_per_million_input_tokens: input.0,
         usd_per_million_output_tokens: output.0,
         usd_per_million_total_tokens: total.0,
-        model_interval: interval((asked, sources), best, &halves, (input, output))?,
+        model_interval: interval(sized, best, &halves, (input, output))?,
         memory: Memory {
             weights_bytes: best.weights.0,
             cache_bytes: best.cache_per_sequence.0 * best.max_batch as f64
@@ -235,7 +229,7 @@ pub(super) fn document(
         latency_source: best.source,
         alternatives: alternatives.collect::<Result<_>>()?,
         failed: answer.failures.clone(),
-        assumptions: assumptions(args, sources, asked, best)?,
+        assumptions: assumptions(options, sized, best)?,
     })
 }
 
@@ -254,42 +248,37 @@ fn margins(inputs: &SizeInputs, best: &Choice, halves: &Halves) -> Vec<Margin> {
     inputs.limits.iter().map(of).collect()
 }
 
-fn assumptions(
-    args: &SizeArgs,
-    sources: &Sources,
-    asked: &Asked,
-    best: &Choice,
-) -> Result<Assumptions> {
-    let inputs = &asked.inputs;
+fn assumptions(options: &SizeOptions, sized: &Sizing, best: &Choice) -> Result<Assumptions> {
+    let inputs = &sized.inputs;
     let Offer { device, costs, .. } = inputs.offer(&best.device)?;
     Ok(Assumptions {
-        kernel_times: sources.names(device),
+        kernel_times: sized.sources.names(device),
         engine: inputs.engine.clone(),
-        calibration: asked.calibration(&best.device),
+        calibration: sized.calibration(&best.device),
         cache: costs.cache(&inputs.model).label(),
-        accepted_drafts_from: args.serving.accept_source(&inputs.model.name),
+        accepted_drafts_from: options.server.accept_source(&inputs.model.name),
         constants: costs.clone(),
-        model_assumed: asked.assumed.clone(),
-        trace: args.trace.as_ref().map(|p| p.display().to_string()),
+        model_assumed: sized.assumed.clone(),
+        trace: options.trace.as_ref().map(|p| p.display().to_string()),
         trace_left_out: inputs.trace.as_ref().map(RequestTrace::left_out),
         isl: inputs.lengths.input,
         osl: inputs.lengths.output,
-        length_cv: args.trace.is_none().then_some(args.length_cv),
-        burstiness: args.trace.is_none().then_some(args.burstiness),
+        length_cv: options.trace.is_none().then_some(options.length_cv),
+        burstiness: options.trace.is_none().then_some(options.burstiness),
         router: inputs.router,
-        rate: args.rate,
-        peak_over_mean: args.peak,
-        spare_replicas: args.spare,
-        limits_were_default: given(args).is_empty(),
+        rate: options.rate,
+        peak_over_mean: options.peak,
+        spare_replicas: options.spare,
+        limits_were_default: options.limits.is_empty(),
         usd_per_gpu_hour: best.price.0,
-        price_source: asked.terms(&best.device)?.price_source.clone(),
+        price_source: sized.terms(&best.device)?.price_source.clone(),
         cost_basis: "split by time in prefill and in decode, idle time included",
         usable_memory_share: best.memory.usable_share,
-        routing: args.routing.to_string(),
+        routing: options.routing.to_string(),
         percentiles: "over requests, simulated at the peak rate; TPOT excludes the first token",
         limits_are_decided_on: "the upper end of the 95 % interval of the simulated value",
         goodput_is: "share of the requests within the highest percentile promised of each metric",
-        seed: args.seed,
+        seed: options.seed,
         simulated_requests: best.simulated.requests,
     })
 }

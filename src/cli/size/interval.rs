@@ -2,10 +2,9 @@
 
 use serde::Serialize;
 
-use super::Asked;
 use crate::Result;
+use crate::ask::Sizing;
 use crate::calibrate::predict::{Halves, ends};
-use crate::cli::profile::Sources;
 use crate::plan::points::Setup;
 use crate::plan::size::{Choice, ModelError, Reach, reach};
 use crate::serving::{Estimate, Percentiles, Traffic};
@@ -64,20 +63,20 @@ of one model, device and engine share; simulated values add the simulation's own
 
 /// Half widths of the model's intervals for one replica of a plan at the peak rate: a slower engine runs
 /// more sequences at that rate, which makes it slower again.
-pub(super) fn halves(asked: &Asked, sources: &Sources, choice: &Choice) -> Result<Halves> {
-    let serving = (choice.replicas - asked.inputs.spare) as f64;
-    under(asked, sources, choice, Traffic::Open(asked.inputs.peak() / serving))
+pub(super) fn halves(sized: &Sizing, choice: &Choice) -> Result<Halves> {
+    let serving = (choice.replicas - sized.inputs.spare) as f64;
+    under(sized, choice, Traffic::Open(sized.inputs.peak() / serving))
 }
 
 /// The same of its steps alone, with the sequences that it runs now.
-fn of_steps(asked: &Asked, sources: &Sources, choice: &Choice) -> Result<Halves> {
+fn of_steps(sized: &Sizing, choice: &Choice) -> Result<Halves> {
     let concurrency = choice.load.mean_batch.max(1.0);
     let traffic = Traffic::Closed { concurrency, requests_per_client: f64::INFINITY };
-    under(asked, sources, choice, traffic)
+    under(sized, choice, traffic)
 }
 
-fn under(asked: &Asked, sources: &Sources, choice: &Choice, traffic: Traffic) -> Result<Halves> {
-    let inputs = &asked.inputs;
+fn under(sized: &Sizing, choice: &Choice, traffic: Traffic) -> Result<Halves> {
+    let inputs = &sized.inputs;
     let offer = inputs.offer(&choice.device)?;
     let setup = Setup {
         model: inputs.model.clone(),
@@ -87,27 +86,27 @@ fn under(asked: &Asked, sources: &Sources, choice: &Choice, traffic: Traffic) ->
         traffic,
         pools: None,
     };
-    let latency = sources.stack(&offer.device, &inputs.engine)?;
-    let chosen = &asked.terms(&choice.device)?.chosen;
+    let latency = sized.sources.stack(&offer.device, &inputs.engine)?;
+    let chosen = &sized.terms(&choice.device)?.chosen;
     chosen.predict(&setup, latency.as_ref(), &inputs.routing).map(|(_, halves)| halves)
 }
 
 /// The intervals of the chosen plan.
 pub(super) fn interval(
-    (asked, sources): (&Asked, &Sources),
+    sized: &Sizing,
     choice: &Choice,
     halves: &Halves,
     (input, output): (UsdPerMillionTokens, UsdPerMillionTokens),
 ) -> Result<ModelInterval> {
-    let inputs = &asked.inputs;
-    let Halves { tpot, ttft, .. } = of_steps(asked, sources, choice)?;
+    let inputs = &sized.inputs;
+    let Halves { tpot, ttft, .. } = of_steps(sized, choice)?;
     let Reach { least, most } = reach(inputs, choice, &ModelError { tpot, ttft })?;
     let gpus = choice.gpus() as f64;
     let (low, high) = (least as f64 / gpus, most.map(|m| m as f64 / gpus));
     let rate = inputs.rate * inputs.lengths.output / gpus;
     Ok(ModelInterval {
         of: OF,
-        calibration: asked.calibration(&choice.device),
+        calibration: sized.calibration(&choice.device),
         tpot_log_half_width: halves.tpot,
         ttft_log_half_width: halves.ttft,
         ttft_ms: Ranges::of(&choice.simulated.ttft_s, halves.ttft),

@@ -2,31 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use clap::Args;
 
-use crate::calibrate::Calibration;
-use crate::calibrate::predict::Chosen;
-use crate::cli::Output;
+use crate::Result;
+use crate::ask::{DevicePrice, SizeOptions, size};
 use crate::cli::emit::EmitArgs;
-use crate::cli::estimate::{ServingArgs, calibrations, resolve};
+use crate::cli::estimate::ServingArgs;
 use crate::cli::output::{width, write_stdout};
 use crate::cli::parse::{duration, positive_whole, quantity, simulated_requests, tokens};
-use crate::cli::profile::{ProfileArgs, Sources, price};
-use crate::config::device::PriceKind;
-use crate::config::{DeviceSpec, Loaded, load_model};
+use crate::cli::profile::ProfileArgs;
+use crate::cli::{Output, store};
 use crate::files::seal::sealed;
 use crate::files::{ResultFolder, write_atomic};
-use crate::latency::tables::shipped;
-use crate::plan::points::set_precision;
-use crate::plan::request_trace::{Columns, RequestTrace};
-use crate::plan::size::{Limit, Metric, Offer, SizeInputs, Statistic, size};
+use crate::plan::request_trace::Columns;
+use crate::plan::size::{Limit, Metric, Statistic};
 use crate::report::write_size_plots;
-use crate::serving::{Lengths, LoadModel, Router, Spread};
+use crate::serving::Router;
 use crate::units::Seconds;
 use crate::workload::RoutingKind;
-use crate::{Error, Result};
 
 mod document;
 mod interval;
@@ -80,7 +74,7 @@ pub struct SizeArgs {
     #[arg(long, default_value = "1", value_parser = quantity)]
     pub burstiness: f64,
     /// Maximum mean TTFT.
-    #[arg(long, value_parser = duration)]
+    #[arg(long, visible_alias = "ttft", value_parser = duration)]
     pub ttft_mean: Option<Seconds>,
     /// Maximum median TTFT.
     #[arg(long, value_parser = duration)]
@@ -92,7 +86,7 @@ pub struct SizeArgs {
     #[arg(long, value_parser = duration)]
     pub ttft_p99: Option<Seconds>,
     /// Maximum mean TPOT.
-    #[arg(long, value_parser = duration)]
+    #[arg(long, visible_alias = "tpot", value_parser = duration)]
     pub tpot_mean: Option<Seconds>,
     /// Maximum median TPOT.
     #[arg(long, value_parser = duration)]
@@ -126,7 +120,7 @@ pub struct SizeArgs {
     pub calibrate: Option<PathBuf>,
     /// Dollars per device and hour, or `tier:NAME` of the published tiers; by default the first.
     #[arg(long, value_name = "USD|tier:NAME", value_parser = crate::cli::parse::price)]
-    pub price: Option<String>,
+    pub price: Option<DevicePrice>,
     /// Requests of each simulation, from 1000: more make the intervals narrower.
     #[arg(long, default_value = "20000", value_parser = simulated_requests)]
     pub requests: usize,
@@ -150,27 +144,22 @@ pub struct SizeArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// Bad flags and files; [`Error::Infeasible`] (exit 5) with the nearest feasible service level.
+/// Bad flags and files; [`crate::Error::Infeasible`] (exit 5) with the nearest feasible service level.
 pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
     let folder =
         args.out.as_deref().map(|out| ResultFolder::begin(out, &["size.json"], args.overwrite));
     let folder = folder.transpose()?;
-    let sources = Sources::read(&args.emit.source(&args.source)?)?;
-    let calibrations = match &args.calibrate {
-        Some(path) => calibrations(path, &sources)?,
-        None => Vec::new(),
-    };
-    let asked = asked(args, &sources, calibrations)?;
-    let answer = size(&asked.inputs, &sources.latency_of())?;
-    let document = document(args, &sources, &asked, &answer)?;
+    let options = options(args)?;
+    let sized = size(&options)?;
+    store::warn_of_sources(&sized.sources);
+    let document = document(&options, &sized)?;
     let json = sealed("size.json", &document)?;
     if let Some(folder) = folder {
         write_atomic(&folder.path().join("size.json"), &json, true)?;
-        write_size_plots(folder.path(), &asked.inputs, &answer)?;
+        write_size_plots(folder.path(), &sized.inputs, &sized.answer)?;
         folder.finish()?;
     }
-    let asked = (&asked.inputs, &answer);
-    if let Some(printed) = args.emit.print(&args.model, &sources, asked, output) {
+    if let Some(printed) = args.emit.print(&args.model, &sized, output) {
         return printed;
     }
     if output.is_json() {
@@ -179,99 +168,32 @@ pub fn run(args: &SizeArgs, output: Output) -> Result<()> {
     output.result(&document, || text(&document, width(), args.details))
 }
 
-/// What is asked, with what the answer says of it.
-struct Asked {
-    inputs: SizeInputs,
-    /// By the name of the device.
-    terms: BTreeMap<String, Terms>,
-    /// What was assumed in reading the model.
-    assumed: Vec<String>,
-    calibrations: Vec<Calibration>,
-}
-
-/// What the answer says of a device beside its offer.
-struct Terms {
-    /// Where its price comes from.
-    price_source: String,
-    /// Constants on it with their errors.
-    chosen: Chosen,
-}
-
-impl Asked {
-    /// The terms of a device.
-    fn terms(&self, device: &str) -> Result<&Terms> {
-        let unknown = || Error::usage("--device", format!("{device} is not among the offers"));
-        self.terms.get(device).ok_or_else(unknown)
-    }
-
-    /// Whether the constants on a device are fitted to own runs.
-    fn calibration(&self, device: &str) -> &'static str {
-        let own = |c: &Calibration| {
-            c.group.gpu == device
-                && c.group.model == self.inputs.model.name
-                && c.group.engine == self.inputs.engine
-        };
-        if self.calibrations.iter().any(own) { "calibrated" } else { "uncalibrated" }
-    }
-}
-
-fn asked(args: &SizeArgs, sources: &Sources, calibrations: Vec<Calibration>) -> Result<Asked> {
-    let Loaded { mut model, assumed, .. } = load_model(&args.model)?;
-    if let Some(weights) = &args.weights {
-        set_precision(&mut model, &weights.to_lowercase())
-            .map_err(|reason| Error::usage("--weights", reason))?;
-    }
-    if args.peak < 1.0 {
-        return Err(Error::usage("--peak", "the peak is at least the mean: 1 or more"));
-    }
-    let named: Vec<DeviceSpec> = match (args.device.is_empty(), sources.device()?) {
-        (true, Some(device)) => vec![device],
-        (true, None) => DeviceSpec::known()?.into_iter().filter(is_comparable).collect(),
-        (false, _) => {
-            args.device.iter().map(|name| DeviceSpec::load(name)).collect::<Result<_>>()?
-        }
-    };
-    let (mut devices, mut terms) = (Vec::new(), BTreeMap::new());
-    for device in named {
-        let (price, price_source) = price(args.price.as_deref(), &device)?;
-        let chosen = resolve(sources, &calibrations, &args.serving, (&model.name, &device))?;
-        let costs = chosen.costs();
-        terms.insert(device.name.clone(), Terms { price_source, chosen });
-        devices.push(Offer { device, price, costs });
-    }
-    let columns = Columns::joined(&args.columns);
-    let read = |path| RequestTrace::read_with(path, &columns);
-    let trace = args.trace.as_deref().map(read).transpose()?;
-    let drawn = Lengths { input: args.isl, output: args.osl };
-    let spread =
-        if args.length_cv > 0.0 { Spread::LogNormal(args.length_cv) } else { Spread::Fixed };
-    let routing = LoadModel::new(&args.routing, model.num_experts, model.top_k)?;
-    let inputs = SizeInputs {
-        model,
-        devices,
-        engine: sources.engine().to_owned(),
-        routing: Arc::new(routing),
-        lengths: trace.as_ref().map_or(drawn, RequestTrace::lengths),
-        spread: trace.as_ref().map_or(spread, RequestTrace::spread),
-        trace,
+/// The question that these flags ask.
+fn options(args: &SizeArgs) -> Result<SizeOptions> {
+    Ok(SizeOptions {
+        model: args.model.clone(),
+        device: args.device.clone(),
         rate: args.rate,
-        peak_over_mean: args.peak,
-        burstiness: args.burstiness,
+        peak: args.peak,
+        trace: args.trace.clone(),
+        columns: Columns::joined(&args.columns),
         router: args.router,
-        limits: limits(args),
+        isl: args.isl,
+        osl: args.osl,
+        length_cv: args.length_cv,
+        burstiness: args.burstiness,
+        limits: given(args),
         spare: args.spare,
         max_gpus: args.max_gpus,
+        weights: args.weights.clone(),
+        source: args.emit.source(&args.source)?.options(),
+        routing: args.routing.clone(),
+        server: args.serving.options(),
+        calibrate: args.calibrate.clone(),
+        price: args.price.clone(),
         requests: args.requests,
         seed: args.seed,
-    };
-    Ok(Asked { inputs, terms, assumed, calibrations })
-}
-
-/// Whether a device is compared with others without being named: measured like them, and priced on
-/// the same basis.
-fn is_comparable(device: &DeviceSpec) -> bool {
-    let is_owned = device.price().is_some_and(|(_, p)| p.kind == PriceKind::Ownership);
-    is_owned && shipped(device).is_some()
+    })
 }
 
 /// The limits that flags give.
@@ -288,14 +210,4 @@ fn given(args: &SizeArgs) -> Vec<Limit> {
     ];
     let limit = |(metric, statistic, most)| Some(Limit { metric, statistic, most: most? });
     flags.into_iter().filter_map(limit).collect()
-}
-
-/// The promised limits; without any flag, the rule of `MLPerf` for Mixtral servers (2 s and 200 ms at p99).
-fn limits(args: &SizeArgs) -> Vec<Limit> {
-    let given = given(args);
-    if !given.is_empty() {
-        return given;
-    }
-    let limit = |metric, most| Limit { metric, statistic: Statistic::P99, most: Seconds(most) };
-    vec![limit(Metric::Ttft, 2.0), limit(Metric::Tpot, 0.2)]
 }

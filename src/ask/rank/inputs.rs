@@ -1,13 +1,14 @@
-//! From flags to the inputs of a ranking: defaults filled in, each noted with its reason.
+//! From options to the inputs of a ranking: defaults filled in, each noted with its reason.
 
 use std::sync::Arc;
 
-#[cfg(feature = "cli")]
-use crate::cli::profile::{ProfileArgs, Sources};
-use crate::cli::profile::{memory_rule, price};
-use crate::cli::rank::assumptions::Ledger;
-use crate::cli::rank::mfu::{self, Mfu};
-use crate::cli::rank::{ModelRead, RankArgs, architecture};
+use super::assumptions::Ledger;
+use super::mfu::{self, Mfu};
+use super::options::RankOptions;
+use super::{ModelRead, architecture};
+#[cfg(feature = "native")]
+use crate::ask::sources::{SourceOptions, Sources};
+use crate::ask::sources::{memory_rule, price};
 use crate::config::device::DeviceKind;
 use crate::config::{DType, DeviceSpec};
 use crate::constants::residual;
@@ -20,12 +21,10 @@ use crate::plan::inputs::{
     Demand, Lifetime, Limits, Ranges, RankInputs, ServingDevice, Target, rounded_bits,
 };
 use crate::plan::points::precision;
-#[cfg(feature = "cli")]
+#[cfg(feature = "native")]
 use crate::plan::train_mfu::{LONGEST_DAYS, ModelledRun, modelled};
 use crate::serving::{EngineCosts, Lengths, MemoryBudget, ServiceLevel, TrainingPrice};
-use crate::units::{
-    Flops, FlopsPerSecond, Nats, Seconds, Tokens, UsdPerHour, UsdPerMillionTokens, count,
-};
+use crate::units::{Flops, FlopsPerSecond, Seconds, Tokens, UsdPerMillionTokens, count};
 use crate::{Error, Result};
 
 /// Expert counts compared unless named.
@@ -35,7 +34,7 @@ const REPLICA_SIZES: [usize; 4] = [1, 2, 4, 8];
 /// Further ones, where no smaller replica holds the weights and keeps the service level.
 const WIDE_SIZES: [usize; 3] = [16, 32, 64];
 /// Training MFU: range reported for large runs.
-pub(super) const MFU: (f64, f64, f64) = (0.4, 0.3, 0.5);
+pub(crate) const MFU: (f64, f64, f64) = (0.4, 0.3, 0.5);
 /// Spread of the MFU of each expert count about what all share, in the logarithm; no published runs
 /// differ in expert count alone, and a tenth is what imbalance and exchange cost or save.
 const MFU_LOG_SIGMA: f64 = 0.1;
@@ -44,14 +43,14 @@ const PRICE_RANGE: (f64, f64) = (0.8, 1.25);
 /// Device that trains unless named.
 const TRAIN_DEVICE: &str = "h100";
 /// The device that serves, as it is known before anything is measured on it.
-pub(super) struct Serving {
-    pub(super) spec: DeviceSpec,
+pub(crate) struct Serving {
+    pub(crate) spec: DeviceSpec,
     /// What the engine adds.
-    pub(super) costs: EngineCosts,
+    pub(crate) costs: EngineCosts,
     /// Number format of the weights in the first profile, or what will be measured.
-    pub(super) dtype: DType,
+    pub(crate) dtype: DType,
     /// Whether the latencies are of this program's own kernels, in that format alone.
-    pub(super) is_own: bool,
+    pub(crate) is_own: bool,
 }
 
 impl Serving {
@@ -61,11 +60,11 @@ impl Serving {
 }
 
 /// The inputs of a ranking with the ledger of where each came from.
-pub(super) struct Resolved {
-    pub(super) inputs: RankInputs,
-    pub(super) ledger: Ledger,
+pub(crate) struct Resolved {
+    pub(crate) inputs: RankInputs,
+    pub(crate) ledger: Ledger,
     /// What was read of `--model`.
-    pub(super) model: Option<ModelRead>,
+    pub(crate) model: Option<ModelRead>,
     /// Whether the target's budget has still to be found.
     budget_is_open: bool,
     reference: usize,
@@ -76,25 +75,25 @@ pub(super) struct Resolved {
 /// # Errors
 /// [`Error::Usage`] for values that contradict each other, [`Error::Unfit`] for a device without a
 /// price.
-pub(super) fn resolve(args: &RankArgs, law: &Scaling, serving: &Serving) -> Result<Resolved> {
+pub(crate) fn resolve(options: &RankOptions, law: &Scaling, serving: &Serving) -> Result<Resolved> {
     let mut ledger = Ledger::default();
-    let experts = experts(args, &mut ledger)?;
+    let experts = experts(options, &mut ledger)?;
     let own = law.template().as_ref().clone();
-    let architecture = architecture::resolve(args, own, &mut ledger)?;
+    let architecture = architecture::resolve(options, own, &mut ledger)?;
     let law = &law.on(&architecture.template);
-    let reference = reference_experts(args, &experts, &mut ledger)?;
+    let reference = reference_experts(options, &experts, &mut ledger)?;
     let lengths = Lengths {
-        input: ledger.take("--isl", args.isl, (1000.0, "a long chat turn"), tokens),
-        output: ledger.take("--osl", args.osl, (1000.0, "a long chat turn"), tokens),
+        input: ledger.take("--isl", options.isl, (1000.0, "a long chat turn"), tokens),
+        output: ledger.take("--osl", options.osl, (1000.0, "a long chat turn"), tokens),
     };
-    let demand = demand(args, &mut ledger);
-    let level = service_level(args, serving, &mut ledger);
-    let max_serve = max_serve(args, &mut ledger);
-    let lifetime = lifetime(args, &mut ledger);
+    let demand = demand(options, &mut ledger);
+    let level = service_level(options, serving, &mut ledger);
+    let max_serve = max_serve(options, &mut ledger);
+    let lifetime = lifetime(options, &mut ledger);
     let limits = Limits {
         max_tokens_per_param: ledger.take(
             "--max-tokens-per-param",
-            args.max_tokens_per_param,
+            options.max_tokens_per_param,
             (
                 1000.0,
                 "beyond nearly all runs behind the laws; their errors and --unique-tokens limit before",
@@ -103,28 +102,30 @@ pub(super) fn resolve(args: &RankArgs, law: &Scaling, serving: &Serving) -> Resu
         ),
         max_train_factor: ledger.take(
             "--max-train-factor",
-            args.max_train_factor,
+            options.max_train_factor,
             (3.5, "range of arXiv 2404.02852"),
             |v| format!("{v} x the budget"),
         ),
-        unique_tokens: args.unique_tokens,
+        unique_tokens: options.unique_tokens,
     };
-    let supply = args.unique_tokens.map_or_else(|| "no limit".to_owned(), tokens);
+    let supply = options.unique_tokens.map_or_else(|| "no limit".to_owned(), tokens);
     let why = "beyond them data are repeated (arXiv 2305.16264, R* = 15.39)";
-    ledger.note("--unique-tokens", &supply, None, why, args.unique_tokens.is_none());
-    let device = device(args, serving, &mut ledger)?;
-    let training = training(args, &mut ledger)?;
-    let (expert_dtype, dense_dtype) = formats(args, serving, architecture.formats, &mut ledger)?;
-    let expert_bits = expert_bits(args, &mut ledger)?;
-    let trained_bits = trained_bits(args, &mut ledger);
-    let zipf =
-        ledger.take("--skew", args.skew, (1.2, "routers of served models lie around 0.8"), |v| {
-            format!("{} routing; up to zipf:{v}, and as much more even", args.routing)
-        });
-    let ranges = ranges(args, law, zipf, &mut ledger);
+    ledger.note("--unique-tokens", &supply, None, why, options.unique_tokens.is_none());
+    let device = device(options, serving, &mut ledger)?;
+    let training = training(options, &mut ledger)?;
+    let (expert_dtype, dense_dtype) = formats(options, serving, architecture.formats, &mut ledger)?;
+    let expert_bits = expert_bits(options, &mut ledger)?;
+    let trained_bits = trained_bits(options, &mut ledger);
+    let zipf = ledger.take(
+        "--skew",
+        options.skew,
+        (1.2, "routers of served models lie around 0.8"),
+        |v| format!("{} routing; up to zipf:{v}, and as much more even", options.routing),
+    );
+    let ranges = ranges(options, law, zipf, &mut ledger);
     let inputs = RankInputs {
         experts,
-        target: target(args, reference),
+        target: target(options, reference),
         limits,
         lengths,
         demand,
@@ -133,36 +134,36 @@ pub(super) fn resolve(args: &RankArgs, law: &Scaling, serving: &Serving) -> Resu
         lifetime,
         device,
         training,
-        mfu_by_experts: args.mfu.as_ref().map(Mfu::by_experts).unwrap_or_default(),
-        rounded_bits: rounding(args, (expert_dtype, expert_bits), &trained_bits),
+        mfu_by_experts: options.mfu.as_ref().map(Mfu::pairs).unwrap_or_default(),
+        rounded_bits: rounding(options, (expert_dtype, expert_bits), &trained_bits),
         trained_bits,
         expert_dtype,
         expert_bits,
         dense_dtype,
         template: architecture.template,
-        routing: args.routing.clone(),
+        routing: options.routing.clone(),
         ranges,
-        downstream: downstream(args, &mut ledger)?,
-        exits: args.exits,
-        draws: args.draws as usize,
-        seed: args.seed,
+        downstream: downstream(options, &mut ledger)?,
+        exits: options.exits,
+        draws: options.draws,
+        seed: options.seed,
     };
-    let budget_is_open = args.train_flops.is_none() && args.target_loss.is_none();
+    let budget_is_open = options.train_flops.is_none() && options.target_loss.is_none();
     let mut resolved =
         Resolved { inputs, ledger, model: architecture.read, budget_is_open, reference };
-    resolved.settle_budget(args, law)?;
-    if args.mfu == Some(Mfu::Model) {
-        resolved.model_training(args, law)?;
+    resolved.settle_budget(options, law)?;
+    if options.mfu.as_ref().is_some_and(Mfu::is_modelled) {
+        resolved.model_training(options, law)?;
     }
     Ok(resolved)
 }
 
 impl Resolved {
     /// The MFU of each expert count by its training step.
-    #[cfg(feature = "cli")]
-    fn model_training(&mut self, args: &RankArgs, law: &Scaling) -> Result<()> {
-        let device = DeviceSpec::load(args.train_device.as_deref().unwrap_or(TRAIN_DEVICE))?;
-        let sources = Sources::new(Vec::new(), &ProfileArgs::default())?;
+    #[cfg(feature = "native")]
+    fn model_training(&mut self, options: &RankOptions, law: &Scaling) -> Result<()> {
+        let device = DeviceSpec::load(options.train_device.as_deref().unwrap_or(TRAIN_DEVICE))?;
+        let sources = Sources::new(Vec::new(), &SourceOptions::default())?;
         let latency = sources.stack(&device, sources.engine())?;
         let runs = modelled(law, &self.inputs, latency.as_ref(), &device)?;
         // Three digits are more than the model is good for.
@@ -193,15 +194,15 @@ impl Resolved {
     }
 
     /// A page has no tables of training devices.
-    #[cfg(not(feature = "cli"))]
+    #[cfg(not(feature = "native"))]
     #[expect(clippy::unused_self, reason = "elsewhere its inputs learn what is modelled")]
-    fn model_training(&mut self, _: &RankArgs, _: &Scaling) -> Result<()> {
+    fn model_training(&mut self, _: &RankOptions, _: &Scaling) -> Result<()> {
         let reason = "a page models no training; give experts:share pairs";
         Err(Error::usage("--mfu", reason))
     }
 
     /// Finds the budget if none was given, and notes what is compared.
-    fn settle_budget(&mut self, args: &RankArgs, law: &Scaling) -> Result<()> {
+    fn settle_budget(&mut self, options: &RankOptions, law: &Scaling) -> Result<()> {
         if self.budget_is_open {
             let budget = budget::largest_fitting(law, &self.inputs)?;
             self.inputs.target = Target::Budget { budget, experts: self.reference };
@@ -216,7 +217,7 @@ impl Resolved {
                 } else {
                     "given"
                 },
-                args.train_flops.is_none(),
+                options.train_flops.is_none(),
             ),
             Target::Loss { loss, .. } => {
                 self.ledger.note("--target-loss", &loss.to_string(), None, "given", false);
@@ -226,23 +227,23 @@ impl Resolved {
     }
 }
 
-fn target(args: &RankArgs, experts: usize) -> Target {
-    match (args.target_loss, args.train_flops) {
-        (Some(loss), _) => Target::Loss { loss: Nats(loss), experts },
+fn target(options: &RankOptions, experts: usize) -> Target {
+    match (options.target_loss, options.train_flops) {
+        (Some(loss), _) => Target::Loss { loss, experts },
         // Replaced by the fitting budget when none was given.
-        (None, flops) => Target::Budget { budget: Flops(flops.unwrap_or(1e21)), experts },
+        (None, flops) => Target::Budget { budget: flops.unwrap_or(Flops(1e21)), experts },
     }
 }
 
-fn experts(args: &RankArgs, ledger: &mut Ledger) -> Result<Vec<usize>> {
-    let mut experts = args.experts.as_ref().map_or_else(|| EXPERTS.to_vec(), |e| e.0.clone());
+fn experts(options: &RankOptions, ledger: &mut Ledger) -> Result<Vec<usize>> {
+    let mut experts = options.experts.clone().unwrap_or_else(|| EXPERTS.to_vec());
     experts.sort_unstable();
     experts.dedup();
     if experts.len() > 64 {
         return Err(Error::usage("--experts", "more than 64 expert counts in one ranking"));
     }
     let shown: Vec<String> = experts.iter().map(ToString::to_string).collect();
-    let (source, is_default) = match args.experts {
+    let (source, is_default) = match options.experts {
         Some(_) => ("given", false),
         None => ("the counts that the law was fitted to; 1 is dense", true),
     };
@@ -250,28 +251,32 @@ fn experts(args: &RankArgs, ledger: &mut Ledger) -> Result<Vec<usize>> {
     Ok(experts)
 }
 
-fn reference_experts(args: &RankArgs, experts: &[usize], ledger: &mut Ledger) -> Result<usize> {
+fn reference_experts(
+    options: &RankOptions,
+    experts: &[usize],
+    ledger: &mut Ledger,
+) -> Result<usize> {
     let fewest = experts.iter().copied().find(|e| *e > 1).unwrap_or(1);
     let usual = if experts.contains(&4) { 4 } else { fewest };
-    let reference = args.reference_experts.unwrap_or(usual);
+    let reference = options.reference_experts.unwrap_or(usual);
     if !experts.contains(&reference) {
         return Err(Error::usage(
             "--reference-experts",
             format!("{reference} is not among the expert counts compared"),
         ));
     }
-    let source = if args.reference_experts.is_some() {
+    let source = if options.reference_experts.is_some() {
         "given"
     } else {
         "reference of arXiv 2404.02852; sets loss and budget of the comparison"
     };
-    let is_default = args.reference_experts.is_none();
+    let is_default = options.reference_experts.is_none();
     ledger.note("--reference-experts", &reference.to_string(), None, source, is_default);
     Ok(reference)
 }
 
-fn demand(args: &RankArgs, ledger: &mut Ledger) -> Demand {
-    let usual = if let Some(rate) = args.rate {
+fn demand(options: &RankOptions, ledger: &mut Ledger) -> Demand {
+    let usual = if let Some(rate) = options.rate {
         let given = format!("{rate} requests/s");
         ledger.note("--rate", &given, None, "given: whole replicas", false);
         (1.0, "the rate given is the peak")
@@ -280,36 +285,36 @@ fn demand(args: &RankArgs, ledger: &mut Ledger) -> Demand {
         ledger.note("--rate", "none", None, why, true);
         (0.7, "room for peaks")
     };
-    let utilisation = ledger.take("--utilisation", args.utilisation, usual, |v| {
+    let utilisation = ledger.take("--utilisation", options.utilisation, usual, |v| {
         format!("{v} of a replica's capacity at most")
     });
-    Demand { rate: args.rate, utilisation }
+    Demand { rate: options.rate, utilisation }
 }
 
-fn service_level(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> ServiceLevel {
+fn service_level(options: &RankOptions, serving: &Serving, ledger: &mut Ledger) -> ServiceLevel {
     let usual = if serving.is_cpu() {
         (Seconds(0.2), "about as fast as people read")
     } else {
         (Seconds(0.05), "usual for interactive services")
     };
-    let tpot = ledger.take("--tpot", args.tpot, usual, |v| format!("{v} on the mean"));
-    match args.ttft {
+    let tpot = ledger.take("--tpot", options.tpot, usual, |v| format!("{v} on the mean"));
+    match options.ttft {
         Some(limit) => {
             ledger.note("--ttft", &format!("{limit} on the mean"), None, "given", false);
         }
         None => ledger.note("--ttft", "no limit", None, "not asked for", true),
     }
-    ServiceLevel { tpot: Some(tpot), ttft: args.ttft }
+    ServiceLevel { tpot: Some(tpot), ttft: options.ttft }
 }
 
 /// Storage of experts and of everything else.
 fn formats(
-    args: &RankArgs,
+    options: &RankOptions,
     serving: &Serving,
     of_model: Option<(DType, DType)>,
     ledger: &mut Ledger,
 ) -> Result<(DType, DType)> {
-    let (formats, source) = match (&args.weights, of_model) {
+    let (formats, source) = match (&options.weights, of_model) {
         (None, Some(formats)) => (formats, "those of --model"),
         (None, None) if serving.is_own => ((serving.dtype, serving.dtype), "format of the profile"),
         (None, None) => ((DType::Bf16, DType::Bf16), "the format models are trained in"),
@@ -321,24 +326,24 @@ fn formats(
         }
     };
     let shown = format!("experts {}, others {}", formats.0.label(), formats.1.label());
-    ledger.note("--weights", &shown, None, source, args.weights.is_none());
+    ledger.note("--weights", &shown, None, source, options.weights.is_none());
     Ok(formats)
 }
 
 /// Bits that weights are rounded to after training; formats of `--model` are those that it was trained
 /// for.
 fn rounding(
-    args: &RankArgs,
+    options: &RankOptions,
     (format, mixed): (DType, Option<f64>),
     trained: &TrainedBits,
 ) -> Option<f64> {
-    let is_trained = args.model.is_some() && args.weights.is_none() && mixed.is_none();
+    let is_trained = options.model.is_some() && options.weights.is_none() && mixed.is_none();
     if is_trained { None } else { rounded_bits(format, mixed, trained) }
 }
 
 /// Bits of the training; at their default the ledger is silent, as nothing rests on them.
-fn trained_bits(args: &RankArgs, ledger: &mut Ledger) -> TrainedBits {
-    let Some(bits) = args.train_bits else { return TrainedBits::FULL };
+fn trained_bits(options: &RankOptions, ledger: &mut Ledger) -> TrainedBits {
+    let Some(bits) = options.train_bits else { return TrainedBits::FULL };
     let TrainedBits { weights, activations, cache } = bits;
     ledger.note(
         "--train-bits",
@@ -356,10 +361,10 @@ fn trained_bits(args: &RankArgs, ledger: &mut Ledger) -> TrainedBits {
 }
 
 /// Bits of expert weights where the user mixes precisions.
-fn expert_bits(args: &RankArgs, ledger: &mut Ledger) -> Result<Option<f64>> {
+fn expert_bits(options: &RankOptions, ledger: &mut Ledger) -> Result<Option<f64>> {
     /// No format in use stores a weight in more.
     const MOST: f64 = 32.0;
-    let Some(bits) = args.weight_bits else { return Ok(None) };
+    let Some(bits) = options.weight_bits else { return Ok(None) };
     if bits > MOST {
         return Err(Error::usage("--weight-bits", format!("{bits} is more than {MOST}")));
     }
@@ -374,8 +379,8 @@ fn expert_bits(args: &RankArgs, ledger: &mut Ledger) -> Result<Option<f64>> {
 }
 
 /// What loss means for tasks; without a fit the ledger is silent.
-fn downstream(args: &RankArgs, ledger: &mut Ledger) -> Result<Option<Arc<Downstream>>> {
-    let Some(path) = &args.downstream else { return Ok(None) };
+fn downstream(options: &RankOptions, ledger: &mut Ledger) -> Result<Option<Arc<Downstream>>> {
+    let Some(path) = &options.downstream else { return Ok(None) };
     let fit = Downstream::load(path)?;
     let (low, high) = fit.loss_range_nats;
     ledger.note(
@@ -393,14 +398,14 @@ fn downstream(args: &RankArgs, ledger: &mut Ledger) -> Result<Option<Arc<Downstr
 }
 
 /// A bound on serving cost; without one the ledger is silent, as nothing rests on it.
-fn max_serve(args: &RankArgs, ledger: &mut Ledger) -> Option<UsdPerMillionTokens> {
-    let bound = args.max_serve_cost.map(UsdPerMillionTokens)?;
+fn max_serve(options: &RankOptions, ledger: &mut Ledger) -> Option<UsdPerMillionTokens> {
+    let bound = options.max_serve_cost?;
     ledger.note("--max-serve-cost", &bound.to_string(), None, "given", false);
     Some(bound)
 }
 
-fn lifetime(args: &RankArgs, ledger: &mut Ledger) -> Lifetime {
-    if let Some(served) = args.lifetime_tokens {
+fn lifetime(options: &RankOptions, ledger: &mut Ledger) -> Lifetime {
+    if let Some(served) = options.lifetime_tokens {
         ledger.note("--lifetime-tokens", &Tokens(served).to_string(), None, "given", false);
         return Lifetime::Tokens(served);
     }
@@ -414,11 +419,11 @@ fn lifetime(args: &RankArgs, ledger: &mut Ledger) -> Lifetime {
     Lifetime::PerTrainingToken(1.0)
 }
 
-fn device(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Result<ServingDevice> {
-    let (price, source) = price(args.price.as_deref(), &serving.spec)?;
-    ledger.note("--price", &price.to_string(), None, &source, args.price.is_none());
+fn device(options: &RankOptions, serving: &Serving, ledger: &mut Ledger) -> Result<ServingDevice> {
+    let (price, source) = price(options.price.as_ref(), &serving.spec)?;
+    ledger.note("--price", &price.to_string(), None, &source, options.price.is_none());
     ledger.drawn(format!("x {} to x {}", PRICE_RANGE.0, PRICE_RANGE.1));
-    let (replica_sizes, wide_sizes) = replica_sizes(args, serving, ledger)?;
+    let (replica_sizes, wide_sizes) = replica_sizes(options, serving, ledger)?;
     let memory = MemoryBudget::of(&serving.spec);
     let rule = if serving.is_cpu() { "the system keeps the rest" } else { "engines' default" };
     ledger.note("memory for weights and cache", &memory_rule(&memory), None, rule, true);
@@ -427,7 +432,7 @@ fn device(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Result<Ser
     let mut costs = serving.costs.clone();
     costs.chunk_tokens = ledger.take(
         "--prefill-chunk",
-        args.prefill_chunk,
+        options.prefill_chunk,
         (costs.chunk_tokens, "default of the engine"),
         tokens,
     );
@@ -443,16 +448,16 @@ fn device(args: &RankArgs, serving: &Serving, ledger: &mut Ledger) -> Result<Ser
 
 /// Devices of a replica that are always tried, and those tried where none of them does.
 fn replica_sizes(
-    args: &RankArgs,
+    options: &RankOptions,
     serving: &Serving,
     ledger: &mut Ledger,
 ) -> Result<(Vec<usize>, Vec<usize>)> {
-    let (sizes, wide) = match &args.replica_sizes {
-        Some(list) if serving.is_cpu() && list.0 != [1] => {
+    let (sizes, wide) = match &options.replica_sizes {
+        Some(list) if serving.is_cpu() && *list != [1] => {
             let reason = "a CPU deployment uses exactly one host; use 1";
             return Err(Error::usage("--replica-sizes", reason));
         }
-        Some(list) => (list.0.clone(), Vec::new()),
+        Some(list) => (list.clone(), Vec::new()),
         None if serving.is_cpu() => (vec![1], Vec::new()),
         None => (REPLICA_SIZES.to_vec(), WIDE_SIZES.to_vec()),
     };
@@ -462,14 +467,14 @@ fn replica_sizes(
     if !wide.is_empty() {
         shown = format!("{shown}; {} where those do not do", listed(&wide));
     }
-    let is_default = args.replica_sizes.is_none();
+    let is_default = options.replica_sizes.is_none();
     let source = if is_default { "powers of two" } else { "given" };
     ledger.note("--replica-sizes", &shown, None, source, is_default);
     Ok((sizes, wide))
 }
 
-fn training(args: &RankArgs, ledger: &mut Ledger) -> Result<TrainingPrice> {
-    let name = args.train_device.as_deref().unwrap_or(TRAIN_DEVICE);
+fn training(options: &RankOptions, ledger: &mut Ledger) -> Result<TrainingPrice> {
+    let name = options.train_device.as_deref().unwrap_or(TRAIN_DEVICE);
     let spec = DeviceSpec::load(name).map_err(|e| match e {
         Error::Usage { reason, .. } => Error::usage("--train-device", reason),
         other => other,
@@ -477,7 +482,7 @@ fn training(args: &RankArgs, ledger: &mut Ledger) -> Result<TrainingPrice> {
     let peak = spec.peak(DType::Bf16).ok_or_else(|| {
         Error::usage("--train-device", format!("{} has no published bf16 rate", spec.name))
     })?;
-    let is_default = args.train_device.is_none();
+    let is_default = options.train_device.is_none();
     ledger.note(
         "--train-device",
         &format!("{}, peak {}", spec.name, FlopsPerSecond(peak)),
@@ -485,10 +490,10 @@ fn training(args: &RankArgs, ledger: &mut Ledger) -> Result<TrainingPrice> {
         &spec.source,
         is_default,
     );
-    let price = match (args.train_price, spec.price()) {
+    let price = match (options.train_price, spec.price()) {
         (Some(given), _) => {
-            ledger.note("--train-price", &UsdPerHour(given).to_string(), None, "given", false);
-            UsdPerHour(given)
+            ledger.note("--train-price", &given.to_string(), None, "given", false);
+            given
         }
         (None, Some((price, from))) => {
             let source = format!("{} ({}, {})", from.source, from.tier, from.date);
@@ -502,10 +507,10 @@ fn training(args: &RankArgs, ledger: &mut Ledger) -> Result<TrainingPrice> {
             ));
         }
     };
-    let mfu = args.mfu.as_ref().and_then(Mfu::mean).unwrap_or(MFU.0);
-    if args.mfu != Some(Mfu::Model) {
-        let shown = args.mfu.as_ref().map_or_else(|| MFU.0.to_string(), ToString::to_string);
-        let source = match &args.mfu {
+    let mfu = options.mfu.as_ref().and_then(Mfu::mean).unwrap_or(MFU.0);
+    if !options.mfu.as_ref().is_some_and(Mfu::is_modelled) {
+        let shown = options.mfu.as_ref().map_or_else(|| MFU.0.to_string(), ToString::to_string);
+        let source = match &options.mfu {
             Some(_) => "given".to_owned(),
             None => format!(
                 "usual for large runs; published: {} {}",
@@ -513,7 +518,7 @@ fn training(args: &RankArgs, ledger: &mut Ledger) -> Result<TrainingPrice> {
                 mfu::PUBLISHED.1
             ),
         };
-        note_mfu(&shown, mfu, &source, args.mfu.is_none(), ledger);
+        note_mfu(&shown, mfu, &source, options.mfu.is_none(), ledger);
     }
     Ok(TrainingPrice { peak: FlopsPerSecond(peak), mfu, price, overhead: 0.0 })
 }
@@ -529,7 +534,7 @@ fn mfu_range(mfu: f64) -> (f64, f64) {
     (mfu * MFU.1 / MFU.0, (mfu * MFU.2 / MFU.0).min(1.0))
 }
 
-fn ranges(args: &RankArgs, law: &Scaling, zipf: f64, ledger: &mut Ledger) -> Ranges {
+fn ranges(options: &RankOptions, law: &Scaling, zipf: f64, ledger: &mut Ledger) -> Ranges {
     let residual = law.residual_nats();
     let source = if law.draws() == 0 {
         "held-out RMSE of the law; no covariance of its coefficients is published"
@@ -566,7 +571,7 @@ fn ranges(args: &RankArgs, law: &Scaling, zipf: f64, ledger: &mut Ledger) -> Ran
         true,
     );
     Ranges {
-        mfu: mfu_range(args.mfu.as_ref().and_then(Mfu::mean).unwrap_or(MFU.0)),
+        mfu: mfu_range(options.mfu.as_ref().and_then(Mfu::mean).unwrap_or(MFU.0)),
         mfu_log_sigma: MFU_LOG_SIGMA,
         price: PRICE_RANGE,
         zipf,

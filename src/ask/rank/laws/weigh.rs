@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Laws, RUNS};
 use crate::Result;
-use crate::cli::rank::RankArgs;
+use crate::ask::rank::RankOptions;
 use crate::law::fit::Reading;
 use crate::law::{Scaling, Template, held_out};
 use crate::plan::mixture::Member;
@@ -19,12 +19,12 @@ impl Laws {
     ///
     /// # Errors
     /// Whatever the file is refused for; [`crate::Error::Unfit`] when no law answers enough of the runs.
-    pub(in crate::cli::rank) fn weigh(
+    pub(in crate::ask::rank) fn weigh(
         &mut self,
-        args: &RankArgs,
+        options: &RankOptions,
         template: &Arc<Template>,
     ) -> Result<Option<String>> {
-        let Some(path) = args.law_weights.as_deref().and_then(|t| t.strip_prefix(RUNS)) else {
+        let Some(path) = options.law_weights.as_deref().and_then(|t| t.strip_prefix(RUNS)) else {
             return Ok(None);
         };
         let runs = Reading::default().read(Path::new(path), &held_out::VARIABLES)?.runs;

@@ -5,13 +5,13 @@ use crate::plan::outcome::Assumption;
 
 /// Collects assumptions in the order in which they are made.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
+pub(crate) struct Ledger {
     entries: Vec<Assumption>,
 }
 
 impl Ledger {
     /// Takes the user's value of a flag or else its default, and notes which.
-    pub(super) fn take<T: Copy>(
+    pub(crate) fn take<T: Copy>(
         &mut self,
         flag: &str,
         given: Option<T>,
@@ -25,7 +25,7 @@ impl Ledger {
     }
 
     /// Notes a value that was settled elsewhere.
-    pub(super) fn note(
+    pub(crate) fn note(
         &mut self,
         name: &str,
         value: &str,
@@ -43,13 +43,13 @@ impl Ledger {
     }
 
     /// Adds the range that the last entry is drawn from.
-    pub(super) fn drawn(&mut self, range: String) {
+    pub(crate) fn drawn(&mut self, range: String) {
         if let Some(last) = self.entries.last_mut() {
             last.range = Some(range);
         }
     }
 
-    pub(super) fn into_entries(self) -> Vec<Assumption> {
+    pub(crate) fn into_entries(self) -> Vec<Assumption> {
         self.entries
     }
 }

@@ -1,29 +1,36 @@
 //! Which laws rank, and with which weight.
 
-#[cfg(feature = "cli")]
+#[cfg(feature = "native")]
 mod weigh;
 
-#[cfg(not(feature = "cli"))]
+#[cfg(not(feature = "native"))]
 use std::sync::Arc;
 
-use crate::cli::rank::RankArgs;
-use crate::law::{self, LawInfo, Scaling};
+use crate::ask::rank::RankOptions;
+use crate::law::{self, Scaling};
 use crate::plan::mixture::Member;
 use crate::{Error, Result};
 
 /// The word for every published law that ranks.
-const ALL: &str = "all";
+pub(super) const ALL: &str = "all";
 
 /// What names a file of runs by which laws are weighted.
 const RUNS: &str = "runs:";
 /// The laws of a ranking; the first is the one whose candidates are listed.
-pub(super) struct Laws {
-    pub(super) members: Vec<Member>,
-    /// Their descriptions.
-    infos: Vec<LawInfo>,
+pub(crate) struct Laws {
+    pub(crate) members: Vec<Member>,
+    /// Their identifiers and sources.
+    infos: Vec<Cited>,
     /// Those that a user's runs left out, with the reason.
-    #[cfg(feature = "cli")]
+    #[cfg(feature = "native")]
     left_out: Vec<String>,
+}
+
+/// Where a law comes from.
+#[derive(Clone, Debug)]
+pub(crate) struct Cited {
+    pub(crate) id: String,
+    pub(crate) source: String,
 }
 
 impl Laws {
@@ -31,9 +38,9 @@ impl Laws {
     ///
     /// # Errors
     /// [`Error::Usage`] for an unknown law or weight; whatever a law's file is refused for.
-    pub(super) fn read(args: &RankArgs) -> Result<Self> {
+    pub(crate) fn read(options: &RankOptions) -> Result<Self> {
         let mut names: Vec<&str> = Vec::new();
-        for name in args.law.split(',').map(str::trim).filter(|n| !n.is_empty()) {
+        for name in options.law.split(',').map(str::trim).filter(|n| !n.is_empty()) {
             if name == ALL {
                 names.extend(law::SCALING_IDS);
             } else {
@@ -48,22 +55,27 @@ impl Laws {
             }
         });
         // A loss means one law: another's tokenizer and corpus give another number.
-        if args.target_loss.is_some() && names.len() > 1 {
-            if args.law != ALL {
+        if options.target_loss.is_some() && names.len() + options.own_laws.len() > 1 {
+            if options.law != ALL {
                 let reason = "a loss is one law's own; name one law with --law, or --train-flops";
                 return Err(Error::usage("--target-loss", reason));
             }
-            names.truncate(1);
+            names.truncate(usize::from(options.own_laws.is_empty()));
         }
-        let mut members = Vec::new();
+        let own = options.own_laws.iter().map(|law| {
+            let cited = Cited { id: law.id().to_owned(), source: "given by the program".into() };
+            (law.id(), Member { law: law.clone(), weight: 1.0 }, cited)
+        });
+        let mut members: Vec<_> = own.collect();
         for name in names {
             let published = law::load(name, None)?;
-            let law = published.scaling()?;
-            members.push((name, Member { law, weight: 1.0 }, published.info().clone()));
+            let (law, info) = (published.scaling()?, published.info());
+            let cited = Cited { id: info.id.clone(), source: info.source.clone() };
+            members.push((name, Member { law, weight: 1.0 }, cited));
         }
-        let given = args.law_weights.as_deref();
+        let given = options.law_weights.as_deref();
         if given.is_none_or(|text| !text.starts_with(RUNS)) {
-            for (name, weight) in weights(args)? {
+            for (name, weight) in weights(options)? {
                 let found = members.iter_mut().find(|(known, ..)| *known == name);
                 let (_, member, _) = found.ok_or_else(|| {
                     Error::usage("--law-weights", format!("{name} is not among the laws of --law"))
@@ -72,15 +84,15 @@ impl Laws {
             }
         }
         let counted = members.into_iter().filter(|(_, member, _)| member.weight > 0.0);
-        let (members, infos): (Vec<Member>, Vec<LawInfo>) =
-            counted.map(|(_, member, info)| (member, info)).unzip();
+        let (members, infos): (Vec<Member>, Vec<Cited>) =
+            counted.map(|(_, member, cited)| (member, cited)).unzip();
         if members.is_empty() {
             return Err(Error::usage("--law-weights", "all weights are 0"));
         }
         Ok(Self {
             members,
             infos,
-            #[cfg(feature = "cli")]
+            #[cfg(feature = "native")]
             left_out: Vec::new(),
         })
     }
@@ -89,12 +101,12 @@ impl Laws {
     ///
     /// # Errors
     /// [`Error::Usage`] without a law.
-    pub(super) fn info(&self) -> Result<&LawInfo> {
+    pub(crate) fn info(&self) -> Result<&Cited> {
         self.infos.first().ok_or_else(|| Error::usage("--law", "no law named"))
     }
 
     /// The law whose candidates are listed.
-    pub(super) fn first(&self) -> Result<&Scaling> {
+    pub(crate) fn first(&self) -> Result<&Scaling> {
         let first = self.members.first().map(|m| &m.law);
         first.ok_or_else(|| Error::usage("--law", "no law named"))
     }
@@ -103,13 +115,13 @@ impl Laws {
     ///
     /// # Errors
     /// [`Error::Usage`] where `--law-weights` names a file of them.
-    #[cfg(not(feature = "cli"))]
-    pub(super) fn weigh(
+    #[cfg(not(feature = "native"))]
+    pub(crate) fn weigh(
         &mut self,
-        args: &RankArgs,
+        options: &RankOptions,
         _: &Arc<law::Template>,
     ) -> Result<Option<String>> {
-        match &args.law_weights {
+        match &options.law_weights {
             Some(text) if text.starts_with(RUNS) => {
                 Err(Error::usage("--law-weights", "a page weighs no law by runs; use name:weight"))
             }
@@ -118,7 +130,7 @@ impl Laws {
     }
 
     /// The laws in words, with their weights where these differ.
-    pub(super) fn names(&self) -> String {
+    pub(crate) fn names(&self) -> String {
         let equal = self.members.windows(2).all(|w| (w[0].weight - w[1].weight).abs() < 1e-12);
         let name = |m: &Member| {
             let share = m.weight / self.members.iter().map(|m| m.weight).sum::<f64>();
@@ -129,8 +141,8 @@ impl Laws {
 }
 
 /// `name:weight` pairs.
-fn weights(args: &RankArgs) -> Result<Vec<(&str, f64)>> {
-    let Some(text) = &args.law_weights else { return Ok(Vec::new()) };
+fn weights(options: &RankOptions) -> Result<Vec<(&str, f64)>> {
+    let Some(text) = &options.law_weights else { return Ok(Vec::new()) };
     let pair = |part: &'_ str| -> Option<f64> {
         let (_, weight) = part.rsplit_once(':')?;
         weight.trim().parse().ok().filter(|w: &f64| w.is_finite() && *w >= 0.0)
