@@ -8,7 +8,7 @@
 //! units, constants, error, bounds, files, stats   quantities, failures, their limits, whole files
 //!   config, workload                              models and devices; which token visits which expert
 //!     record                                      what a measurement leaves behind
-//!     gpu, kernels                                the CUDA driver; router, align, grouped GEMM
+//!     gpu, comm, kernels                          the CUDA driver; groups of ranks; router, align, GEMM
 //!       measure                                   timing that can be believed
 //!         latency                                 how long one operation of a step takes
 //!           law                                   loss of a model from its size, tokens and experts
@@ -19,7 +19,7 @@
 //!                     cli                         the command line
 //! ```
 //!
-//! `law`, `serving`, `plan`, `calibrate` and `report` never touch `kernels`, `gpu` or `measure`: everything after
+//! `law`, `serving`, `plan`, `calibrate` and `report` never touch `kernels`, `gpu`, `comm` or `measure`: everything after
 //! `latency` runs from a recorded file on a machine without a GPU, and no estimate can quietly
 //! start a measurement. `tests/layering.rs` holds this order.
 
@@ -38,6 +38,8 @@ pub mod units;
 pub mod config;
 pub mod workload;
 
+#[cfg(feature = "native")]
+pub mod comm;
 #[cfg(feature = "native")]
 #[expect(
     unsafe_code,

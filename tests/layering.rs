@@ -19,7 +19,7 @@ use std::path::Path;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// Modules of the library; each uses those before it.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "units",
     "constants",
     "error",
@@ -30,6 +30,7 @@ const ORDER: [&str; 19] = [
     "workload",
     "record",
     "gpu",
+    "comm",
     "kernels",
     "measure",
     "latency",
@@ -45,7 +46,7 @@ const ROOT_NAMES: [(&str, &str); 2] = [("Error", "error"), ("Result", "error")];
 /// What runs from a recorded profile on a machine without a GPU.
 const WALLED: [&str; 6] = ["latency", "law", "serving", "plan", "calibrate", "report"];
 /// What runs kernels or times them.
-const BEHIND_THE_WALL: [&str; 3] = ["gpu", "kernels", "measure"];
+const BEHIND_THE_WALL: [&str; 4] = ["gpu", "comm", "kernels", "measure"];
 /// Where `unsafe` is argued: the driver's C interface, the vector instructions, and the memory that a page
 /// shares with its module.
 const UNSAFE_FOLDERS: [&str; 3] = ["gpu/", "kernels/cpu/simd/", "cli/page.rs"];
