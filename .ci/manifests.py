@@ -77,5 +77,5 @@ for file in sys.argv[1:]:
         except Exception as error:
             sys.exit(f"{file}: {error}")
 print("valid:", ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())), f"(Kubernetes {VERSION})")
-for kind in ("Deployment", "DynamoGraphDeploymentRequest", "LeaderWorkerSet", "Service"):
+for kind in ("Deployment", "DynamoGraphDeploymentRequest", "Job", "LeaderWorkerSet", "Service"):
     assert counts[kind], f"no {kind} was emitted, so none was checked"

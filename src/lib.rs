@@ -46,7 +46,7 @@
 //! units, constants, error, bounds, files, stats   quantities, failures, their limits, whole files
 //!   config, workload                              models and devices; which token visits which expert
 //!     record                                      what a measurement leaves behind
-//!     gpu, kernels                                the CUDA driver; router, align, grouped GEMM
+//!     gpu, comm, kernels                          the CUDA driver; groups of ranks; router, align, GEMM
 //!       measure                                   timing that can be believed
 //!         latency                                 how long one operation of a step takes
 //!           law                                   loss of a model from its size, tokens and experts
@@ -58,8 +58,8 @@
 //!                       cli                       the command line
 //! ```
 //!
-//! `latency`, `law`, `serving`, `plan`, `calibrate`, `ask` and `report` never touch `kernels`, `gpu` or
-//! `measure`: they run from a recorded file on a machine without a GPU, and no estimate can quietly start
+//! `latency`, `law`, `serving`, `plan`, `calibrate`, `ask` and `report` never touch `kernels`, `gpu`,
+//! `comm` or `measure`: they run from a recorded file on a machine without a GPU, and no estimate can quietly start
 //! a measurement. `tests/layering.rs` holds this order.
 //!
 //! # Features
@@ -83,6 +83,8 @@ pub mod units;
 pub mod config;
 pub mod workload;
 
+#[cfg(feature = "native")]
+pub mod comm;
 #[cfg(feature = "native")]
 #[expect(
     unsafe_code,

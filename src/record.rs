@@ -3,6 +3,8 @@
 //! Times are whole picoseconds, sizes whole bytes, rates `f64`. Every field carries its unit in its
 //! name. Unknown fields are refused, an absent value says why, and no number is ever NaN.
 
+pub mod group;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::DType;
@@ -15,7 +17,7 @@ pub const PROFILE_SCHEMA: &str = "moe-frontier/profile";
 /// Version of the profile format that this program writes: a new major means old readers must refuse.
 /// 1.1 added what is known of GPUs: clocks and throttling, error correction, power limit. 1.2 added
 /// the timing mode `hot`. 1.3 added why a run ended early. 1.5 added what changes between runs. 1.6 added the
-/// flag of cells that are faster than the ceilings of their run.
+/// flag of cells that are faster than the ceilings of their run, and the sweep that a run is a part of.
 pub const PROFILE_VERSION: &str = "1.6";
 
 /// Versions that this program reads.
@@ -214,6 +216,45 @@ pub struct RunInfo {
     /// Why the run ended before its plan did: cells that were not finished are `incomplete`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partial: Option<String>,
+    /// The plan of a sweep that the run measured, and the hosts that did. Absent in runs on their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<Sweep>,
+}
+
+/// A plan that several runs measure together, and what their anchors say of the hosts: cells that every
+/// one of them measures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sweep {
+    /// SHA-256 of the plan file.
+    pub plan_sha256: String,
+    /// Hosts by name.
+    pub hosts: Vec<SweepHost>,
+    /// How far the slowest host lies above the fastest in the anchor that shows most, as a share. The
+    /// intervals are at least as wide on either side.
+    pub hosts_spread_rel: f64,
+}
+
+/// A host of a sweep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SweepHost {
+    /// Its name; several, joined by `+`, where one run went from host to host.
+    pub name: String,
+    /// Anchors that have a value there.
+    pub anchors: Vec<AnchorRange>,
+}
+
+/// Medians of one anchor on one host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnchorRange {
+    /// Number of the cell in the plan, from 0.
+    pub cell: usize,
+    /// Least of its medians.
+    pub lo_ps: u64,
+    /// Largest.
+    pub hi_ps: u64,
 }
 
 /// Outcome of comparing one kernel with itself.
@@ -298,7 +339,44 @@ pub struct Cell {
     pub check: CheckRecord,
 }
 
+/// What tells one cell of a plan from the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CellKey {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// FFN width of one expert.
+    pub inter: usize,
+    /// Experts.
+    pub experts: usize,
+    /// Experts per token.
+    pub top_k: usize,
+    /// Whether the expert is gated.
+    pub gated: bool,
+    /// Tokens entering the layer.
+    pub tokens: usize,
+    /// How it is timed.
+    pub timing: TimingMode,
+}
+
+impl std::fmt::Display for CellKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { hidden, inter, experts, top_k, gated, tokens, timing } = self;
+        let plain = if *gated { "" } else { ", not gated" };
+        let timing = timing.label();
+        write!(
+            f,
+            "{experts} experts of {hidden} x {inter}{plain}, top-{top_k}, {tokens} tokens, {timing}"
+        )
+    }
+}
+
 impl Cell {
+    /// What tells the cell from the others of its plan.
+    pub const fn key(&self) -> CellKey {
+        let Self { hidden, inter, experts, top_k, gated, tokens, timing, .. } = *self;
+        CellKey { hidden, inter, experts, top_k, gated, tokens, timing }
+    }
+
     /// Whether the value may stand in a table: measured, checked, from memory.
     pub fn is_usable(&self) -> bool {
         matches!(self.status, Status::Valid | Status::Noisy)
@@ -351,7 +429,7 @@ pub enum Op {
 }
 
 /// How a cell is timed; two modes never stand in one series.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimingMode {
     /// Monotonic clock around each launch, weight sets rotating through memory.

@@ -30,6 +30,7 @@ const ORDER: [&str; 20] = [
     "workload",
     "record",
     "gpu",
+    "comm",
     "kernels",
     "measure",
     "latency",
@@ -46,7 +47,7 @@ const ROOT_NAMES: [(&str, &str); 2] = [("Error", "error"), ("Result", "error")];
 /// What runs from a recorded profile on a machine without a GPU.
 const WALLED: [&str; 7] = ["latency", "law", "serving", "plan", "calibrate", "ask", "report"];
 /// What runs kernels or times them.
-const BEHIND_THE_WALL: [&str; 3] = ["gpu", "kernels", "measure"];
+const BEHIND_THE_WALL: [&str; 4] = ["gpu", "comm", "kernels", "measure"];
 /// Where `unsafe` is argued: the driver's C interface, the vector instructions, and the memory that a page
 /// shares with its module.
 const UNSAFE_FOLDERS: [&str; 3] = ["gpu/", "kernels/cpu/simd/", "cli/page.rs"];

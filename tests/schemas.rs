@@ -15,7 +15,7 @@ mod setting;
 use setting::{ROOT, prepared, program};
 
 /// Commands whose documents are checked; files named without `{root}` are those of [`prepared`].
-const COMMANDS: [&str; 35] = [
+const COMMANDS: [&str; 37] = [
     "rank --profile h100 --train-flops 1e21 --experts 1,4,8 --draws 50",
     "rank --profile h100 --train-flops 1e22 --model deepseek-v3 --experts 64,128 --draws 50 --rate 5",
     "rank --profile h100 --target-loss 2.4 --law ludziejewski2025 --experts 4,16 --draws 50",
@@ -48,6 +48,9 @@ const COMMANDS: [&str; 35] = [
     "calibrate --plan --model mixtral-8x7b --device h100",
     "doctor",
     "doctor --prune",
+    "measure --device cpu --quick --dtype f32 --experts 4 --top-k 1 --hidden 64 --tokens 1 --time-budget 20s \
+     --plan-out plan.json",
+    "measure --plan plan.json --out shards",
     "explain",
     "man law fit",
     "completions bash",
@@ -180,6 +183,7 @@ fn every_document_is_what_its_schema_says() {
     }
     let drawn = program(folder.path(), "report out/rank.json --out again --json").output().unwrap();
     is_right("report", &drawn.stdout);
+    is_right("a group", &fs::read(Path::new(ROOT).join("tests/data/group.json")).unwrap());
     is_right("a profile", &fs::read(folder.path().join("p.json")).unwrap());
     for (line, code) in FAILURES {
         let output = program(folder.path(), &format!("{line} --json")).output().unwrap();

@@ -239,8 +239,7 @@ pub fn estimate(options: &EstimateOptions) -> Result<Estimated> {
     let costs = chosen.costs();
     let routing = LoadModel::new(&options.routing, setup.model.num_experts, setup.model.top_k)?;
     let deployment = deployment(&setup, &costs, stack.as_ref(), &routing);
-    let (Prediction { served, .. }, halves) =
-        chosen.predict(&setup, stack.as_ref(), &routing)?;
+    let (Prediction { served, .. }, halves) = chosen.predict(&setup, stack.as_ref(), &routing)?;
     let (price, price_source) = match price(options.price.as_ref(), &setup.device) {
         Ok((price, source)) => (Some(price), source),
         Err(error) if options.price.is_some() => return Err(error),

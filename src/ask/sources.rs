@@ -30,7 +30,7 @@ pub(crate) const DEFAULT_ENGINE: &str = "vllm";
 const USD_PER_THREAD_HOUR: f64 = 0.05;
 
 /// Longest file of latencies that is read, in bytes.
-const CAP: u64 = 256 << 20;
+const CAP: u64 = format::CAP;
 
 /// Where latencies come from and which engine runs the kernels.
 ///
@@ -122,6 +122,11 @@ impl Item {
         let bytes = read_capped(path, CAP)?;
         if tables::is_tables(&bytes) {
             let tables = Arc::new(tables::codec::from_bytes(text, &bytes)?);
+            return Ok(Self::Imported { origin, tables });
+        }
+        if tables::from_group::is_group(&bytes) {
+            let record = tables::from_group::read(path, bytes.clone())?;
+            let tables = Arc::new(tables::from_group::tables(text, &bytes, &record));
             return Ok(Self::Imported { origin, tables });
         }
         let profile = format::from_bytes(path, &bytes)?;

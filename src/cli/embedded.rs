@@ -59,7 +59,7 @@ fn answered(words: Vec<OsString>) -> Result<(), Failure> {
 /// Whether a command runs kernels or other programs.
 fn measures(command: &Command) -> bool {
     match command {
-        Command::Measure(_) | Command::Worker(_) | Command::Probe(_) => true,
+        Command::Measure(_) | Command::Worker(_) | Command::GroupWorker | Command::Probe(_) => true,
         Command::Compare(args) => args.run.is_some(),
         Command::Rank(args) => args.is_of_this_machine(),
         _ => false,

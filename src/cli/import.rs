@@ -10,7 +10,7 @@ use crate::cli::progress::Progress;
 use crate::config::DeviceSpec;
 use crate::files::check_writable;
 use crate::latency::tables::series::{EngineTables, ImportedFile, LeftOut, Table};
-use crate::latency::tables::{codec, errors, gather, pack};
+use crate::latency::tables::{codec, errors, gather, nccl_tests, pack};
 use crate::{Error, Result};
 
 pub mod vllm_bench;
@@ -35,6 +35,8 @@ pub enum Format {
     /// Errors of answers from imported tables, as the accuracy report prints them.
     #[command(hide = true)]
     Errors(TableErrors),
+    /// Collectives that nccl-tests measured (`-J FILE`).
+    NcclTests(NcclTests),
     /// Results of `vllm bench serve --save-result`, as points to calibrate on.
     VllmBench(vllm_bench::VllmBench),
 }
@@ -66,6 +68,24 @@ pub struct Aiconfigurator {
     /// Date of that commit (yyyy-mm-dd).
     #[arg(long, value_name = "DATE")]
     pub date: Option<String>,
+}
+
+/// Results of nccl-tests.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  moe-frontier import nccl-tests all_reduce.json alltoall.json --out links.tables"
+)]
+pub struct NcclTests {
+    /// Files that `all_reduce_perf`, `all_gather_perf`, `reduce_scatter_perf` and `alltoall_perf` wrote, of one
+    /// device.
+    #[arg(required = true, value_name = "FILE")]
+    pub paths: Vec<PathBuf>,
+    /// File to write.
+    #[arg(long, value_name = "FILE", default_value = "links.tables")]
+    pub out: PathBuf,
+    /// Overwrite an existing file.
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 /// Tables to judge.
@@ -121,6 +141,7 @@ struct TableCount {
 pub fn run(args: ImportArgs, output: Output) -> Result<()> {
     match args.format {
         Format::Aiconfigurator(args) => aiconfigurator(&args, output),
+        Format::NcclTests(args) => nccl(&args, output),
         Format::VllmBench(args) => vllm_bench::run(&args, output),
         Format::Errors(args) => table_errors(&args, output),
     }
@@ -198,6 +219,19 @@ fn aiconfigurator(args: &Aiconfigurator, output: Output) -> Result<()> {
         return Err(Error::unfit("--strict", format!("{left} entries were left out, see above")));
     }
     Ok(())
+}
+
+fn nccl(args: &NcclTests, output: Output) -> Result<()> {
+    check_writable(&args.out, args.overwrite)?;
+    let program = format!("moe-frontier {}", env!("CARGO_PKG_VERSION"));
+    let tables = nccl_tests::read(&args.paths, &program)?;
+    let bytes = codec::write(&args.out, &tables, args.overwrite)?;
+    let imported = Imported {
+        schema: "moe-frontier/import",
+        schema_version: "2.0",
+        devices: vec![of_device(&tables, &args.out, bytes)],
+    };
+    output.result(&imported, || text(&imported))
 }
 
 /// Writes the tables of one device; the path and the length of the file.

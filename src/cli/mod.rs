@@ -21,12 +21,14 @@ pub mod emit;
 pub mod estimate;
 pub mod explain;
 pub mod failure;
+pub mod group_worker;
 pub mod help;
 pub mod import;
 pub mod law;
 pub mod live;
 pub mod man;
 pub mod measure;
+pub mod merge;
 pub mod output;
 pub mod parse;
 pub mod preset;
@@ -65,6 +67,8 @@ pub enum Command {
     Rank(Box<rank::RankArgs>),
     /// Time MoE layers and the device's ceilings; write a latency profile.
     Measure(Box<measure::MeasureArgs>),
+    /// Merge the shards of a sweep (`measure --plan`) into one profile.
+    Merge(merge::Args),
     /// Re-render the page and the plots from a rank.json.
     Report(report::Args),
     /// Compare two profiles or two commands: FASTER, SLOWER, SAME or AMBIGUOUS per cell.
@@ -100,6 +104,9 @@ pub enum Command {
     /// Runs kernels for `measure`.
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
+    /// Runs one rank for `measure --group`.
+    #[command(hide = true)]
+    GroupWorker,
     /// Asks the GPU driver for other commands.
     #[command(hide = true)]
     Probe(probe::ProbeArgs),
@@ -157,7 +164,7 @@ pub fn parse(words: Vec<OsString>) -> Result<Cli, Failure> {
 /// Whatever the command reports; [`crate::Error::exit_code`] says how the program ends.
 pub fn run(cli: Cli) -> Result<()> {
     let output = Output::new(cli.json);
-    if !matches!(cli.command, Command::Worker(_) | Command::Probe(_)) {
+    if !matches!(cli.command, Command::Worker(_) | Command::Probe(_) | Command::GroupWorker) {
         signals::install()?;
         progress::begin_notice("working");
     }
@@ -169,6 +176,7 @@ pub fn run(cli: Cli) -> Result<()> {
 fn dispatch(command: Command, output: Output) -> Result<()> {
     match command {
         Command::Measure(args) => measure::run(&args, output),
+        Command::Merge(args) => merge::run(&args, output),
         Command::Report(args) => report::run(&args, output),
         Command::Compare(args) => compare::run(&args, output),
         Command::Preset(args) => preset::run(&args, output),
@@ -185,6 +193,7 @@ fn dispatch(command: Command, output: Output) -> Result<()> {
         Command::Completions(args) => completions::run(&args, output),
         Command::Man(args) => man::run(&args, output),
         Command::Worker(args) => worker::run(&args),
+        Command::GroupWorker => group_worker::run(),
         Command::Probe(args) => probe::run(&args),
     }
 }

@@ -32,6 +32,48 @@ pub fn count_list(text: &str) -> Result<CountList, String> {
     Ok(CountList(values))
 }
 
+/// Parses a list of sizes in bytes, as [`count_list`] does numbers; K, M and G are 1024 and its powers.
+///
+/// ```
+/// use moe_frontier::cli::parse::byte_list;
+/// assert_eq!(byte_list("1K-64K*8,100").unwrap().0, [1024, 8192, 65536, 100]);
+/// ```
+///
+/// # Errors
+/// A message that names the accepted forms.
+pub fn byte_list(text: &str) -> Result<CountList, String> {
+    let mut plain = String::new();
+    let mut digits = String::new();
+    let form = || format!("`{text}` is not a list of sizes; write 1K, 1K,1M or 1K-256M*4");
+    let flush = |digits: &mut String, plain: &mut String, shift: u32| -> Option<()> {
+        let value: usize = digits.parse().ok()?;
+        plain.push_str(&value.checked_mul(1 << shift)?.to_string());
+        digits.clear();
+        Some(())
+    };
+    for c in text.chars() {
+        let shift = match c {
+            '0'..='9' => {
+                digits.push(c);
+                continue;
+            }
+            'K' | 'k' => 10,
+            'M' | 'm' => 20,
+            'G' | 'g' => 30,
+            other => {
+                if !digits.is_empty() {
+                    flush(&mut digits, &mut plain, 0).ok_or_else(form)?;
+                }
+                plain.push(other);
+                continue;
+            }
+        };
+        flush(&mut digits, &mut plain, shift).ok_or_else(form)?;
+    }
+    plain.push_str(&digits);
+    count_list(&plain).map_err(|_| form())
+}
+
 /// Appends what one comma-separated part stands for; `None` when it has no accepted form.
 fn expand(part: &str, values: &mut Vec<usize>) -> Option<()> {
     let Some((first, rest)) = part.split_once('-') else {

@@ -18,6 +18,8 @@ pub enum CudaLibrary {
     Nvrtc,
     /// Dense products, the peer that grouped products are compared with.
     Cublas,
+    /// Collectives between GPUs.
+    Nccl,
 }
 
 impl CudaLibrary {
@@ -26,6 +28,7 @@ impl CudaLibrary {
         match self {
             Self::Nvrtc => &["libnvrtc-builtins.so.13", "libnvrtc.so.13"],
             Self::Cublas => &["libcublasLt.so.13", "libcublas.so.13"],
+            Self::Nccl => &["libnccl.so.2"],
         }
     }
 
@@ -34,6 +37,7 @@ impl CudaLibrary {
         match self {
             Self::Nvrtc => "nvidia-cuda-nvrtc==13.0.88",
             Self::Cublas => "nvidia-cublas==13.1.0.3",
+            Self::Nccl => "nvidia-nccl-cu13",
         }
     }
 
@@ -44,9 +48,11 @@ impl CudaLibrary {
     pub fn open(self) -> Result<PathBuf, String> {
         static NVRTC: OnceLock<Result<PathBuf, String>> = OnceLock::new();
         static CUBLAS: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+        static NCCL: OnceLock<Result<PathBuf, String>> = OnceLock::new();
         let once = match self {
             Self::Nvrtc => &NVRTC,
             Self::Cublas => &CUBLAS,
+            Self::Nccl => &NCCL,
         };
         once.get_or_init(|| self.find(&folders())).clone()
     }

@@ -10,6 +10,7 @@
 #[cfg(feature = "candle")]
 pub mod candle;
 pub mod cpu;
+pub mod exchange;
 mod fp8;
 pub mod gpu;
 mod int8;

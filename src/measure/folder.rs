@@ -1,5 +1,6 @@
 //! The folder of one run: `plan.json`, sealed, and `journal.jsonl`, from which a run that ended goes on.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,9 +11,11 @@ use super::journal::{self, Journal, Locking};
 use super::ledger::{Event, Kept};
 use super::plan::Plan;
 use super::run::Beginning;
+use super::shard::Part;
 use super::worker::Facts;
 use crate::files::seal::{from_sealed, to_sealed};
 use crate::files::{check_writable, read_capped, sha256_hex, whole, write_atomic};
+use crate::record::Device;
 use crate::{Error, Result};
 
 /// Name that a plan file declares.
@@ -29,10 +32,13 @@ pub const JOURNAL_FILE: &str = "journal.jsonl";
 /// Its profile, once there is one.
 pub const PROFILE_FILE: &str = "profile.json";
 
+/// How the names of temporary files begin.
+const TEMPORARY: &str = ".moe-frontier";
+
 /// Longest plan that is read.
-const CAP: u64 = 64 << 20;
+const CAP: u64 = 256 << 20;
 /// Most cells of a plan.
-const MOST_CELLS: usize = 1 << 16;
+const MOST_CELLS: usize = 1 << 17;
 
 /// Where and with what kernels a run measures.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +78,22 @@ struct PlanFile {
     schema_version: String,
     place: Place,
     destination: Destination,
+    /// The plan of a sweep that is a file first: what it was planned on. Its runs must be of that kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    planned_on: Option<PlannedOn>,
+    /// The part of a sweep's plan that this one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    part: Option<Part>,
     plan: Plan,
+}
+
+/// What a plan of a sweep was made with: cells are chosen by the speed of a device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PlannedOn {
+    pub(super) program: String,
+    pub(super) device: Device,
+    pub(super) kernel_sha256: String,
 }
 
 /// The first record of a journal.
@@ -139,7 +160,75 @@ pub struct Planned {
     pub destination: Destination,
     /// Its plan.
     pub plan: Plan,
+    /// The part of a sweep that it is.
+    pub part: Option<Part>,
     plan_sha256: String,
+}
+
+/// A plan file that was read.
+pub(super) struct ReadPlan {
+    pub(super) place: Place,
+    pub(super) destination: Destination,
+    pub(super) planned_on: Option<PlannedOn>,
+    pub(super) part: Option<Part>,
+    pub(super) plan: Plan,
+    pub(super) sha256: String,
+}
+
+/// Reads a plan file.
+///
+/// # Errors
+/// [`Error::Io`] when there is none, [`Error::BadFile`] when it is not what [`plan_bytes`] writes.
+pub(super) fn read_plan(file: &Path) -> Result<ReadPlan> {
+    let bytes = read_capped(file, CAP)?;
+    let sha256 = sha256_hex(&bytes);
+    let read: PlanFile = from_sealed(file, bytes, CAP)?;
+    let refused = |reason: String| Err(Error::bad_file(file, reason));
+    if read.schema != PLAN_SCHEMA || read.schema_version != VERSION {
+        return refused(format!(
+            "schema `{}` {}; this program reads {PLAN_SCHEMA} {VERSION}",
+            read.schema, read.schema_version
+        ));
+    }
+    let PlanFile { place, destination, planned_on, part, plan, .. } = read;
+    if plan.cells.is_empty() || plan.cells.len() > MOST_CELLS {
+        return refused(format!("{} cells; a plan has 1 to {MOST_CELLS}", plan.cells.len()));
+    }
+    for (shape, _) in &plan.shapes {
+        shape.validate().map_err(|e| Error::bad_file(file, e.to_string()))?;
+    }
+    let shapes: HashSet<_> = plan.shapes.iter().map(|s| s.0).collect();
+    if !plan.cells.iter().all(|cell| shapes.contains(&cell.shape))
+        || plan.shapes.iter().any(|s| !(1..=4096).contains(&s.1))
+    {
+        return refused("its cells and its layers differ".into());
+    }
+    Ok(ReadPlan { place, destination, planned_on, part, plan, sha256 })
+}
+
+/// The sealed plan file of some cells.
+///
+/// # Errors
+/// [`Error::Unfit`] when it does not survive being written and read.
+pub(super) fn plan_bytes(
+    place: Place,
+    destination: Destination,
+    planned_on: Option<PlannedOn>,
+    part: Option<Part>,
+    plan: Plan,
+) -> Result<Vec<u8>> {
+    to_sealed(
+        "plan",
+        &PlanFile {
+            schema: PLAN_SCHEMA.into(),
+            schema_version: VERSION.into(),
+            place,
+            destination,
+            planned_on,
+            part,
+            plan,
+        },
+    )
 }
 
 impl RunFolder {
@@ -218,17 +307,24 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Io`] when it cannot be written.
     pub fn plan(self, place: Place, destination: Destination, plan: Plan) -> Result<Planned> {
-        let file = PlanFile {
-            schema: PLAN_SCHEMA.into(),
-            schema_version: VERSION.into(),
-            place,
-            destination,
-            plan,
-        };
-        let bytes = to_sealed("plan", &file)?;
+        self.plan_part(place, destination, plan, None)
+    }
+
+    /// Writes the plan of a new run that is a part of a sweep, or a run on its own.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub(super) fn plan_part(
+        self,
+        place: Place,
+        destination: Destination,
+        plan: Plan,
+        part: Option<Part>,
+    ) -> Result<Planned> {
+        let bytes = plan_bytes(place.clone(), destination, None, part.clone(), plan.clone())?;
         write_atomic(&self.file(PLAN_FILE), &bytes, false)?;
-        let PlanFile { place, destination, plan, .. } = file;
-        Ok(Planned { folder: self, place, destination, plan, plan_sha256: sha256_hex(bytes) })
+        let plan_sha256 = sha256_hex(bytes);
+        Ok(Planned { folder: self, place, destination, plan, part, plan_sha256 })
     }
 
     /// Reads the plan of a run that was begun in `path`.
@@ -237,29 +333,9 @@ impl RunFolder {
     /// [`Error::Io`] when there is none, [`Error::BadFile`] when it is not what [`Self::plan`] writes.
     pub fn planned(path: &Path, locking: Locking) -> Result<Planned> {
         let folder = Self { path: path.to_owned(), locking };
-        let file = folder.file(PLAN_FILE);
-        let bytes = read_capped(&file, CAP)?;
-        let plan_sha256 = sha256_hex(&bytes);
-        let read: PlanFile = from_sealed(&file, bytes, CAP)?;
-        let refused = |reason: String| Err(Error::bad_file(&file, reason));
-        if read.schema != PLAN_SCHEMA || read.schema_version != VERSION {
-            return refused(format!(
-                "schema `{}` {}; this program reads {PLAN_SCHEMA} {VERSION}",
-                read.schema, read.schema_version
-            ));
-        }
-        let PlanFile { place, destination, plan, .. } = read;
-        if plan.cells.is_empty() || plan.cells.len() > MOST_CELLS {
-            return refused(format!("{} cells; a plan has 1 to {MOST_CELLS}", plan.cells.len()));
-        }
-        for (shape, _) in &plan.shapes {
-            shape.validate().map_err(|e| Error::bad_file(&file, e.to_string()))?;
-        }
-        let known = |cell: &super::plan::CellSpec| plan.shapes.iter().any(|s| s.0 == cell.shape);
-        if !plan.cells.iter().all(known) || plan.shapes.iter().any(|s| !(1..=4096).contains(&s.1)) {
-            return refused("its cells and its layers differ".into());
-        }
-        Ok(Planned { folder, place, destination, plan, plan_sha256 })
+        let ReadPlan { place, destination, part, plan, sha256, .. } =
+            read_plan(&folder.file(PLAN_FILE))?;
+        Ok(Planned { folder, place, destination, plan, part, plan_sha256: sha256 })
     }
 
     /// Removes the run and the folder, once the profile lies elsewhere. What cannot be removed stays.
@@ -286,9 +362,19 @@ impl RunFolder {
     }
 }
 
+/// Removes what processes that were killed while they wrote have left in a folder.
+pub fn remove_temporary_in(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            // What cannot be removed stays: nobody reads it.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn is_ours(name: &str) -> bool {
     let files = [JOURNAL_FILE, "journal.torn", "journal.pid", PLAN_FILE, PROFILE_FILE];
-    files.contains(&name) || name.starts_with(".moe-frontier")
+    files.contains(&name) || name.starts_with(TEMPORARY)
 }
 
 impl Planned {
@@ -308,7 +394,13 @@ impl Planned {
             pid: std::process::id(),
             unix_s: now.unix_s,
             locked: locking == Locking::Locked,
+            host: now.host.clone(),
         };
+        let mut now = now;
+        if let Some(part) = &self.part {
+            // All runs of a sweep are one run.
+            now.id = part.run_id();
+        }
         let beginning = if events.is_empty() {
             let head = Head {
                 schema: JOURNAL_SCHEMA.into(),
@@ -339,6 +431,10 @@ impl Planned {
         };
         journal.append(&opened)?;
         journal.sync()?;
+        if locking == Locking::Locked {
+            remove_temporary_in(self.folder.path());
+        }
+        events.push(opened);
         Ok((Kept::new(journal, events), beginning))
     }
 

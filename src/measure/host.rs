@@ -29,6 +29,15 @@ pub fn os() -> String {
     format!("{name}, kernel {}", System::kernel_version().unwrap_or_else(|| "unknown".into()))
 }
 
+/// The host as its scheduler calls it (`SLURMD_NODENAME`, or `NODE_NAME`, by which manifests tell a pod where
+/// it is), else as it calls itself.
+pub fn name() -> String {
+    let told = ["SLURMD_NODENAME", "NODE_NAME"]
+        .into_iter()
+        .find_map(|variable| std::env::var(variable).ok().filter(|name| !name.trim().is_empty()));
+    told.or_else(System::host_name).unwrap_or_else(|| "unknown".into())
+}
+
 /// Memory that this process may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {

@@ -4,7 +4,7 @@
 //! from the answers so far, so the answers are all that must be kept: a run that goes on gives itself
 //! the recorded ones first and arrives where it was.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,9 @@ pub enum Event {
         unix_s: u64,
         /// Whether it has locked the journal.
         locked: bool,
+        /// The host that it runs on.
+        #[serde(default)]
+        host: String,
     },
     /// The plan was loaded and its inputs drawn.
     Loaded(Vec<Drawn>),
@@ -102,13 +105,25 @@ impl Ledger for () {
 pub struct Kept {
     journal: Journal,
     earlier: VecDeque<Event>,
+    hosts: BTreeSet<String>,
 }
 
 impl Kept {
     /// A ledger that goes on in `journal` after `earlier` events.
     pub fn new(journal: Journal, earlier: Vec<Event>) -> Self {
-        let is_step = |event: &Event| !matches!(event, Event::Opened { .. });
-        Self { journal, earlier: earlier.into_iter().filter(is_step).collect() }
+        let (mut hosts, mut steps) = (BTreeSet::new(), VecDeque::new());
+        for event in earlier {
+            match event {
+                Event::Opened { host, .. } => drop(hosts.insert(host)),
+                step => steps.push_back(step),
+            }
+        }
+        Self { journal, earlier: steps, hosts }
+    }
+
+    /// The hosts that have written into the journal, in the order of their names.
+    pub fn hosts(&self) -> &BTreeSet<String> {
+        &self.hosts
     }
 
     /// Checks that the inputs are those of the sessions before, or notes them.

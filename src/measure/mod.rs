@@ -10,6 +10,7 @@ pub mod check;
 pub mod data;
 pub mod folder;
 pub mod gpu_target;
+pub mod group;
 mod here;
 pub mod host;
 pub mod journal;
@@ -25,6 +26,10 @@ pub mod run;
 mod run_tests;
 pub mod sampling;
 mod session;
+pub mod shard;
+pub mod sweep;
+#[cfg(test)]
+mod sweep_tests;
 pub mod target;
 #[cfg(test)]
 mod testing;

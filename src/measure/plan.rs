@@ -12,7 +12,7 @@ use super::sampling::BlockRule;
 use super::work::{expert_bytes, of_launch};
 use crate::config::DType;
 use crate::kernels::MoeShape;
-use crate::record::TimingMode;
+use crate::record::{CellKey, TimingMode};
 use crate::units::whole_part;
 use crate::workload::{RoutingKind, expected_active};
 use crate::{Error, Result};
@@ -204,6 +204,14 @@ pub struct CellSpec {
     pub timing: TimingMode,
     /// What one block is expected to take.
     pub block: Duration,
+}
+
+impl CellSpec {
+    /// What tells it from the others of its plan.
+    pub const fn key(&self) -> CellKey {
+        let MoeShape { experts, top_k, hidden, inter, gated } = self.shape;
+        CellKey { hidden, inter, experts, top_k, gated, tokens: self.tokens, timing: self.timing }
+    }
 }
 
 /// A list of cells that fits.

@@ -32,18 +32,18 @@ impl Clocks for FakeClock {
 }
 
 /// A device whose times are made up: the same question has the same answer.
-struct Fake {
-    facts: Facts,
+pub(super) struct Fake {
+    pub(super) facts: Facts,
     drawn: Vec<Drawn>,
     plan: Plan,
     clock: FakeClock,
     blocks: Counter<usize>,
     /// Raises the flag after this many blocks.
-    stop_after: usize,
+    pub(super) stop_after: usize,
 }
 
 impl Fake {
-    fn new(plan: &Plan) -> Self {
+    pub(super) fn new(plan: &Plan) -> Self {
         let device = Device::Cpu(CpuDevice {
             name: "made up".into(),
             isa: vec![],
@@ -83,8 +83,9 @@ impl Fake {
     fn block(&self, cell: usize, round: u32) -> Taken {
         let spec = &self.plan.cells[cell];
         // Noise that follows from the question: some per mille, more in the widest cell.
-        let noise = (cell as u64 * 7919 + u64::from(round) * 104_729) % 1000;
-        let spread = if cell == 0 { 900 } else { 20 };
+        let sizes = spec.tokens + 3 * spec.shape.experts + 5 * spec.shape.hidden;
+        let noise = (sizes as u64 * 7919 + u64::from(round) * 104_729) % 1000;
+        let spread = if spec.tokens == 1 { 900 } else { 20 };
         let ps = 1_000_000_000 + 1_000_000 * spec.tokens as u64 + noise * spread * 1000;
         self.clock.advance(ps / 1000 * 30);
         let samples = vec![(0, ps as f64 * 1.01), (1, ps as f64), (2, ps as f64 * 1.003)];
@@ -159,7 +160,7 @@ fn plan() -> Plan {
     testing::plan(&[(64, 192)], &[4], &[1, 3, 16], BlockRule::QUICK)
 }
 
-fn place() -> Place {
+pub(super) fn place() -> Place {
     Place {
         device: "cpu".into(),
         kernels: vec![],
@@ -170,12 +171,13 @@ fn place() -> Place {
     }
 }
 
-fn beginning() -> Beginning {
+pub(super) fn beginning() -> Beginning {
     Beginning {
         id: "0x1".into(),
         program: "test".into(),
         argv: vec![],
         os: "test".into(),
+        host: "test".into(),
         unix_s: 1000,
         load: Load::default(),
     }
@@ -183,7 +185,13 @@ fn beginning() -> Beginning {
 
 /// Measures what is planned, and writes the profile.
 fn measure(planned: &Planned, fake: &mut Fake) -> Result<Profile> {
-    let (mut kept, beginning) = planned.open(&fake.facts, beginning())?;
+    measure_on("test", planned, fake)
+}
+
+/// The same on a host of this name.
+pub(super) fn measure_on(host: &str, planned: &Planned, fake: &mut Fake) -> Result<Profile> {
+    let now = Beginning { host: host.into(), ..beginning() };
+    let (mut kept, beginning) = planned.open(&fake.facts, now)?;
     kept.loaded(&fake.drawn)?;
     let clock = fake.clock.clone();
     let stop = AtomicBool::new(false);
@@ -195,7 +203,8 @@ fn measure(planned: &Planned, fake: &mut Fake) -> Result<Profile> {
         observer: &mut (),
         stop: &stop,
     };
-    let Measured { profile, failure } = rounds(fake, &planned.plan, run)?;
+    let Measured { mut profile, failure } = rounds(fake, &planned.plan, run)?;
+    planned.label(&mut profile, kept.hosts());
     let bytes = format::to_bytes(&profile)?;
     write_atomic(&planned.folder.file(PROFILE_FILE), &bytes, true)?;
     failure.map_or(Ok(profile), Err)

@@ -74,6 +74,9 @@ pub struct Beginning {
     pub argv: Vec<String>,
     /// Operating system and kernel release.
     pub os: String,
+    /// Name of the host, as its scheduler or itself calls it.
+    #[serde(default)]
+    pub host: String,
     /// Seconds since 1970-01-01 UTC.
     pub unix_s: u64,
     /// How busy the machine was.
@@ -89,6 +92,7 @@ impl Beginning {
             program,
             argv,
             os: host::os(),
+            host: host::name(),
             unix_s: unix_seconds(),
             load: Load::read(),
         }
@@ -497,6 +501,7 @@ impl Rounds<'_> {
                 partial: failure.as_ref().map(|error| {
                     format!("ended in round {}: {error}", self.complete.saturating_add(1))
                 }),
+                sweep: None,
             },
             cells,
         };

@@ -156,8 +156,7 @@ pub(crate) fn answer(options: &RankOptions, place: impl Place) -> Result<Answer>
     let is_default = options.law == laws::ALL && options.law_weights.is_none();
     ledger.note("--law", &laws.names(), None, "the first lists its candidates", is_default);
     if let Some(errors) = &weighed {
-        let why =
-            "errors on the largest quarter of the runs that all answer, an offset set by the others";
+        let why = "errors on the largest quarter of the runs that all answer, an offset set by the others";
         ledger.note("--law-weights", errors, None, why, false);
     }
     let mut provenance = Provenance {

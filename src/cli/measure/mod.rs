@@ -7,28 +7,35 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::cli::output::{Output, warn, width, write_stdout, write_text};
-use crate::cli::parse::{CountList, count_list, duration};
+use crate::cli::parse::{CountList, byte_list, count_list, duration};
 use crate::cli::signals::Stop;
 use crate::config::DType;
-use crate::files::{check_writable, write_atomic};
+use crate::files::{check_writable, read_capped, write_atomic};
 use crate::kernels::cpu::simd::Isa;
+use crate::kernels::exchange::Copies;
 use crate::latency::measured::format;
 use crate::measure::folder;
 use crate::measure::journal::Locking;
 use crate::measure::sampling::BlockRule;
+use crate::measure::shard::ShardChoice;
+use crate::measure::sweep::SweepPlan;
 use crate::measure::worker::Facts;
 use crate::measure::{Plan, Request, routings};
+use crate::record::group::Collective;
 use crate::record::{Profile, TimingMode};
 use crate::units::Seconds;
 use crate::workload::RoutingKind;
 use crate::{Error, Result};
 
 mod device;
+pub(super) mod group;
 mod place;
-mod table;
+pub(super) mod shard;
+pub(super) mod table;
 
 pub(super) use device::open_gpu;
 pub use device::{DeviceChoice, KernelChoice, device_choice, in_pool};
+pub use group::GroupKind;
 use place::{Delivered, Home, Place};
 
 /// Longest time that rounds may be given, in seconds.
@@ -110,6 +117,53 @@ pub struct MeasureArgs {
     /// Write the journal without a lock, on file systems that have none.
     #[arg(long)]
     pub no_lock: bool,
+    /// Only plan: write the cells into this file, for shards on machines of this kind.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["out", "routing_out", "in_process", "no_lock"])]
+    pub plan_out: Option<PathBuf>,
+    /// Measure the plan of this file, which --plan-out wrote, into the folder --out; `merge` makes one
+    /// profile of its shards. What is finished is not measured again.
+    #[arg(long, value_name = "FILE", requires = "out", conflicts_with_all = [
+        "device", "experts", "top_k", "hidden", "inter", "tokens", "dtype", "routing", "time_budget", "quick",
+        "threads", "isa", "prepack", "modes", "seed", "kernels", "routing_out", "in_process", "plan_out",
+        "resume", "overwrite",
+    ])]
+    pub plan: Option<PathBuf>,
+    /// Which part of --plan: the first of eight is 0/8; auto takes it from a Slurm array, auto/8 from the
+    /// task's number (Slurm, a Kubernetes indexed job, HyperQueue).
+    #[arg(long, value_name = "I/N", requires = "plan", default_value = "0/1")]
+    pub shard: ShardChoice,
+    /// Measure layers whose experts are spread over the ranks of a group, and what goes between them. Started
+    /// once a rank (mpirun, srun); the file --out is rank 0's.
+    #[arg(long, value_name = "KIND", requires = "out", conflicts_with_all = [
+        "plan", "shard", "plan_out", "resume", "modes", "kernels", "routing_out", "isa", "prepack", "in_process",
+        "device", "time_budget", "no_lock", "details",
+    ])]
+    pub group: Option<GroupKind>,
+    /// Ranks that the experts are spread over, to be sure: all of the group.
+    #[arg(long, value_name = "N", requires = "group")]
+    pub ep: Option<usize>,
+    /// Number of this rank, from 0, where no launcher tells it.
+    #[arg(long, requires = "group")]
+    pub rank: Option<usize>,
+    /// Ranks of the group, where no launcher tells it.
+    #[arg(long, requires = "group")]
+    pub world: Option<usize>,
+    /// File by which the ranks of nccl meet, on a file system that all see; without it by `NCCL_COMM_ID`, or by what
+    /// torchrun tells.
+    #[arg(long, value_name = "FILE", requires = "group")]
+    pub rendezvous: Option<PathBuf>,
+    /// How often a token's row is sent: token-rank (once to each rank that has one of its experts or more) or
+    /// token-expert (once for each expert).
+    #[arg(long, default_value = "token-rank", value_parser = group::copies, requires = "group")]
+    pub copies: Copies,
+    /// Measure these collectives instead of layers: `all_reduce`, `all_to_all`, `all_gather`,
+    /// `reduce_scatter`.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = collective, requires = "group",
+        conflicts_with_all = ["experts", "top_k", "hidden", "inter", "tokens", "dtype", "routing", "copies"])]
+    pub collectives: Vec<Collective>,
+    /// Sizes of --collectives in bytes, as nccl-tests counts them.
+    #[arg(long, default_value = "1K-16M*4", value_parser = byte_list, requires = "collectives")]
+    pub bytes: CountList,
     /// Kernel of one of a GPU's products instead of the planned one, by name; for both, give it twice.
     #[arg(long = "kernel", value_name = "NAME")]
     pub kernels: Vec<String>,
@@ -136,6 +190,13 @@ fn gpu_mode(text: &str) -> Result<TimingMode, String> {
         .ok_or_else(|| "modes are cold, stream and hot".into())
 }
 
+fn collective(text: &str) -> Result<Collective, String> {
+    let known = Collective::ALL.into_iter().find(|kind| kind.label() == text);
+    known.ok_or_else(|| {
+        "collectives are all_reduce, all_to_all, all_gather and reduce_scatter".into()
+    })
+}
+
 fn executed_dtype(text: &str) -> Result<DType, String> {
     match text {
         "bf16" => Ok(DType::Bf16),
@@ -153,10 +214,29 @@ fn executed_dtype(text: &str) -> Result<DType, String> {
 /// its journal; one that has measured nothing leaves nothing.
 pub fn run(args: &MeasureArgs, output: Output) -> Result<()> {
     let locking = if args.no_lock { Locking::Unlocked } else { Locking::Locked };
-    let Delivered { profile, path, failure } = match &args.resume {
+    if let Some(kind) = args.group {
+        return group::run(args, kind, output);
+    }
+    if let Some(file) = &args.plan_out {
+        return plan_out(args, file, output);
+    }
+    if let (Some(file), Some(out)) = (&args.plan, &args.out) {
+        let shard = args.shard.resolve(&|name| std::env::var(name).ok())?;
+        let sweep = SweepPlan::read(file)?;
+        let folder = shard::SweepFolder::new(out, file);
+        let delivered = place::measure_shard(&sweep, shard, (&folder, locking))?;
+        return print(delivered, args.details, output);
+    }
+    let delivered = match &args.resume {
         Some(folder) => resume(folder, args.repair.as_deref(), locking)?,
         None => measure_new(args, locking)?,
     };
+    print(delivered, args.details, output)
+}
+
+/// Prints a profile, or ends as its run did.
+fn print(delivered: Delivered, details: bool, output: Output) -> Result<()> {
+    let Delivered { profile, path, failure } = delivered;
     if matches!(failure, Some(Error::Interrupted { .. })) {
         return failure.map_or(Ok(()), Err);
     }
@@ -165,7 +245,7 @@ pub fn run(args: &MeasureArgs, output: Output) -> Result<()> {
         write_stdout(&String::from_utf8_lossy(&document))?;
     } else {
         let path = crate::error::shown(&path.display().to_string());
-        let text = table::text(&profile, width(), args.details);
+        let text = table::text(&profile, width(), details);
         write_text(&format!("{text}\nwritten to {path}\n"))?;
     }
     failure.map_or(Ok(()), Err)
@@ -179,10 +259,49 @@ fn resume(folder: &Path, repair: Option<&Path>, locking: Locking) -> Result<Deli
 }
 
 fn measure_new(args: &MeasureArgs, locking: Locking) -> Result<Delivered> {
-    let routing: RoutingKind = args.routing.parse()?;
     if let Some(path) = &args.routing_out {
         check_writable(path, args.overwrite)?;
     }
+    let request = request(args)?;
+    let place = args.place();
+    // From here on a signal is asked for, so that no folder of a run that never began stays.
+    let stop = Stop::listen()?;
+    let home = Home::prepare(args.out.as_deref(), args.overwrite, locking)?;
+    let planned = |plan: &Plan| match &args.routing_out {
+        Some(path) => write_routing(path, plan, args.overwrite, stop.flag()),
+        None => Ok(()),
+    };
+    place::measure_new(&place, &home, request, planned, &stop)
+}
+
+/// Writes the plan of a sweep.
+fn plan_out(args: &MeasureArgs, file: &Path, output: Output) -> Result<()> {
+    check_writable(file, args.overwrite)?;
+    let request = request(args)?;
+    let stop = Stop::listen()?;
+    let sweep = place::plan_sweep(&args.place(), request, (file, args.overwrite), &stop)?;
+    if output.is_json() {
+        return write_stdout(&String::from_utf8_lossy(&read_capped(file, u64::MAX)?));
+    }
+    let (cells, shown) = (sweep.plan.cells.len(), crate::error::shown(&file.display().to_string()));
+    write_text(&format!(
+        "{cells} cells, of which every shard measures the first {}\nwritten to {shown}\nmeasure them with: \
+         moe-frontier measure --plan {shown} --shard 0/4 --out DIR, to 3/4; then moe-frontier merge DIR\n",
+        sweep.anchors()
+    ))
+}
+
+impl MeasureArgs {
+    fn place(&self) -> Place<'_> {
+        let Self { device, threads, in_process, .. } = self;
+        let kernels = KernelChoice { products: &self.kernels, isa: self.isa, packed: self.prepack };
+        Place { device: *device, kernels, threads: *threads, isolate: !in_process }
+    }
+}
+
+/// What is to be measured, once the device is known.
+fn request(args: &MeasureArgs) -> Result<impl FnOnce(&Facts) -> Result<Request> + Send> {
+    let routing: RoutingKind = args.routing.parse()?;
     if args.top_k == 0 {
         return Err(Error::usage("--top-k", "a token visits at least one expert"));
     }
@@ -196,7 +315,7 @@ fn measure_new(args: &MeasureArgs, locking: Locking) -> Result<Delivered> {
         return Err(Error::usage("--time-budget", "is longer than a day; write at most 1440m"));
     }
     let widths = widths(args)?;
-    let request = |facts: &Facts| {
+    Ok(move |facts: &Facts| {
         Ok(Request {
             widths,
             experts: args.experts.0.clone(),
@@ -213,18 +332,7 @@ fn measure_new(args: &MeasureArgs, locking: Locking) -> Result<Delivered> {
                 asked => asked.to_vec(),
             },
         })
-    };
-    let MeasureArgs { device, threads, in_process, .. } = args;
-    let kernels = KernelChoice { products: &args.kernels, isa: args.isa, packed: args.prepack };
-    let place = Place { device: *device, kernels, threads: *threads, isolate: !in_process };
-    // From here on a signal is asked for, so that no folder of a run that never began stays.
-    let stop = Stop::listen()?;
-    let home = Home::prepare(args.out.as_deref(), args.overwrite, locking)?;
-    let planned = |plan: &Plan| match &args.routing_out {
-        Some(path) => write_routing(path, plan, args.overwrite, stop.flag()),
-        None => Ok(()),
-    };
-    place::measure_new(&place, &home, request, planned, &stop)
+    })
 }
 
 /// Measures this machine for another command, with the file in the folder of measured profiles. The run

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::cli::embedded;
 use crate::cli::measure::device::{DeviceChoice, KernelChoice, device_choice};
+use crate::cli::measure::shard::SweepFolder;
 use crate::cli::output::warn;
 use crate::cli::progress::Progress;
 use crate::cli::signals::Stop;
@@ -22,6 +23,8 @@ use crate::measure::folder::{self, Destination, PROFILE_FILE, Planned, RunFolder
 use crate::measure::host;
 use crate::measure::journal::Locking;
 use crate::measure::run::{Clocks, rounds};
+use crate::measure::shard::Shard;
+use crate::measure::sweep::SweepPlan;
 use crate::measure::timing::{Clock, MonotonicClock};
 use crate::measure::worker::{Facts, Limits, Process, Serve, Worker};
 use crate::measure::{Beginning, Invocation, Measured, Observer, Plan, Request, Run, preflight};
@@ -220,6 +223,62 @@ pub(super) fn measure_new(
     }
 }
 
+/// Plans for a sweep and measures nothing.
+///
+/// # Errors
+/// Why there is no plan; [`Error::Io`] when it cannot be written.
+pub(super) fn plan_sweep(
+    place: &Place,
+    request: impl FnOnce(&Facts) -> Result<Request>,
+    (path, overwrite): (&Path, bool),
+    stop: &Stop,
+) -> Result<SweepPlan> {
+    let planned = place.worker(stop.flag()).and_then(|mut process| {
+        let plan = plan_on(&mut process, request, stop.flag())?;
+        let (facts, record) = (process.facts(), place.record(process.facts()));
+        SweepPlan::write(path, record, (facts, &invocation().program), plan, overwrite)
+    });
+    planned.map_err(|e| stop.explain(e, "; nothing was written"))
+}
+
+/// Measures a shard of a sweep into its folder in `out`, or goes on with it. What other shards in `out` have
+/// finished is left out.
+///
+/// # Errors
+/// [`Error::Unfit`] on a machine of another kind than the plan is for, or when `out` holds another plan's
+/// shards; as [`resume`].
+pub(super) fn measure_shard(
+    sweep: &SweepPlan,
+    shard: Shard,
+    (out, locking): (&SweepFolder, Locking),
+) -> Result<Delivered> {
+    let stop = Stop::listen()?;
+    out.adopt(sweep)?;
+    let path = out.shard(shard);
+    if let Some(profile) = out.finished_profile(&path, sweep)? {
+        warn(&format!("shard {shard} was finished before; nothing was measured"));
+        return Ok(Delivered { profile, path: path.join(PROFILE_FILE), failure: None });
+    }
+    let mut process = Place::again(&sweep.place, stop.flag())
+        .map_err(|e| stop.explain(e, "; nothing was written"))?;
+    sweep.check(process.facts(), &invocation().program)?;
+    let planned = if path.join(folder::PLAN_FILE).exists() {
+        RunFolder::planned(&path, locking)?
+    } else {
+        let part = sweep.part(shard, &out.finished_cells(sweep)?);
+        RunFolder::prepare(&path, false, locking)?.plan_shard(sweep, part)?
+    };
+    let of = planned.part.as_ref().map(|part| part.plan_sha256.as_str());
+    if of != Some(sweep.sha256.as_str()) {
+        return Err(Error::unfit(path.display().to_string(), "holds a run of another plan"));
+    }
+    settle(process.facts(), stop.flag())?;
+    let hint = format!("; {}", go_on(&planned));
+    let measured =
+        measure_planned(&mut process, &planned, &stop).map_err(|e| stop.explain(e, &hint))?;
+    deliver(&planned, measured, true, &stop)
+}
+
 /// Goes on with the run that is kept in `path`.
 ///
 /// # Errors
@@ -341,7 +400,9 @@ fn measure_planned(process: &mut Process, planned: &Planned, stop: &Stop) -> Res
     };
     let measured = rounds(process, &planned.plan, run);
     bar.finish();
-    measured
+    let mut measured = measured?;
+    planned.label(&mut measured.profile, kept.hosts());
+    Ok(measured)
 }
 
 /// Puts a profile where it belongs. The run's folder goes once the profile lies elsewhere, and stays

@@ -14,7 +14,7 @@ use crate::units::{Seconds, count};
 const TOKEN_COLUMNS: usize = 6;
 
 /// Throughput by expert count, the ceilings and what is doubtful; every cell with `details`.
-pub(super) fn text(profile: &Profile, width: usize, details: bool) -> String {
+pub(in crate::cli) fn text(profile: &Profile, width: usize, details: bool) -> String {
     let run = &profile.run;
     let c = &run.ceilings;
     let mut text = hanging("", &headline(profile), width) + "\n";

@@ -16,8 +16,8 @@ use crate::files::{read_capped, strict, write_atomic};
 use crate::record::{PROFILE_SCHEMA, PROFILE_VERSION, Profile, READABLE_VERSIONS, sha256_hex};
 use crate::{Error, Result};
 
-/// Longest profile that is read, in bytes.
-const CAP: u64 = 256 << 20;
+/// Longest profile that is read, in bytes: a sweep of 10^5 cells has some 300 MB.
+pub(crate) const CAP: u64 = 1 << 30;
 
 /// Reads a profile file and checks that what it says can be true.
 ///

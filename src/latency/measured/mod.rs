@@ -4,6 +4,7 @@ pub mod compare;
 pub mod format;
 mod interpolate;
 pub mod layer;
+pub mod merge;
 #[cfg(test)]
 pub(crate) mod synthetic;
 pub mod table;

@@ -156,6 +156,7 @@ pub(crate) fn profile(widths: &[(usize, usize)], noise: f64) -> Profile {
             },
             between_runs_rel: None,
             partial: None,
+            sweep: None,
         },
         cells,
     }

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// Largest size or count that a cell may name; beyond it index arithmetic is no longer meant.
 const MAX_COUNT: usize = 1 << 31;
 /// Most cells of a profile.
-const MAX_CELLS: usize = 1 << 16;
+const MAX_CELLS: usize = 1 << 17;
 /// A ceiling above this multiple of a device's published peak was not measured on that device.
 const REFUSED_OVER_PEAK: f64 = 1.5;
 /// Above this one it is doubtful: clocks were raised, or caches were read.

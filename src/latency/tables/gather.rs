@@ -114,9 +114,9 @@ struct Gathered {
 
 /// Cells of one device.
 #[derive(Default)]
-struct Device {
-    files: Vec<ImportedFile>,
-    left_out: Vec<LeftOut>,
+pub(super) struct Device {
+    pub(super) files: Vec<ImportedFile>,
+    pub(super) left_out: Vec<LeftOut>,
     kernels: HashMap<Kernel, u32>,
     series: HashMap<(Table, u32, Sizes), u32>,
     cells: Vec<(u32, Point, f32)>,
@@ -253,7 +253,7 @@ fn device_of_folder(path: &Path) -> Option<String> {
 }
 
 impl Device {
-    fn add(&mut self, cell: Cell) {
+    pub(super) fn add(&mut self, cell: Cell) {
         let next = u32::try_from(self.kernels.len()).unwrap_or(u32::MAX);
         let kernel = match self.kernels.get(&cell.kernel) {
             Some(kernel) => *kernel,
@@ -264,7 +264,8 @@ impl Device {
         self.cells.push((series, cell.point, single(cell.seconds)));
     }
 
-    fn finish(mut self, device: &str, program: &str) -> EngineTables {
+    /// The tables, as aiconfigurator's.
+    pub(super) fn finish(mut self, device: &str, program: &str) -> EngineTables {
         let (kernels, rank) = sorted_kernels(self.kernels);
         let mut keys: Vec<((Table, u32, Sizes), u32)> = self
             .series

@@ -3,7 +3,7 @@
 //! All-reduce: the engine's own in a captured graph (decoding runs in graphs), NCCL's where there is
 //! none and for the other collectives. Device counts that were not measured, inside one scale-up
 //! domain: the fixed part grows with log2 of the devices, the rest with the share of the message
-//! that leaves a device, (n - 1) / n. Several nodes: no answer.
+//! that leaves a device, (n - 1) / n. Several nodes: as measured over as many, or no answer.
 //!
 //! Exchange: DeepEP's low-latency kernels for decode steps and its throughput kernels (20 SMs, its
 //! default) for steps with prompts; TensorRT-LLM's all-to-all for both. Shapes and rank counts that
@@ -26,8 +26,8 @@ use crate::latency::source::{Latency, Source};
 /// Collective tables, indexed.
 #[derive(Debug)]
 pub(super) struct CollectiveTimes {
-    /// By kind, in the order of [`kind_place`]: lines by devices.
-    kinds: [BTreeMap<u32, Line>; 4],
+    /// By kind, in the order of [`kind_place`]: lines by nodes and devices.
+    kinds: [BTreeMap<(u32, u32), Line>; 4],
 }
 
 const fn kind_place(kind: CollectiveKind) -> usize {
@@ -42,14 +42,15 @@ const fn kind_place(kind: CollectiveKind) -> usize {
 impl CollectiveTimes {
     pub(super) fn new(tables: &EngineTables, ranks: &[u32], asked: Option<&str>) -> Self {
         let of = |table: Table| {
-            let mut lines: BTreeMap<u32, Line> = BTreeMap::new();
-            let mut by_devices: BTreeMap<u32, Vec<&Series>> = BTreeMap::new();
+            let mut lines: BTreeMap<(u32, u32), Line> = BTreeMap::new();
+            let mut by_place: BTreeMap<(u32, u32), Vec<&Series>> = BTreeMap::new();
             for series in tables.of(table) {
-                by_devices.entry(series.sizes[0]).or_default().push(series);
+                let [devices, nodes, ..] = series.sizes;
+                by_place.entry((nodes.max(1), devices)).or_default().push(series);
             }
-            for (devices, series) in by_devices {
+            for (place, series) in by_place {
                 if let Some(line) = collective_line(tables, ranks, asked, &series) {
-                    lines.insert(devices, line);
+                    lines.insert(place, line);
                 }
             }
             lines
@@ -72,13 +73,10 @@ impl CollectiveTimes {
         if lines.is_empty() {
             return absent(format!("no {:?} series", q.kind));
         }
-        if q.nodes > 1 {
-            return absent(format!("collectives over {} nodes were not measured", q.nodes));
-        }
-        let devices = word(q.devices);
+        let (nodes, devices) = (word(q.nodes.max(1)), word(q.devices));
         let sent = |n: u32| f64::from(n - 1) / f64::from(n);
         let wire = q.bytes * sent(devices);
-        if let Some(line) = lines.get(&devices) {
+        if let Some(line) = lines.get(&(nodes, devices)) {
             let place = Place::of(&line.x, q.bytes);
             let (source, sigma) = if place.is_exact() {
                 (Source::Measured, sigma::MEASURED)
@@ -88,8 +86,14 @@ impl CollectiveTimes {
             let seconds = line.at(place);
             return Ok(carry.linked(Timed { seconds, source, sigma }, wire));
         }
-        let above = lines.range(devices..).next();
-        let Some((measured, line)) = above.or_else(|| lines.range(..devices).next_back()) else {
+        if nodes > 1 {
+            let reason =
+                format!("collectives of {devices} devices over {nodes} nodes were not measured");
+            return absent(reason);
+        }
+        let above = lines.range((1, devices)..(2, 0)).next();
+        let below = || lines.range((1, 0)..(1, devices)).next_back();
+        let Some(((_, measured), line)) = above.or_else(below) else {
             return absent(format!("{devices} devices were not measured"));
         };
         let time = line.time(q.bytes);
@@ -250,7 +254,10 @@ fn deepep(tables: &EngineTables, ranks: &[u32], table: Table) -> Vec<Entry> {
             *entry = (place, series);
         }
     }
-    let entry = |(sizes, (_, series))| Entry { sizes, bits: 8.0, line: line_of(tables, series) };
+    let entry = |(sizes, (_, series)): (_, (_, &Series))| {
+        let bits = dispatch_bits(&tables.kernel(series).format).unwrap_or(8.0);
+        Entry { sizes, bits, line: line_of(tables, series) }
+    };
     best.into_iter().map(entry).collect()
 }
 
@@ -305,6 +312,7 @@ fn added_up(parts: &BTreeMap<u32, Line>) -> Vec<(f32, f32)> {
 
 fn dispatch_bits(format: &str) -> Option<f64> {
     match format {
+        "float32" => Some(32.0),
         "bfloat16" => Some(16.0),
         "fp8" | "fp8_block" => Some(8.0),
         "nvfp4" => Some(4.5),

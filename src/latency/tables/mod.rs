@@ -8,6 +8,7 @@ pub mod codec;
 mod dialect;
 pub mod errors;
 pub mod flat_table;
+pub mod from_group;
 pub mod gather;
 mod gemm;
 mod lines;
@@ -16,6 +17,7 @@ mod load;
 mod mla;
 mod moe;
 mod narrow;
+pub mod nccl_tests;
 #[cfg(feature = "native")]
 pub mod pack;
 pub mod series;

@@ -42,7 +42,9 @@ impl TablesModel {
         target: &DeviceSpec,
         engine: Option<&str>,
     ) -> Result<Self> {
-        let own = device(&tables).ok_or_else(|| {
+        // A machine that no preset knows has its own tables.
+        let same = || (tables.device == target.name).then(|| target.clone());
+        let own = device(&tables).or_else(same).ok_or_else(|| {
             let reason = "its peaks are not known, so its times cannot be carried over";
             Error::unfit(format!("tables of `{}`", tables.device), reason)
         })?;
