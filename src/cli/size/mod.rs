@@ -1,6 +1,5 @@
 //! `size`: devices, layout, batch limit and replicas for a request rate under a service level.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
