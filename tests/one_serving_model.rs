@@ -89,15 +89,22 @@ fn check(profile: &str) {
             &name,
         );
         if compared == 1 {
-            sized(&model, profile, &[]);
+            sized((&model, profile), 50.0, &[], &[]);
         }
         compared += 1;
     }
     assert_eq!(compared, 5, "every expert count has a recommended model");
 }
 
-/// The plan that `size` chooses, and what `estimate` says of it under the same flags.
-fn sized(model: &Path, profile: &str, flags: &[&str]) -> (Value, Value) {
+/// The plan that `size` chooses at a rate, and what `estimate` says of it under the same flags; `alone`
+/// are those that only `size` has.
+fn sized(
+    (model, profile): (&Path, &str),
+    rate: f64,
+    flags: &[&str],
+    alone: &[&str],
+) -> (Value, Value) {
+    let asked_rate = format!("{rate:?}");
     let asked = [
         "size",
         "--json",
@@ -106,7 +113,7 @@ fn sized(model: &Path, profile: &str, flags: &[&str]) -> (Value, Value) {
         "--profile",
         profile,
         "--rate",
-        "50",
+        &asked_rate,
         "--isl",
         "1000",
         "--osl",
@@ -118,14 +125,14 @@ fn sized(model: &Path, profile: &str, flags: &[&str]) -> (Value, Value) {
         "--requests",
         "2000",
     ];
-    let size = run(&[&asked[..], flags].concat());
+    let size = run(&[&asked[..], flags, alone].concat());
     let replica = &size["steady_state"];
     let layout = serde_json::json!({
         "attention_tp": size["tensor_parallel"],
         "attention_dp": size["data_parallel"],
         "moe_ep": size["expert_parallel"],
     });
-    let rate = 50.0 / number(&size["replicas"]);
+    let rate = rate / number(&size["replicas"]);
     let said = estimate(model, profile, &layout, rate, flags);
     same(&replica["tpot_ms"], &said["tpot_ms"], "size against estimate, TPOT");
     same(&replica["ttft_ms"], &said["ttft_ms"], "size against estimate, TTFT");
@@ -149,17 +156,22 @@ fn commands_agree_on_shipped_tables() {
 
 #[test]
 fn drafts_and_found_prefixes_mean_the_same_to_every_command() {
-    let of = |flags: &[&str]| sized(Path::new("mixtral-8x7b"), "roofline:h100", flags);
-    let (plain_size, plain) = of(&[]);
-    let (drafts_size, drafts) = of(&["--mtp", "3", "--accept", "0.8"]);
-    let (prefix_size, prefix) = of(&["--prefix-hit", "0.6"]);
     let value = |of: &Value, key: &str| number(&of[key]);
-    assert!(value(&drafts, "tpot_ms") < value(&plain, "tpot_ms"));
-    assert!(value(&prefix, "tpot_ms") < value(&plain, "tpot_ms"));
-    assert!(value(&prefix, "ttft_ms") < value(&plain, "ttft_ms"));
-    // The simulation of a plan waits as the steady state does, in steps of one token or of several.
-    for (size, said) in [(plain_size, plain), (drafts_size, drafts), (prefix_size, prefix)] {
-        let ratio = value(&size["ttft_ms"], "mean") / value(&said, "ttft_ms");
-        assert!((0.85..1.15).contains(&ratio), "{ratio}: {}", size["assumptions"]["constants"]);
+    for engine in ["vllm", "sglang"] {
+        let of = |flags: &[&str]| {
+            let flags = [flags, &["--engine", engine]].concat();
+            let mixtral = (Path::new("mixtral-8x7b"), "roofline:h100");
+            let (size, said) = sized(mixtral, 4.0, &flags, &["--length-cv", "0"]);
+            // The simulation waits as the steady state does, in steps of one token or of several.
+            let ratio = value(&size["ttft_ms"], "mean") / value(&said, "ttft_ms");
+            assert!((0.95..1.05).contains(&ratio), "{flags:?}: {ratio}");
+            said
+        };
+        let plain = of(&[]);
+        let drafts = of(&["--mtp", "3", "--accept", "0.8"]);
+        let prefix = of(&["--prefix-hit", "0.6"]);
+        assert!(value(&drafts, "tpot_ms") < value(&plain, "tpot_ms"));
+        assert!(value(&prefix, "tpot_ms") < value(&plain, "tpot_ms"));
+        assert!(value(&prefix, "ttft_ms") < value(&plain, "ttft_ms"));
     }
 }

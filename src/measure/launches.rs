@@ -235,9 +235,10 @@ impl CellLaunches {
         self.cursor.set = (set + before) % sets;
     }
 
-    /// The set of weights of the last launch.
-    pub(super) const fn last_set(&self) -> usize {
-        self.cursor.last_set
+    /// The set of weights of the last launch, and the expert behind those that it visited.
+    pub(super) fn last_read(&self) -> (usize, usize) {
+        let visited = self.inputs.draws[self.cursor.draw].ids.iter().max();
+        (self.cursor.last_set, visited.map_or(0, |last| *last as usize + 1))
     }
 
     /// What was drawn, on a layer with `sets` sets of weights.

@@ -410,10 +410,10 @@ impl Pool {
         if set < sets { set } else { 0 }
     }
 
-    /// The expert of the pool behind a layer's set, counted over all of its sets.
-    pub fn end(&self, shape: &MoeShape, set: usize) -> usize {
+    /// Where an expert of a layer's set lies among those of the pool, counted over all of its sets.
+    pub fn expert(&self, shape: &MoeShape, set: usize, expert: usize) -> usize {
         let (of_pool, experts) = self.place(shape, set);
-        of_pool * self.shape.experts + experts.end
+        of_pool * self.shape.experts + experts.start + expert
     }
 }
 
@@ -503,10 +503,11 @@ mod tests {
         assert_eq!(pools, [Pool { shape: shape(32), sets: 3 }]);
         let pool = pools[0];
         assert_eq!(pool.place(&shape(4), 9), (1, 4..8));
-        assert_eq!(pool.end(&shape(4), 9), 40);
+        assert_eq!(pool.expert(&shape(4), 9, 3), 39);
         for (shape, sets) in shapes {
             for set in 0..sets {
-                let after = pool.set_after(&shape, sets, pool.end(&shape, set));
+                let end = pool.expert(&shape, set, shape.experts);
+                let after = pool.set_after(&shape, sets, end);
                 assert_eq!(after, (set + 1) % sets, "{shape:?} {set}");
             }
         }

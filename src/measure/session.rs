@@ -297,7 +297,8 @@ impl Loaded<'_> {
 fn note_read(pools: &mut [(Pool, usize)], cell: &CellLaunches) {
     let shape = &cell.spec().shape;
     if let Some((pool, read)) = pools.iter_mut().find(|(pool, _)| pool.is_of(shape)) {
-        *read = pool.end(shape, cell.last_set());
+        let (set, experts) = cell.last_read();
+        *read = pool.expert(shape, set, experts);
     }
 }
 
