@@ -8,7 +8,8 @@ pub(super) const PUBLISHED: (&str, f64) = ("DeepSeek-V3, 256 experts (arXiv 2412
 
 /// What the model of the training step was checked against.
 #[cfg(feature = "cli")]
-pub(super) const CHECKED: &str = "TODO";
+pub(super) const CHECKED: &str = "five published trainings of MoE models in 16 bits reach 1.0 to 1.9 times what \
+                                  the model says (github NVIDIA-NeMo/Megatron-Bridge)";
 
 /// Training MFU as it was asked for.
 #[derive(Clone, Debug, PartialEq)]
