@@ -298,7 +298,7 @@ fn rank_prints_one_document_with_its_schema_first_and_the_fields_of_the_contract
     let document =
         printed(folder.path(), &["rank", "--profile", "h100", "--json", "--draws", "100"]);
     let head: String = document.split_whitespace().take(5).collect();
-    assert_eq!(head, "{\"schema\":\"moe-frontier/rank\",\"schema_version\":\"2.2\",");
+    assert_eq!(head, "{\"schema\":\"moe-frontier/rank\",\"schema_version\":\"2.3\",");
     let mut documents = serde_json::Deserializer::from_str(&document).into_iter::<Value>();
     let report = documents.next().unwrap().unwrap();
     assert!(documents.next().is_none(), "more than one document");

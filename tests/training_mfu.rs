@@ -35,8 +35,11 @@ fn predicted(run: &PublishedRun) -> TrainStep {
     training.step(&run.plan()).unwrap()
 }
 
+/// In 16 bits the model is too slow by up to a factor of two, and nothing in it was fitted to these runs. In 8
+/// bits tables of served kernels say little about training (0.06 to 1.9 times the published speed): those rows
+/// are printed, and `--mfu model` takes products in 16 bits.
 #[test]
-fn published_runs_are_met() {
+fn published_runs_in_sixteen_bits_are_met_within_a_factor_of_two() {
     let mut ratios = Vec::new();
     for run in PUBLISHED_RUNS {
         let step = predicted(&run);
@@ -52,8 +55,12 @@ fn published_runs_are_met() {
             step.held.0 / 1e9,
             step.shares
         );
-        ratios.push(ratio.ln());
+        if run.format == DType::Bf16 {
+            assert!((0.5..=1.25).contains(&ratio), "{run:?}: {ratio}");
+            ratios.push(ratio.ln());
+        }
     }
     let rms = (ratios.iter().map(|r| r * r).sum::<f64>() / ratios.len() as f64).sqrt();
     println!("rms ln ratio {rms:.3}");
+    assert!(ratios.len() == 5 && rms < 0.5, "{rms}");
 }

@@ -158,8 +158,8 @@ mod tests {
         assert!(edited("moe-frontier/rank", "moe-frontier/plan").to_string().contains("/plan"));
         for version in ["3.0", "1.1", "x", ""] {
             let wrong = format!("\"schema_version\": \"{version}\"");
-            let error = edited("\"schema_version\": \"2.2\"", &wrong);
-            assert!(error.to_string().contains("reads 2.2"), "{error}");
+            let error = edited("\"schema_version\": \"2.3\"", &wrong);
+            assert!(error.to_string().contains("reads 2.3"), "{error}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! What training MFU each expert count reaches: the training step of its loss-optimal model at the
 //! reference budget, from the kernels of the training device.
 
-use crate::config::{DType, DeviceSpec, MoeModel};
+use crate::config::{DType, DeviceSpec};
 use crate::latency::LatencyModel;
 use crate::law::Scaling;
 use crate::law::step_law::step_law;
@@ -30,7 +30,7 @@ pub struct ModelledRun {
 }
 
 /// The training of every expert count that the law has a model of, on a device with latencies of it.
-/// Routing is uniform, as the balancing of training aims at.
+/// Routing is uniform, as the balancing of training aims at, and products are in 16 bits.
 ///
 /// # Errors
 /// [`Error::Infeasible`] when a model cannot be trained on the device; [`Error::Unfit`] when no latency
@@ -49,8 +49,8 @@ pub fn modelled(
         let optimum = law.slice(experts)?.optimum(budget);
         let (shape, n_active) = nearest(&inputs.template, experts, optimum.n_active)?;
         let mut model = model(&shape, inputs)?;
-        let format = format(inputs, device, &model);
-        model.set_weights(format, format);
+        // Tables of served kernels in 8 bits are far off published trainings in 8 bits.
+        model.set_weights(DType::Bf16, DType::Bf16);
         let routing = LoadModel::new(&RoutingKind::Uniform, experts, model.top_k)?;
         let batch = step_law(n_active, optimum.tokens).batch_tokens.max(SEQUENCE);
         let training = Training {
@@ -74,20 +74,4 @@ pub fn modelled(
         return Err(Error::unfit(law.id(), "has no model of these expert counts to train"));
     }
     Ok(runs)
-}
-
-/// What a model's products are multiplied in: the narrowest that holds weights and activations in the bits
-/// of the training, where the device has it and blocks of it divide the model.
-fn format(inputs: &RankInputs, device: &DeviceSpec, model: &MoeModel) -> DType {
-    /// Width of the blocks that fp8 weights are scaled in.
-    const BLOCK: usize = 128;
-    let bits = inputs.trained_bits.weights.max(inputs.trained_bits.activations);
-    let has = |format: DType| device.peak(format).is_some();
-    if bits <= 4.0 && has(DType::Nvfp4) {
-        DType::Nvfp4
-    } else if bits <= 8.0 && has(DType::Fp8) && model.moe_intermediate_size.is_multiple_of(BLOCK) {
-        DType::Fp8
-    } else {
-        DType::Bf16
-    }
 }

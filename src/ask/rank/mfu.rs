@@ -27,7 +27,8 @@ pub(crate) const MODEL: &str = "model";
 
 /// What the model of the training step was checked against.
 #[cfg(feature = "native")]
-pub(crate) const CHECKED: &str = "TODO";
+pub(crate) const CHECKED: &str = "five published trainings of MoE models in 16 bits reach 1.0 to 1.9 times what \
+                                   the model says (github NVIDIA-NeMo/Megatron-Bridge)";
 
 /// The mean of shares.
 pub(crate) fn mean(pairs: &[(usize, f64)]) -> f64 {

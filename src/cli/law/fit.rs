@@ -33,7 +33,7 @@ A file of runs, its tokens derived from compute (in FLOPs) and parameters:
   moe-frontier law fit runs.csv --form hoffmann2022 --column n_active=N \\
     --column 'tokens=C/(6*N)' --run-column name
 
-Downstream error against loss (columns of the released runs of Gadre et al. 2024):
+Downstream error (columns of the released runs of Gadre et al. 2024):
   moe-frontier law fit runs.csv --form gadre2024 --where dataset=c4_original \\
     --column loss=loss_c4_val --column error=mean_error --out errors.json";
 
