@@ -419,6 +419,7 @@ fn a_block_during_which_the_clock_jumps_is_void_and_taken_again() {
         let run = Run {
             beginning: &beginning(),
             clocks: &clocks,
+            began_ns: 0,
             ledger: &mut (),
             observer: &mut heard,
             stop: &stop,

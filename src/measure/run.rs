@@ -531,6 +531,10 @@ impl Rounds<'_> {
         let done = cells * usize::try_from(round - 1).unwrap_or(0);
         self.this_round = ThisRound { began: self.at, ..ThisRound::default() };
         self.rates(Ask::OtherRates, observer)?;
+        if round == 1 {
+            // Loading took another time when the run was begun, if this is a later session.
+            self.this_round = ThisRound { began: self.at, ..ThisRound::default() };
+        }
         for (i, &index) in open.iter().enumerate() {
             if self.has_no_time(index) {
                 // In the rounds that only narrow intervals a cell keeps what it has.
