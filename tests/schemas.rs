@@ -7,6 +7,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use moe_frontier::config::DType;
+use moe_frontier::files::seal::to_sealed;
+use moe_frontier::record::group::{
+    Collective, CollectiveRecord, ExchangeRecord, GROUP_SCHEMA, GROUP_VERSION, GroupRecord,
+    GroupTiming,
+};
+use moe_frontier::record::{CpuDevice, Device};
 use serde_json::{Map, Value};
 
 #[path = "common/prepared.rs"]
@@ -165,6 +172,69 @@ fn faults(document: &Value) -> Vec<String> {
     faults
 }
 
+/// What `measure --group` writes, with made-up values: it takes MPI or a GPU to be measured.
+fn group() -> GroupRecord {
+    let timing = GroupTiming { median_ps: 3, lo_ps: 2, hi_ps: 4, fastest_rank_ps: 1, samples: 60 };
+    let device = CpuDevice {
+        name: "made up".into(),
+        isa: vec!["avx2".into()],
+        threads: 2,
+        l2_bytes: None,
+        l3_bytes: Some(1 << 20),
+        memory_bytes: 1 << 34,
+    };
+    GroupRecord {
+        schema: GROUP_SCHEMA.into(),
+        schema_version: GROUP_VERSION.into(),
+        protocol_version: "1.0".into(),
+        program: "test".into(),
+        argv: vec!["measure".into()],
+        group: "mpi".into(),
+        library: "made up".into(),
+        buffers: "host".into(),
+        device: Device::Cpu(device),
+        hosts: vec!["a".into(), "b".into()],
+        nodes: 2,
+        threads: 1,
+        binary_sha256: "0".repeat(64),
+        kernel_sha256: "0".repeat(64),
+        variables: [("NCCL_DEBUG".to_owned(), "INFO".to_owned())].into(),
+        start_unix_s: 1,
+        end_unix_s: 2,
+        exchanges: vec![ExchangeRecord {
+            hidden: 64,
+            inter: 128,
+            experts: 4,
+            top_k: 2,
+            tokens_per_rank: 8,
+            dtype: DType::Bf16,
+            routing: "uniform".into(),
+            seed: "0x1".into(),
+            copies: "token_rank".into(),
+            wire_bits: 16,
+            busiest_over_mean: 1.25,
+            rows_sent: 30,
+            rows_own: 14,
+            logical_bytes_per_rank: 1920.0,
+            logical_gb_per_s: 0.5,
+            dispatch: timing,
+            expert: timing,
+            combine: timing,
+            pair: timing,
+            layer: timing,
+            worst_ratio_to_bound: 0.25,
+        }],
+        collectives: vec![CollectiveRecord {
+            kind: Collective::AllToAll,
+            bytes: 1024,
+            time: timing,
+            algbw_gb_per_s: 1.5,
+            busbw_gb_per_s: 0.75,
+        }],
+        partial: Some("2 of 3 cells were measured".into()),
+    }
+}
+
 #[test]
 fn every_document_is_what_its_schema_says() {
     let folder = prepared();
@@ -183,7 +253,7 @@ fn every_document_is_what_its_schema_says() {
     }
     let drawn = program(folder.path(), "report out/rank.json --out again --json").output().unwrap();
     is_right("report", &drawn.stdout);
-    is_right("a group", &fs::read(Path::new(ROOT).join("tests/data/group.json")).unwrap());
+    is_right("a group", &to_sealed("group", &group()).unwrap());
     is_right("a profile", &fs::read(folder.path().join("p.json")).unwrap());
     for (line, code) in FAILURES {
         let output = program(folder.path(), &format!("{line} --json")).output().unwrap();
