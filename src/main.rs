@@ -12,7 +12,9 @@ fn main() -> ExitCode {
             return failure::show_help(&error);
         }
         Err(failure) => {
-            let words: Vec<String> = std::env::args().collect();
+            // An argument need not be text.
+            let words: Vec<String> =
+                std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
             let asked = std::env::var("MOE_FRONTIER_JSON").ok();
             let words = words.iter().map(String::as_str);
             return end(&failure, failure::asks_for_json(words, asked.as_deref()));

@@ -197,6 +197,9 @@ pub(crate) fn latencies(stack: &Stack, served: &Served) -> Vec<OperationSource> 
         .collect()
 }
 
+/// More devices than any deployment has.
+const MOST_DEVICES: usize = 10_000_000;
+
 fn setup(args: &EstimateArgs, sources: &Sources) -> Result<(Setup, Vec<String>)> {
     let missing = |flag: &str| Error::usage(flag, "is needed (or --points FILE)");
     let name = args.model.as_deref().ok_or_else(|| missing("--model"))?;
@@ -209,7 +212,14 @@ fn setup(args: &EstimateArgs, sources: &Sources) -> Result<(Setup, Vec<String>)>
         set_precision(&mut model, &weights.to_lowercase())
             .map_err(|reason| Error::usage("--weights", reason))?;
     }
-    let ranks = args.tp * args.dp;
+    let ranks = args
+        .tp
+        .checked_mul(args.dp)
+        .filter(|ranks| *ranks <= MOST_DEVICES && args.ep <= MOST_DEVICES);
+    let Some(ranks) = ranks else {
+        let reason = format!("--tp x --dp and --ep are at most {MOST_DEVICES} devices");
+        return Err(Error::usage("--tp", reason));
+    };
     if !ranks.is_multiple_of(args.ep) {
         let reason = format!("{} does not divide the {ranks} devices of --tp x --dp", args.ep);
         return Err(Error::usage("--ep", reason));

@@ -11,7 +11,7 @@ use crate::cli::Output;
 use crate::cli::emit::EmitArgs;
 use crate::cli::estimate::{ServingArgs, calibrations, resolve};
 use crate::cli::output::{width, write_stdout};
-use crate::cli::parse::{duration, positive_whole, quantity, simulated_requests, tokens};
+use crate::cli::parse::{duration, positive_whole, rate, ratio, simulated_requests, tokens};
 use crate::cli::profile::{ProfileArgs, Sources, price};
 use crate::config::device::PriceKind;
 use crate::config::{DeviceSpec, Loaded, load_model};
@@ -49,10 +49,10 @@ pub struct SizeArgs {
     #[arg(long, value_name = "NAME|FILE", value_delimiter = ',')]
     pub device: Vec<String>,
     /// Mean requests per second.
-    #[arg(long, value_parser = quantity)]
+    #[arg(long, value_parser = rate)]
     pub rate: f64,
     /// Peak over mean rate: capacity is for the peak, dollars are over the mean.
-    #[arg(long, default_value = "1", value_parser = quantity)]
+    #[arg(long, default_value = "1", value_parser = ratio)]
     pub peak: f64,
     /// Recorded requests (CSV with `arrival_s,input_tokens,output_tokens`, or the names of Azure,
     /// `BurstGPT` or Mooncake): their lengths and gaps, stretched to the rate, are simulated instead of
@@ -76,7 +76,7 @@ pub struct SizeArgs {
     #[arg(long, default_value = "0.5", value_parser = crate::cli::parse::non_negative)]
     pub length_cv: f64,
     /// Shape of the gaps between arrivals: 1 is Poisson, below is burstier.
-    #[arg(long, default_value = "1", value_parser = quantity)]
+    #[arg(long, default_value = "1", value_parser = ratio)]
     pub burstiness: f64,
     /// Maximum mean TTFT.
     #[arg(long, value_parser = duration)]
