@@ -30,8 +30,18 @@ pub enum Quantity {
     Tokens,
     /// Requests per second.
     RequestsPerSecond,
+    /// Requests at a time.
+    Concurrency,
+    /// Tokens of one request, prompt or answer.
+    RequestTokens,
     /// Loss, in nats per token.
     LossNats,
+    /// A ratio of two sizes of a model, of two rates or of two budgets.
+    Ratio,
+    /// Bits of one weight.
+    Bits,
+    /// Experts of a layer.
+    Experts,
     /// A share of a whole.
     Share,
     /// Confidence of an interval.
@@ -99,6 +109,18 @@ impl Quantity {
             Self::RequestsPerSecond => {
                 bounds("rate, requests/s", 1e-9, 1e9, "once in 30 years; all people")
             }
+            Self::Concurrency => {
+                bounds("requests at a time", 1e-9, 1e9, "a rate of once; all people")
+            }
+            Self::RequestTokens => bounds(
+                "tokens of a request",
+                1.0,
+                1e9,
+                "a hundred times the longest context of today",
+            ),
+            Self::Ratio => bounds("ratio", 1e-6, 1e6, "a million to one either way"),
+            Self::Bits => bounds("bits of a weight", 0.1, 64.0, "a tenth of a bit; a double"),
+            Self::Experts => bounds("experts", 1.0, 1e6, "a thousand times today's models"),
             Self::LossNats => {
                 bounds("loss, nats", 0.0, 20.0, "a uniform guess among 5e8 tokens has 20")
             }

@@ -144,8 +144,66 @@ fn escaped(text: &str) -> String {
 pub(crate) const fn turns_text(c: char) -> bool {
     matches!(
         c,
-        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{61c}' | '\u{feff}'
+        '\u{ad}'
+            | '\u{61c}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e0fff}'
     )
+}
+
+/// A JSON document that says the same and does nothing to a terminal: what [`shown`] escapes stands in its
+/// strings as `\uXXXX`. Outside of strings no such character can be.
+pub(crate) fn plain_json(document: String) -> String {
+    let is_plain = |c: char| c == '\n' || !(c.is_control() || turns_text(c));
+    if document.chars().all(is_plain) {
+        return document;
+    }
+    let mut out = String::with_capacity(document.len() + 64);
+    for c in document.chars() {
+        if is_plain(c) {
+            out.push(c);
+        } else {
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                out += &format!("\\u{unit:04x}");
+            }
+        }
+    }
+    out
+}
+
+/// Lines of text as they may be printed: escaped as [`shown`] does, but for line ends and, where `colour` is
+/// wanted, the marks of colours.
+pub(crate) fn plain_lines(text: &str, colour: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let length = if colour { colour_mark(rest) } else { 0 };
+        if length > 0 {
+            out += &rest[..length];
+            rest = &rest[length..];
+            continue;
+        }
+        if c != '\n' && (c.is_control() || turns_text(c)) {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+        rest = &rest[c.len_utf8()..];
+    }
+    out
+}
+
+/// Length of the mark of a colour that a text begins with, 0 without one.
+fn colour_mark(text: &str) -> usize {
+    let Some(body) = text.strip_prefix("\u{1b}[") else { return 0 };
+    let digits = body.bytes().take_while(|b| b.is_ascii_digit() || *b == b';').count();
+    if body.as_bytes().get(digits) == Some(&b'm') { digits + 3 } else { 0 }
 }
 
 impl Error {
@@ -283,6 +341,27 @@ mod tests {
         let usage =
             Error::usage("--x", format!("`{}` is unknown; there are a, b", "y".repeat(5000)));
         assert!(usage.to_string().ends_with("...` is unknown; there are a, b"));
+    }
+
+    #[test]
+    fn documents_and_lines_do_nothing_to_a_terminal() {
+        let evil = "a\u{202e}b\u{9b}c\u{e0041}\u{7f}";
+        let document = serde_json::to_string(&[evil]).unwrap();
+        let plain = plain_json(document);
+        assert!(
+            plain.is_ascii() && plain.contains(r"\u202e") && plain.contains(r"\u009b"),
+            "{plain}"
+        );
+        assert_eq!(serde_json::from_str::<Vec<String>>(&plain).unwrap(), [evil]);
+        assert_eq!(plain_json("{\n  \"é\": 1\n}".into()), "{\n  \"é\": 1\n}");
+        let line = "\u{1b}[1;31mred\u{1b}[0m \u{1b}]0;x\u{7}\tend\u{202e}\n";
+        let shown = plain_lines(line, true);
+        assert!(
+            shown.starts_with("\u{1b}[1;31mred\u{1b}[0m ") && shown.ends_with("{202e}\n"),
+            "{shown}"
+        );
+        assert_eq!(shown.matches('\u{1b}').count(), 2);
+        assert!(plain_lines(line, false).chars().all(|c| c == '\n' || !c.is_control()));
     }
 
     #[test]

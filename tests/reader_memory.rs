@@ -10,8 +10,10 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use moe_frontier::Error;
+use moe_frontier::cli::settings::Settings;
 use moe_frontier::config::DeviceSpec;
 use moe_frontier::config::hf::from_hf_json;
 use moe_frontier::files::read_capped;
@@ -28,6 +30,11 @@ use moe_frontier::plan::outcome::RankReport;
 use moe_frontier::plan::request_trace::RequestTrace;
 use moe_frontier::plan::results::vllm_bench;
 use moe_frontier::workload::Trace;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
 
 const MIB: u64 = 1 << 20;
 /// The memory of a reader in multiples of its cap.
@@ -174,15 +181,70 @@ fn shapes() -> Vec<Shape> {
     lines("request trace: small objects", 256 * MIB, "t.jsonl", "", "{}\n", read_requests);
     let read_device: Read = |path| DeviceSpec::load(&path.display().to_string()).map(drop);
     lines("device: keys", MIB, "d.toml", "name = \"x\"\nprices = [", "{},", read_device);
+    let read_settings: Read = |path| Settings::read(path).map(drop);
+    for (what, head, piece) in [
+        ("numbers", "x = [", "1,"),
+        ("arrays", "x = [", "[],"),
+        ("tables", "", "[[a]]\n"),
+        ("dotted keys", "", "a."),
+        ("a string", "x = \"", "y"),
+        ("comments", "", "#\n"),
+        ("lines", "", "\n"),
+        ("nesting", "x = ", "["),
+    ] {
+        lines(&format!("device: {what}"), MIB, "d.toml", head, piece, read_device);
+        lines(&format!("settings: {what}"), MIB, "s.toml", head, piece, read_settings);
+    }
     let read_journal: Read = |path| journal::read::<Event>(path).map(drop);
     lines("journal: a line", 64 * MIB, "j.jsonl", "", "x", read_journal);
     let read_packed: Read = |path| codec::read(path).map(drop);
     lines("packed tables: a body", 256 * MIB, "t.tables", "moetab1\n", "x", read_packed);
+    for what in ["distinct texts", "one text in many cells", "long texts, packed"] {
+        lines(&format!("Parquet: {what}"), 256 * MIB, "t.parquet", "", "", read_table);
+    }
     all
+}
+
+/// Writes a Parquet file whose pages unpack to nearly as much as may be.
+fn write_parquet(what: &str, path: &Path) {
+    let (columns, rows, packed): (usize, usize, bool) = match what {
+        "distinct texts" => (1, 2_000_000, false),
+        "one text in many cells" => (3, 10_000_000, false),
+        _ => (1, 240, true),
+    };
+    let text = |row: usize| match what {
+        "distinct texts" => format!("{row:0>112}"),
+        "one text in many cells" => "1".to_owned(),
+        _ => "x".repeat(1 << 20),
+    };
+    let names: String = (0..columns).map(|i| format!("required binary c{i} (UTF8); ")).collect();
+    let schema = Arc::new(parse_message_type(&format!("message t {{ {names} }}")).unwrap());
+    let level = Compression::ZSTD(ZstdLevel::default());
+    let properties = WriterProperties::builder()
+        .set_dictionary_enabled(what == "one text in many cells")
+        .set_compression(if packed { level } else { Compression::UNCOMPRESSED })
+        .build();
+    let file = File::create(path).unwrap();
+    let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    while let Some(mut column) = group.next_column().unwrap() {
+        for start in (0..rows).step_by(10_000) {
+            let texts: Vec<ByteArray> = (start..rows.min(start + 10_000))
+                .map(|row| ByteArray::from(text(row).into_bytes()))
+                .collect();
+            column.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
+        }
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
 }
 
 /// Writes a file of that shape, sealed where it is read sealed.
 fn write((name, cap, _, head, piece, tail, _): &Shape, path: &Path) {
+    if let Some(what) = name.strip_prefix("Parquet: ") {
+        return write_parquet(what, path);
+    }
     let is_sealed = ["profile", "plan", "ranking"].iter().any(|it| name.starts_with(it));
     let seal = 120;
     let room = usize::try_from(*cap).unwrap() - head.len() - tail.len() - seal;

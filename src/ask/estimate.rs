@@ -20,6 +20,9 @@ use crate::units::{Bytes, TokensPerSecond, UsdPerHour};
 use crate::workload::RoutingKind;
 use crate::{Error, Result};
 
+/// More devices than any deployment has.
+const MOST_DEVICES: usize = 10_000_000;
+
 /// Options of [`estimate`](crate::estimate()), as the flags of `moe-frontier estimate`.
 ///
 /// ```
@@ -119,7 +122,14 @@ impl EstimateOptions {
             set_precision(&mut model, &weights.to_lowercase())
                 .map_err(|reason| Error::usage("--weights", reason))?;
         }
-        let ranks = self.tp.saturating_mul(self.dp);
+        let ranks = self
+            .tp
+            .checked_mul(self.dp)
+            .filter(|ranks| *ranks <= MOST_DEVICES && self.ep <= MOST_DEVICES);
+        let Some(ranks) = ranks else {
+            let reason = format!("--tp x --dp and --ep are at most {MOST_DEVICES} devices");
+            return Err(Error::usage("--tp", reason));
+        };
         if !ranks.is_multiple_of(self.ep) {
             let reason = format!("{} does not divide the {ranks} devices of --tp x --dp", self.ep);
             return Err(Error::usage("--ep", reason));

@@ -22,6 +22,7 @@ const LAUNCH_SD: f64 = 2.0;
 
 /// A fitted constant with its 95 % interval.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Fitted {
     /// Name with unit.
     pub name: String,
@@ -35,6 +36,7 @@ pub struct Fitted {
 
 /// Constants of one group with its own rows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Calibration {
     /// The group.
     pub group: Group,

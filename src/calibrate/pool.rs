@@ -35,6 +35,7 @@ const MOST_ROWS: f64 = 10.0;
 
 /// A model on a device under an engine.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Group {
     /// Engine in lower case.
     pub engine: String,

@@ -39,7 +39,8 @@ pub struct Args {
     #[arg(long, num_args = 2, value_names = ["CMD_A", "CMD_B"], conflicts_with_all = ["old", "new"])]
     pub run: Option<Vec<String>>,
 
-    /// Time for the rounds of --run, which end before it once every interval is narrower than 2 % on either side.
+    /// Time for the rounds of --run, which end before it once every interval is narrower than 2 %, or than a
+    /// third of the difference, on either side.
     #[arg(long, default_value = "120s", value_parser = duration, requires = "run")]
     pub time_budget: Seconds,
 

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::Error;
 use crate::cli::output;
-use crate::error::tidy;
+use crate::error::{plain_json, tidy};
 
 /// Why a process ends.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl Failure {
             message: message.trim_start_matches("error: ").to_owned(),
             exit_code: self.exit_code(),
         };
-        serde_json::to_string(&document).unwrap_or(message)
+        serde_json::to_string(&document).map_or(message, plain_json)
     }
 
     const fn kind(&self) -> &'static str {

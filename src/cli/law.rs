@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use crate::bounds::Quantity;
 use crate::cli::{Output, output, parse};
 use crate::law::downstream::{Downstream, Predicted};
 use crate::law::others::{WORKS, Work};
@@ -370,6 +371,10 @@ fn print(
     downstream: Option<&Downstream>,
     output: Output,
 ) -> Result<()> {
+    // Far outside of its runs a formula can say anything.
+    Quantity::LossNats
+        .check(evaluation.loss_nats)
+        .map_err(|reason| Error::unfit(evaluation.law.clone(), format!("says no {reason}")))?;
     if let Some(worst) = evaluation.outside.iter().max_by(|a, b| a.factor.total_cmp(&b.factor)) {
         output::warn(&format!(
             "{} is {:.3e}, {:.1} times past what {} was fitted to ({:.3e})",

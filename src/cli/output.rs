@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::cli::progress::end_notice;
-use crate::error::tidy;
+use crate::error::{plain_json, plain_lines, tidy};
 use crate::report::grid::{fitted, hanging};
 use crate::{Error, Result};
 
@@ -64,7 +64,7 @@ impl Output {
             let mut document = serde_json::to_string_pretty(value)
                 .map_err(|e| Error::io("serialise", stdout_path(), io::Error::other(e)))?;
             document.push('\n');
-            write_stdout(&document)
+            write_stdout(&plain_json(document))
         } else {
             write_text(&text())
         }
@@ -84,7 +84,7 @@ impl Output {
 /// # Errors
 /// As [`write_stdout`].
 pub fn write_text(text: &str) -> Result<()> {
-    write_stdout(&fitted(text, width()))
+    write_stdout(&plain_lines(&fitted(text, width()), colour()))
 }
 
 /// Writes text to stdout.

@@ -1,6 +1,7 @@
 //! Value parsers of the flags: lists and ranges, durations, counts with suffixes.
 
 use crate::ask::DevicePrice;
+use crate::bounds::Quantity;
 use crate::units::{Seconds, UsdPerHour};
 
 /// Longest list that a range may expand to; a longer one is a typing error.
@@ -127,15 +128,57 @@ pub fn quantity(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A mean number of tokens: at least one.
+/// A [`quantity`] within the bounds of its kind.
+fn bounded(text: &str, kind: Quantity) -> Result<f64, String> {
+    let value = quantity(text)?;
+    kind.check(value).map(|()| value)
+}
+
+macro_rules! bounded {
+    ($($(#[$doc:meta])* $name:ident: $kind:ident;)*) => {
+        $(
+            $(#[$doc])*
+            ///
+            /// # Errors
+            /// A message that names the accepted forms, or the bounds and their reason.
+            pub fn $name(text: &str) -> Result<f64, String> {
+                bounded(text, Quantity::$kind)
+            }
+        )*
+    };
+}
+
+bounded! {
+    /// A mean number of tokens of a request: at least one.
+    tokens: RequestTokens;
+    /// Tokens of a training run or of a lifetime.
+    corpus: Tokens;
+    /// Requests per second.
+    rate: RequestsPerSecond;
+    /// Requests at a time.
+    concurrency: Concurrency;
+    /// FLOPs of a training run.
+    train_flops: TrainFlops;
+    /// A loss in nats per token.
+    loss: LossNats;
+    /// A ratio of two sizes.
+    ratio: Ratio;
+    /// Bits of one weight.
+    bits: Bits;
+    /// Dollars per hour.
+    usd_per_hour: UsdPerHour;
+    /// Dollars per million tokens.
+    usd_per_million: UsdPerMillionTokens;
+}
+
+/// A share of a capacity that is used: one in a million or more.
 ///
 /// # Errors
 /// A message that says so.
-pub fn tokens(text: &str) -> Result<f64, String> {
-    match quantity(text) {
-        Ok(value) if value >= 1.0 => Ok(value),
-        _ => Err("not a number of tokens of at least 1".into()),
-    }
+pub fn utilisation(text: &str) -> Result<f64, String> {
+    share(text).and_then(|value| {
+        if value >= 1e-6 { Ok(value) } else { Err("a share below 1e-6 is no use".into()) }
+    })
 }
 
 /// Requests of a simulation: from 1,000, for a 99th percentile with an interval, to ten million.

@@ -8,7 +8,8 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Deserialize;
 
-use crate::files::read_capped;
+use crate::files::seal::{at, unseal, without_returns};
+use crate::files::{read_capped, strict};
 use crate::{Error, Result};
 
 /// The command that records its flags and takes them again.
@@ -16,7 +17,7 @@ const COMMAND: &str = "rank";
 /// Flags that say where results go and how they are shown, not what they are.
 const NOT_KEPT: [&str; 6] = ["details", "from", "json", "out", "overwrite", "plot"];
 /// Longest ranking that is read, in bytes.
-const CAP: u64 = 256 << 20;
+const CAP: u64 = 64 << 20;
 
 /// The flags of this run.
 static RECORDED: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -73,9 +74,8 @@ pub fn expanded(words: Vec<OsString>) -> Result<Vec<OsString>> {
 }
 
 fn flags_of(path: &Path) -> Result<Vec<String>> {
-    let bytes = read_capped(path, CAP)?;
-    let made: Made = serde_json::from_slice(&bytes)
-        .map_err(|e| Error::bad_file(path, format!("is no rank.json: {e}")))?;
+    let body = unseal(path, without_returns(read_capped(path, CAP)?))?;
+    let made: Made = strict::from_slice(&body, CAP).map_err(|e| at(path, &e))?;
     if made.schema != crate::plan::outcome::SCHEMA {
         return Err(Error::bad_file(path, format!("is a {}, not a rank.json", made.schema)));
     }
@@ -123,6 +123,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::files::seal::sealed;
 
     fn words(line: &str) -> Vec<OsString> {
         line.split_whitespace().map(OsString::from).collect()
@@ -133,8 +134,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rank.json");
         let flags = r#"["--train-flops=1e21", "--price=2"]"#;
-        let text = format!(r#"{{"schema": "moe-frontier/rank", "arguments": {flags}}}"#);
-        fs::write(&path, text).unwrap();
+        let flags: serde_json::Value = serde_json::from_str(flags).unwrap();
+        let made = serde_json::json!({"schema": "moe-frontier/rank", "arguments": flags});
+        fs::write(&path, sealed("test", &made).unwrap()).unwrap();
         let path = path.display();
         for given in [format!("--from {path}"), format!("--from={path}")] {
             let line =
@@ -150,15 +152,21 @@ mod tests {
     fn files_without_flags_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("r.json");
-        let refusal = |text: &str| {
-            fs::write(&path, text).unwrap();
+        let refusal = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
             let error = flags_of(&path).unwrap_err();
             assert_eq!(error.exit_code(), 3);
             error.to_string()
         };
-        assert!(refusal("{}").contains("no rank.json"));
-        assert!(refusal(r#"{"schema": "moe-frontier/size"}"#).contains("moe-frontier/size"));
-        assert!(refusal(r#"{"schema": "moe-frontier/rank"}"#).contains("does not hold the flags"));
+        let made = |value: serde_json::Value| sealed("test", &value).unwrap();
+        assert!(refusal(b"{}").contains("checksum"));
+        assert!(refusal(&made(serde_json::json!({"a": 1}))).contains("missing field `schema`"));
+        let schema =
+            |name: &str| made(serde_json::json!({"schema": format!("moe-frontier/{name}")}));
+        assert!(refusal(&schema("size")).contains("moe-frontier/size"));
+        assert!(refusal(&schema("rank")).contains("does not hold the flags"));
+        let changed = String::from_utf8(schema("rank")).unwrap().replace("rank", "rane");
+        assert!(refusal(changed.as_bytes()).contains("checksum mismatch"));
         assert_eq!(flags_of(&folder.path().join("none")).unwrap_err().exit_code(), 7);
     }
 }

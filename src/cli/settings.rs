@@ -22,7 +22,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{ArgAction, Command};
 use etcetera::{BaseStrategy, choose_base_strategy};
 
-use crate::files::read_capped;
+use crate::files::{read_capped, strict};
 use crate::{Error, Result};
 
 /// Variable that names the file of settings.
@@ -81,8 +81,8 @@ impl Settings {
         let bytes = read_capped(path, CAP)?;
         let text = String::from_utf8(bytes)
             .map_err(|_| Error::bad_file(path, "is not UTF-8 text; write TOML"))?;
-        let table: toml::Table =
-            toml::from_str(&text).map_err(|e| Error::bad_file(path, e.message().to_owned()))?;
+        let table: toml::Table = strict::from_toml(&text, CAP)
+            .map_err(|e| Error::bad_file(path, e.message().to_owned()))?;
         let mut settings = Self { path: path.to_owned(), ..Self::default() };
         for (key, value) in table {
             match value {
@@ -332,6 +332,7 @@ mod tests {
         assert!(refusal("[rank]\ntrain_flops = 1e21").contains("excludes other flags"));
         assert!(refusal("price = 2001-01-01").contains("no text, number"));
         assert!(refusal("price = ").contains("s.toml"));
+        assert!(refusal(&format!("price = [{}1]", "1,".repeat(20_000))).contains("more values"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use hf_hub::{Repo, RepoType};
 use ureq::config::RedirectAuthHeaders;
 
-use crate::files::{create_folder, read_capped, write_atomic};
+use crate::files::{create_folder, read_capped, strict, write_atomic};
 use crate::{Error, Result};
 
 /// Files that describe a model.
@@ -107,8 +107,12 @@ impl<'a> Cache<'a> {
 
     /// The snapshot of the revision, if it is complete.
     fn find(&self) -> Option<Snapshot> {
-        let named = std::fs::read_to_string(self.folder.join("refs").join(&self.hub.revision));
-        let commit = named.map_or_else(|_| self.hub.revision.clone(), |c| c.trim().to_owned());
+        let named = self.folder.join("refs").join(&self.hub.revision);
+        let named = named.is_file().then(|| read_capped(&named, TOKEN_CAP).ok()).flatten();
+        // It becomes a part of a path.
+        let named = named.and_then(|bytes| String::from_utf8(bytes).ok());
+        let named = named.map(|text| text.trim().to_owned()).filter(|text| is_commit(text));
+        let commit = named.unwrap_or_else(|| self.hub.revision.clone());
         let config = self.snapshot(&commit).join(CONFIG);
         config.is_file().then_some(Snapshot { config, commit })
     }
@@ -130,10 +134,10 @@ impl<'a> Cache<'a> {
         let endpoint = endpoint.trim_end_matches('/');
         let HubId { id, revision } = self.hub;
         let described = self.get(&format!("{endpoint}/api/models/{id}/revision/{revision}"))?;
-        let described: Description = serde_json::from_slice(&described)
+        let described: Description = strict::from_slice(&described, CAP)
             .map_err(|_| self.missing("the Hub's answer is not understood"))?;
         let commit = described.sha;
-        if commit.is_empty() || !commit.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        if !is_commit(&commit) {
             return Err(self.missing("the Hub named no commit"));
         }
         let folder = self.snapshot(&commit);
@@ -172,6 +176,11 @@ impl<'a> Cache<'a> {
             .read_to_vec()
             .map_err(|e| self.missing(&reason(&e)))
     }
+}
+
+/// Whether a text can name a commit.
+fn is_commit(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric())
 }
 
 /// A folder or file named by a variable of the environment.

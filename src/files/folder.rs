@@ -6,11 +6,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::whole::{Registered, create_folder, folder_of, moving, sync_folder};
-use super::{fault, write_atomic};
+use super::{fault, read_capped, write_atomic};
 use crate::{Error, Result};
 
 /// File that marks a folder as written by this program; it may be replaced as a whole.
 const MARK: &str = ".moe-frontier";
+/// Longest mark that is read, in bytes: it lists the names of some dozen files.
+const MARK_CAP: u64 = 1 << 20;
 
 /// A result folder being written. Dropped without [`ResultFolder::finish`], it leaves the old result
 /// as it was and nothing else.
@@ -94,7 +96,8 @@ fn put(new: &Path, place: &Path, known: &[String]) -> io::Result<()> {
     if !place.exists() {
         return fs::rename(new, place);
     }
-    let ours = fs::read_to_string(place.join(MARK)).unwrap_or_default();
+    let ours = read_capped(&place.join(MARK), MARK_CAP).unwrap_or_default();
+    let ours = String::from_utf8_lossy(&ours);
     let aside = tempfile::Builder::new().prefix(".moe-frontier-").tempdir_in(folder_of(place))?;
     let old = aside.path().join("old");
     fault::step()?;

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use super::strict;
+use crate::error::plain_json;
 use crate::{Error, Result};
 
 pub(crate) const SEAL: &str = ",\n  \"sha256\": \"";
@@ -34,6 +35,7 @@ pub fn sha256_hex(bytes: impl AsRef<[u8]>) -> String {
 pub fn sealed<T: Serialize>(what: &str, value: &T) -> Result<Vec<u8>> {
     let unfit = |reason: String| Error::unfit(what, reason);
     let body = serde_json::to_string_pretty(value).map_err(|e| unfit(e.to_string()))?;
+    let body = plain_json(body);
     let body = body.strip_suffix("\n}").ok_or_else(|| unfit("it is not a JSON object".into()))?;
     Ok(format!("{body}{SEAL}{}{END}", sha256_hex(body)).into_bytes())
 }

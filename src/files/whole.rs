@@ -87,6 +87,15 @@ fn refuse_existing(path: &Path, force: bool) -> Result<()> {
     if path.is_dir() {
         return Err(Error::io("write", path, io::Error::other("it is a folder")));
     }
+    let is_special = fs::metadata(path).is_ok_and(|found| !found.is_file());
+    if is_special {
+        // A rename would put a file in place of a device or a pipe.
+        return Err(Error::io(
+            "write",
+            path,
+            io::Error::other("it is no file but a device or a pipe"),
+        ));
+    }
     if !force && path.exists() {
         let exists = io::Error::new(
             io::ErrorKind::AlreadyExists,

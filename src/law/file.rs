@@ -220,20 +220,47 @@ impl LawFile {
     }
 }
 
-/// Checks that a law gives a loss that can be, at the corners of the ranges that it names, and that more
-/// parameters and more tokens do not raise it, as an exponent with the wrong sign would have it.
+/// Where a variable lies in usual runs, for a file that does not say. What differs between forms has no usual
+/// range: without one, a law that needs it is not asked.
+const fn usual(variable: Variable) -> Option<Range> {
+    let (low, high) = match variable {
+        Variable::NActive | Variable::NDense => (1e8, 1e10),
+        Variable::NTotal => (1e10, 1e11),
+        Variable::Tokens => (1e9, 1e11),
+        Variable::Experts => (4.0, 16.0),
+        _ => return None,
+    };
+    Some(Range { variable, low: Some(low), high: Some(high) })
+}
+
+/// The ends of a range; an open one ends where usual runs do, but not beyond its other end.
+fn ends(range: &Range) -> [f64; 2] {
+    let usual = usual(range.variable);
+    let (low, high) = (usual.and_then(|r| r.low), usual.and_then(|r| r.high));
+    match (range.low, range.high) {
+        (Some(low), Some(high)) => [low, high],
+        (Some(own), None) => [own, high.map_or(own, |high| high.max(own))],
+        (None, Some(own)) => [low.map_or(own, |low| low.min(own)), own],
+        (None, None) => [low.unwrap_or(1.0), high.unwrap_or(1.0)],
+    }
+}
+
+/// Checks that a law gives a loss that can be, at the corners of the ranges that it names or of usual ones, and
+/// that more parameters and more tokens do not raise it, as an exponent with the wrong sign would have it.
 fn plausible(law: &dyn LossLaw) -> Result<(), String> {
-    let ranges: Vec<&Range> = law.info().ranges.iter().take(MOST_CORNER_VARIABLES).collect();
+    let info = law.info();
+    let is_named = |variable| info.ranges.iter().any(|range| range.variable == variable);
+    let needed = info.variables.iter().filter(|v| !v.optional && !is_named(v.name));
+    let usual: Vec<Range> = needed.filter_map(|variable| usual(variable.name)).collect();
+    let ranges: Vec<&Range> =
+        info.ranges.iter().chain(&usual).take(MOST_CORNER_VARIABLES).collect();
     let mut losses = vec![None; 1_usize << ranges.len()];
     for (corner, found) in losses.iter_mut().enumerate() {
-        let at = |(i, range): (usize, &&Range)| {
-            let high = (corner >> i) & 1 == 1;
-            Some((range.variable, if high { range.high? } else { range.low? }))
-        };
-        let Some(values) = ranges.iter().enumerate().map(at).collect::<Option<Vec<_>>>() else {
-            return Ok(());
-        };
-        // Ranges may leave a variable out that the law needs, and corners may lie outside its domain.
+        let values = ranges.iter().enumerate().map(|(i, range)| {
+            let [low, high] = ends(range);
+            (range.variable, if (corner >> i) & 1 == 1 { high } else { low })
+        });
+        // A variable that the law needs may have no range, and corners may lie outside its domain.
         let Ok(inputs) = Inputs::new(values) else { continue };
         match ask(law, &inputs, Question::Loss) {
             Ok(answer) => {

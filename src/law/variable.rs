@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::Quantity;
 use crate::{Error, Result, error};
 
 /// A named number that laws take or compute.
@@ -95,7 +96,25 @@ impl Variable {
             Self::Exits if value.is_finite() && value < 1.0 => {
                 Err(Error::usage(self.flag(), format!("{value} is below 1 (the last layer)")))
             }
-            _ => error::positive(self.flag(), value),
+            _ => {
+                error::positive(self.flag(), value)?;
+                if let Some(quantity) = self.quantity() {
+                    quantity.check_flag(self.flag(), value)?;
+                }
+                Ok(value)
+            }
+        }
+    }
+
+    /// What bounds its values; shares have their own.
+    const fn quantity(self) -> Option<Quantity> {
+        match self {
+            Self::Experts => Some(Quantity::Experts),
+            Self::NActive | Self::NTotal | Self::NDense => Some(Quantity::Parameters),
+            Self::Tokens => Some(Quantity::Tokens),
+            Self::TrainFlops => Some(Quantity::TrainFlops),
+            Self::Granularity | Self::ActiveExperts | Self::Exits => Some(Quantity::Ratio),
+            Self::SharedRatio | Self::Sparsity | Self::TokensPerParam => None,
         }
     }
 }
@@ -199,6 +218,10 @@ mod tests {
             (Variable::Experts, 0.5, "--experts"),
             (Variable::Sparsity, 1.0, "--sparsity"),
             (Variable::SharedRatio, 1.5, "--shared-ratio"),
+            (Variable::NActive, 1e300, "--n-active"),
+            (Variable::Tokens, 1e-300, "--tokens"),
+            (Variable::TrainFlops, 1e40, "--train-flops"),
+            (Variable::Granularity, 1e30, "--granularity"),
         ];
         for (variable, value, flag) in cases {
             let error = Inputs::new([(variable, value)]).unwrap_err();

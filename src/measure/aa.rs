@@ -30,6 +30,10 @@ pub(super) fn between_runs(device: &Device, noise_floor_rel: f64) -> f64 {
     least.max(noise_floor_rel.min(WIDEST_GRADE))
 }
 
+/// A noise floor at which every effect counts as noise: nothing is known, or two rounds lie so far apart that
+/// their interval says as little. A profile does not carry more.
+const NOTHING_KNOWN: f64 = 1.0;
+
 /// Log ratios of one kernel against itself, one a round.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Aa {
@@ -46,8 +50,7 @@ impl Aa {
     /// when it does so in both halves of the rounds too is the run called biased.
     pub(super) fn verdict(&self) -> (f64, f64, AaVerdict) {
         let Some(all) = paired_effect(&self.log_ratios) else {
-            // Without two rounds nothing is known: every effect counts as noise.
-            return (0.0, 1.0, AaVerdict::Clean);
+            return (0.0, NOTHING_KNOWN, AaVerdict::Clean);
         };
         let half_width = (all.hi - all.lo) / 2.0;
         let misses =
@@ -55,7 +58,8 @@ impl Aa {
         let (first, second) = self.log_ratios.split_at(self.log_ratios.len() / 2);
         let biased = misses(&self.log_ratios) && misses(first) && misses(second);
         let verdict = if biased { AaVerdict::Biased } else { AaVerdict::Clean };
-        (all.effect, half_width.max(f64::MIN_POSITIVE), verdict)
+        let effect = all.effect.clamp(-NOTHING_KNOWN, NOTHING_KNOWN);
+        (effect, half_width.clamp(f64::MIN_POSITIVE, NOTHING_KNOWN), verdict)
     }
 }
 
@@ -132,6 +136,15 @@ mod tests {
             widths += width / 300.0;
         }
         (biased, widths)
+    }
+
+    #[test]
+    fn two_rounds_far_apart_say_nothing_and_can_be_written() {
+        for ratios in [[1.4, -1.4], [700.0, -700.0], [5.0, 5.1], [0.0, 0.0]] {
+            let (effect, floor, verdict) = Aa { log_ratios: ratios.to_vec() }.verdict();
+            assert!(effect.abs() <= 1.0 && floor > 0.0 && floor <= 1.0, "{effect} {floor}");
+            assert_eq!(verdict, AaVerdict::Clean);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! locked while it is open for writing; the lock ends with the process, however that ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -87,7 +87,7 @@ impl Journal {
     /// [`Error::Io`] when another process has it open; [`Error::BadFile`] for damage elsewhere.
     pub fn open<T: DeserializeOwned>(path: &Path, locking: Locking) -> Result<(Self, Vec<T>)> {
         let failed = |source| Error::io("open", path, source);
-        let file = OpenOptions::new().append(true).read(true).open(path).map_err(failed)?;
+        let file = open_file(OpenOptions::new().append(true).read(true), path).map_err(failed)?;
         let named = lock(&file, path, locking)?;
         let contents: Contents<T> = read(path)?;
         let mut journal = Self {
@@ -109,7 +109,7 @@ impl Journal {
     /// # Errors
     /// [`Error::Io`] when another process has it open.
     pub(super) fn take(path: &Path, locking: Locking) -> Result<Self> {
-        let file = OpenOptions::new().append(true).open(path);
+        let file = open_file(OpenOptions::new().append(true), path);
         let file = file.map_err(|source| Error::io("open", path, source))?;
         let named = match (locking, try_lock(&file)) {
             (Locking::Unlocked, Ok(()) | Err(TryLockError::Error(_))) => None,
@@ -151,7 +151,8 @@ impl Journal {
         let aside = self.path.with_extension("torn");
         let failed = |source| Error::io("write", &aside, source);
         fault::step().map_err(failed)?;
-        let mut file = OpenOptions::new().append(true).create(true).open(&aside).map_err(failed)?;
+        let mut file =
+            open_file(OpenOptions::new().append(true).create(true), &aside).map_err(failed)?;
         fault::write_all(&mut file, torn).map_err(failed)?;
         fault::step().and_then(|()| file.sync_all()).map_err(failed)?;
         let cut = fault::step().and_then(|()| self.file.set_len(self.length));
@@ -168,6 +169,14 @@ impl Drop for PidFile {
     fn drop(&mut self) {
         // It names nobody any more.
         let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Opens a file, and nothing else that lies under its name: to open a pipe waits for who is at its other end.
+fn open_file(how: &OpenOptions, path: &Path) -> io::Result<File> {
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err(io::Error::other("it is not a file")),
+        _ => how.open(path),
     }
 }
 
@@ -200,10 +209,7 @@ fn record_of(line: &[u8], seq: u64) -> Option<&[u8]> {
 /// last line.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Contents<T>> {
     let failed = |source| Error::io("read", path, source);
-    let file = File::open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(failed(io::Error::other("it is not a file")));
-    }
+    let file = open_file(OpenOptions::new().read(true), path).map_err(failed)?;
     let mut input = BufReader::new(file.take(CAP + 1));
     let mut contents = Contents { records: Vec::new(), length: 0, torn: Vec::new() };
     loop {
@@ -263,7 +269,8 @@ fn lock(file: &File, path: &Path, locking: Locking) -> Result<Option<PidFile>> {
         Ok(()) => {
             // Only for the message of who comes second: the lock is what holds.
             let named = pid_file(path);
-            let _ = std::fs::write(&named, format!("{}\n", std::process::id()));
+            let how = open_file(OpenOptions::new().write(true).create(true).truncate(true), &named);
+            let _ = how.and_then(|mut file| writeln!(file, "{}", std::process::id()));
             return Ok(Some(PidFile(named)));
         }
         Err(TryLockError::WouldBlock) => match holder(path) {
@@ -314,7 +321,8 @@ fn pid_file(journal: &Path) -> PathBuf {
 /// Process that writes a journal, where it has said so.
 fn holder(journal: &Path) -> Option<u32> {
     let mut text = String::new();
-    File::open(pid_file(journal)).ok()?.take(16).read_to_string(&mut text).ok()?;
+    let file = open_file(OpenOptions::new().read(true), &pid_file(journal)).ok()?;
+    file.take(16).read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
 }
 

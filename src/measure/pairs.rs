@@ -1,7 +1,8 @@
 //! Two commands in turns: what takes no turns cannot be told apart on a machine that others use.
 //!
 //! A round runs A B B A, the next one B A A B, each time in a fresh process, so that a linear drift cancels and
-//! the spread between processes is what the interval rests on. What a command is measured by is its own
+//! the spread between processes is what the interval rests on. Other programs only ever add to a time: of the
+//! two executions of a command in a round the shorter one counts. What a command is measured by is its own
 //! profile, cell by cell, when it prints one (`measure --json`), and the time that it takes otherwise.
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::plan::ROUNDS;
 use super::run::Observer;
 use crate::stats::interval::median;
-use crate::stats::paired::{PairedEffect, block_log_ratio, median_effect};
+use crate::stats::paired::{PairedEffect, least_log_ratio, signed_rank_effect};
 use crate::{Error, Result};
 
 mod shell;
@@ -20,9 +21,12 @@ pub use shell::{Printed, ReadOutput, Shell, end_running};
 
 /// Rounds after which widths are looked at; the first as for cells. On a machine that others use, twenty rounds
 /// are far from enough for two whole processes: the time budget is what ends them.
-const LOOKS: [u32; 11] = [6, 10, 14, 20, 30, 45, 70, 100, 150, 220, 300];
+const LOOKS: [u32; 14] = [6, 10, 14, 20, 30, 45, 70, 100, 150, 220, 300, 450, 700, 1000];
 /// Half-width at which a comparison closes.
 const WIDTH: f64 = 0.02;
+/// A difference of this many half-widths closes it as well: three are six standard errors, so that looking
+/// more than once makes no false alarms.
+const CLEAR: f64 = 3.0;
 /// Executions in a round.
 const SLOTS: u32 = 4;
 /// An execution may take this many times what the first one took, and at least [`PATIENCE`].
@@ -36,9 +40,9 @@ const WHOLE: &str = "the whole command";
 pub struct PairedCell {
     /// The cell of the profiles, or the whole command.
     pub name: String,
-    /// Median time of A, in seconds.
+    /// Median over the rounds of the shorter execution of A, in seconds.
     pub a_s: f64,
-    /// Median time of B, in seconds.
+    /// The same of B.
     pub b_s: f64,
     /// Rounds in which both had a time.
     pub rounds: usize,
@@ -121,7 +125,7 @@ pub fn compare(
         }
         let spent = start.elapsed();
         let is_over = round >= ROUNDS && spent + spent / round > budget;
-        if is_over || (LOOKS.contains(&round) && turns.is_narrow()) {
+        if is_over || (LOOKS.contains(&round) && turns.is_clear()) {
             break;
         }
     }
@@ -185,7 +189,7 @@ struct Turns {
     rounds: u32,
     /// Log ratio of B to A in each round, by name.
     ratios: BTreeMap<String, Vec<f64>>,
-    /// Times of both, by name.
+    /// The shorter time of each round of both, by name.
     times: [BTreeMap<String, Vec<f64>>; 2],
 }
 
@@ -205,8 +209,13 @@ impl Turns {
             slots[which].push(times.by_name(pair[which], self.by_profile)?);
         }
         for (own, slots) in self.times.iter_mut().zip(&slots) {
+            let mut least = BTreeMap::new();
             for (name, seconds) in slots.iter().flatten() {
-                own.entry(name.clone()).or_default().push(*seconds);
+                let of_round = least.entry(name).or_insert(*seconds);
+                *of_round = seconds.min(*of_round);
+            }
+            for (name, seconds) in least {
+                own.entry(name.clone()).or_default().push(seconds);
             }
         }
         let [a, b] = &slots;
@@ -214,17 +223,18 @@ impl Turns {
             let slot = |times: &BTreeMap<String, f64>| times.get(name).copied();
             let (Some(a0), Some(a1)) = (slot(&a[0]), slot(&a[1])) else { continue };
             let (Some(b0), Some(b1)) = (slot(&b[0]), slot(&b[1])) else { continue };
-            let ratio = block_log_ratio([&[a0], &[a1]], [&[b0], &[b1]]);
+            let ratio = least_log_ratio([a0, a1], [b0, b1]);
             self.ratios.entry(name.clone()).or_default().extend(ratio);
         }
         self.rounds += 1;
         Ok(())
     }
 
-    /// Whether no interval would gain from another round.
-    fn is_narrow(&self) -> bool {
+    /// Whether no verdict would gain from another round.
+    fn is_clear(&self) -> bool {
         let half = |e: PairedEffect| (e.hi - e.lo) / 2.0;
-        self.ratios.values().all(|r| median_effect(r).is_some_and(|e| half(e) <= WIDTH))
+        let is_clear = |e: PairedEffect| half(e) <= WIDTH.max(e.effect.abs() / CLEAR);
+        self.ratios.values().all(|ratios| signed_rank_effect(ratios).is_some_and(is_clear))
     }
 
     /// What the rounds amount to, and `failure`, which ended them.
@@ -239,7 +249,7 @@ impl Turns {
         for (name, ratios) in ratios {
             let of = |times: &BTreeMap<String, Vec<f64>>| times.get(&name).and_then(|t| median(t));
             let (Some(a_s), Some(b_s)) = (of(&a), of(&b)) else { continue };
-            let effect = median_effect(&ratios);
+            let effect = signed_rank_effect(&ratios);
             cells.push(PairedCell { name, a_s, b_s, rounds: ratios.len(), effect });
         }
         if cells.is_empty() {

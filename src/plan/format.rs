@@ -8,6 +8,7 @@ use serde::de::IgnoredAny;
 use crate::files::seal::{sealed, unseal, without_returns};
 use crate::files::strict;
 use crate::plan::outcome::{DecisionMap, RankReport, SCHEMA, SCHEMA_VERSION};
+use crate::plan::report_numbers;
 use crate::{Error, Result};
 
 impl RankReport {
@@ -24,7 +25,9 @@ impl RankReport {
         check_header(path, &bytes)?;
         let body = unseal(path, bytes)?;
         let report: Self = strict::from_slice(&body, CAP).map_err(|e| at(path, &e))?;
-        check_parts(&report).map_err(|reason| Error::bad_file(path, reason))?;
+        check_parts(&report)
+            .and_then(|()| report_numbers::check(&report))
+            .map_err(|reason| Error::bad_file(path, reason))?;
         Ok(report)
     }
 
@@ -193,8 +196,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_finite_report_survives_its_json(report in sample::arbitrary()) {
-            prop_assert_eq!(parse(&report.to_bytes().unwrap()).unwrap(), report);
+        fn any_possible_report_survives_its_json(report in sample::arbitrary()) {
+            match report.to_bytes() {
+                Ok(bytes) => prop_assert_eq!(parse(&bytes).unwrap(), report),
+                Err(error) => {
+                    prop_assert_eq!(error.exit_code(), 4);
+                    prop_assert!(report_numbers::check(&report).is_err(), "{error}");
+                }
+            }
         }
 
         #[test]

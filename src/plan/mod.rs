@@ -23,6 +23,7 @@ pub mod points;
 pub mod pooled;
 pub mod price;
 pub mod rank;
+mod report_numbers;
 pub mod request_trace;
 pub mod results;
 #[cfg(test)]

@@ -41,7 +41,7 @@ struct Document<'a> {
     left_out: &'a [String],
 }
 
-/// One cell of both commands; times of B against A.
+/// One cell of both commands; times of B against A, of the two executions in a round the shorter one.
 #[derive(Debug, Serialize)]
 struct Cell<'a> {
     name: &'a str,

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::ask::sources::Sources;
 use crate::ask::{DevicePrice, EstimateOptions, calibrations};
-use crate::cli::parse::{positive_whole, quantity, tokens};
+use crate::cli::parse::{concurrency, positive_whole, rate, tokens};
 use crate::cli::profile::ProfileArgs;
 use crate::cli::{Output, store};
 use crate::serving::Traffic;
@@ -66,10 +66,10 @@ pub struct EstimateArgs {
     #[arg(long, default_value_t = RoutingKind::TYPICAL, value_name = "KIND")]
     pub routing: RoutingKind,
     /// Closed-loop concurrency.
-    #[arg(long, value_parser = quantity, conflicts_with = "rate")]
+    #[arg(long, value_parser = concurrency, conflicts_with = "rate")]
     pub concurrency: Option<f64>,
     /// Requests per second, arriving at random.
-    #[arg(long, value_parser = quantity)]
+    #[arg(long, value_parser = rate)]
     pub rate: Option<f64>,
     /// Prompt tokens per request.
     #[arg(long, default_value = "1000", value_parser = tokens)]

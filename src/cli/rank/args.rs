@@ -6,7 +6,10 @@ use clap::Args;
 
 use super::mfu::mfu;
 use crate::ask::{DevicePrice, Mfu, RankOptions};
-use crate::cli::parse::{CountList, count_list, duration, non_negative, price, quantity, share};
+use crate::cli::parse::{
+    CountList, bits, corpus, count_list, duration, loss, non_negative, price, quantity, rate,
+    ratio, tokens, train_flops, usd_per_hour, usd_per_million, utilisation,
+};
 use crate::cli::profile::ProfileArgs;
 use crate::law::precision::{FEWEST_BITS, FULL_BITS, TrainedBits};
 use crate::plan::familial::Exits;
@@ -54,23 +57,23 @@ pub struct RankArgs {
     pub experts: Option<CountList>,
     /// Training budget whose loss is to be reached, such as 1e21 [default: the largest power of ten
     /// whose models fit one device].
-    #[arg(long, value_parser = quantity, conflicts_with = "target_loss", help_heading = "What is compared")]
+    #[arg(long, value_parser = train_flops, conflicts_with = "target_loss", help_heading = "What is compared")]
     pub train_flops: Option<f64>,
     /// Loss to reach, in nats per token.
-    #[arg(long, value_parser = quantity, help_heading = "What is compared")]
+    #[arg(long, value_parser = loss, help_heading = "What is compared")]
     pub target_loss: Option<f64>,
     /// Expert count whose loss-optimal model at the budget sets the loss [default: 4, or the fewest].
     #[arg(long, help_heading = "What is compared")]
     pub reference_experts: Option<usize>,
     /// Tokens of the training corpus; beyond them it is repeated, which is worth less [default: no
     /// limit].
-    #[arg(long, value_parser = quantity, help_heading = "What is compared")]
+    #[arg(long, value_parser = corpus, help_heading = "What is compared")]
     pub unique_tokens: Option<f64>,
     /// Maximum training tokens per active parameter [default: 1000].
-    #[arg(long, value_parser = quantity, help_heading = "What is compared")]
+    #[arg(long, value_parser = ratio, help_heading = "What is compared")]
     pub max_tokens_per_param: Option<f64>,
     /// Maximum training FLOPs, as a multiple of the budget [default: 3.5].
-    #[arg(long, value_parser = quantity, help_heading = "What is compared")]
+    #[arg(long, value_parser = ratio, help_heading = "What is compared")]
     pub max_train_factor: Option<f64>,
     /// Weights: bf16, fp16, fp8, int8, int4, mxfp4 or nvfp4 [default: those of a profile of this
     /// program, else bf16].
@@ -78,7 +81,7 @@ pub struct RankArgs {
     pub weights: Option<String>,
     /// Average bits of an expert weight where precisions are mixed, such as 2.54: bytes follow,
     /// latencies are rooflines, and the loss as served rises with the tokens trained on.
-    #[arg(long, value_parser = quantity, value_name = "BITS", help_heading = "What is compared")]
+    #[arg(long, value_parser = bits, value_name = "BITS", help_heading = "What is compared")]
     pub weight_bits: Option<f64>,
     /// Bits that models are trained in: of weights, or of weights, activations and cache, such as 8,8,16;
     /// activations have those of the weights unless named [default: 16].
@@ -93,16 +96,16 @@ pub struct RankArgs {
     pub top_k: Option<usize>,
     /// Experts into which the width of a feed-forward block is divided: `--top-k 8 --granularity 8` is
     /// as wide for a token as top-1 [default: the architecture's].
-    #[arg(long, value_parser = quantity, help_heading = "Architecture")]
+    #[arg(long, value_parser = ratio, help_heading = "Architecture")]
     pub granularity: Option<f64>,
     /// Experts of the same width that every token visits [default: the architecture's].
     #[arg(long, help_heading = "Architecture")]
     pub shared: Option<usize>,
     /// Query heads per key/value head; 1 is multi-head attention [default: 8, or the model's].
-    #[arg(long, value_parser = quantity, help_heading = "Architecture")]
+    #[arg(long, value_parser = ratio, help_heading = "Architecture")]
     pub kv_group: Option<f64>,
     /// Hidden size over layers [default: the architecture's].
-    #[arg(long, value_parser = quantity, help_heading = "Architecture")]
+    #[arg(long, value_parser = ratio, help_heading = "Architecture")]
     pub aspect: Option<f64>,
 
     /// Exits of one trunk, each a model to serve: also show what the first law's recommended model costs as
@@ -115,17 +118,17 @@ pub struct RankArgs {
     pub downstream: Option<PathBuf>,
 
     /// Prompt tokens of a request [default: 1000].
-    #[arg(long, value_parser = quantity, help_heading = "Traffic and promises")]
+    #[arg(long, value_parser = tokens, help_heading = "Traffic and promises")]
     pub isl: Option<f64>,
     /// Output tokens of a request [default: 1000].
-    #[arg(long, value_parser = quantity, help_heading = "Traffic and promises")]
+    #[arg(long, value_parser = tokens, help_heading = "Traffic and promises")]
     pub osl: Option<f64>,
     /// Requests per second to serve in all, by whole replicas [default: at scale, replicas counted in
     /// fractions].
-    #[arg(long, value_parser = quantity, help_heading = "Traffic and promises")]
+    #[arg(long, value_parser = rate, help_heading = "Traffic and promises")]
     pub rate: Option<f64>,
     /// Maximum share of a replica's capacity that is used [default: 0.7; 1 with --rate].
-    #[arg(long, value_parser = share, help_heading = "Traffic and promises")]
+    #[arg(long, value_parser = utilisation, help_heading = "Traffic and promises")]
     pub utilisation: Option<f64>,
     /// Maximum mean TPOT [default: 50ms; 200ms on a CPU].
     #[arg(long, value_parser = duration, help_heading = "Traffic and promises")]
@@ -135,14 +138,14 @@ pub struct RankArgs {
     pub ttft: Option<Seconds>,
     /// Maximum dollars per million output tokens: more expensive models are not recommended, and the
     /// best loss within it is shown for every expert count [default: no bound].
-    #[arg(long, value_parser = quantity, value_name = "USD", help_heading = "Traffic and promises")]
+    #[arg(long, value_parser = usd_per_million, value_name = "USD", help_heading = "Traffic and promises")]
     pub max_serve_cost: Option<f64>,
     /// Output tokens served over the model's life [default: as many as the reference model is
     /// trained on].
-    #[arg(long, value_parser = quantity, help_heading = "Traffic and promises")]
+    #[arg(long, value_parser = corpus, help_heading = "Traffic and promises")]
     pub lifetime_tokens: Option<f64>,
     /// Maximum prompt tokens of one step [default: the engine's].
-    #[arg(long, value_parser = quantity, help_heading = "Traffic and promises")]
+    #[arg(long, value_parser = tokens, help_heading = "Traffic and promises")]
     pub prefill_chunk: Option<f64>,
 
     /// Dollars per serving device and hour, or a published tier [default: the device's first
@@ -153,7 +156,7 @@ pub struct RankArgs {
     #[arg(long, help_heading = "Money")]
     pub train_device: Option<String>,
     /// Dollars per training device and hour [default: that device's known price].
-    #[arg(long, value_parser = quantity, help_heading = "Money")]
+    #[arg(long, value_parser = usd_per_hour, help_heading = "Money")]
     pub train_price: Option<f64>,
     /// Share of the training device's 16-bit peak that training reaches, for all or by expert count, such
     /// as 1:0.45,8:0.38,32:0.30, between them linear in ln(experts); or model, by the training step of each

@@ -9,7 +9,7 @@ use crate::ask::{DevicePrice, SizeOptions, size};
 use crate::cli::emit::EmitArgs;
 use crate::cli::estimate::ServingArgs;
 use crate::cli::output::{width, write_stdout};
-use crate::cli::parse::{duration, positive_whole, quantity, simulated_requests, tokens};
+use crate::cli::parse::{duration, positive_whole, rate, ratio, simulated_requests, tokens};
 use crate::cli::profile::ProfileArgs;
 use crate::cli::{Output, store};
 use crate::files::seal::sealed;
@@ -43,10 +43,10 @@ pub struct SizeArgs {
     #[arg(long, value_name = "NAME|FILE", value_delimiter = ',')]
     pub device: Vec<String>,
     /// Mean requests per second.
-    #[arg(long, value_parser = quantity)]
+    #[arg(long, value_parser = rate)]
     pub rate: f64,
     /// Peak over mean rate: capacity is for the peak, dollars are over the mean.
-    #[arg(long, default_value = "1", value_parser = quantity)]
+    #[arg(long, default_value = "1", value_parser = ratio)]
     pub peak: f64,
     /// Recorded requests (CSV with `arrival_s,input_tokens,output_tokens`, or the names of Azure,
     /// `BurstGPT` or Mooncake): their lengths and gaps, stretched to the rate, are simulated instead of
@@ -70,7 +70,7 @@ pub struct SizeArgs {
     #[arg(long, default_value = "0.5", value_parser = crate::cli::parse::non_negative)]
     pub length_cv: f64,
     /// Shape of the gaps between arrivals: 1 is Poisson, below is burstier.
-    #[arg(long, default_value = "1", value_parser = quantity)]
+    #[arg(long, default_value = "1", value_parser = ratio)]
     pub burstiness: f64,
     /// Maximum mean TTFT.
     #[arg(long, visible_alias = "ttft", value_parser = duration)]

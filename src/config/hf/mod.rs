@@ -203,7 +203,7 @@ fn model(json: &Json, name: &str, beside: Option<&Json>) -> Result<HfModel, Stri
     let experts = experts::count(&fields)?;
     let stack = doubled(stack::stack(&fields, kind, experts.is_some())?, kind);
     let layers = layers(&fields, kind, hidden, &stack)?;
-    let plain = plain_dtype(&fields, &mut assumed);
+    let plain = plain_dtype(&fields, &mut assumed)?;
     let scheme = quant::scheme(&fields, beside, plain, &mut assumed)?;
     let router = router::router(&fields, kind, experts.unwrap_or(1), &mut assumed)?;
     let main = Main::of(&layers)
@@ -394,16 +394,19 @@ fn window(attentions: &[&SelfAttention]) -> Option<SlidingWindow> {
 }
 
 /// Storage of what is not quantised.
-fn plain_dtype(fields: &Fields, assumed: &mut Vec<String>) -> DType {
+fn plain_dtype(fields: &Fields, assumed: &mut Vec<String>) -> Result<DType, String> {
     let name = fields.text(names::DTYPE).map(|t| t.trim_start_matches("torch."));
     match name {
-        Some("float32") => DType::F32,
-        Some("float16") => DType::F16,
-        Some("bfloat16") => DType::Bf16,
-        _ => {
+        Some("float32") => Ok(DType::F32),
+        Some("float16") => Ok(DType::F16),
+        Some("bfloat16") => Ok(DType::Bf16),
+        Some("auto") | None => {
             assumed.push("no torch_dtype: bf16".into());
-            DType::Bf16
+            Ok(DType::Bf16)
         }
+        Some(other) => Err(format!(
+            "torch_dtype `{other}` is not known; there are float32, float16 and bfloat16"
+        )),
     }
 }
 

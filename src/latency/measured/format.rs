@@ -10,10 +10,9 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::validate;
-use crate::files::seal::without_returns;
-pub(crate) use crate::files::seal::{END, SEAL, at, unseal};
+use crate::files::seal::{at, sealed, unseal, without_returns};
 use crate::files::{read_capped, strict, write_atomic};
-use crate::record::{PROFILE_SCHEMA, PROFILE_VERSION, Profile, READABLE_VERSIONS, sha256_hex};
+use crate::record::{PROFILE_SCHEMA, PROFILE_VERSION, Profile, READABLE_VERSIONS};
 use crate::{Error, Result};
 
 /// Longest profile that is read, in bytes: a sweep of 10^5 cells has some 300 MB.
@@ -46,10 +45,7 @@ pub fn write(path: &Path, profile: &Profile, force: bool) -> Result<()> {
 /// [`Error::Unfit`] when the profile does not survive being written and read: JSON has no NaN.
 pub fn to_bytes(profile: &Profile) -> Result<Vec<u8>> {
     let unfit = |reason: String| Error::unfit("profile", reason);
-    let body = serde_json::to_string_pretty(profile).map_err(|e| unfit(e.to_string()))?;
-    let body = body.strip_suffix("\n}").ok_or_else(|| unfit("it is not a JSON object".into()))?;
-    let hash = sha256_hex(body);
-    let document = format!("{body}{SEAL}{hash}{END}").into_bytes();
+    let document = sealed("profile", profile)?;
     // serde_json writes NaN as null without a word; reading back is the only complete check.
     match from_bytes(Path::new("profile"), &document) {
         Ok(read) if read == *profile => Ok(document),
@@ -116,6 +112,8 @@ mod tests {
 
     use super::super::synthetic;
     use super::*;
+    use crate::files::seal::{END, SEAL};
+    use crate::record::sha256_hex;
 
     fn small() -> Profile {
         let mut profile = synthetic::profile(&[(512, 1536)], 0.01);

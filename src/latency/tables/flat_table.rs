@@ -83,14 +83,15 @@ impl FlatTable {
             rows += 1;
             cells.check(location)?;
         }
-        let Interned { texts, cells, .. } = cells;
+        let (texts, cells) = cells.finish();
         let location = location.to_owned();
         Ok(Self { location, columns, texts, cells, rows, bytes, first_line: 2 })
     }
 
     #[cfg(feature = "native")]
     fn parquet(location: &str, bytes: Vec<u8>) -> Result<Self> {
-        let reader = parquet::open(location, &bytes::Bytes::from(bytes.clone()), CAP)?;
+        let shared = bytes::Bytes::from(bytes);
+        let reader = parquet::open(location, &shared, CAP)?;
         let schema = reader.metadata().file_metadata().schema_descr();
         let names: Vec<String> = schema.columns().iter().map(|c| c.name().to_owned()).collect();
         let columns = columns(location, names.iter().map(String::as_str))?;
@@ -105,8 +106,12 @@ impl FlatTable {
             }
             cells.check(location)?;
         }
-        let Interned { texts, cells, .. } = cells;
+        drop(lines);
+        drop(reader);
+        let (texts, cells) = cells.finish();
         let location = location.to_owned();
+        // Nobody shares them any more: they are not copied.
+        let bytes = Vec::from(shared);
         Ok(Self { location, columns, texts, cells, rows, bytes, first_line: 1 })
     }
 
@@ -129,25 +134,32 @@ impl FlatTable {
 /// Cells as they are read, each distinct text once.
 #[derive(Default)]
 struct Interned {
+    /// The texts with their indices.
     known: HashMap<Box<str>, u32>,
-    texts: Vec<Box<str>>,
     cells: Vec<u32>,
 }
 
 impl Interned {
     fn push(&mut self, text: &str) {
-        let next = u32::try_from(self.texts.len()).unwrap_or(u32::MAX);
+        let next = u32::try_from(self.known.len()).unwrap_or(u32::MAX);
         let index = self.known.get(text).copied().unwrap_or_else(|| {
             self.known.insert(text.into(), next);
-            self.texts.push(text.into());
             next
         });
         self.cells.push(index);
     }
 
+    /// The texts by their indices, and the cells.
+    fn finish(self) -> (Vec<Box<str>>, Vec<u32>) {
+        let mut texts: Vec<(u32, Box<str>)> =
+            self.known.into_iter().map(|(text, index)| (index, text)).collect();
+        texts.sort_unstable_by_key(|(index, _)| *index);
+        (texts.into_iter().map(|(_, text)| text).collect(), self.cells)
+    }
+
     /// Refuses what only a made-up file has: each cell takes four bytes, each distinct text some hundred.
     fn check(&self, location: &str) -> Result<()> {
-        if self.cells.len() > MOST_CELLS || self.texts.len() > MOST_TEXTS {
+        if self.cells.len() > MOST_CELLS || self.known.len() > MOST_TEXTS {
             let reason = format!("more than {MOST_CELLS} cells, or {MOST_TEXTS} that differ");
             return Err(Error::bad_file(location, reason));
         }

@@ -389,7 +389,8 @@ fn cell_number(
 fn csv_error(path: &Path, error: csv::Error) -> Error {
     let line = error.position().map_or(0, csv::Position::line);
     match error.into_kind() {
-        csv::ErrorKind::Io(e) => Error::io("read", path, e),
+        // What the bytes unpack to, not the reading of them: those are in memory.
+        csv::ErrorKind::Io(e) => Error::bad_file(path, format!("cannot be unpacked: {e}")),
         csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
             let line = usize::try_from(line).unwrap_or(usize::MAX);
             Error::bad_file_at(path, line, 1, format!("{len} fields instead of {expected_len}"))
