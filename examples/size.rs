@@ -18,12 +18,14 @@ fn main() -> Result<()> {
     })?;
     let plans = std::iter::once(&sized.answer.best).chain(&sized.answer.others);
     for plan in plans {
-        let (input, output) = plan.usd_per_million(&sized.inputs);
+        let (input, output) = plan.token_prices(&sized.inputs);
         println!(
-            "{}: {} devices, ${:.2}/h, ${input:.3}/M input, ${output:.3}/M output, p99 TPOT {:.1} ms",
+            "{}: {} devices, ${:.2}/h, ${:.3}/M input, ${:.3}/M output, p99 TPOT {:.1} ms",
             plan.name(),
             plan.gpus(),
-            plan.usd_per_hour(),
+            plan.total_price().0,
+            input.0,
+            output.0,
             plan.simulated.tpot_s.p99.value * 1e3,
         );
     }

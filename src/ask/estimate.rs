@@ -92,7 +92,10 @@ impl EstimateOptions {
     fn check(&self) -> Result<()> {
         let load = match self.traffic {
             Traffic::Open(rate) => ("--rate", Some(rate)),
-            Traffic::Closed { concurrency, .. } => ("--concurrency", Some(concurrency)),
+            Traffic::Closed { concurrency, .. } | Traffic::Burst(concurrency) => {
+                ("--concurrency", Some(concurrency))
+            }
+            Traffic::Offline => ("--concurrency", None),
         };
         check::positive(&[load, ("--isl", Some(self.isl)), ("--osl", Some(self.osl))])?;
         if self.isl < 1.0 || self.osl < 1.0 {

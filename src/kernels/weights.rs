@@ -207,31 +207,12 @@ impl LayerWeights {
     /// expert-parallel group holds. `None` for no experts.
     ///
     /// # Errors
-    /// [`Error::Usage`] for fp8 weights, which processors do not multiply.
+    /// As [`Self::part`].
     pub fn experts(&self, experts: std::ops::Range<usize>) -> Result<Option<Self>> {
         if experts.is_empty() {
             return Ok(None);
         }
-        let shape = MoeShape { experts: experts.len(), top_k: 1, ..self.shape };
-        let part = |data: &WeightData| {
-            let each = data.len() / self.shape.experts;
-            let at = experts.start * each..experts.end * each;
-            Ok(match data {
-                WeightData::F32(v) => WeightData::F32(v[at].to_vec()),
-                WeightData::Bf16(v) => WeightData::Bf16(v[at].to_vec()),
-                WeightData::F16(v) => WeightData::F16(v[at].to_vec()),
-                WeightData::Int8(rows) => {
-                    let scales = at.start / rows.k()..at.end / rows.k();
-                    let (values, scales) = (&rows.values()[at], &rows.scales()[scales]);
-                    let rows = Int8Weights::new(values.to_vec(), scales.to_vec(), rows.k())?;
-                    WeightData::Int8(rows)
-                }
-                WeightData::Fp8(_) => {
-                    return Err(Error::usage("weights", "fp8 experts are not taken apart"));
-                }
-            })
-        };
-        Self::new(shape, part(&self.w13)?, part(&self.w2)?).map(Some)
+        self.part(experts, 1).map(Some)
     }
 
     /// Storage format.

@@ -114,6 +114,7 @@ impl Variable {
             Self::Tokens => Some(Quantity::Tokens),
             Self::TrainFlops => Some(Quantity::TrainFlops),
             Self::Granularity | Self::ActiveExperts | Self::Exits => Some(Quantity::Ratio),
+            Self::Loss => Some(Quantity::LossNats),
             Self::SharedRatio | Self::Sparsity | Self::TokensPerParam => None,
         }
     }

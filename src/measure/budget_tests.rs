@@ -150,6 +150,7 @@ fn measure(budget: Duration, factor: fn(usize, u32) -> f64) -> (Profile, Duratio
         program: "test".into(),
         argv: vec![],
         os: "test".into(),
+        host: "test".into(),
         unix_s: 1000,
         load: Load::default(),
     };

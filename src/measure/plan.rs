@@ -538,6 +538,8 @@ mod tests {
             available_bytes: 138e9,
             read_bytes_per_s: 4e12,
             gemm_flops_per_s: 7e14,
+            shared_copies: 0,
+            own_copies: 1,
         };
         let tokens = [1, 64, 8, 512, 16384, 256, 4096, 16, 1024, 4, 128, 32, 2048, 2, 8192];
         for dtype in [DType::Bf16, DType::Fp8] {

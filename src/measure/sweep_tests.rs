@@ -49,7 +49,8 @@ fn measure(
         Err(_) => RunFolder::prepare(&path, false, Locking::Locked)?
             .plan_shard(sweep, sweep.part(shard, &HashSet::new()))?,
     };
-    let mut fake = Fake { stop_after: most, ..Fake::new(&planned.plan) };
+    let mut fake = Fake::new(&planned.plan);
+    fake.stop_after = most;
     measure_on(host, &planned, &mut fake)
 }
 

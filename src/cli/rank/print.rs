@@ -46,7 +46,7 @@ pub(super) fn text(
 /// What the same question says on shipped tables, for those who asked about this machine and named no
 /// budget.
 fn beside(args: &RankArgs) -> Option<String> {
-    let is_asked = args.source.is_this_machine()
+    let is_asked = args.is_of_this_machine()
         && args.device.is_none()
         && args.train_flops.is_none()
         && args.target_loss.is_none();

@@ -24,7 +24,7 @@ fn weights(experts: usize, format: &str) -> LayerWeights {
         let values: Vec<f32> = (0..n).map(|i| value(seed + i) / 5.0).collect();
         match format {
             "bf16" => WeightData::Bf16(values.iter().map(|v| bf16::from_f32(*v)).collect()),
-            _ => WeightData::F32(values),
+            _ => WeightData::F32(values.into()),
         }
     };
     let layer = LayerWeights::new(
