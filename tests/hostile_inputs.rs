@@ -178,7 +178,7 @@ fn law_files_that_cannot_be_are_refused() {
         ("0.005", "1e400"),
         ("\"draws\": []", "\"draws\": [[1, 2]]"),
         ("\"source\"", "\"f\\u006frm\""),
-        ("\"draws\"", &deep),
+        ("\"draws\"", deep.as_str()),
     ] {
         file(law(from, to).as_bytes());
         refused(at, LAW, &[3]);
@@ -207,19 +207,20 @@ fn configurations_of_any_content_are_told() {
         "{{\"quant_method\": \"compressed-tensors\", \"config_groups\": {{}}, \"ignore\": [\"re:{}$\"]}}",
         "(a*)*".repeat(500)
     );
+    let bombed = format!("\"bfloat16\", \"quantization_config\": {bomb}");
     for (from, to, codes, word) in [
         ("\"bfloat16\"", "\"float7\"", &[3][..], "float7"),
-        ("4096", "9223372036854775807", &[3], ""),
-        ("4096", "18446744073709551616", &[3], ""),
-        ("4096", "4096.5", &[3], "hidden_size"),
-        ("4096", "\"4096\"", &[3], ""),
-        ("\"num_local_experts\": 8", "\"num_local_experts\": -8", &[3], ""),
-        ("\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 9", &[3], ""),
-        ("\"num_attention_heads\": 32", "\"num_attention_heads\": 0", &[3], ""),
-        ("\"num_hidden_layers\": 32", "\"num_hidden_layers\": 1000000000", &[3, 4, 5], ""),
-        ("\"mixtral\"", "\"mi\\u202extral\\u001b[31m\"", &[0, 3], ""),
-        ("\"bfloat16\"", &format!("\"bfloat16\", \"quantization_config\": {bomb}"), &[0, 3], ""),
-        ("\"bfloat16\"", "\"bfloat16\", \"hidden_size\": 64", &[3], "hidden_size"),
+        ("4096", "9223372036854775807", &[3][..], ""),
+        ("4096", "18446744073709551616", &[3][..], ""),
+        ("4096", "4096.5", &[3][..], "hidden_size"),
+        ("4096", "\"4096\"", &[3][..], ""),
+        ("\"num_local_experts\": 8", "\"num_local_experts\": -8", &[3][..], ""),
+        ("\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 9", &[3][..], ""),
+        ("\"num_attention_heads\": 32", "\"num_attention_heads\": 0", &[3][..], ""),
+        ("\"num_hidden_layers\": 32", "\"num_hidden_layers\": 1000000000", &[3, 4, 5][..], ""),
+        ("\"mixtral\"", "\"mi\\u202extral\\u001b[31m\"", &[0, 3][..], ""),
+        ("\"bfloat16\"", bombed.as_str(), &[0, 3][..], ""),
+        ("\"bfloat16\"", "\"bfloat16\", \"hidden_size\": 64", &[3][..], "hidden_size"),
     ] {
         assert!(good.contains(from), "{from}");
         fs::write(&config, good.replacen(from, to, 1)).unwrap();
