@@ -80,6 +80,7 @@ fn rounds_of(
     let run = Run {
         beginning: &Beginning::now(invocation),
         clocks: &MonotonicClock::default(),
+        began_ns: 0,
         ledger: &mut (),
         observer,
         stop,

@@ -101,12 +101,14 @@ pub fn shape_errors(tables: &EngineTables) -> Result<Vec<ErrorRow>> {
         from: |table| table == Table::Moe,
         together: |sizes| sizes[..4].to_vec(),
         counts: |sizes| MoeSizes::of(sizes).skew == 0,
+        groups,
     };
     moe.errors(tables)
 }
 
-/// Each expert exchange predicted from those of the same engine over other numbers of nodes. The fewest
-/// nodes and the most have none to either side and get no answer.
+/// Each expert exchange predicted from those of the same engine over other numbers of nodes, whatever its
+/// version: each was measured over some numbers of nodes alone. The fewest nodes and the most have none to
+/// one side and get no answer.
 ///
 /// # Errors
 /// As [`cell_errors`].
@@ -115,6 +117,10 @@ pub fn node_errors(tables: &EngineTables) -> Result<Vec<ErrorRow>> {
         from: |table| matches!(table, Table::DecodeExchange | Table::PrefillExchange),
         together: |sizes| vec![ExchangeSizes::of(sizes).nodes],
         counts: |_| true,
+        groups: |tables| {
+            let all = kernels_by_group(tables).into_iter();
+            all.map(|(group, kernels)| (group, kernels.into_iter().collect())).collect()
+        },
     };
     exchange.errors(tables)
 }
@@ -126,6 +132,8 @@ struct LeaveOut {
     together: fn(&Sizes) -> Vec<u32>,
     /// Whether a cell is judged.
     counts: fn(&Sizes) -> bool,
+    /// Kernels of each group.
+    groups: fn(&EngineTables) -> BTreeMap<Group, Vec<u32>>,
 }
 
 impl LeaveOut {
@@ -133,7 +141,8 @@ impl LeaveOut {
         let target = device(tables)
             .ok_or_else(|| Error::unfit(&tables.device, "errors are judged on known devices"))?;
         let mut rows = Rows::default();
-        for (group, kernels) in groups(tables).into_iter().filter(|(g, _)| (self.from)(g.table)) {
+        let groups = (self.groups)(tables).into_iter().filter(|(g, _)| (self.from)(g.table));
+        for (group, kernels) in groups {
             let all = cells(tables, &group, &kernels);
             let keys: BTreeSet<Vec<u32>> = all.keys().map(|(s, _)| (self.together)(s)).collect();
             let mut errors = Judged::default();
@@ -191,6 +200,18 @@ fn thinned(tables: &EngineTables, keep: impl Fn(usize, usize) -> bool) -> Engine
 
 /// Kernels of each group, those of its newest version.
 fn groups(tables: &EngineTables) -> BTreeMap<Group, Vec<u32>> {
+    let version = |k: u32| &tables.kernels[k as usize].version;
+    let newest = |kernels: BTreeSet<u32>| {
+        let best = kernels.iter().map(|k| version_order(version(*k))).min();
+        let newest = |k: &u32| Some(version_order(version(*k))) == best;
+        kernels.into_iter().filter(newest).collect()
+    };
+    let all = kernels_by_group(tables).into_iter();
+    all.map(|(group, kernels)| (group, newest(kernels))).collect()
+}
+
+/// Kernels of each group.
+fn kernels_by_group(tables: &EngineTables) -> BTreeMap<Group, BTreeSet<u32>> {
     let mut by_group: BTreeMap<Group, BTreeSet<u32>> = BTreeMap::new();
     for series in &tables.series {
         let kernel = tables.kernel(series);
@@ -201,13 +222,7 @@ fn groups(tables: &EngineTables) -> BTreeMap<Group, Vec<u32>> {
             by_group.entry(group(series.table, kernel)).or_default().insert(series.kernel);
         }
     }
-    let version = |k: u32| &tables.kernels[k as usize].version;
-    let newest = |kernels: BTreeSet<u32>| {
-        let best = kernels.iter().map(|k| version_order(version(*k))).min();
-        let newest = |k: &u32| Some(version_order(version(*k))) == best;
-        kernels.into_iter().filter(newest).collect()
-    };
-    by_group.into_iter().map(|(group, kernels)| (group, newest(kernels))).collect()
+    by_group
 }
 
 fn group(table: Table, kernel: &Kernel) -> Group {
