@@ -43,7 +43,7 @@ const ORDER: [&str; 21] = [
     "cli",
 ];
 /// Names at the root of the library that come from a module.
-const ROOT_NAMES: [(&str, &str); 2] = [("Error", "error"), ("Result", "error")];
+const ROOT_NAMES: [(&str, &str); 3] = [("Error", "error"), ("Result", "error"), ("rank", "ask")];
 /// What runs from a recorded profile on a machine without a GPU.
 const WALLED: [&str; 7] = ["latency", "law", "serving", "plan", "calibrate", "ask", "report"];
 /// What runs kernels or times them.
