@@ -170,7 +170,9 @@ pub(crate) fn plain_json(document: String) -> String {
         } else {
             let mut units = [0; 2];
             for unit in c.encode_utf16(&mut units) {
-                out += &format!("\\u{unit:04x}");
+                let hex = |shift: u32| char::from_digit(u32::from(*unit >> shift) & 15, 16);
+                out.push_str("\\u");
+                out.extend([12, 8, 4, 0].into_iter().filter_map(hex));
             }
         }
     }

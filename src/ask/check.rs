@@ -7,8 +7,8 @@ use crate::{Error, Result, error};
 /// # Errors
 /// [`Error::Usage`] with the name of the first that is not.
 pub(super) fn positive(values: &[(&str, Option<f64>)]) -> Result<()> {
-    let given = values.iter().filter_map(|(name, value)| Some((name, (*value)?)));
-    given.map(|(name, value)| error::positive(name, value).map(drop)).collect()
+    let mut given = values.iter().filter_map(|(name, value)| Some((name, (*value)?)));
+    given.try_for_each(|(name, value)| error::positive(name, value).map(drop))
 }
 
 /// Refuses values outside of 0 to 1.

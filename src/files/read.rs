@@ -29,7 +29,9 @@ pub fn read_capped(path: &Path, cap: u64) -> Result<Vec<u8>> {
     }
     let bytes = if kind.is_file() {
         let mut bytes = Vec::new();
-        File::open(path).and_then(|f| f.take(cap.saturating_add(1)).read_to_end(&mut bytes)).map_err(failed)?;
+        File::open(path)
+            .and_then(|f| f.take(cap.saturating_add(1)).read_to_end(&mut bytes))
+            .map_err(failed)?;
         bytes
     } else {
         read_pipe(path, cap).map_err(failed)?

@@ -323,7 +323,7 @@ fn counts(group: &dyn Group, rows: &[usize], uses: &[usize]) -> Result<(Vec<usiz
     let all = all_to_all(group, &own, (&ones, &ones), 16)?;
     let number = |bytes: &[u8]| {
         let bytes = bytes.try_into().map(u64::from_le_bytes).ok();
-        bytes.and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= u32::MAX as usize)
+        bytes.and_then(|n| usize::try_from(n).ok()).filter(|n| u32::try_from(*n).is_ok())
     };
     let pairs = all.chunks_exact(16).map(|b| Some((number(&b[..8])?, number(&b[8..])?)));
     pairs.collect::<Option<_>>().ok_or_else(broken)

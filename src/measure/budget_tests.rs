@@ -168,10 +168,13 @@ fn measure(budget: Duration, factor: fn(usize, u32) -> f64) -> (Profile, Duratio
     (profile, Duration::from_nanos(clock.now_ns()), heard.0)
 }
 
+/// What is slower than planned, and how much by cell and round.
+type Slowness = (&'static str, fn(usize, u32) -> f64);
+
 #[test]
 fn a_budget_is_kept_within_five_percent_however_wrong_the_plan_was() {
     let budget = Duration::from_secs(12);
-    let devices: [(&str, fn(usize, u32) -> f64); 7] = [
+    let devices: [Slowness; 7] = [
         ("as planned", |_, _| 1.0),
         ("twice as fast", |_, _| 0.5),
         ("somewhat slower", |_, _| 1.4),

@@ -653,7 +653,7 @@ mod tests {
     fn a_group_measures_every_cell_with_its_slowest_and_fastest_rank() {
         for (copies, dtype) in [(Copies::TokenRank, DType::Bf16), (Copies::TokenExpert, DType::F32)]
         {
-            let request = GroupRequest { copies, dtype, ..request() };
+            let request = GroupRequest { dtype, copies, ..request() };
             let kept = threads::run(4, |group| {
                 let mut kept = Kept::default();
                 let backend = CpuBackend::new().with_threads(1).unwrap();

@@ -148,7 +148,7 @@ fn of_slurm(task: u32, number: &dyn Fn(&str) -> Result<Option<u32>>) -> Result<S
     let (least, most) = (needed("SLURM_ARRAY_TASK_MIN")?, needed("SLURM_ARRAY_TASK_MAX")?);
     let step = number("SLURM_ARRAY_TASK_STEP")?.unwrap_or(1).max(1);
     let expected = most.checked_sub(least).map(|span| span / step + 1);
-    if expected != Some(count) || task < least || (task - least) % step != 0 {
+    if expected != Some(count) || task < least || !(task - least).is_multiple_of(step) {
         return Err(Error::usage(
             "--shard",
             format!(

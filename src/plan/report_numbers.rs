@@ -188,8 +188,8 @@ fn mixture(m: &Mixture) -> Checked {
 fn map(m: &DecisionMap) -> Checked {
     for values in [&m.x, &m.y] {
         values.iter().try_for_each(|v| positive("a grid value", Some(*v)))?;
-        if let Some(pair) = values.windows(2).find(|pair| pair[0] >= pair[1]) {
-            return Err(format!("its grid does not rise from {} to {}", pair[0], pair[1]));
+        if let Some([low, high]) = values.windows(2).find(|pair| pair[0] >= pair[1]) {
+            return Err(format!("its grid does not rise from {low} to {high}"));
         }
     }
     m.winner.iter().flatten().try_for_each(|winner| count("a winner", *winner))?;
@@ -281,7 +281,8 @@ mod tests {
         refused(|r| r.candidates[1].extrapolation = 0.5, "a factor of at least 1");
         refused(
             |r| {
-                r.candidates[0].train_usd_interval = Some(Interval { lo: 2.0, hi: 1.0, share: 1.0 })
+                r.candidates[0].train_usd_interval =
+                    Some(Interval { lo: 2.0, hi: 1.0, share: 1.0 });
             },
             "2 is above 1",
         );

@@ -29,6 +29,9 @@ pub struct RankLoad {
     pub max_rows: f64,
 }
 
+/// Tables by number of ranks and of copies.
+type Copied = BTreeMap<(usize, usize), Arc<Vec<RankLoad>>>;
+
 impl RankLoad {
     fn add(&mut self, other: &Self, weight: f64) {
         self.rows += weight * other.rows;
@@ -51,7 +54,7 @@ pub struct LoadModel {
     /// By number of ranks, rising: the divisors of the number of experts.
     tables: OnceLock<Vec<(usize, Vec<RankLoad>)>>,
     /// By number of ranks and of copies, as they were asked for.
-    copied: Arc<Mutex<BTreeMap<(usize, usize), Arc<Vec<RankLoad>>>>>,
+    copied: Arc<Mutex<Copied>>,
 }
 
 impl LoadModel {

@@ -308,7 +308,6 @@ impl Keeper<'_> {
 /// The worker of one rank, as its supervisor sees it.
 struct Rank {
     name: String,
-    rank: usize,
     child: Child,
     lines: Receiver<String>,
     /// What it does now, since when, and until when it must be done.
@@ -350,7 +349,7 @@ impl Rank {
         }
         let now = Instant::now();
         let at = ("beginning".to_owned(), now, Duration::from_secs_f64(BEGINNING_S));
-        Ok(Self { name, rank, child, lines, at, heard: now })
+        Ok(Self { name, child, lines, at, heard: now })
     }
 
     /// Listens until it is done.
@@ -443,7 +442,6 @@ impl Rank {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = self.rank;
     }
 }
 

@@ -255,7 +255,7 @@ pub(super) fn measure_shard(
     let stop = Stop::listen()?;
     out.adopt(sweep)?;
     let path = out.shard(shard);
-    if let Some(profile) = out.finished_profile(&path, sweep)? {
+    if let Some(profile) = SweepFolder::finished_profile(&path, sweep)? {
         warn(&format!("shard {shard} was finished before; nothing was measured"));
         return Ok(Delivered { profile, path: path.join(PROFILE_FILE), failure: None });
     }

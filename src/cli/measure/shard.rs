@@ -70,7 +70,6 @@ impl SweepFolder {
     /// # Errors
     /// What reading it reports.
     pub(in crate::cli) fn finished_profile(
-        &self,
         shard: &Path,
         sweep: &SweepPlan,
     ) -> Result<Option<Profile>> {
@@ -90,7 +89,7 @@ impl SweepFolder {
     pub(in crate::cli) fn finished_cells(&self, sweep: &SweepPlan) -> Result<HashSet<CellKey>> {
         let mut finished = HashSet::new();
         for shard in shards_in(&self.path)? {
-            let Ok(Some(profile)) = self.finished_profile(&shard, sweep) else { continue };
+            let Ok(Some(profile)) = Self::finished_profile(&shard, sweep) else { continue };
             let ended = profile.cells.iter().filter(|c| c.status != Status::Incomplete);
             finished.extend(ended.map(crate::record::Cell::key));
         }

@@ -18,6 +18,9 @@ fn value(i: usize) -> f32 {
     mixed as f32 / 8_388_608.0 - 1.0
 }
 
+/// Outputs by a copy per expert, by one per rank, by one per rank in bf16; copies sent and rows.
+type Outputs = (Vec<f32>, Vec<f32>, Vec<f32>, (usize, usize));
+
 fn weights(experts: usize, format: &str) -> LayerWeights {
     let shape = MoeShape { experts, top_k: 1, hidden: HIDDEN, inter: INTER, gated: true };
     let data = |n: usize, seed: usize| {
@@ -171,7 +174,7 @@ fn a_group_makes_of_tokens_what_one_rank_does_bit_for_bit() {
                 (sent, rows.ids.len()),
             )
         });
-        let at = |of: fn(&(Vec<f32>, Vec<f32>, Vec<f32>, (usize, usize))) -> &Vec<f32>| {
+        let at = |of: fn(&Outputs) -> &Vec<f32>| {
             bits(&outputs.iter().flat_map(|o| of(o).clone()).collect::<Vec<_>>())
         };
         let name = format!(

@@ -63,8 +63,8 @@ fn text(fit: &Downstream) -> String {
 }
 
 fn coefficients(fit: &Downstream) -> String {
-    let parts: [(&str, fn(&Coefficients) -> f64); 3] =
-        [("epsilon", |c| c.epsilon), ("k", |c| c.k), ("gamma", |c| c.gamma)];
+    type Part = (&'static str, fn(&Coefficients) -> f64);
+    let parts: [Part; 3] = [("epsilon", |c| c.epsilon), ("k", |c| c.k), ("gamma", |c| c.gamma)];
     let rows: Vec<Vec<String>> = parts
         .into_iter()
         .map(|(name, of)| {
