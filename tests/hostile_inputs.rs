@@ -102,7 +102,7 @@ fn numbers_that_cannot_be_are_refused_by_flag() {
         (format!("{estimate} --tp 4294967296 --dp 4294967296"), "--tp"),
         (format!("{estimate} --tp 9223372036854775807 --ep 9223372036854775807"), "--tp"),
         (format!("{estimate} --isl 1e15"), "--isl"),
-        (estimate.replace("4", "1e18") + " --isl 10", "--concurrency"),
+        (estimate.replace('4', "1e18") + " --isl 10", "--concurrency"),
         (format!("{size} 1e300"), "--rate"),
         (format!("{size} 1 --burstiness 1e-300"), "--burstiness"),
         (format!("{size} 1 --peak 1e300"), "--peak"),
@@ -300,12 +300,13 @@ fn tables_of_any_content_are_told_with_their_place() {
 fn what_is_no_file_is_not_taken_for_one() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    let rows: String = (0..16)
+    let rows: Vec<String> = (0..16)
         .map(|i| {
             let (n, t) = (1e8 * f64::from(1 + i % 4), 1e9 * f64::from(1 + i / 4));
             format!("{n},{t},{}\n", 1.8 + 480.0 / n.powf(0.35) + 2000.0 / t.powf(0.37))
         })
         .collect();
+    let rows = rows.concat();
     fs::write(at.join("r.csv"), format!("n_active,tokens,loss\n{rows}")).unwrap();
     pipe(&at.join("pipe.json"));
     refused(at, "law fit r.csv --form hoffmann2022 --out pipe.json --overwrite", &[7]);

@@ -3,7 +3,7 @@
 
 #[cfg(not(feature = "mpi"))]
 fn main() {
-    println!("skipped: mpi_exchange needs the feature `mpi` and mpirun; `bash .ci/group` runs it");
+    eprintln!("skipped: mpi_exchange needs the feature `mpi` and mpirun; `bash .ci/group` runs it");
 }
 
 #[cfg(feature = "mpi")]

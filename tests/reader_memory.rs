@@ -92,6 +92,7 @@ fn json_shapes(
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "a list")]
 fn shapes() -> Vec<Shape> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let profile =
@@ -217,7 +218,9 @@ fn write_parquet(what: &str, path: &Path) {
         "one text in many cells" => "1".to_owned(),
         _ => "x".repeat(1 << 20),
     };
-    let names: String = (0..columns).map(|i| format!("required binary c{i} (UTF8); ")).collect();
+    let names: Vec<String> =
+        (0..columns).map(|i| format!("required binary c{i} (UTF8); ")).collect();
+    let names = names.concat();
     let schema = Arc::new(parse_message_type(&format!("message t {{ {names} }}")).unwrap());
     let level = Compression::ZSTD(ZstdLevel::default());
     let properties = WriterProperties::builder()

@@ -47,13 +47,13 @@ pub(crate) enum Mode {
 impl Mode {
     /// Reads the arguments as criterion does.
     pub(crate) fn from_args() -> Self {
+        /// Options of the tables themselves.
+        const OWN: [&str; 3] = ["--bench", "--quick", "--once"];
         let args: Vec<String> = std::env::args().skip(1).collect();
         let has = |flag: &str| args.iter().any(|a| a == flag);
         if has("--test") || !has("--bench") {
             return Self::Smoke;
         }
-        // Options of the tables themselves.
-        const OWN: [&str; 3] = ["--bench", "--quick", "--once"];
         if args.iter().any(|a| !OWN.contains(&a.as_str())) {
             Self::CriterionOnly
         } else {
