@@ -430,7 +430,7 @@ fn claims_are_priced_from_a_profile_or_by_a_stand_in() {
     let stand_in = ask("law claims --json");
     let priced = ask("law claims --profile h100 --isl 500 --osl 250 --tpot 100ms --json");
     for answer in [&stand_in, &priced] {
-        assert_eq!(answer["claims"].as_array().unwrap().len(), 17);
+        assert_eq!(answer["claims"].as_array().unwrap().len(), 18);
         assert_eq!(answer["inconsistencies"].as_array().unwrap().len(), 5);
         for claim in answer["claims"].as_array().unwrap() {
             assert!(claim["size"].is_string() && claim["extrapolation"].is_f64(), "{claim}");
