@@ -106,6 +106,7 @@ fn numbers_that_cannot_be_are_refused_by_flag() {
         (format!("{size} 1e300"), "--rate"),
         (format!("{size} 1 --burstiness 1e-300"), "--burstiness"),
         (format!("{size} 1 --peak 1e300"), "--peak"),
+        (format!("{size} 1 --spare 18446744073709551615"), "--spare"),
         ("law eval --experts 8 --n-active 1e300 --tokens 1B".into(), "--n-active"),
         ("law eval --experts 8 --n-active 1B --tokens 1e-300".into(), "--tokens"),
         ("law optimal --experts 8 --train-flops 1e300".into(), "--train-flops"),

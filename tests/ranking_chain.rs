@@ -285,8 +285,7 @@ fn few_bits_are_no_free_lunch() {
     let (full, plain) = total(&|_| ());
     let (fp8, report) = total(&|i| i.trained_bits = bits(8.0, 8.0));
     let (fp4, _) = total(&|i| i.trained_bits = bits(4.0, 8.0));
-    // Whole heads and layers move a total by a percent or two.
-    assert!(full < 1.02 * fp8 && fp8 < fp4, "{full} {fp8} {fp4}");
+    assert!(full < fp8 && fp8 < fp4, "{full} {fp8} {fp4}");
     // The loss to reach stays that of a training in 16 bits; how far the claim reaches is said.
     assert!((report.law.target_loss_nats - plain.law.target_loss_nats).abs() < 1e-12);
     assert!(report.warnings.iter().any(|w| w.contains("2411.04330")), "{:?}", report.warnings);

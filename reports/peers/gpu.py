@@ -9,7 +9,7 @@ its package is installed, vLLM's fused_experts. Both get expert ids and weights;
 of their time. Ours, from the profile, is the whole layer with router and align.
 
 Each cell of the routing file is timed once, in both ways in which `measure` times ours, by replays of CUDA
-graphs; the value is the median. `cold`: one launch after the second-level cache was overwritten and other
+graphs; the value is the median. `cold`: one launch after the L2 was overwritten and other
 memory read through it, so that nothing waits to be written back. `stream`: one launch for each routing of the
 cell, back to back over sets of weights that together outgrow the cache, the whole replayed twice and the second
 time taken; per launch. Cells whose weights do not fit into the memory that is left are SKIPPED with the
@@ -24,7 +24,7 @@ import statistics
 import sys
 import time
 
-# Times the second-level cache that are written, and then read, before a cold launch.
+# Times the L2 that are written, and then read, before a cold launch.
 FLUSH_PER_CACHE = 2
 # Samples of a cell, and the time after which fewer will do.
 SAMPLES = 50
@@ -82,7 +82,7 @@ def reference(torch, x, w13, w2, ids, weights):
 
 
 class Flush:
-    """Empties the second-level cache: writes twice its size, then reads as much of other memory."""
+    """Empties the L2: writes twice its size, then reads as much of other memory."""
 
     def __init__(self, torch):
         self.cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size or 64 << 20

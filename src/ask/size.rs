@@ -25,6 +25,9 @@ use crate::{Error, Result};
 /// Fewest and most requests of a simulation.
 const REQUESTS: std::ops::RangeInclusive<usize> = 1_000..=10_000_000;
 
+/// More replicas than any deployment keeps in reserve.
+const MOST_SPARE: usize = 1_000_000;
+
 /// Options of [`size`](crate::size()), as the flags of `moe-frontier size`.
 ///
 /// ```
@@ -134,6 +137,9 @@ impl SizeOptions {
         }
         if !(self.peak.is_finite() && self.peak >= 1.0) {
             return Err(Error::usage("--peak", "the peak is at least the mean: 1 or more"));
+        }
+        if self.spare > MOST_SPARE {
+            return Err(Error::usage("--spare", format!("is more than {MOST_SPARE} replicas")));
         }
         if !REQUESTS.contains(&self.requests) {
             return Err(Error::usage("--requests", "not a whole number from 1000 to 10000000"));
@@ -302,6 +308,7 @@ mod tests {
         assert!(wrong(&|o| o.peak = 0.5).contains("--peak"));
         assert!(wrong(&|o| o.length_cv = -1.0).contains("--length-cv"));
         assert!(wrong(&|o| o.requests = 10).contains("--requests"));
+        assert!(wrong(&|o| o.spare = usize::MAX).contains("--spare"));
         let limit =
             Limit { metric: Metric::Tpot, statistic: Statistic::P99, most: Seconds(f64::NAN) };
         assert!(wrong(&|o| o.limits = vec![limit]).contains("tpot_p99"));

@@ -15,7 +15,7 @@ use super::testing;
 use crate::Result;
 use crate::latency::measured::merge::{Merged, Share, Wanted, merge};
 use crate::latency::measured::{format, validate};
-use crate::record::{Profile, Status};
+use crate::record::{CellKey, Profile, Status};
 
 fn plan() -> Plan {
     let mut plan =
@@ -134,11 +134,19 @@ fn what_is_missing_is_listed_and_comes_with_the_last_shard() {
         let mut merged = merge(shares(n), &wanted).unwrap();
         validate::validate("merged", &merged.profile).unwrap();
         let partial = merged.profile.run.partial.take().unwrap();
-        let missing = merged.missing;
-        assert_eq!(partial, format!("{} of 24 cells of the plan are missing", missing.len()));
-        // What the last shard had whole when it ended is there.
-        assert!(missing.iter().all(|key| own.contains(key)), "{missing:?}");
-        assert!(if n == 3 { missing.len() == own.len() } else { !missing.is_empty() });
+        // No cell of the last shard had its rounds; that some crashed is known already.
+        let known = |share: Share| {
+            let known = share.profile.cells.into_iter().filter(|c| c.status != Status::Incomplete);
+            known.inspect(|c| assert_eq!(c.status, Status::Failed, "{c:?}")).map(|c| c.key())
+        };
+        let last: Vec<CellKey> = shares(n)[3..].iter().cloned().flat_map(known).collect();
+        let mut expected = own.clone();
+        expected.retain(|key| !last.contains(key));
+        assert_eq!(partial, format!("{} of 24 cells of the plan are missing", expected.len()));
+        let mut missing = merged.missing;
+        missing.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(missing, expected);
     }
     measure(at, &sweep, (all[3], "test"), usize::MAX).unwrap();
     let merged = merge(shares(4), &wanted).unwrap();

@@ -157,7 +157,7 @@ pub const TERMS: [Term; 44] = [
     term(
         "over-training",
         &["over_trained", "tokens per parameter"],
-        "A smaller model on more tokens than is loss-optimal: dearer to train at equal loss, cheaper to serve.",
+        "A smaller model on more tokens than is loss-optimal: more expensive to train at equal loss, cheaper to serve.",
     ),
     term(
         "P(best)",
