@@ -39,7 +39,7 @@ fn bad_input_gets_one_line_and_its_exit_code() {
     let nan = file("nan.json", "{\"schema\": NaN}");
     let missing = folder.path().join("missing.json").to_str().unwrap().to_owned();
     refused(&["report", &foreign], 3, "not a ranking");
-    refused(&["report", &newer], 3, "reads 2.2");
+    refused(&["report", &newer], 3, "this program reads 2.");
     refused(&["report", &cut], 3, "cut.json:1:");
     refused(&["report", &nan], 3, "nan.json:1:");
     refused(&["report", &missing], 7, "failed to read");

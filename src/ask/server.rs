@@ -55,10 +55,10 @@ impl ServerOptions {
 
     /// Where the share of kept drafts comes from.
     pub(crate) fn accept_source(&self, model: &str) -> Option<&'static str> {
-        self.mtp?;
+        let drafts = self.mtp?;
         match self.accept {
             Some(_) => Some("--accept"),
-            None => published(model).map(|p| p.source),
+            None => published(model, drafts).map(|p| p.source),
         }
     }
 }

@@ -173,17 +173,17 @@ pub struct OptimalArgs {
     model: ModelArgs,
 
     /// Training budget in FLOPs.
-    #[arg(long, value_parser = parse::quantity, value_name = "C")]
+    #[arg(long, value_parser = parse::train_flops, value_name = "C")]
     #[arg(required_unless_present = "target_loss", conflicts_with = "target_loss")]
     train_flops: Option<f64>,
 
     /// Loss to reach in nats per token, with as little training as possible.
-    #[arg(long, value_parser = parse::quantity, value_name = "NATS")]
+    #[arg(long, value_parser = parse::loss, value_name = "NATS")]
     target_loss: Option<f64>,
 
     /// Tokens served over the model's life, prompts included, at 2 FLOPs per active parameter: the
     /// budget then holds training and serving, and a target loss is reached with the fewest of both.
-    #[arg(long, value_parser = parse::quantity, value_name = "D")]
+    #[arg(long, value_parser = parse::corpus, value_name = "D")]
     served_tokens: Option<f64>,
 
     #[command(flatten)]
@@ -377,10 +377,10 @@ fn print(
         .map_err(|reason| Error::unfit(evaluation.law.clone(), format!("says no {reason}")))?;
     if let Some(worst) = evaluation.outside.iter().max_by(|a, b| a.factor.total_cmp(&b.factor)) {
         output::warn(&format!(
-            "{} is {:.3e}, {:.1} times past what {} was fitted to ({:.3e})",
+            "{} is {:.3e}, {} times past what {} was fitted to ({:.3e})",
             worst.variable.name(),
             worst.value,
-            worst.factor,
+            times(worst.factor),
             evaluation.law,
             worst.limit
         ));
@@ -388,6 +388,11 @@ fn print(
     let downstream = downstream.map(|fit| fit.at(evaluation.loss_nats));
     let document = EvaluationDocument { schema, schema_version: "1.1", evaluation, downstream };
     output.result(&document, || text(&document.evaluation, document.downstream))
+}
+
+/// A factor in a few digits, however large.
+fn times(factor: f64) -> String {
+    if factor < 1e4 { format!("{factor:.1}") } else { format!("{factor:.1e}") }
 }
 
 fn text(e: &Evaluation, downstream: Option<Predicted>) -> String {

@@ -423,6 +423,8 @@ pub struct ExchangeQuery {
     pub experts: usize,
     /// Bits of one dispatched value (8 where the engine quantises before it sends).
     pub dispatch_bits: f64,
+    /// Copies at the busiest rank over those under uniform routing; 1 where routing is uniform.
+    pub skew: f64,
 }
 
 impl ExchangeQuery {
@@ -432,10 +434,11 @@ impl ExchangeQuery {
         ranks * (1.0 - (1.0 - 1.0 / ranks).powf(self.top_k as f64))
     }
 
-    /// Bytes that the busiest rank sends: one copy per token and destination rank in dispatch, one
-    /// 16-bit partial sum back in combine.
+    /// Bytes on the busiest rank's link: one copy per token and destination rank in dispatch, one
+    /// 16-bit partial sum back in combine. Under skew the rank of the popular experts receives, and
+    /// sends back, more than any rank sends.
     pub fn bytes(&self) -> f64 {
-        let values = self.tokens * self.destinations() * self.hidden as f64;
+        let values = self.tokens * self.skew * self.destinations() * self.hidden as f64;
         values * (self.dispatch_bits / 8.0 + ACTIVATION_BYTES)
     }
 }

@@ -59,9 +59,9 @@ pub const WORKS: [Work; 19] = [
             "the loss that `rank --weights` and `--weight-bits` add below 16 bits, and what `--train-bits` \
              leaves of the parameters",
         ),
-        note: "rounding after training, 0.0598 D^0.5068 / N^0.3439 exp(-bits / 0.5907) nats; training in few \
-               bits, parameters times 1 - exp(-bits / 2.6745) for weights, 2.2102 for activations, 0.9578 for \
-               the cache; runs up to 1.7B parameters and 26B tokens, offsets of the table left out",
+        note: "rounding after training, 0.0598 D^0.5068 / N^0.3439 exp(1.1277 - bits / 0.5907) nats; training \
+               in few bits, parameters times 1 - exp(0.3037 - bits / 2.6745) for weights, 1.4072 and 2.2102 for \
+               activations, 2.4185 and 0.9578 for the cache; fitted to runs of at most 220M parameters and 26B tokens",
     },
     Work {
         title: "Data-constrained language models (Muennighoff et al.)",

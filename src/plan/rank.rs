@@ -164,7 +164,7 @@ fn few_bits(report: &RankReport, inputs: &RankInputs) -> Option<String> {
         if fewest { format!(", and below their {FEWEST_BITS} bits") } else { String::new() };
     (counts && (worst > 1.0 || fewest)).then(|| {
         format!(
-            "the loss of few bits (arXiv 2411.04330) is from runs of at most 1.7B parameters and 26B tokens: \
+            "the loss of few bits (arXiv 2411.04330) is fitted to runs of at most 220M parameters and 26B tokens: \
              up to {worst:.0}x outside them{below}"
         )
     })

@@ -208,6 +208,7 @@ impl Deployment<'_> {
             top_k: model.top_k,
             experts: model.num_experts,
             dispatch_bits: bits,
+            skew: self.routing.copies_skew(layout.devices(), self.costs.redundant_experts),
         };
         tally.communication(&Query::Exchange(exchange), moe_layers)
     }

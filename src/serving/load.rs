@@ -55,6 +55,8 @@ pub struct LoadModel {
     tables: OnceLock<Vec<(usize, Vec<RankLoad>)>>,
     /// By number of ranks and of copies, as they were asked for.
     copied: Arc<Mutex<Copied>>,
+    /// [`Self::copies_skew`] by number of ranks and of copies, as they were asked for.
+    skews: Arc<Mutex<BTreeMap<(usize, usize), f64>>>,
 }
 
 impl LoadModel {
@@ -75,6 +77,7 @@ impl LoadModel {
             inclusion,
             tables: OnceLock::new(),
             copied: Arc::default(),
+            skews: Arc::default(),
         })
     }
 
@@ -152,6 +155,32 @@ impl LoadModel {
         at_tokens(&table, tokens)
     }
 
+    /// Copies of tokens at the busiest of `ranks` ranks, one for each token and rank whatever the
+    /// number of its experts there, over those at any rank under uniform routing.
+    pub fn copies_skew(&self, ranks: usize, copies: usize) -> f64 {
+        let experts = self.inclusion.len();
+        if self.is_even || ranks <= 1 || experts < ranks {
+            return 1.0;
+        }
+        let known = {
+            let skews = self.skews.lock().unwrap_or_else(PoisonError::into_inner);
+            skews.get(&(ranks, copies)).copied()
+        };
+        known.unwrap_or_else(|| {
+            let placement = if copies == 0 {
+                Placement::in_order(experts, ranks)
+            } else {
+                Placement::new(&self.inclusion, ranks, copies)
+            };
+            let visits = placement.most_visits(&self.inclusion);
+            let even =
+                1.0 - (1.0 - self.top_k / experts as f64).powf(experts as f64 / ranks as f64);
+            let skew = (visits / even).max(1.0);
+            self.skews.lock().unwrap_or_else(PoisonError::into_inner).insert((ranks, copies), skew);
+            skew
+        })
+    }
+
     /// Means over the routings of [`Self::sampled`], placed.
     fn sampled_with(&self, placement: &Placement) -> Vec<RankLoad> {
         let mut rng = ChaCha8Rng::seed_from_u64(SEED);
@@ -218,6 +247,24 @@ struct Placement {
 }
 
 impl Placement {
+    /// One place for each expert, as they come.
+    fn in_order(experts: usize, ranks: usize) -> Self {
+        let all: Vec<usize> = (0..experts).collect();
+        let ranks = all.chunks(experts.div_ceil(ranks).max(1)).map(<[usize]>::to_vec).collect();
+        Self { ranks, places: vec![1; experts] }
+    }
+
+    /// Probability that a token goes to the rank that most tokens go to.
+    fn most_visits(&self, inclusion: &[f64]) -> f64 {
+        let missed = |experts: &Vec<usize>| -> f64 {
+            experts
+                .iter()
+                .map(|&e| 1.0 - (inclusion[e] / f64::from(self.places[e])).min(1.0))
+                .product()
+        };
+        1.0 - self.ranks.iter().map(missed).fold(1.0, f64::min)
+    }
+
     fn new(inclusion: &[f64], ranks: usize, copies: usize) -> Self {
         let mut places = vec![1_u32; inclusion.len()];
         let each = |places: &[u32], e: usize| inclusion[e] / f64::from(places[e]);
@@ -370,6 +417,24 @@ mod tests {
         // 256 and 32 over 144 ranks: two each.
         let wide = load.busiest_with(1e5, 144, 32);
         assert!(wide.active <= 2.0 && wide.rows >= 1e5 * 8.0 / 144.0, "{wide:?}");
+    }
+
+    #[test]
+    fn skew_burdens_the_link_of_one_rank_and_copies_relieve_it() {
+        assert_eq!(
+            LoadModel::uniform(256, 8).unwrap().copies_skew(32, 0).to_bits(),
+            1.0_f64.to_bits()
+        );
+        // Half of the tokens go to expert 0: with top-1 over 8 ranks of one, half instead of an eighth.
+        let hot = LoadModel::new(&RoutingKind::Hot { share: 0.5 }, 8, 1).unwrap();
+        assert!((hot.copies_skew(8, 0) - 4.0).abs() < 1e-12, "{}", hot.copies_skew(8, 0));
+        // All choices of a token on one rank of two are one copy: no rank gets more than all tokens.
+        let one = LoadModel::new(&RoutingKind::AllToOne, 8, 4).unwrap();
+        let most = 1.0 / (1.0 - 0.5_f64.powi(4));
+        assert!(one.copies_skew(2, 0) <= most + 1e-12 && one.copies_skew(2, 0) >= 1.0);
+        let zipf = LoadModel::new(&RoutingKind::Zipf { s: 0.7 }, 256, 8).unwrap();
+        let (plain, copied) = (zipf.copies_skew(32, 0), zipf.copies_skew(32, 32));
+        assert!(plain > 1.3 && copied < 0.9 * plain && copied >= 1.0, "{plain} {copied}");
     }
 
     #[test]

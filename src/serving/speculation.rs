@@ -11,7 +11,7 @@ use crate::error::in_range;
 use crate::{Error, Result};
 
 /// Drafted tokens per step at most: each costs a pass of the draft layer.
-const MOST_DRAFTS: f64 = 16.0;
+const MOST_DRAFTS: usize = 16;
 
 /// Drafts of one step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,7 +33,8 @@ impl Speculation {
     /// # Errors
     /// [`Error::Usage`] for a share outside 0 to 1, or where none is given nor published.
     pub fn mtp(model: &str, drafts: usize, acceptance: Option<f64>) -> Result<Self> {
-        let stated = || published(model).map(|p| p.acceptance);
+        in_range("--mtp", drafts as f64, 0.0, MOST_DRAFTS as f64)?;
+        let stated = || published(model, drafts).map(|p| p.acceptance);
         let acceptance = acceptance.or_else(stated).ok_or_else(|| {
             let reason = format!("no share of kept drafts is published for {model}; give one");
             Error::usage("--accept", reason)
@@ -47,7 +48,7 @@ impl Speculation {
     /// # Errors
     /// [`Error::Usage`] for a share outside 0 to 1 or more drafts than make sense.
     pub fn validate(&self) -> Result<()> {
-        in_range("--mtp", self.drafts, 0.0, MOST_DRAFTS)?;
+        in_range("--mtp", self.drafts, 0.0, MOST_DRAFTS as f64)?;
         in_range("--accept", self.acceptance, 0.0, 1.0).map(drop)
     }
 
@@ -75,23 +76,36 @@ impl Speculation {
 pub struct Published {
     /// Model by its preset's name.
     pub model: &'static str,
+    /// Drafts a step, at most.
+    pub drafts: usize,
     /// Share of the drafts that are kept.
     pub acceptance: f64,
     /// Where it is stated.
     pub source: &'static str,
 }
 
-/// Shares of kept drafts that the models' authors state.
-const PUBLISHED: [Published; 1] = [Published {
-    model: "DeepSeek-V3",
-    acceptance: 0.85,
-    source: "DeepSeek-V3 technical report (arXiv 2412.19437), section 5.4.3: 85 to 90 % of the second \
-             token over topics; the lower end",
-}];
+/// Shares of kept drafts that are published, of each model the fewest drafts first. A model that was trained
+/// with one layer of drafts keeps fewer of the later ones.
+const PUBLISHED: [Published; 2] = [
+    Published {
+        model: "DeepSeek-V3",
+        drafts: 1,
+        acceptance: 0.85,
+        source: "DeepSeek-V3 technical report (arXiv 2412.19437), section 5.4.3: 85 to 90 % of the second \
+                 token over topics; the lower end",
+    },
+    Published {
+        model: "DeepSeek-V3",
+        drafts: MOST_DRAFTS,
+        acceptance: 0.655,
+        source: "DeepSeek-V3.2 keeps 2.55 tokens a step of 4 drafts (GLM-5 report, table 2, read in \
+                 transcripts): 0.655 of each, taken for 2 drafts and more",
+    },
+];
 
-/// What the authors of a model state.
-pub fn published(model: &str) -> Option<&'static Published> {
-    PUBLISHED.iter().find(|p| p.model.eq_ignore_ascii_case(model))
+/// What is published of a model for so many drafts a step.
+pub fn published(model: &str, drafts: usize) -> Option<&'static Published> {
+    PUBLISHED.iter().find(|p| p.model.eq_ignore_ascii_case(model) && drafts <= p.drafts)
 }
 
 #[cfg(test)]
@@ -113,6 +127,9 @@ mod tests {
         assert!(
             (Speculation::mtp("deepseek-v3", 1, None).unwrap().acceptance - 0.85).abs() < 1e-12
         );
+        // Four drafts of one layer: 2.55 tokens a step.
+        let four = Speculation::mtp("deepseek-v3", 4, None).unwrap().tokens();
+        assert!((four - 2.55).abs() < 0.01, "{four}");
         assert_eq!(Speculation::mtp("mixtral-8x7b", 1, None).unwrap_err().exit_code(), 2);
         assert_eq!(Speculation::mtp("mixtral-8x7b", 1, Some(1.5)).unwrap_err().exit_code(), 2);
         assert_eq!(Speculation::mtp("deepseek-v3", 99, None).unwrap_err().exit_code(), 2);

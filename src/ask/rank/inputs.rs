@@ -115,7 +115,7 @@ pub(crate) fn resolve(options: &RankOptions, law: &Scaling, serving: &Serving) -
     let training = training(options, &mut ledger)?;
     let (expert_dtype, dense_dtype) = formats(options, serving, architecture.formats, &mut ledger)?;
     let expert_bits = expert_bits(options, &mut ledger)?;
-    let trained_bits = trained_bits(options, &mut ledger);
+    let trained_bits = trained_bits(options, &mut ledger)?;
     let zipf = ledger.take(
         "--skew",
         options.skew,
@@ -342,22 +342,21 @@ fn rounding(
 }
 
 /// Bits of the training; at their default the ledger is silent, as nothing rests on them.
-fn trained_bits(options: &RankOptions, ledger: &mut Ledger) -> TrainedBits {
-    let Some(bits) = options.train_bits else { return TrainedBits::FULL };
+fn trained_bits(options: &RankOptions, ledger: &mut Ledger) -> Result<TrainedBits> {
+    let Some(bits) = options.train_bits else { return Ok(TrainedBits::FULL) };
+    bits.validate()?;
     let TrainedBits { weights, activations, cache } = bits;
     ledger.note(
         "--train-bits",
         &format!("weights {weights}, activations {activations}, cache {cache}"),
         None,
         &format!(
-            "given; by arXiv 2411.04330 worth {:.3} of the parameters ({:.3} with that table's offsets), and \
-             trained at the speed that --mfu says",
+            "given; by arXiv 2411.04330 worth {:.3} of the parameters, and trained at the speed that --mfu says",
             bits.effective(),
-            bits.effective_at_worst()
         ),
         false,
     );
-    bits
+    Ok(bits)
 }
 
 /// Bits of expert weights where the user mixes precisions.

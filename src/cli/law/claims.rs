@@ -33,15 +33,15 @@ pub struct ClaimsArgs {
     profile: Option<String>,
 
     /// Prompt tokens of a request [default: as `rank`].
-    #[arg(long, value_parser = parse::quantity, requires = "profile")]
+    #[arg(long, value_parser = parse::tokens, requires = "profile")]
     isl: Option<f64>,
 
     /// Output tokens of a request [default: as `rank`].
-    #[arg(long, value_parser = parse::quantity, requires = "profile")]
+    #[arg(long, value_parser = parse::tokens, requires = "profile")]
     osl: Option<f64>,
 
     /// Requests per second to serve in all, by whole replicas.
-    #[arg(long, value_parser = parse::quantity, requires = "profile")]
+    #[arg(long, value_parser = parse::rate, requires = "profile")]
     rate: Option<f64>,
 
     /// Longest mean time per output token [default: as `rank`].
@@ -49,7 +49,7 @@ pub struct ClaimsArgs {
     tpot: Option<Seconds>,
 
     /// Dollars per serving device and hour [default: the device's known price].
-    #[arg(long, value_parser = parse::quantity, requires = "profile")]
+    #[arg(long, value_parser = parse::usd_per_hour, requires = "profile")]
     price: Option<f64>,
 
     /// Use cells of the profile whose interval stayed wide.

@@ -92,7 +92,7 @@ pub struct FitArgs {
 
     /// Also give the best model of this training budget with its spread, for every expert count (or
     /// sparsity) of the runs.
-    #[arg(long, value_parser = parse::quantity, value_name = "C")]
+    #[arg(long, value_parser = parse::train_flops, value_name = "C")]
     optimum_at: Option<f64>,
 
     /// Give the coefficients even when the runs do not tell them apart.

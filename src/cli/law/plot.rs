@@ -27,7 +27,7 @@ pub struct PlotArgs {
 
     /// Training budgets: a curve each over the expert counts, and the ends of the curves over budgets.
     #[arg(long, default_value = "1e19,1e20,1e21,1e22", value_delimiter = ',')]
-    #[arg(value_parser = parse::quantity, value_name = "C")]
+    #[arg(value_parser = parse::train_flops, value_name = "C")]
     train_flops: Vec<f64>,
 
     /// Folder for the plots and their CSV files; an older one is replaced as a whole.

@@ -11,7 +11,7 @@ use crate::cli::parse::{
     ratio, tokens, train_flops, usd_per_hour, usd_per_million, utilisation,
 };
 use crate::cli::profile::ProfileArgs;
-use crate::law::precision::{FEWEST_BITS, FULL_BITS, TrainedBits};
+use crate::law::precision::{FULL_BITS, TrainedBits};
 use crate::plan::familial::Exits;
 use crate::report::TerminalPlot;
 use crate::units::{Flops, Nats, Seconds, UsdPerHour, UsdPerMillionTokens};
@@ -212,9 +212,6 @@ fn trained_bits(text: &str) -> Result<TrainedBits, String> {
         [weights, activations, cache] => (*weights, *activations, *cache),
         _ => return Err("bits of weights, activations and cache are at most three".into()),
     };
-    if bits.iter().any(|b| !(FEWEST_BITS..=FULL_BITS).contains(b)) {
-        return Err(format!("models were trained in {FEWEST_BITS} to {FULL_BITS} bits"));
-    }
     Ok(TrainedBits { weights, activations, cache })
 }
 

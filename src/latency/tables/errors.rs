@@ -387,6 +387,7 @@ fn exchange(sizes: &Sizes, point: Point, phase: Phase) -> Query {
         top_k: sizes.top_k as usize,
         experts: sizes.experts as usize,
         dispatch_bits: 8.0,
+        skew: 1.0,
     })
 }
 

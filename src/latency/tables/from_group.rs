@@ -260,6 +260,7 @@ mod tests {
             top_k: 8,
             experts: 256,
             dispatch_bits: 16.0,
+            skew: 1.0,
         })
     }
 

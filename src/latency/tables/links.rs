@@ -341,6 +341,7 @@ impl Entry {
             hidden: self.sizes.hidden as usize,
             top_k: self.sizes.top_k as usize,
             dispatch_bits: self.bits,
+            skew: 1.0,
             ..*q
         };
         fixed + (time - fixed) * q.bytes() / measured.bytes()
@@ -351,7 +352,7 @@ impl Resolved {
     fn answer(&self, q: &ExchangeQuery, carry: &Carry) -> Latency {
         let lower = self.lower.scaled(q);
         let (seconds, exact) = match &self.upper {
-            None if self.source == Source::Measured => {
+            None if self.source == Source::Measured && q.skew <= 1.0 => {
                 let place = Place::of(&self.lower.line.x, q.tokens);
                 (self.lower.line.at(place), place.is_exact())
             }

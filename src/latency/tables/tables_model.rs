@@ -396,6 +396,7 @@ sglang,0.5.12,{H100},ll,deepep,8,7168,128,8,256,305,167\n"
                 top_k: 8,
                 experts: 256,
                 dispatch_bits: 8.0,
+                skew: 1.0,
             }))
         };
         let one = ask(8, 1, 128.0).unwrap();
