@@ -24,7 +24,7 @@ fn bench_format(c: &mut Criterion, sets: &[LayerWeights; 1]) {
     let (hidden, inter) = (shape.hidden, shape.inter);
     let format = sets[0].dtype().label();
     let mut group = c.benchmark_group(format!("grouped_gemm {format} E=8, elements are FLOP"));
-    for tokens in [4, 256] {
+    for tokens in [4, 256, 2048] {
         let batch = Batch::new(&shape, tokens);
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
             let backend = CpuBackend::with_isa(isa).expect("instruction set is available");

@@ -101,6 +101,9 @@ class VllmWheel(Torch):
         self.ops = self.torch.ops._C
         # Without AMX its kernels for tiles end in an illegal instruction; vLLM does not choose them.
         self.isa = "amx" if cpu._is_amx_tile_supported() else "vec"
+        # The right to use tiles, which vLLM asks for when it starts, not when its library is loaded.
+        if self.isa == "amx" and not cpu._init_amx():
+            raise Unavailable(f"{self.versions}: the system grants no tiles")
 
     def op(self, name):
         """One of the library's operations."""

@@ -54,10 +54,17 @@ pub(crate) fn gate_up<F: Format>(
     isa: Isa,
 ) {
     let input = Input { values: a, starts, width: shape.hidden };
-    for_each_block(&input, shape.inter, starts, h, &|expert, block, a, out| {
-        let half = |half: usize| w13.panel(expert * shape.halves() + half, block);
-        F::gate_up(isa, (half(0), shape.gated.then(|| half(1))), a, out);
-    });
+    for_each_block(
+        &input,
+        F::rows_at_once(shape.hidden),
+        shape.inter,
+        starts,
+        h,
+        &|expert, block, a, out| {
+            let half = |half: usize| w13.panel(expert * shape.halves() + half, block);
+            F::gate_up(isa, (half(0), shape.gated.then(|| half(1))), a, out);
+        },
+    );
 }
 
 /// `y = h w2^T`: `h` column-blocked with the rows of `starts`, `y` with those of the alignment.
@@ -71,9 +78,17 @@ pub(crate) fn down<F: Format>(
     isa: Isa,
 ) {
     let input = Input { values: h, starts, width: shape.inter };
-    for_each_block(&input, shape.hidden, &alignment.offsets, y, &|expert, block, h, out| {
-        F::down(isa, w2.panel(expert, block), h, out);
-    });
+    let at_once = F::rows_at_once(shape.inter);
+    for_each_block(
+        &input,
+        at_once,
+        shape.hidden,
+        &alignment.offsets,
+        y,
+        &|expert, block, h, out| {
+            F::down(isa, w2.panel(expert, block), h, out);
+        },
+    );
 }
 
 /// Rows of all experts, column-blocked.
@@ -86,9 +101,15 @@ pub(crate) struct Input<'a, A> {
     pub(crate) width: usize,
 }
 
-/// Runs `work(expert, block, input rows, output block)` for every block of every expert with rows.
+/// Blocks of one task where an expert's rows are more than are multiplied at once: rows that fill the cache
+/// meet the weights of all of them.
+const BLOCKS: usize = 8;
+
+/// Runs `work(expert, block, input rows, output block)` for every block of every expert with rows, `at_once`
+/// rows at a time.
 pub(crate) fn for_each_block<A, O, W>(
     input: &Input<A>,
+    at_once: usize,
     width: usize,
     starts: &[usize],
     output: &mut [O],
@@ -102,15 +123,19 @@ pub(crate) fn for_each_block<A, O, W>(
     let stride = padded(input.width);
     split_by_expert(starts, padded(width), 0..experts, output, &|expert, out: &mut [O]| {
         let range = input.starts[expert]..input.starts[expert + 1];
-        let a = Operand {
-            values: &input.values[range.start * stride..range.end * stride],
-            rows: range.len(),
-        };
+        let a =
+            Operand::whole(&input.values[range.start * stride..range.end * stride], range.len());
         let rows = starts[expert + 1] - starts[expert];
         debug_assert_eq!(out.len(), count(width) * rows * BLOCK);
-        out.par_chunks_mut(rows * BLOCK)
-            .enumerate()
-            .for_each(|(block, out)| work(expert, block, a, out));
+        let blocks = if a.rows > at_once { BLOCKS } else { 1 };
+        out.par_chunks_mut(blocks * rows * BLOCK).enumerate().for_each(|(chunk, out)| {
+            for first in (0..a.rows).step_by(at_once) {
+                let a = Operand { part: (first, a.rows.min(first.saturating_add(at_once))), ..a };
+                for (block, out) in out.chunks_mut(rows * BLOCK).enumerate() {
+                    work(expert, chunk * blocks + block, a, out);
+                }
+            }
+        });
     });
 }
 

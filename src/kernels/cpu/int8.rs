@@ -95,7 +95,7 @@ impl IntegerRows {
         let (found, units) = (&self.found, &self.units[0]);
         let input = Input { values: &self.packed, starts, width: shape.hidden };
         let (offsets, out) = (&alignment.offsets, &mut self.activated);
-        for_each_block(&input, shape.inter, offsets, out, &|expert, block, a, out| {
+        for_each_block(&input, usize::MAX, shape.inter, offsets, out, &|expert, block, a, out| {
             let columns = columns(block, shape.inter);
             let first = expert * shape.halves();
             let half = |half: usize| {
@@ -136,12 +136,19 @@ impl IntegerRows {
         });
         let units = &self.units[1];
         let input = Input { values: &self.h, starts, width: shape.inter };
-        for_each_block(&input, shape.hidden, &alignment.offsets, y, &|expert, block, h, out| {
-            let columns = columns(block, shape.hidden);
-            let w = rows_of(w2, expert * shape.hidden + columns.start, columns.len());
-            let h = Integers { values: h, units: &units[alignment.rows(expert)] };
-            down_int8::<F>(isa, w, shape.inter, h, out);
-        });
+        for_each_block(
+            &input,
+            usize::MAX,
+            shape.hidden,
+            &alignment.offsets,
+            y,
+            &|expert, block, h, out| {
+                let columns = columns(block, shape.hidden);
+                let w = rows_of(w2, expert * shape.hidden + columns.start, columns.len());
+                let h = Integers { values: h, units: &units[alignment.rows(expert)] };
+                down_int8::<F>(isa, w, shape.inter, h, out);
+            },
+        );
     }
 }
 

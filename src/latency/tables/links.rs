@@ -8,7 +8,8 @@
 //! Exchange: DeepEP's low-latency kernels for decode steps and its throughput kernels (20 SMs, its
 //! default) for steps with prompts; TensorRT-LLM's all-to-all for both. Shapes and rank counts that
 //! were not measured: the part beyond the smallest time moves with the bytes sent; between measured
-//! node counts ln(time) is interpolated over ln(ranks). More nodes than measured: no answer.
+//! node counts time is linear in the share of copies that leave their node, 1 - 1 / nodes. More nodes
+//! than measured: no answer.
 
 use std::collections::BTreeMap;
 
@@ -156,7 +157,7 @@ struct Entry {
 #[derive(Debug)]
 struct Resolved {
     lower: Entry,
-    /// The next measured node count and the way to it in ln(ranks).
+    /// The next measured node count and the way to it in the share of copies that leave their node.
     upper: Option<(Entry, f64)>,
     source: Source,
     sigma: f64,
@@ -232,10 +233,11 @@ impl ExchangeTimes {
             };
             return Err(Absent::Key(reason.into()));
         };
-        let ratio = |a: u32, b: u32| (f64::from(a) / f64::from(b)).ln();
-        let ranks = word(q.ranks);
-        let way = ratio(ranks, lower.sizes.ranks) / ratio(upper.sizes.ranks, lower.sizes.ranks);
-        let upper = Some((upper.clone(), way.clamp(0.0, 1.0)));
+        // Copies to other nodes take longer than those inside one: what counts is their share.
+        let leaves = |nodes: u32| 1.0 - 1.0 / f64::from(nodes);
+        let (low, high) = (leaves(lower.sizes.nodes), leaves(upper.sizes.nodes));
+        let way = (leaves(nodes) - low) / (high - low);
+        let upper = Some((upper.clone(), way));
         let source = Source::Transferred;
         Ok(Resolved { lower: lower.clone(), upper, source, sigma: sigma::RANKS })
     }
@@ -357,7 +359,7 @@ impl Resolved {
                 (self.lower.line.at(place), place.is_exact())
             }
             None => (lower, false),
-            Some((upper, way)) => (lower * (upper.scaled(q) / lower).powf(*way), false),
+            Some((upper, way)) => (lower + (upper.scaled(q) - lower) * way, false),
         };
         let (source, sigma) = match self.source {
             Source::Measured if !exact => {

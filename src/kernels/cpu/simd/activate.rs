@@ -76,11 +76,12 @@ fn exp(x: f32) -> f32 {
         p = p * r + c;
     }
     let p = p * r * r + r + 1.0;
-    // The integer sits in the low bits of `shifted`; 2^n in two factors, since n reaches 128.
+    // The integer sits in the low bits of `shifted`; 2^n in two factors, since n reaches 128. Wrapping, as
+    // n is small: a check for overflow would be a branch in each lane, and the loop no vector one.
     let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
-    let power = |n: i32| f32::from_bits((n + 127).cast_unsigned() << 23);
+    let power = |n: i32| f32::from_bits(n.wrapping_add(127).cast_unsigned() << 23);
     let half = n >> 1;
-    p * power(half) * power(n - half)
+    p * power(half) * power(n.wrapping_sub(half))
 }
 
 #[cfg(test)]

@@ -9,6 +9,11 @@
 //! not stable in Rust: one block of inline assembly configures the tiles, runs a whole product and
 //! releases them, so that no tile is live in code that the compiler wrote.
 
+#![expect(
+    clippy::inline_always,
+    reason = "code takes on the instruction set of its caller only when it is inlined into it"
+)]
+
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::sync::OnceLock;
@@ -145,6 +150,8 @@ struct Product<'a> {
     /// First tile of token rows, and how many.
     token: usize,
     tokens: usize,
+    /// Where the weights lie that come after these, to be asked for meanwhile.
+    next: Option<(*const bf16, *const bf16)>,
 }
 
 impl Product<'_> {
@@ -162,9 +169,21 @@ impl Product<'_> {
         let mut sums = Sums([[[0.0; SUMS]; 2]; 2]);
         let config = Config::new(self.rows);
         let [w0, w1] = self.groups.map(<[bf16]>::as_ptr);
+        let mut steps_at = |weights, stride, step, steps, asks| Run {
+            config: &raw const config,
+            sums: sums.0.as_mut_ptr(),
+            weights,
+            stride,
+            next: self.next.unwrap_or((w0, w1)),
+            asks,
+            x: self.activations(step),
+            step_bytes: self.a.rows * STEP * size_of::<bf16>(),
+            steps,
+            tokens: self.tokens,
+        };
         // SAFETY: `whole` steps of 32 columns lie within the `k` columns of every row; activations
         // have `steps` steps of `a.rows` rows, of which the token tiles are part (asserted above).
-        unsafe { multiply(&config, &mut sums, (w0, w1, 2 * k), self.activations(0), whole, self) };
+        unsafe { steps_at((w0, w1), 2 * k, 0, whole, self.next.is_some()).run() };
         if whole < steps {
             // The last columns, filled up with zeros: what follows them in memory is another row.
             let mut tails = [[bf16::ZERO; TILE]; 2];
@@ -173,12 +192,9 @@ impl Product<'_> {
                     tail[..k - whole * STEP].copy_from_slice(&row[whole * STEP..]);
                 }
             }
-            let [w0, w1] = [tails[0].as_ptr(), tails[1].as_ptr()];
+            let tails = (tails[0].as_ptr(), tails[1].as_ptr());
             // SAFETY: the tails hold 16 rows of one step; activations as above.
-            unsafe {
-                let stride = 2 * STEP;
-                multiply(&config, &mut sums, (w0, w1, stride), self.activations(whole), 1, self);
-            }
+            unsafe { steps_at(tails, 2 * STEP, whole, 1, false).run() };
         }
         sums
     }
@@ -189,97 +205,208 @@ impl Product<'_> {
     }
 }
 
-/// Adds `steps` steps of both groups times one or two tiles of token rows to `sums`.
-///
-/// # Safety
-/// The tiles may be used; `w0` and `w1` point to `product.rows` rows of `steps` x 32 weights, `stride`
-/// bytes apart; `x` points to `product.tokens` tiles, and again after every step of `a.rows` rows.
-unsafe fn multiply(
-    config: &Config,
-    sums: &mut Sums,
-    (w0, w1, stride): (*const bf16, *const bf16, usize),
+/// Eight lines of the weights that come next, asked for into L2.
+macro_rules! ahead {
+    ($from:literal, first) => {
+        ahead!($from, "", " + 64", " + 128", " + 192", " + 256", " + 320", " + 384", " + 448")
+    };
+    ($from:literal, last) => {
+        ahead!(
+            $from, " + 512", " + 576", " + 640", " + 704", " + 768", " + 832", " + 896", " + 960"
+        )
+    };
+    ($from:literal, $($line:literal),+) => {
+        concat!($("prefetcht1 [{", $from, "}", $line, "]\n"),+)
+    };
+}
+
+/// Loads sums, runs `body` once a step, and stores the sums.
+macro_rules! over_steps {
+    ($of:ident, [$($load:literal),+], [$($body:expr),+], [$($store:literal),+]) => {
+        asm!(
+            "ldtilecfg [{config}]",
+            $($load,)+
+            "2:",
+            $($body,)+
+            "add {w0}, 64",
+            "add {w1}, 64",
+            "add {n0}, 1024",
+            "add {n1}, 1024",
+            "add {x}, {step}",
+            "dec {steps}",
+            "jnz 2b",
+            $($store,)+
+            "tilerelease",
+            config = in(reg) $of.config,
+            sums = in(reg) $of.sums,
+            line = in(reg) 64usize,
+            w0 = inout(reg) $of.weights.0 => _,
+            w1 = inout(reg) $of.weights.1 => _,
+            n0 = inout(reg) $of.next.0 => _,
+            n1 = inout(reg) $of.next.1 => _,
+            stride = in(reg) $of.stride,
+            x = inout(reg) $of.x => _,
+            step = in(reg) $of.step_bytes,
+            steps = inout(reg) $of.steps => _,
+            options(nostack),
+        )
+    };
+}
+
+/// What a run of steps reads and writes.
+struct Run {
+    config: *const Config,
+    sums: *mut [[f32; SUMS]; 2],
+    /// First weights of both groups, rows `stride` bytes apart.
+    weights: (*const bf16, *const bf16),
+    stride: usize,
+    /// The weights to ask for: as many bytes behind each as the steps read; only addresses.
+    next: (*const bf16, *const bf16),
+    asks: bool,
+    /// First token tile of the first step, and bytes to the next step's.
     x: *const bf16,
+    step_bytes: usize,
     steps: usize,
-    product: &Product,
-) {
-    if steps == 0 {
-        return;
-    }
-    let step_bytes = product.a.rows * STEP * size_of::<bf16>();
-    let sums = sums.0.as_mut_ptr();
-    if product.tokens == 2 {
-        // SAFETY: reads and writes what the caller vouches for, and 4 KiB of sums; each group's two
-        // tiles lie 1 KiB apart. Tiles are configured and released inside; nothing else is changed.
-        unsafe {
-            asm!(
-                "ldtilecfg [{config}]",
-                "tileloadd tmm0, [{sums} + {line}*1]",
-                "tileloadd tmm1, [{sums} + {line}*1 + 1024]",
-                "tileloadd tmm2, [{sums} + {line}*1 + 2048]",
-                "tileloadd tmm3, [{sums} + {line}*1 + 3072]",
-                "2:",
-                "tileloadd tmm4, [{w0} + {stride}*1]",
-                "tileloadd tmm6, [{x} + {line}*1]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{x} + {line}*1 + 1024]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{w1} + {stride}*1]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {w0}, 64",
-                "add {w1}, 64",
-                "add {x}, {step}",
-                "dec {steps}",
-                "jnz 2b",
-                "tilestored [{sums} + {line}*1], tmm0",
-                "tilestored [{sums} + {line}*1 + 1024], tmm1",
-                "tilestored [{sums} + {line}*1 + 2048], tmm2",
-                "tilestored [{sums} + {line}*1 + 3072], tmm3",
-                "tilerelease",
-                config = in(reg) config,
-                sums = in(reg) sums,
-                line = in(reg) 64usize,
-                w0 = inout(reg) w0 => _,
-                w1 = inout(reg) w1 => _,
-                stride = in(reg) stride,
-                x = inout(reg) x => _,
-                step = in(reg) step_bytes,
-                steps = inout(reg) steps => _,
-                options(nostack),
-            );
+    tokens: usize,
+}
+
+impl Run {
+    /// Adds both groups times one or two tiles of token rows to the sums.
+    ///
+    /// # Safety
+    /// The tiles may be used; `weights` point to the rows that `config` says, of `steps` x 32 weights; `x`
+    /// points to `tokens` tiles, and again after every `step_bytes`; `sums` to both groups' sums.
+    unsafe fn run(self) {
+        match (self.steps, self.tokens) {
+            (0, _) => {}
+            // SAFETY: what the caller vouches for.
+            (_, 2) => unsafe { self.two_tiles() },
+            // SAFETY: likewise.
+            _ => unsafe { self.one_tile() },
         }
-    } else {
-        // SAFETY: as above, with one tile of each group.
-        unsafe {
-            asm!(
-                "ldtilecfg [{config}]",
-                "tileloadd tmm0, [{sums} + {line}*1]",
-                "tileloadd tmm2, [{sums} + {line}*1 + 2048]",
-                "2:",
-                "tileloadd tmm6, [{x} + {line}*1]",
-                "tileloadd tmm4, [{w0} + {stride}*1]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{w1} + {stride}*1]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "add {w0}, 64",
-                "add {w1}, 64",
-                "add {x}, {step}",
-                "dec {steps}",
-                "jnz 2b",
-                "tilestored [{sums} + {line}*1], tmm0",
-                "tilestored [{sums} + {line}*1 + 2048], tmm2",
-                "tilerelease",
-                config = in(reg) config,
-                sums = in(reg) sums,
-                line = in(reg) 64usize,
-                w0 = inout(reg) w0 => _,
-                w1 = inout(reg) w1 => _,
-                stride = in(reg) stride,
-                x = inout(reg) x => _,
-                step = in(reg) step_bytes,
-                steps = inout(reg) steps => _,
-                options(nostack),
-            );
+    }
+
+    /// # Safety
+    /// As [`Self::run`], with two tiles of token rows and at least one step.
+    unsafe fn two_tiles(self) {
+        if self.asks {
+            // SAFETY: reads and writes what the caller vouches for, and 4 KiB of sums; each group's two tiles
+            // lie 1 KiB apart. Tiles are configured and released inside; nothing else is changed. Asking for a
+            // line touches no memory that the program could see.
+            unsafe {
+                over_steps!(
+                    self,
+                    [
+                        "tileloadd tmm0, [{sums} + {line}*1]",
+                        "tileloadd tmm1, [{sums} + {line}*1 + 1024]",
+                        "tileloadd tmm2, [{sums} + {line}*1 + 2048]",
+                        "tileloadd tmm3, [{sums} + {line}*1 + 3072]"
+                    ],
+                    [
+                        "tileloadd tmm4, [{w0} + {stride}*1]",
+                        "tileloadd tmm6, [{x} + {line}*1]",
+                        ahead!("n0", first),
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tileloadd tmm7, [{x} + {line}*1 + 1024]",
+                        ahead!("n0", last),
+                        "tdpbf16ps tmm1, tmm4, tmm7",
+                        "tileloadd tmm5, [{w1} + {stride}*1]",
+                        ahead!("n1", first),
+                        "tdpbf16ps tmm2, tmm5, tmm6",
+                        ahead!("n1", last),
+                        "tdpbf16ps tmm3, tmm5, tmm7"
+                    ],
+                    [
+                        "tilestored [{sums} + {line}*1], tmm0",
+                        "tilestored [{sums} + {line}*1 + 1024], tmm1",
+                        "tilestored [{sums} + {line}*1 + 2048], tmm2",
+                        "tilestored [{sums} + {line}*1 + 3072], tmm3"
+                    ]
+                );
+            }
+        } else {
+            // SAFETY: as above.
+            unsafe {
+                over_steps!(
+                    self,
+                    [
+                        "tileloadd tmm0, [{sums} + {line}*1]",
+                        "tileloadd tmm1, [{sums} + {line}*1 + 1024]",
+                        "tileloadd tmm2, [{sums} + {line}*1 + 2048]",
+                        "tileloadd tmm3, [{sums} + {line}*1 + 3072]"
+                    ],
+                    [
+                        "tileloadd tmm4, [{w0} + {stride}*1]",
+                        "tileloadd tmm6, [{x} + {line}*1]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tileloadd tmm7, [{x} + {line}*1 + 1024]",
+                        "tdpbf16ps tmm1, tmm4, tmm7",
+                        "tileloadd tmm5, [{w1} + {stride}*1]",
+                        "tdpbf16ps tmm2, tmm5, tmm6",
+                        "tdpbf16ps tmm3, tmm5, tmm7"
+                    ],
+                    [
+                        "tilestored [{sums} + {line}*1], tmm0",
+                        "tilestored [{sums} + {line}*1 + 1024], tmm1",
+                        "tilestored [{sums} + {line}*1 + 2048], tmm2",
+                        "tilestored [{sums} + {line}*1 + 3072], tmm3"
+                    ]
+                );
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::run`], with one tile of token rows and at least one step.
+    unsafe fn one_tile(self) {
+        if self.asks {
+            // SAFETY: as for two tiles, with one of each group.
+            unsafe {
+                over_steps!(
+                    self,
+                    [
+                        "tileloadd tmm0, [{sums} + {line}*1]",
+                        "tileloadd tmm2, [{sums} + {line}*1 + 2048]"
+                    ],
+                    [
+                        "tileloadd tmm6, [{x} + {line}*1]",
+                        "tileloadd tmm4, [{w0} + {stride}*1]",
+                        ahead!("n0", first),
+                        ahead!("n0", last),
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tileloadd tmm5, [{w1} + {stride}*1]",
+                        ahead!("n1", first),
+                        ahead!("n1", last),
+                        "tdpbf16ps tmm2, tmm5, tmm6"
+                    ],
+                    [
+                        "tilestored [{sums} + {line}*1], tmm0",
+                        "tilestored [{sums} + {line}*1 + 2048], tmm2"
+                    ]
+                );
+            }
+        } else {
+            // SAFETY: as above.
+            unsafe {
+                over_steps!(
+                    self,
+                    [
+                        "tileloadd tmm0, [{sums} + {line}*1]",
+                        "tileloadd tmm2, [{sums} + {line}*1 + 2048]"
+                    ],
+                    [
+                        "tileloadd tmm6, [{x} + {line}*1]",
+                        "tileloadd tmm4, [{w0} + {stride}*1]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tileloadd tmm5, [{w1} + {stride}*1]",
+                        "tdpbf16ps tmm2, tmm5, tmm6"
+                    ],
+                    [
+                        "tilestored [{sums} + {line}*1], tmm0",
+                        "tilestored [{sums} + {line}*1 + 2048], tmm2"
+                    ]
+                );
+            }
         }
     }
 }
@@ -288,6 +415,59 @@ unsafe fn multiply(
 fn place(rows: usize, row: usize, column: usize) -> usize {
     let tile = (column / STEP) * (rows / SIDE) + row / SIDE;
     tile * TILE + (column % STEP / 2) * STEP + (row % SIDE) * 2 + column % 2
+}
+
+/// Bytes of weights that are asked for at most: with what is being multiplied they stay in L2.
+const MOST_AHEAD: usize = 1 << 20;
+
+/// The weights `distance` values behind the groups, which a thread most often multiplies next. Between two
+/// panels that is a guess, and an address outside of the weights may come of it: it is asked for, never read.
+/// The tiles of a group lie a whole row apart, which the processor's own prefetchers follow badly; the groups
+/// are contiguous.
+fn after(groups: [&[bf16]; 2], distance: usize) -> Option<(*const bf16, *const bf16)> {
+    (size_of_val(groups[0]) + size_of_val(groups[1]) <= MOST_AHEAD).then(|| {
+        let [first, second] = groups.map(|w| w.as_ptr().wrapping_add(distance));
+        (first, second)
+    })
+}
+
+/// Runs a loop over one tile in vectors as wide as every processor with AMX has them.
+fn in_vectors<T>(sums: &[f32; SUMS], out: &mut [T], work: impl Fn(&[f32; SUMS], &mut [T])) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    fn wide<T>(sums: &[f32; SUMS], out: &mut [T], work: impl Fn(&[f32; SUMS], &mut [T])) {
+        work(sums, out);
+    }
+    if Isa::Avx512.is_available() {
+        // SAFETY: the processor has the features that the callee is compiled for.
+        unsafe { wide(sums, out, work) }
+    } else {
+        work(sums, out);
+    }
+}
+
+/// Rows of h, two and two, as the second product reads them: of every token row both columns in turn.
+#[inline(always)]
+fn pair_up(h: &[f32; SUMS], out: &mut [bf16]) {
+    for (pairs, h) in out.chunks_exact_mut(STEP).zip(h.chunks_exact(2 * SIDE)) {
+        let mut line = [bf16::ZERO; STEP];
+        for i in 0..SIDE {
+            line[2 * i] = bf16::narrow(h[i]);
+            line[2 * i + 1] = bf16::narrow(h[SIDE + i]);
+        }
+        pairs.copy_from_slice(&line);
+    }
+}
+
+/// `out[j][i] = sums[i][j]`.
+#[inline(always)]
+fn transpose(sums: &[f32; SUMS], out: &mut [f32]) {
+    for (j, out) in out.chunks_exact_mut(SIDE).enumerate() {
+        let mut line = [0.0; SIDE];
+        for i in 0..SIDE {
+            line[i] = sums[i * SIDE + j];
+        }
+        out.copy_from_slice(&line);
+    }
 }
 
 /// Weights in rows, in which they are read here.
@@ -301,10 +481,21 @@ impl Format for Tiles {
     type Activation = bf16;
     const ROWS: usize = SIDE;
 
+    fn rows_at_once(k: usize) -> usize {
+        /// Bytes of activations, beside which two panels of weights stay in an L2 of 2 MB.
+        const BYTES: usize = 1 << 20;
+        let tiles = BYTES / (2 * k.max(1)) / (2 * SIDE);
+        tiles.max(1) * 2 * SIDE
+    }
+
     fn put_row(block: &mut [bf16], rows: usize, row: usize, values: &[f32]) {
-        for column in 0..BLOCK {
-            let value = values.get(column).map_or(bf16::ZERO, |&v| bf16::narrow(v));
-            block[place(rows, row, column)] = value;
+        let mut whole = [0.0; BLOCK];
+        whole[..values.len()].copy_from_slice(values);
+        let narrow = whole.map(bf16::narrow);
+        for (half, values) in narrow.chunks_exact(STEP).enumerate() {
+            let tile = &mut block[place(rows, row, half * STEP)..];
+            let places = tile.chunks_mut(STEP).zip(values.chunks_exact(2));
+            places.for_each(|(place, pair)| place[..2].copy_from_slice(pair));
         }
     }
 
@@ -315,18 +506,20 @@ impl Format for Tiles {
         out: &mut [bf16],
     ) {
         let (k, columns) = (gate.k, gate.rows);
+        let (start, end) = (a.part.0 / SIDE, a.part.1 / SIDE);
         let (gate, up) = (in_rows(gate), up.map(in_rows));
         assert!(executable(), "tiles were asked for as {} where there are none", isa.label());
         let mut h = [0.0; SUMS];
         for first in (0..BLOCK).step_by(SIDE) {
             let rows = columns.saturating_sub(first).min(SIDE);
             let group = first.min(columns) * k..first.min(columns) * k + rows * k;
-            for token in (0..a.rows / SIDE).step_by(2) {
-                let tokens = (a.rows / SIDE - token).min(2);
+            for token in (start..end).step_by(2) {
+                let tokens = (end - token).min(2);
                 let sums = (rows > 0).then(|| {
                     let gate = &gate[group.clone()];
                     let groups = [gate, up.map_or(gate, |up| &up[group.clone()])];
-                    Product { groups, rows, k, a, token, tokens }.run()
+                    let next = (token == start).then(|| after(groups, groups[0].len())).flatten();
+                    Product { groups, rows, k, a, token, tokens, next }.run()
                 });
                 for t in 0..tokens {
                     match &sums {
@@ -336,15 +529,7 @@ impl Format for Tiles {
                         None => h.fill(0.0),
                     }
                     let at = place(a.rows, (token + t) * SIDE, first);
-                    let out = out[at..at + SUMS].chunks_exact_mut(STEP);
-                    for (pairs, h) in out.zip(h.chunks_exact(2 * SIDE)) {
-                        let (even, odd) = h.split_at(SIDE);
-                        for (pair, (&even, &odd)) in
-                            pairs.chunks_exact_mut(2).zip(even.iter().zip(odd))
-                        {
-                            pair.copy_from_slice(&[bf16::narrow(even), bf16::narrow(odd)]);
-                        }
-                    }
+                    in_vectors(&h, &mut out[at..at + SUMS], pair_up);
                 }
             }
         }
@@ -352,27 +537,32 @@ impl Format for Tiles {
 
     fn down(isa: Isa, w: Panel<bf16>, a: Operand<bf16>, out: &mut [f32]) {
         let (k, columns) = (w.k, w.rows);
+        let (start, end) = (a.part.0 / SIDE, a.part.1 / SIDE);
         let w = in_rows(w);
         assert!(executable(), "tiles were asked for as {} where there are none", isa.label());
-        if columns < BLOCK {
+        if columns < BLOCK && start == 0 {
             out.fill(0.0);
         }
+        let mut turned = [0.0; SUMS];
         let mut first = 0;
         while first < columns {
             // Two full groups, or what is left as one group (computed twice, stored once).
             let rows = (columns - first).min(SIDE);
             let second = if columns - first >= 2 * SIDE { first + SIDE } else { first };
             let groups = [first, second].map(|n| &w[n * k..(n + rows) * k]);
-            for token in (0..a.rows / SIDE).step_by(2) {
-                let tokens = (a.rows / SIDE - token).min(2);
-                let Sums(sums) = Product { groups, rows, k, a, token, tokens }.run();
+            for token in (start..end).step_by(2) {
+                let tokens = (end - token).min(2);
+                // The next two groups follow the two of this turn.
+                let next = (token == start && second > first)
+                    .then(|| after(groups, 2 * groups[0].len()))
+                    .flatten();
+                let Sums(sums) = Product { groups, rows, k, a, token, tokens, next }.run();
                 for (column, sums) in [first, second].into_iter().zip(&sums) {
                     for (t, sums) in sums.iter().enumerate().take(tokens) {
+                        in_vectors(sums, &mut turned, transpose);
                         let out = out[(token + t) * SIDE * BLOCK..].chunks_exact_mut(BLOCK);
-                        for (row, out) in out.take(SIDE).enumerate() {
-                            for (n, out) in out[column..column + rows].iter_mut().enumerate() {
-                                *out = sums[n * SIDE + row];
-                            }
+                        for (out, turned) in out.zip(turned.chunks_exact(SIDE)) {
+                            out[column..column + rows].copy_from_slice(&turned[..rows]);
                         }
                     }
                 }
@@ -435,7 +625,7 @@ mod tests {
                 }
             }
             let mut out = vec![f32::NAN; rows * BLOCK];
-            let a = Operand { values: &a, rows: padded };
+            let a = Operand::whole(&a, padded);
             let w = narrowed(&w);
             let panel = Panel { values: &w, rows: columns, k, packed: false };
             Tiles::down(Isa::Amx, panel, a, &mut out);

@@ -84,7 +84,7 @@ impl Activation for bf16 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         let bits = value.to_bits();
-        let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16;
+        let rounded = bits.wrapping_add(0x7fff).wrapping_add((bits >> 16) & 1) >> 16;
         // Rounding a NaN up could carry into infinity; no branch, so that the loop stays a vector one.
         let quiet = (bits >> 16) | 0x40;
         #[expect(clippy::cast_possible_truncation, reason = "both have 16 bits left")]
@@ -102,6 +102,12 @@ pub(crate) trait Format {
     type Activation: Activation;
     /// The number of an expert's rows is filled up to a multiple of this.
     const ROWS: usize;
+
+    /// Rows with `k` columns that are multiplied with one panel of weights after another: as many as stay in a
+    /// cache. A multiple of [`Self::ROWS`].
+    fn rows_at_once(_k: usize) -> usize {
+        usize::MAX
+    }
 
     /// Stores up to 64 values of one row into a block of `rows` rows; the rest of its 64 is zero.
     fn put_row(block: &mut [Self::Activation], rows: usize, row: usize, values: &[f32]);

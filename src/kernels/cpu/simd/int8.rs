@@ -326,7 +326,7 @@ pub(super) mod tests {
                 F::put_row(a, Place { block, rows: stored, row }, &values, one);
             }
         }
-        let a = Operand { values: &a, rows: stored };
+        let a = Operand::whole(&a, stored);
         for (name, panel) in panels {
             let mut out = vec![f32::NAN; rows * BLOCK];
             // SAFETY: panels are listed where the processor has their instructions.

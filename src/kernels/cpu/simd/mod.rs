@@ -80,9 +80,17 @@ pub(crate) struct Operand<'a, A> {
     pub(crate) values: &'a [A],
     /// Rows in each block, padding included.
     pub(crate) rows: usize,
+    /// The rows to multiply: from the first, to before the second. All of them, for formats that do not say
+    /// how many they take at once.
+    pub(crate) part: (usize, usize),
 }
 
 impl<'a, A> Operand<'a, A> {
+    /// All rows of an expert.
+    pub(crate) const fn whole(values: &'a [A], rows: usize) -> Self {
+        Self { values, rows, part: (0, rows) }
+    }
+
     /// `count` neighbouring rows of one block.
     #[inline]
     fn block_rows(&self, block: usize, row: usize, count: usize) -> &'a [A] {
