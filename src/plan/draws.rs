@@ -77,13 +77,13 @@ pub fn draws(count: usize, seed: u64, ranges: &Ranges, expert_counts: usize) -> 
 
 fn draw(rng: &mut ChaCha8Rng, ranges: &Ranges, expert_counts: usize) -> Draw {
     let shared_kernel = normal(rng) * SHARED_KERNEL_VARIANCE.sqrt();
-    let shared_step = normal(rng) * ranges.shared_log_sigma;
+    let shared_step = heavy(rng) * ranges.shared_log_sigma;
     let own_share = (1.0 - SHARED_KERNEL_VARIANCE).sqrt();
     Draw {
         mfu: uniform(rng, ranges.mfu),
         price: uniform(rng, ranges.price),
         step: (0..expert_counts)
-            .map(|_| (shared_step + normal(rng) * ranges.own_log_sigma).exp())
+            .map(|_| (shared_step + heavy(rng) * ranges.own_log_sigma).exp())
             .collect(),
         // Both ways about the nominal routing, so that value and interval share one centre.
         skew: uniform(rng, (-1.0, 1.0)),
@@ -102,6 +102,15 @@ fn draw(rng: &mut ChaCha8Rng, ranges: &Ranges, expert_counts: usize) -> Draw {
 
 fn normal(rng: &mut ChaCha8Rng) -> f64 {
     rng.sample(StandardNormal)
+}
+
+/// Errors of the serving model have a few groups and rows ten robust standard deviations out: Student's t with
+/// three degrees of freedom, with the quartiles of a standard normal.
+fn heavy(rng: &mut ChaCha8Rng) -> f64 {
+    const QUARTILES: f64 = 0.674_49 / 0.764_89;
+    // t = z / sqrt(chi^2 / 3), chi^2 of three squares.
+    let squares: f64 = (0..3).map(|_| normal(rng).powi(2)).sum();
+    QUARTILES * normal(rng) / (squares / 3.0).sqrt()
 }
 
 fn uniform(rng: &mut ChaCha8Rng, (low, high): (f64, f64)) -> f64 {
@@ -134,6 +143,14 @@ mod tests {
             let mean = all.iter().map(f).sum::<f64>() / all.len() as f64;
             (all.iter().map(|d| (f(d) - mean).powi(2)).sum::<f64>() / all.len() as f64).sqrt()
         };
+        let within = |f: &dyn Fn(&Draw) -> f64, most: f64| {
+            all.iter().filter(|d| f(d).abs() <= most).count() as f64 / all.len() as f64
+        };
+        // Errors of the server: quartiles of a normal of 0.1 and 0.05, and 14 % beyond two of its deviations.
+        let own = |d: &Draw| (d.step[0] / d.step[1]).ln();
+        let both = |d: &Draw| d.step[0].ln();
+        assert!((within(&both, 0.078) - 0.5).abs() < 0.04, "{}", within(&both, 0.078));
+        assert!(within(&own, 6.0 * 0.071) < 0.999 && within(&own, 6.0 * 0.071) > 0.97);
         assert!((sd(&|d| d.law.own[1]) - 1.0).abs() < 0.05);
         assert!((sd(&|d| d.kernel[0]) - 1.0).abs() < 0.05);
         assert!((sd(&|d| d.kernel[0] - d.kernel[1]) - 1.0).abs() < 0.05, "half is shared");

@@ -562,7 +562,7 @@ fn ranges(options: &RankOptions, law: &Scaling, zipf: f64, ledger: &mut Ledger) 
         "serving model",
         "as predicted",
         Some(format!(
-            "log-normal, {} shared by all candidates, {} each",
+            "ln of it Student's t of 3 degrees with the quartiles of a normal: {} shared by all candidates, {} each",
             residual::BETWEEN_GROUPS,
             residual::WITHIN_GROUPS
         )),
