@@ -139,6 +139,16 @@ impl Config {
 #[repr(align(64))]
 struct Sums([[[f32; SUMS]; 2]; 2]);
 
+impl Sums {
+    const ZERO: Self = Self([[[0.0; SUMS]; 2]; 2]);
+
+    fn add(&mut self, other: &Self) {
+        for (sum, other) in self.0.as_flattened_mut().iter_mut().zip(other.0.as_flattened()) {
+            sum.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
+        }
+    }
+}
+
 /// Two groups of up to 16 weight rows against one or two tiles of token rows.
 struct Product<'a> {
     /// Weights of both groups, each `[rows, k]`.
@@ -155,8 +165,9 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// The sums over all columns.
-    fn run(&self) -> Sums {
+    /// The sums over all columns, in place of what `sums` held; those of weight rows that are not there are
+    /// zero.
+    fn run(&self, sums: &mut Sums) {
         let (k, whole) = (self.k, self.k / STEP);
         let steps = k.div_ceil(STEP);
         // What the loads below rely on.
@@ -166,10 +177,13 @@ impl Product<'_> {
         assert!((self.token + self.tokens) * SIDE <= self.a.rows, "token tiles exist");
         assert!(self.a.values.len() >= steps * self.a.rows * STEP, "token columns exist");
 
-        let mut sums = Sums([[[0.0; SUMS]; 2]; 2]);
+        // Tiles are stored over what is there, as many rows as they have.
+        if self.rows < SIDE || whole == 0 {
+            *sums = Sums::ZERO;
+        }
         let config = Config::new(self.rows);
         let [w0, w1] = self.groups.map(<[bf16]>::as_ptr);
-        let mut steps_at = |weights, stride, step, steps, asks| Run {
+        let steps_at = |sums: &mut Sums, weights, (stride, step, steps), asks| Run {
             config: &raw const config,
             sums: sums.0.as_mut_ptr(),
             weights,
@@ -183,7 +197,7 @@ impl Product<'_> {
         };
         // SAFETY: `whole` steps of 32 columns lie within the `k` columns of every row; activations
         // have `steps` steps of `a.rows` rows, of which the token tiles are part (asserted above).
-        unsafe { steps_at((w0, w1), 2 * k, 0, whole, self.next.is_some()).run() };
+        unsafe { steps_at(sums, (w0, w1), (2 * k, 0, whole), self.next.is_some()).run() };
         if whole < steps {
             // The last columns, filled up with zeros: what follows them in memory is another row.
             let mut tails = [[bf16::ZERO; TILE]; 2];
@@ -193,10 +207,11 @@ impl Product<'_> {
                 }
             }
             let tails = (tails[0].as_ptr(), tails[1].as_ptr());
+            let mut last = Sums::ZERO;
             // SAFETY: the tails hold 16 rows of one step; activations as above.
-            unsafe { steps_at(tails, 2 * STEP, whole, 1, false).run() };
+            unsafe { steps_at(&mut last, tails, (2 * STEP, whole, 1), false).run() };
+            sums.add(&last);
         }
-        sums
     }
 
     /// First value of the first token tile in a step.
@@ -220,12 +235,12 @@ macro_rules! ahead {
     };
 }
 
-/// Loads sums, runs `body` once a step, and stores the sums.
+/// Sums of zero, `body` once a step, and the sums stored.
 macro_rules! over_steps {
-    ($of:ident, [$($load:literal),+], [$($body:expr),+], [$($store:literal),+]) => {
+    ($of:ident, [$($zero:literal),+], [$($body:expr),+], [$($store:literal),+]) => {
         asm!(
             "ldtilecfg [{config}]",
-            $($load,)+
+            $($zero,)+
             "2:",
             $($body,)+
             "add {w0}, 64",
@@ -296,12 +311,7 @@ impl Run {
             unsafe {
                 over_steps!(
                     self,
-                    [
-                        "tileloadd tmm0, [{sums} + {line}*1]",
-                        "tileloadd tmm1, [{sums} + {line}*1 + 1024]",
-                        "tileloadd tmm2, [{sums} + {line}*1 + 2048]",
-                        "tileloadd tmm3, [{sums} + {line}*1 + 3072]"
-                    ],
+                    ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
                     [
                         "tileloadd tmm4, [{w0} + {stride}*1]",
                         "tileloadd tmm6, [{x} + {line}*1]",
@@ -329,12 +339,7 @@ impl Run {
             unsafe {
                 over_steps!(
                     self,
-                    [
-                        "tileloadd tmm0, [{sums} + {line}*1]",
-                        "tileloadd tmm1, [{sums} + {line}*1 + 1024]",
-                        "tileloadd tmm2, [{sums} + {line}*1 + 2048]",
-                        "tileloadd tmm3, [{sums} + {line}*1 + 3072]"
-                    ],
+                    ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
                     [
                         "tileloadd tmm4, [{w0} + {stride}*1]",
                         "tileloadd tmm6, [{x} + {line}*1]",
@@ -364,10 +369,7 @@ impl Run {
             unsafe {
                 over_steps!(
                     self,
-                    [
-                        "tileloadd tmm0, [{sums} + {line}*1]",
-                        "tileloadd tmm2, [{sums} + {line}*1 + 2048]"
-                    ],
+                    ["tilezero tmm0", "tilezero tmm2"],
                     [
                         "tileloadd tmm6, [{x} + {line}*1]",
                         "tileloadd tmm4, [{w0} + {stride}*1]",
@@ -390,10 +392,7 @@ impl Run {
             unsafe {
                 over_steps!(
                     self,
-                    [
-                        "tileloadd tmm0, [{sums} + {line}*1]",
-                        "tileloadd tmm2, [{sums} + {line}*1 + 2048]"
-                    ],
+                    ["tilezero tmm0", "tilezero tmm2"],
                     [
                         "tileloadd tmm6, [{x} + {line}*1]",
                         "tileloadd tmm4, [{w0} + {stride}*1]",
@@ -509,24 +508,24 @@ impl Format for Tiles {
         let (start, end) = (a.part.0 / SIDE, a.part.1 / SIDE);
         let (gate, up) = (in_rows(gate), up.map(in_rows));
         assert!(executable(), "tiles were asked for as {} where there are none", isa.label());
-        let mut h = [0.0; SUMS];
+        let (mut h, mut sums) = ([0.0; SUMS], Sums::ZERO);
         for first in (0..BLOCK).step_by(SIDE) {
             let rows = columns.saturating_sub(first).min(SIDE);
             let group = first.min(columns) * k..first.min(columns) * k + rows * k;
             for token in (start..end).step_by(2) {
                 let tokens = (end - token).min(2);
-                let sums = (rows > 0).then(|| {
+                if rows > 0 {
                     let gate = &gate[group.clone()];
                     let groups = [gate, up.map_or(gate, |up| &up[group.clone()])];
                     let next = (token == start).then(|| after(groups, groups[0].len())).flatten();
-                    Product { groups, rows, k, a, token, tokens, next }.run()
-                });
+                    Product { groups, rows, k, a, token, tokens, next }.run(&mut sums);
+                }
+                let Sums([gates, ups]) = &sums;
                 for t in 0..tokens {
-                    match &sums {
-                        Some(Sums([gates, ups])) => {
-                            activate(isa, &gates[t], up.map(|_| ups[t].as_slice()), &mut h);
-                        }
-                        None => h.fill(0.0),
+                    if rows > 0 {
+                        activate(isa, &gates[t], up.map(|_| ups[t].as_slice()), &mut h);
+                    } else {
+                        h.fill(0.0);
                     }
                     let at = place(a.rows, (token + t) * SIDE, first);
                     in_vectors(&h, &mut out[at..at + SUMS], pair_up);
@@ -543,7 +542,7 @@ impl Format for Tiles {
         if columns < BLOCK && start == 0 {
             out.fill(0.0);
         }
-        let mut turned = [0.0; SUMS];
+        let (mut turned, mut sums) = ([0.0; SUMS], Sums::ZERO);
         let mut first = 0;
         while first < columns {
             // Two full groups, or what is left as one group (computed twice, stored once).
@@ -556,8 +555,8 @@ impl Format for Tiles {
                 let next = (token == start && second > first)
                     .then(|| after(groups, 2 * groups[0].len()))
                     .flatten();
-                let Sums(sums) = Product { groups, rows, k, a, token, tokens, next }.run();
-                for (column, sums) in [first, second].into_iter().zip(&sums) {
+                Product { groups, rows, k, a, token, tokens, next }.run(&mut sums);
+                for (column, sums) in [first, second].into_iter().zip(&sums.0) {
                     for (t, sums) in sums.iter().enumerate().take(tokens) {
                         in_vectors(sums, &mut turned, transpose);
                         let out = out[(token + t) * SIDE * BLOCK..].chunks_exact_mut(BLOCK);

@@ -94,6 +94,11 @@ fn execute(code: &[u8; 16], registers: &[i64; 23], tiles: &mut Registers) -> Opt
             tiles.configured = false;
             Some(5)
         }
+        // TILEZERO.
+        (0x49, 3, true) if rm == 0 && tiles.configured => {
+            tiles.tiles[reg].fill(0);
+            Some(5)
+        }
         (0x49, 0, false) if reg == 0 => {
             let operand = address(code, registers)?;
             // SAFETY: LDTILECFG reads 64 bytes, as the kernel's configuration has.
