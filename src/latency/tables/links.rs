@@ -8,8 +8,7 @@
 //! Exchange: DeepEP's low-latency kernels for decode steps and its throughput kernels (20 SMs, its
 //! default) for steps with prompts; TensorRT-LLM's all-to-all for both. Shapes and rank counts that
 //! were not measured: the part beyond the smallest time moves with the bytes sent; between measured
-//! node counts time is linear in the share of copies that leave their node, 1 - 1 / nodes. More nodes
-//! than measured: no answer.
+//! node counts time is linear in the copies that leave their node. More nodes than measured: no answer.
 
 use std::collections::BTreeMap;
 
@@ -157,7 +156,7 @@ struct Entry {
 #[derive(Debug)]
 struct Resolved {
     lower: Entry,
-    /// The next measured node count and the way to it in the share of copies that leave their node.
+    /// The next measured node count and the way to it in the copies that leave their node.
     upper: Option<(Entry, f64)>,
     source: Source,
     sigma: f64,
@@ -233,8 +232,18 @@ impl ExchangeTimes {
             };
             return Err(Absent::Key(reason.into()));
         };
-        // Copies to other nodes take longer than those inside one: what counts is their share.
-        let leaves = |nodes: u32| 1.0 - 1.0 / f64::from(nodes);
+        // Copies to other nodes take longer than those inside one. Low-latency kernels send one to each
+        // destination rank: what counts is the share that leaves the node. Throughput kernels send one to each
+        // destination node, which passes it on: what counts is how many other nodes a token goes to.
+        let leaves = |nodes: u32| {
+            let share = 1.0 / f64::from(nodes);
+            match q.phase {
+                Phase::Decode => 1.0 - share,
+                Phase::Prefill => {
+                    (f64::from(nodes) - 1.0) * (1.0 - (1.0 - share).powf(q.top_k as f64))
+                }
+            }
+        };
         let (low, high) = (leaves(lower.sizes.nodes), leaves(upper.sizes.nodes));
         let way = (leaves(nodes) - low) / (high - low);
         let upper = Some((upper.clone(), way));
